@@ -1,0 +1,39 @@
+"""Compiles the C core into fdpass_c._native: reads csrc/fdpass_api.h and the sources.
+
+Set FDPASS_WERROR=1 to turn the compiler's warnings into errors (our own CI does; a user's newer
+compiler must not fail an installation).
+"""
+
+import os
+import sys
+from pathlib import Path
+
+from cffi import FFI
+
+if sys.platform == "win32":
+    raise SystemExit(
+        "fdpass-c passes descriptors over Unix domain sockets with SCM_RIGHTS: "
+        "it builds on Linux, macOS and BSD, not on Windows"
+    )
+
+CORE = Path(os.path.relpath(Path(__file__).resolve().parent / "csrc"))
+
+WARNINGS = ["-Wall", "-Wextra", "-Wconversion", "-Werror"]
+
+ffibuilder = FFI()
+# The one type of the API that is the system's own; the compiler checks its layout.
+ffibuilder.cdef("struct iovec { void *iov_base; size_t iov_len; ...; };")
+ffibuilder.cdef((CORE / "fdpass_api.h").read_text())
+ffibuilder.set_source(
+    "fdpass_c._native",
+    '#include "fdpass.h"',
+    sources=[str(source) for source in sorted(CORE.glob("*.c"))],
+    include_dirs=[str(CORE)],
+    depends=[str(header) for header in sorted(CORE.glob("*.h"))],
+    # Nothing but the module's init function is anybody else's to call.
+    extra_compile_args=["-std=c11", "-O2", "-fvisibility=hidden"]
+    + (WARNINGS if os.environ.get("FDPASS_WERROR") else []),
+)
+
+if __name__ == "__main__":
+    ffibuilder.compile(verbose=True)

@@ -1,0 +1,191 @@
+/* Every difference between the platforms, and the only #ifdefs of the core.
+ * Included first, because it selects what the system headers declare. */
+#ifndef FDP_COMPAT_H
+#define FDP_COMPAT_H
+
+#if defined(_WIN32)
+#error "fdpass passes descriptors over Unix domain sockets: Linux, macOS and BSD, not Windows"
+#endif
+
+#define _GNU_SOURCE 1
+#define _DARWIN_C_SOURCE 1
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/types.h>
+#include <sys/uio.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+#if defined(__linux__)
+#include <sys/syscall.h>
+#elif defined(__APPLE__)
+#include <sys/ucred.h>
+#define FDP_SOL_LOCAL SOL_LOCAL
+#else
+#include <sys/param.h>
+#include <sys/ucred.h>
+#define FDP_SOL_LOCAL 0
+#endif
+
+/* Space for control data, aligned as the CMSG_ macros need it. */
+#define FDP_CONTROL(name, size) _Alignas(struct cmsghdr) unsigned char name[size]
+
+/* -- no SIGPIPE, close-on-exec ------------------------------------------------------------- */
+
+#ifdef MSG_NOSIGNAL
+#define FDP_SEND_FLAGS MSG_NOSIGNAL
+static inline void fdp_mute_sigpipe(int sock) { (void)sock; }
+#else
+/* macOS: only the socket can be told. */
+#define FDP_SEND_FLAGS 0
+static inline void fdp_mute_sigpipe(int sock) {
+    const int on = 1;
+    (void)setsockopt(sock, SOL_SOCKET, SO_NOSIGPIPE, &on, sizeof on);
+}
+#endif
+
+#ifdef MSG_CMSG_CLOEXEC
+#define FDP_RECV_FLAGS MSG_CMSG_CLOEXEC
+/* Linux hands the flag back in msg_flags, where the standard library never shows it. */
+#define FDP_SHOWN_FLAGS(flags) ((flags) & ~MSG_CMSG_CLOEXEC)
+static inline void fdp_set_cloexec(int fd) { (void)fd; }
+#else
+/* macOS: a fork in another thread before this line inherits the descriptor; nothing helps. */
+#define FDP_RECV_FLAGS 0
+#define FDP_SHOWN_FLAGS(flags) (flags)
+static inline void fdp_set_cloexec(int fd) { (void)fcntl(fd, F_SETFD, FD_CLOEXEC); }
+#endif
+
+/* -- credentials, pidfds --------------------------------------------------------------------- */
+
+#if defined(__linux__)
+#define FDP_HAVE_SCM_CREDENTIALS 1
+#define fdp_ucred ucred
+/* Both are newer than the oldest headers we build with (Linux 6.5). */
+#ifndef SCM_PIDFD
+#define SCM_PIDFD 0x04
+#endif
+#ifndef SO_PEERPIDFD
+#if defined(__hppa__)
+#define SO_PEERPIDFD 0x404B
+#elif defined(__sparc__)
+#define SO_PEERPIDFD 0x0056
+#else
+#define SO_PEERPIDFD 77
+#endif
+#endif
+#else
+/* The BSDs let nobody state credentials; these types never match a control message. */
+#define FDP_HAVE_SCM_CREDENTIALS 0
+#define SCM_CREDENTIALS (-1)
+#define SCM_PIDFD (-2)
+struct fdp_ucred {
+    pid_t pid;
+    uid_t uid;
+    gid_t gid;
+};
+#endif
+
+/* The peer's credentials, 0 or a negative errno. */
+static inline int fdp_get_peer(int sock, struct fdp_ucred *ret_peer) {
+#if defined(__linux__)
+    socklen_t length = sizeof *ret_peer;
+    if (getsockopt(sock, SOL_SOCKET, SO_PEERCRED, ret_peer, &length) != 0)
+        return -errno;
+    /* Linux answers uid -1 where there is no peer. */
+    return ret_peer->uid == (uid_t)-1 ? -ENOTCONN : 0;
+#else
+    struct xucred peer;
+    socklen_t length = sizeof peer;
+    if (getsockopt(sock, FDP_SOL_LOCAL, LOCAL_PEERCRED, &peer, &length) != 0)
+        return -errno;
+    *ret_peer = (struct fdp_ucred){.uid = peer.cr_uid, .gid = peer.cr_groups[0]};
+#if defined(__APPLE__)
+    length = sizeof ret_peer->pid;
+    (void)getsockopt(sock, FDP_SOL_LOCAL, LOCAL_PEERPID, &ret_peer->pid, &length);
+#elif __FreeBSD_version >= 1300030
+    ret_peer->pid = peer.cr_pid;
+#endif
+    return 0;
+#endif
+}
+
+static inline int fdp_get_peer_pidfd(int sock) {
+#if defined(__linux__)
+    int pidfd = -1;
+    socklen_t length = sizeof pidfd;
+    return getsockopt(sock, SOL_SOCKET, SO_PEERPIDFD, &pidfd, &length) == 0 ? pidfd : -errno;
+#else
+    (void)sock;
+    return -ENOTSUP;
+#endif
+}
+
+static inline int fdp_get_family(int sock) {
+#if defined(__linux__)
+    int family = 0;
+    socklen_t length = sizeof family;
+    return getsockopt(sock, SOL_SOCKET, SO_DOMAIN, &family, &length) == 0 ? family : -errno;
+#else
+    struct sockaddr_storage name;
+    socklen_t length = sizeof name;
+    return getsockname(sock, (struct sockaddr *)&name, &length) == 0 ? name.ss_family : -errno;
+#endif
+}
+
+/* What may stand in a control buffer beside descriptors: SCM_CREDENTIALS (or the larger
+ * structures of the BSDs), SCM_SECURITY with its label, SCM_PIDFD. */
+#define FDP_OTHER_CONTROL (CMSG_SPACE(88) + CMSG_SPACE(256) + CMSG_SPACE(sizeof(int)))
+#define FDP_CONTROL_SIZE (FDP_OTHER_CONTROL + CMSG_SPACE(253 * sizeof(int)))
+
+/* -- types of struct msghdr -------------------------------------------------------------------- */
+
+/* glibc and musl, macOS and FreeBSD disagree about the types of these two fields. */
+#if defined(__GLIBC__)
+typedef size_t fdp_iovlen_t;
+typedef size_t fdp_controllen_t;
+#else
+typedef int fdp_iovlen_t;
+typedef socklen_t fdp_controllen_t;
+#endif
+
+/* musl's CMSG_NXTHDR mixes signs, in a header that the compiler does not take for a system's. */
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wsign-conversion"
+#pragma GCC diagnostic ignored "-Wsign-compare"
+static inline struct cmsghdr *fdp_next_control(struct msghdr *message, struct cmsghdr *header) {
+    return CMSG_NXTHDR(message, header);
+}
+#pragma GCC diagnostic pop
+
+/* -- close_range ------------------------------------------------------------------------------- */
+
+#if defined(__linux__)
+#ifndef SYS_close_range
+#if defined(__alpha__)
+#define SYS_close_range 546
+#else
+#define SYS_close_range 436
+#endif
+#endif
+static inline int fdp_close_range(unsigned first, unsigned last) {
+    return syscall(SYS_close_range, first, last, 0u) == 0 ? 0 : -errno;
+}
+#elif defined(__FreeBSD__)
+static inline int fdp_close_range(unsigned first, unsigned last) {
+    return close_range(first, last, 0) == 0 ? 0 : -errno;
+}
+#else
+static inline int fdp_close_range(unsigned first, unsigned last) {
+    (void)first;
+    (void)last;
+    return -ENOSYS;
+}
+#endif
+
+#endif

@@ -1,0 +1,111 @@
+/* Declarations only: cffi's cdef() reads this file and fdpass.h includes it, so Python and C
+ * see one truth. The rules that hold for every call stand at the top of fdpass.h. */
+
+#define FDP_MAX_FDS 253
+#define FDP_ADDRESS_SIZE 128
+
+struct fdp_credentials {
+    int pid;
+    unsigned int uid;
+    unsigned int gid;
+};
+
+/* cmsg.c: control data. Pure: no system call but close. */
+
+/* The room to offer recvmsg for up to fd_capacity descriptors (more than FDP_MAX_FDS counts as
+ * FDP_MAX_FDS), with space beside them for what else a socket option may add. */
+size_t fdp_size_control(size_t fd_capacity);
+
+/* Builds the control data of one message into control[0..capacity). Borrows fds. credentials may
+ * be NULL. Returns the length to put into msg_controllen, 0 if there is nothing to say.
+ * -EINVAL: more than FDP_MAX_FDS descriptors.  -ENOBUFS: capacity is too small.
+ * -EOPNOTSUPP: credentials, on a system that lets nobody state them. */
+ssize_t fdp_build_control(void *control, size_t capacity, const int *fds, size_t fd_count,
+                          const struct fdp_credentials *credentials);
+
+/* What came with one message. flags is msg_flags: MSG_CTRUNC says that descriptors were lost. */
+struct fdp_arrival {
+    unsigned int fd_count;
+    int flags;
+    int has_credentials;
+    struct fdp_credentials credentials;
+};
+
+/* Sorts the control data of one received message: up to fd_capacity descriptors go to ret_fds
+ * and the caller owns ret_fds[0..fd_count); every other descriptor in it (surplus ones, an
+ * SCM_PIDFD) is closed, and surplus sets MSG_CTRUNC. A slot may be a negative errno where the
+ * receiver asked the kernel for that (SO_RIGHTS_NOTRUNC). */
+void fdp_parse_control(const void *control, size_t length, int msg_flags, int *ret_fds,
+                       size_t fd_capacity, struct fdp_arrival *ret_arrival);
+
+/* message.c: one message <-> (bytes, descriptors, credentials). */
+
+struct fdp_message {
+    const struct iovec *buffers;
+    size_t buffer_count;
+    const int *fds;
+    size_t fd_count;
+    const struct fdp_credentials *credentials;
+    const void *address;
+    unsigned int address_length;
+};
+
+/* Sends one message over any socket of the family AF_UNIX. Borrows everything: the caller still
+ * owns and closes fds. credentials and address may be NULL. Returns the bytes sent; fewer than
+ * asked on a stream means that the descriptors went with the first of them, so the rest must be
+ * sent without.
+ * -EINVAL: more than FDP_MAX_FDS descriptors.  -EBADF: one of them, or sock, is not open.
+ * -ENODATA: descriptors with no byte on a stream, which would drop them in silence.
+ * -ETOOMANYREFS: the user has RLIMIT_NOFILE descriptors in flight.  -EMSGSIZE: more than 1024
+ * buffers, or more bytes than a datagram takes.  -EPERM: the receiver refuses descriptors
+ * (SO_PASSRIGHTS, Linux 6.16) or the credentials are not the caller's.
+ * Not checked: a socket of another family, where Linux ignores the descriptors. */
+ssize_t fdp_send_message(int sock, const struct fdp_message *message, int flags);
+
+/* The same for one buffer and the connected peer. */
+ssize_t fdp_send_bytes(int sock, const void *data, size_t length, const int *fds, size_t fd_count,
+                       int flags);
+
+/* The same for one descriptor. */
+ssize_t fdp_send_fd(int sock, const void *data, size_t length, int fd, int flags);
+
+/* One received message. address is the sender's struct sockaddr_un, address_length 0 where it has
+ * no name. */
+struct fdp_received {
+    struct fdp_arrival arrival;
+    unsigned int address_length;
+    int fds[FDP_MAX_FDS];
+    unsigned char address[FDP_ADDRESS_SIZE];
+};
+
+/* Receives one message. Returns the bytes received, 0 at end of file or for an empty datagram.
+ * The caller owns ret_received->fds[0..arrival.fd_count), each close-on-exec, at most fd_capacity.
+ * MSG_CTRUNC in arrival.flags: descriptors were lost, because there were more than fd_capacity or
+ * because the descriptor table was full. */
+ssize_t fdp_recv_message(int sock, const struct iovec *buffers, size_t buffer_count,
+                         size_t fd_capacity, int flags, struct fdp_received *ret_received);
+
+/* The same into one buffer. */
+ssize_t fdp_recv_bytes(int sock, void *ret_data, size_t capacity, size_t fd_capacity, int flags,
+                       struct fdp_received *ret_received);
+
+/* peer.c: who is at the other end. */
+
+/* The credentials that the peer had when it connected or called listen (man 7 unix, SO_PEERCRED).
+ * pid is 0 where the system does not tell it, and where the peer lives in a pid namespace that
+ * this process cannot see. Returns 0. -ENOTCONN, -ENODATA: no peer.  -ENOTSUP: not told here. */
+int fdp_read_peer(int sock, struct fdp_credentials *ret_credentials);
+
+/* A pidfd of the peer, close-on-exec; the caller owns it. -ENOPROTOOPT, -ENOTSUP: the system has
+ * no SO_PEERPIDFD (Linux 6.5).  -ENODATA: no peer.  -ESRCH, -EINVAL: the peer was reaped. */
+int fdp_open_peer(int sock);
+
+/* 0 for a socket of the family AF_UNIX, -ENOTSOCK, -EBADF or -EAFNOSUPPORT for anything else. */
+int fdp_check_family(int sock);
+
+/* descriptor.c */
+
+/* Closes fds[0..fd_count) in few system calls: neighbours in ascending order go together through
+ * close_range (Linux 5.9, FreeBSD 12.2). Negative slots are skipped. Errors are ignored: the
+ * descriptor is gone all the same (man 2 close), and one that was not open cannot be told. */
+void fdp_close_fds(const int *fds, size_t fd_count);

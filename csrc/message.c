@@ -1,0 +1,84 @@
+/* One message <-> (bytes, descriptors, credentials). */
+#include "compat.h"
+#include "fdpass.h"
+
+/* Linux answers 0 to an empty message on a stream and drops its descriptors. */
+static int would_drop_fds(int sock) {
+    int type = 0;
+    socklen_t length = sizeof type;
+    if (getsockopt(sock, SOL_SOCKET, SO_TYPE, &type, &length) != 0)
+        return -errno;
+    return type == SOCK_STREAM ? -ENODATA : 0;
+}
+
+static size_t sum_lengths(const struct iovec *buffers, size_t count) {
+    size_t total = 0;
+    for (size_t i = 0; i < count; i++)
+        total += buffers[i].iov_len;
+    return total;
+}
+
+ssize_t fdp_send_message(int sock, const struct fdp_message *message, int flags) {
+    FDP_CONTROL(control, FDP_CONTROL_SIZE);
+    ssize_t control_size = fdp_build_control(control, sizeof control, message->fds,
+                                             message->fd_count, message->credentials);
+    if (control_size < 0)
+        return control_size;
+    if (message->fd_count > 0 && sum_lengths(message->buffers, message->buffer_count) == 0) {
+        int refusal = would_drop_fds(sock);
+        if (refusal < 0)
+            return refusal;
+    }
+
+    struct msghdr header = {
+        .msg_name = (void *)(uintptr_t)message->address,
+        .msg_namelen = (socklen_t)message->address_length,
+        .msg_iov = (struct iovec *)(uintptr_t)message->buffers,
+        .msg_iovlen = (fdp_iovlen_t)message->buffer_count,
+        .msg_control = control_size > 0 ? control : NULL,
+        .msg_controllen = (fdp_controllen_t)control_size,
+    };
+    fdp_mute_sigpipe(sock);
+    ssize_t sent = sendmsg(sock, &header, flags | FDP_SEND_FLAGS);
+    return sent >= 0 ? sent : -errno;
+}
+
+ssize_t fdp_send_bytes(int sock, const void *data, size_t length, const int *fds, size_t fd_count,
+                       int flags) {
+    const struct iovec buffer = {.iov_base = (void *)(uintptr_t)data, .iov_len = length};
+    const struct fdp_message message = {
+        .buffers = &buffer, .buffer_count = 1, .fds = fds, .fd_count = fd_count};
+    return fdp_send_message(sock, &message, flags);
+}
+
+ssize_t fdp_send_fd(int sock, const void *data, size_t length, int fd, int flags) {
+    return fdp_send_bytes(sock, data, length, &fd, 1, flags);
+}
+
+ssize_t fdp_recv_message(int sock, const struct iovec *buffers, size_t buffer_count,
+                         size_t fd_capacity, int flags, struct fdp_received *ret_received) {
+    FDP_CONTROL(control, FDP_CONTROL_SIZE);
+    if (fd_capacity > FDP_MAX_FDS)
+        fd_capacity = FDP_MAX_FDS;
+    struct msghdr header = {
+        .msg_name = ret_received->address,
+        .msg_namelen = sizeof ret_received->address,
+        .msg_iov = (struct iovec *)(uintptr_t)buffers,
+        .msg_iovlen = (fdp_iovlen_t)buffer_count,
+        .msg_control = control,
+        .msg_controllen = (fdp_controllen_t)fdp_size_control(fd_capacity),
+    };
+    ssize_t received = recvmsg(sock, &header, flags | FDP_RECV_FLAGS);
+    if (received < 0)
+        return -errno;
+    fdp_parse_control(control, (size_t)header.msg_controllen, header.msg_flags,
+                      ret_received->fds, fd_capacity, &ret_received->arrival);
+    ret_received->address_length = (unsigned)header.msg_namelen;
+    return received;
+}
+
+ssize_t fdp_recv_bytes(int sock, void *ret_data, size_t capacity, size_t fd_capacity, int flags,
+                       struct fdp_received *ret_received) {
+    const struct iovec buffer = {.iov_base = ret_data, .iov_len = capacity};
+    return fdp_recv_message(sock, &buffer, 1, fd_capacity, flags, ret_received);
+}

@@ -1,0 +1,41 @@
+"""Pass open file descriptors between processes over Unix domain sockets.
+
+The functions take sockets, files, ints and anything else with fileno(). Sending borrows
+descriptors; receiving hands them to the caller, close-on-exec.
+"""
+
+import sys
+
+if sys.platform == "win32":
+    raise ImportError(
+        "fdpass_c passes descriptors over Unix domain sockets with SCM_RIGHTS: "
+        "it runs on Linux, macOS and BSD, not on Windows"
+    )
+
+from fdpass_c.descriptors import Descriptors, close_fds
+from fdpass_c.errors import (
+    MAX_FDS,
+    FdpassError,
+    PeerClosedError,
+    ProtocolError,
+    TruncatedError,
+)
+from fdpass_c.messages import recv_fd, recv_fds, send_fd, send_fds
+from fdpass_c.peer import Credentials, peer_credentials, peer_pidfd
+
+__all__ = [
+    "MAX_FDS",
+    "Credentials",
+    "Descriptors",
+    "FdpassError",
+    "PeerClosedError",
+    "ProtocolError",
+    "TruncatedError",
+    "close_fds",
+    "peer_credentials",
+    "peer_pidfd",
+    "recv_fd",
+    "recv_fds",
+    "send_fd",
+    "send_fds",
+]

@@ -1,0 +1,47 @@
+"""The exceptions of this package, beside the OSError family of the system's own refusals.
+
+Whenever one of these is raised by a receiving call, every descriptor that came with the offending
+message has been closed.
+"""
+
+import errno
+import os
+from typing import NoReturn
+
+MAX_FDS = 253
+"""Descriptors that Linux takes in one message (SCM_MAX_FD)."""
+
+
+class FdpassError(Exception):
+    """The base of the exceptions that only this package raises."""
+
+
+class PeerClosedError(FdpassError, EOFError):
+    """The peer closed its end, and nothing is left to receive."""
+
+
+class TruncatedError(FdpassError):
+    """A message lost descriptors or bytes on its way in.
+
+    The kernel says MSG_CTRUNC when the message carried more descriptors than there was room for,
+    when this process's descriptor table is full (RLIMIT_NOFILE), and when a security module
+    refused one. It says MSG_TRUNC when a datagram was longer than the buffer.
+    """
+
+
+class ProtocolError(FdpassError):
+    """The peer sent something other than what was agreed."""
+
+
+_EXPLANATIONS = {
+    errno.ETOOMANYREFS: "the user has as many descriptors in flight as RLIMIT_NOFILE allows; "
+    "they count until the receiver takes them",
+    errno.EAFNOSUPPORT: "descriptors travel over Unix domain sockets only",
+}
+
+
+def raise_oserror(code: int, explanation: str | None = None) -> NoReturn:
+    """Raises the OSError subclass for a positive errno, with what this package knows of it."""
+    explanation = explanation or _EXPLANATIONS.get(code)
+    text = os.strerror(code)
+    raise OSError(code, f"{text}: {explanation}" if explanation else text)
