@@ -9,9 +9,14 @@
 
 #define _GNU_SOURCE 1
 #define _DARWIN_C_SOURCE 1
+#ifndef _FILE_OFFSET_BITS
+/* 32-bit glibc: off_t holds the 64 bits of an offset. */
+#define _FILE_OFFSET_BITS 64
+#endif
 
 #include <errno.h>
 #include <fcntl.h>
+#include <poll.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <string.h>
@@ -30,6 +35,11 @@
 #include <sys/param.h>
 #include <sys/ucred.h>
 #define FDP_SOL_LOCAL 0
+#endif
+
+#ifndef ENODATA
+/* FreeBSD. */
+#define ENODATA ENOMSG
 #endif
 
 /* Space for control data, aligned as the CMSG_ macros need it. */
@@ -162,6 +172,91 @@ static inline struct cmsghdr *fdp_next_control(struct msghdr *message, struct cm
     return CMSG_NXTHDR(message, header);
 }
 #pragma GCC diagnostic pop
+
+/* What separates neighbours in an array of control buffers. */
+#define FDP_ALIGN_CONTROL(size)                                                                    \
+    (((size) + _Alignof(struct cmsghdr) - 1) & ~(_Alignof(struct cmsghdr) - 1))
+
+/* -- sendmmsg, recvmmsg -------------------------------------------------------------------------- */
+
+#if !defined(__linux__)
+/* The BSDs have a struct of this name, with a signed length; ours is as Linux has it. */
+#define mmsghdr fdp_mmsghdr
+struct mmsghdr {
+    struct msghdr msg_hdr;
+    unsigned int msg_len;
+};
+#endif
+
+static inline int fdp_send_each(int sock, struct mmsghdr *headers, unsigned count, int flags) {
+    for (unsigned i = 0; i < count; i++) {
+        ssize_t sent = sendmsg(sock, &headers[i].msg_hdr, flags);
+        if (sent < 0)
+            return i > 0 ? (int)i : -errno;
+        headers[i].msg_len = (unsigned)sent;
+        if ((size_t)sent < headers[i].msg_hdr.msg_iov->iov_len)
+            return (int)i + 1;
+    }
+    return (int)count;
+}
+
+static inline int fdp_recv_each(int sock, struct mmsghdr *headers, unsigned count, int flags) {
+    for (unsigned i = 0; i < count; i++) {
+        ssize_t received = recvmsg(sock, &headers[i].msg_hdr, flags);
+        if (received < 0)
+            return i > 0 ? (int)i : -errno;
+        headers[i].msg_len = (unsigned)received;
+        flags |= MSG_DONTWAIT;
+    }
+    return (int)count;
+}
+
+/* On Linux the system calls themselves: musl's sendmmsg is a loop of sendmsg, because its 64-bit
+ * msghdr has padding that the kernel reads. All padding is zero here. ENOSYS is a seccomp filter. */
+static inline int fdp_sendmmsg(int sock, struct mmsghdr *headers, unsigned count, int flags) {
+#if defined(__linux__)
+    long sent = syscall(SYS_sendmmsg, sock, headers, count, flags);
+    if (sent >= 0)
+        return (int)sent;
+    if (errno != ENOSYS)
+        return -errno;
+#endif
+    return fdp_send_each(sock, headers, count, flags);
+}
+
+/* Waits for the first message only. No timeout: Linux checks it between messages alone. */
+static inline int fdp_recvmmsg(int sock, struct mmsghdr *headers, unsigned count, int flags) {
+#if defined(__linux__) && defined(SYS_recvmmsg)
+    long received = syscall(SYS_recvmmsg, sock, headers, count, flags | MSG_WAITFORONE, NULL);
+    if (received >= 0)
+        return (int)received;
+    if (errno != ENOSYS)
+        return -errno;
+#endif
+    return fdp_recv_each(sock, headers, count, flags);
+}
+
+/* -- writing without waiting --------------------------------------------------------------------- */
+
+/* RWF_NOWAIT of linux/fs.h. */
+#define FDP_RWF_NOWAIT 8
+
+static inline ssize_t fdp_writev_nowait(int fd, const struct iovec *buffers, int count) {
+#if defined(__linux__) && defined(SYS_pwritev2)
+    /* Not pwritev2: glibc has it since 2.26, musl since 1.2.5. The offset -1 is two longs. */
+    ssize_t written = syscall(SYS_pwritev2, fd, buffers, count, -1L, -1L, FDP_RWF_NOWAIT);
+    if (written >= 0)
+        return written;
+    if (errno != EOPNOTSUPP && errno != ENOSYS)
+        return -errno;
+#endif
+    /* What cannot be asked not to wait: files, which do not, and old pipes, whose room is asked. */
+    struct pollfd target = {.fd = fd, .events = POLLOUT};
+    if (poll(&target, 1, 0) == 0)
+        return -EAGAIN;
+    ssize_t now = writev(fd, buffers, count);
+    return now >= 0 ? now : -errno;
+}
 
 /* -- close_range ------------------------------------------------------------------------------- */
 

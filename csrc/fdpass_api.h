@@ -89,6 +89,62 @@ ssize_t fdp_recv_message(int sock, const struct iovec *buffers, size_t buffer_co
 ssize_t fdp_recv_bytes(int sock, void *ret_data, size_t capacity, size_t fd_capacity, int flags,
                        struct fdp_received *ret_received);
 
+/* 0 where a message of no bytes may carry descriptors, -ENODATA on a stream, where Linux answers 0
+ * and drops them. */
+int fdp_check_empty(int sock);
+
+/* batch.c: many messages for one system call, on the plain wire. */
+
+#define FDP_BATCH 64
+
+/* How far a batch has come: whole messages sent, then bytes of the next one that already left,
+ * its descriptors with them; and where in payloads and fds that next one starts. Starts as zeros. */
+struct fdp_progress {
+    size_t messages;
+    size_t bytes;
+    size_t payload_offset;
+    size_t fd_offset;
+};
+
+/* Sends count messages. Borrows everything. payloads: all of them, one after the other, lengths
+ * the size of each. fds: all descriptors likewise, fd_counts how many go with each, NULL for one.
+ * Goes on from *progress and moves it, also when it fails. Returns the number of messages that it
+ * finished, perhaps fewer than count: then call again. A negative errno means that not a byte was
+ * sent by this call; it is the error of message progress->messages: as for fdp_send_message. */
+ssize_t fdp_send_batch(int sock, const void *payloads, const size_t *lengths, const int *fds,
+                       const unsigned int *fd_counts, size_t count, int flags,
+                       struct fdp_progress *progress);
+
+/* What one fdp_recv_batch brought: messages, each with its length, its count of descriptors and
+ * its msg_flags; all their descriptors, one message's behind the other's. all_flags has every flag
+ * that any message has. */
+struct fdp_inbox {
+    unsigned int message_count;
+    unsigned int fd_count;
+    int all_flags;
+    int one_each;
+    unsigned int lengths[FDP_BATCH];
+    unsigned int fd_counts[FDP_BATCH];
+    int flags[FDP_BATCH];
+    int fds[16192];
+};
+
+/* Receives up to max_messages, at most FDP_BATCH, with one system call: waits for the first if the
+ * socket does, takes what else is there. Message i has its bytes at ret_data + i * capacity. At
+ * most fd_capacity descriptors a message; the caller owns ret_inbox->fds[0..fd_count). Returns
+ * how many messages came, 0 at end of file. On a stream or seqpacket socket an empty message
+ * without descriptors is taken for the end of file, because nothing tells them apart. */
+ssize_t fdp_recv_batch(int sock, void *ret_data, size_t capacity, size_t fd_capacity,
+                       size_t max_messages, int flags, struct fdp_inbox *ret_inbox);
+
+/* vector.c: gather writes. */
+
+/* Writes buffers to each of fds without waiting for any that is full. ret_results[i]: the bytes
+ * that fds[i] took, or a negative errno where it took none, -EAGAIN if it is full. A pipe on
+ * Linux before 6.4, and a device, may make it wait; a pipe without a reader raises SIGPIPE. */
+void fdp_broadcast(const int *fds, size_t fd_count, const struct iovec *buffers, size_t count,
+                   ssize_t *ret_results);
+
 /* peer.c: who is at the other end. */
 
 /* The credentials that the peer had when it connected or called listen (man 7 unix, SO_PEERCRED).

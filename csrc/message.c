@@ -2,8 +2,7 @@
 #include "compat.h"
 #include "fdpass.h"
 
-/* Linux answers 0 to an empty message on a stream and drops its descriptors. */
-static int would_drop_fds(int sock) {
+int fdp_check_empty(int sock) {
     int type = 0;
     socklen_t length = sizeof type;
     if (getsockopt(sock, SOL_SOCKET, SO_TYPE, &type, &length) != 0)
@@ -25,7 +24,7 @@ ssize_t fdp_send_message(int sock, const struct fdp_message *message, int flags)
     if (control_size < 0)
         return control_size;
     if (message->fd_count > 0 && sum_lengths(message->buffers, message->buffer_count) == 0) {
-        int refusal = would_drop_fds(sock);
+        int refusal = fdp_check_empty(sock);
         if (refusal < 0)
             return refusal;
     }

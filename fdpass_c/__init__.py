@@ -12,6 +12,7 @@ if sys.platform == "win32":
         "it runs on Linux, macOS and BSD, not on Windows"
     )
 
+from fdpass_c.batches import Batch, Progress, TruncatedBatchError, recv_many, send_many
 from fdpass_c.descriptors import Descriptors, close_fds
 from fdpass_c.errors import (
     MAX_FDS,
@@ -22,20 +23,28 @@ from fdpass_c.errors import (
 )
 from fdpass_c.messages import recv_fd, recv_fds, send_fd, send_fds
 from fdpass_c.peer import Credentials, peer_credentials, peer_pidfd
+from fdpass_c.vectors import broadcast, writev
 
 __all__ = [
     "MAX_FDS",
+    "Batch",
     "Credentials",
     "Descriptors",
     "FdpassError",
     "PeerClosedError",
+    "Progress",
     "ProtocolError",
+    "TruncatedBatchError",
     "TruncatedError",
+    "broadcast",
     "close_fds",
     "peer_credentials",
     "peer_pidfd",
     "recv_fd",
     "recv_fds",
+    "recv_many",
     "send_fd",
     "send_fds",
+    "send_many",
+    "writev",
 ]

@@ -53,6 +53,32 @@ class _Lib(Protocol):
         flags: int,
         ret_received: Any,
     ) -> int: ...
+    FDP_BATCH: int
+    def fdp_check_empty(self, sock: int) -> int: ...
+    def fdp_send_batch(
+        self,
+        sock: int,
+        payloads: Any,
+        lengths: Any,
+        fds: Any,
+        fd_counts: Any,
+        count: int,
+        flags: int,
+        progress: Any,
+    ) -> int: ...
+    def fdp_recv_batch(
+        self,
+        sock: int,
+        ret_data: Any,
+        capacity: int,
+        fd_capacity: int,
+        max_messages: int,
+        flags: int,
+        ret_inbox: Any,
+    ) -> int: ...
+    def fdp_broadcast(
+        self, fds: Any, fd_count: int, buffers: Any, count: int, ret_results: Any
+    ) -> None: ...
     def fdp_read_peer(self, sock: int, ret_credentials: Any) -> int: ...
     def fdp_open_peer(self, sock: int) -> int: ...
     def fdp_check_family(self, sock: int) -> int: ...

@@ -13,7 +13,7 @@ class Credentials(NamedTuple):
 
     The kernel vouches for all three. pid is 0 where the peer's process is in a pid namespace that
     this one cannot see, and where the system does not tell it; it may since belong to another
-    process, which is what open_peer_pidfd is for.
+    process, which is what peer_pidfd is for.
     """
 
     pid: int

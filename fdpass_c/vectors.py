@@ -1,0 +1,183 @@
+"""Gather writes: many buffers to one descriptor, the same buffers to many."""
+
+import errno
+import os
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from fdpass_c._native import ffi, lib
+from fdpass_c.descriptors import as_fd_list
+from fdpass_c.errors import raise_oserror
+from fdpass_c.messages import Buffer
+from fdpass_c.waiting import WRITABLE, Deadline, HasFileno, fileno
+
+# What one system call takes at most (IOV_MAX on Linux, man 2 writev).
+_MAX_BUFFERS = 1024
+
+# Up to this mean size, copying buffers into one costs less than describing each to the kernel.
+_JOIN_BELOW = 1024
+
+# Up to so many buffers, each is asked for its size.
+_FEW = 16
+_FEW_SMALL = 2048
+
+_join = b"".join
+_write = os.write
+_writev = os.writev
+
+
+def writev(fd: int | HasFileno, buffers: Iterable[Buffer], offset: int | None = None) -> int:
+    """Writes all of buffers, one after the other; returns the number of bytes.
+
+    fd: a descriptor or an object with fileno(), borrowed. buffers: any number of bytes-like
+    objects of any size, empty ones too. offset: where in the file to write, leaving its position
+    alone (man 2 pwritev); None writes at the position.
+
+    It goes on after short writes and signals until everything is written. A non-blocking
+    descriptor that is full is a BlockingIOError; a socket with a timeout waits that long in all,
+    then TimeoutError. Every OSError says in its attribute characters_written how many bytes were
+    written before it. TypeError for what has no buffer; among the first 1024 nothing is written
+    then.
+
+    What it writes is one stretch of bytes, not one message: it may take several system calls
+    where there are over 1024 buffers.
+    """
+    # The usual few buffers to an int, with as little around the system call as can be.
+    if offset is None:
+        try:
+            if len(buffers) <= _FEW:  # type: ignore[arg-type]
+                size = sum(map(len, buffers))
+                written = _write(fd, _join(buffers)) if size <= _FEW_SMALL else _writev(fd, buffers)  # type: ignore[arg-type]
+                if written == size:
+                    return size
+            else:
+                written = -1
+        except (TypeError, OSError):
+            written = -1  # Nothing was written; the general way says what is wrong.
+        if written >= 0:
+            return _finish(fd, [*buffers], written, None)
+    if type(buffers) is not list and type(buffers) is not tuple:
+        buffers = [*buffers]
+    return _write_all(fd, buffers, offset)
+
+
+def _write_all(fd: int | HasFileno, buffers: Sequence[Buffer], offset: int | None) -> int:
+    count = len(buffers)
+    if count <= _MAX_BUFFERS:
+        return _write_part(fd, buffers, count, offset)
+    done = 0
+    for start in range(0, count, _MAX_BUFFERS):
+        part = buffers[start : start + _MAX_BUFFERS]
+        try:
+            done += _write_part(fd, part, len(part), None if offset is None else offset + done)
+        except OSError as error:
+            error.characters_written += done  # type: ignore[attr-defined]
+            raise
+    return done
+
+
+def _write_part(
+    fd: int | HasFileno, buffers: Sequence[Buffer], count: int, offset: int | None
+) -> int:
+    """Up to 1024 buffers with one system call, joined or not as their size makes it faster.
+
+    Asking every buffer for its size costs as much as half of the writing where they are many and
+    small. Then a few are asked, and a wrong guess costs a copy.
+    """
+    target = fd if type(fd) is int else fileno(fd)
+    asked = buffers if count <= _FEW else buffers[:: count // 4]
+    try:
+        size = sum(map(len, asked))
+    except TypeError:
+        size = sum(map(_size, asked))
+    try:
+        if size <= _JOIN_BELOW * len(asked):
+            data = _join(buffers)
+            size = len(data)
+            written = _write(target, data) if offset is None else os.pwrite(target, data, offset)
+        else:
+            if count > _FEW:
+                size = sum(map(_size, buffers))
+            if offset is None:
+                written = _writev(target, buffers)
+            else:
+                written = os.pwritev(target, buffers, offset)
+    except BlockingIOError:
+        written = 0
+    except OSError as error:
+        error.characters_written = 0  # type: ignore[attr-defined]
+        raise
+    # Items wider than a byte make size wrong; going on with what is left of nothing is harmless.
+    return written if written == size else _finish(fd, buffers, written, offset)
+
+
+def _size(buffer: Buffer) -> int:
+    return len(buffer) if type(buffer) is bytes else memoryview(buffer).nbytes
+
+
+def _skip(buffers: Sequence[Buffer], written: int) -> list[memoryview]:
+    rest = []
+    for buffer in buffers:
+        view = memoryview(buffer)
+        if written >= view.nbytes:
+            written -= view.nbytes
+        else:
+            rest.append(view.cast("B")[written:])
+            written = 0
+    return rest
+
+
+def _finish(
+    fd: int | HasFileno, buffers: Sequence[Buffer], written: int, offset: int | None
+) -> int:
+    """What is left after a short write, or after one that could not even start."""
+    deadline = Deadline(fd, WRITABLE)
+    target = fileno(fd)
+    rest = _skip(buffers, written)
+    try:
+        while rest:
+            try:
+                if offset is None:
+                    now = os.writev(target, rest)
+                else:
+                    now = os.pwritev(target, rest, offset + written)
+            except BlockingIOError:
+                deadline.handle(errno.EAGAIN)
+                continue
+            written += now
+            rest = _skip(rest, now)
+    except OSError as error:
+        error.characters_written = written  # type: ignore[attr-defined]
+        raise
+    return written
+
+
+def broadcast(fds: Iterable[int | HasFileno], buffers: Iterable[Buffer]) -> list[int | OSError]:
+    """Writes the same buffers to many descriptors, without waiting for any that is full.
+
+    fds: descriptors or objects with fileno(), borrowed. buffers: bytes-like objects.
+
+    Returns one result for each of fds, in their order: the number of bytes that it took, fewer
+    than all where it filled up on the way, or the OSError that it gave: BlockingIOError where it
+    was full, BrokenPipeError where its peer had gone. No target disturbs the others, and no
+    socket's timeout is waited for. A pipe on Linux before 6.4, and a device, may make it wait.
+
+    TypeError for a wrong element of fds or buffers, before anything is written.
+    """
+    targets = as_fd_list(fds)
+    data = _join(buffers)
+    total = len(data)
+    results = ffi.new("ssize_t[]", len(targets))
+    view = ffi.new("struct iovec *", (ffi.from_buffer("char[]", data), total))
+    lib.fdp_broadcast(targets, len(targets), view, 1, results)
+    listed: list[Any] = ffi.unpack(results, len(targets))
+    if min(listed, default=0) < 0:
+        listed = [result if result >= 0 else _as_error(-result) for result in listed]
+    return listed
+
+
+def _as_error(code: int) -> OSError:
+    try:
+        raise_oserror(code)
+    except OSError as error:
+        return error.with_traceback(None)
