@@ -133,11 +133,14 @@ class Descriptors(Sequence[int]):
     def as_file(self, index: int = 0, mode: str = "rb", **options: Any) -> IO[Any]:
         """Hands over the descriptor at index as a file object, which now owns it.
 
-        mode and options are those of open(); a directory is an IsADirectoryError, and then it
-        still belongs to this object. The position in the file is the one the sender left: both
-        descriptors share it (man 2 open, "open file description").
+        mode and options are those of open(), and what open() refuses (a directory, an unknown
+        encoding) still belongs to this object. The position in the file is the one the sender
+        left: both descriptors share it (man 2 open, "open file description").
         """
-        file: IO[Any] = open(self[index], mode, **options)  # noqa: SIM115
+        fd = self[index]
+        # Some of its refusals close the descriptor: let it refuse where it may not.
+        open(fd, mode, **{**options, "closefd": False}).close()
+        file: IO[Any] = open(fd, mode, **options)  # noqa: SIM115
         self._open_fds()[index] = _TAKEN
         return file
 

@@ -131,6 +131,8 @@ def _make_memory() -> tuple[Any, Any, Any, Any]:
 _idle: list[tuple[Any, Any, Any, Any]] = []
 _reuse = _idle.pop
 _release = _idle.append
+# Stands in for the first int of memory that others may be receiving into by now.
+_RELEASED: Any = [0]
 
 _new_uncleared = ffi.new_allocator(should_clear_after_alloc=False)
 
@@ -193,6 +195,7 @@ def recv_fds(
                 _into += fds
         address = _read_address(received, length) if length else None
         result = view[:size], fds, msg_flags, address
+        head = _RELEASED
         _release(memory)
         return result
     except BaseException as error:

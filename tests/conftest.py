@@ -1,0 +1,92 @@
+"""Fixtures; every test runs between two counts of the open descriptors."""
+
+import gc
+import os
+import socket
+import tempfile
+from collections.abc import Iterator
+
+import pytest
+from helpers import Keep, MakeFiles, Pair, no_leak
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _short_collections() -> Iterator[None]:
+    """Spares every test's two collections what pytest has made by now."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
+@pytest.fixture(autouse=True)
+def _no_leak() -> Iterator[None]:
+    with no_leak():
+        yield
+
+
+@pytest.fixture
+def keep() -> Iterator[Keep]:
+    """Registers descriptors that the test owns; they are closed after it."""
+    kept: list[int] = []
+
+    def register(fds: list[int]) -> list[int]:
+        kept.extend(fds)
+        return fds
+
+    yield register
+    for fd in kept:
+        os.close(fd)
+
+
+@pytest.fixture
+def make_files(keep: Keep) -> MakeFiles:
+    """Makes that many open files, no two the same."""
+
+    def make(count: int) -> list[int]:
+        fds = []
+        for _ in range(count):
+            fd, path = tempfile.mkstemp()
+            os.unlink(path)
+            fds.append(fd)
+        return keep(fds)
+
+    return make
+
+
+@pytest.fixture
+def file(make_files: MakeFiles) -> int:
+    return make_files(1)[0]
+
+
+def _make_pair(kind: socket.SocketKind) -> Iterator[Pair]:
+    try:
+        left, right = socket.socketpair(socket.AF_UNIX, kind)
+    except OSError as error:
+        pytest.skip(f"no {kind.name}: {error}")
+    with left, right:
+        yield left, right
+
+
+@pytest.fixture
+def stream() -> Iterator[Pair]:
+    yield from _make_pair(socket.SOCK_STREAM)
+
+
+@pytest.fixture
+def seqpacket() -> Iterator[Pair]:
+    yield from _make_pair(socket.SOCK_SEQPACKET)
+
+
+@pytest.fixture
+def datagram() -> Iterator[Pair]:
+    yield from _make_pair(socket.SOCK_DGRAM)
+
+
+@pytest.fixture(
+    params=[socket.SOCK_STREAM, socket.SOCK_SEQPACKET, socket.SOCK_DGRAM],
+    ids=["stream", "seqpacket", "datagram"],
+)
+def pair(request: pytest.FixtureRequest) -> Iterator[Pair]:
+    """A connected pair of each type in turn."""
+    yield from _make_pair(request.param)

@@ -1,0 +1,120 @@
+"""Other control data neither starves descriptors nor leaks them; surplus ones are closed."""
+
+import socket
+import sys
+
+import pytest
+from helpers import (
+    Keep,
+    MakeFiles,
+    Pair,
+    assert_empty,
+    identities,
+    identity,
+    set_option,
+)
+
+import fdpass_c
+
+# asm-generic/socket.h, which sparc, hppa and a few older ones do not follow.
+SO_PASSCRED = 16
+SO_PASSSEC = 34
+SO_PASSPIDFD = 76
+SO_PASSRIGHTS = 83
+
+CTRUNC = socket.MSG_CTRUNC
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="options of Linux")
+
+options = pytest.mark.parametrize(
+    "option", [SO_PASSCRED, SO_PASSSEC, SO_PASSPIDFD], ids=["PASSCRED", "PASSSEC", "PASSPIDFD"]
+)
+
+
+@options
+@pytest.mark.parametrize("count", [0, 1, 2, 252, 253])
+def test_option_takes_no_room(
+    option: int, count: int, pair: Pair, make_files: MakeFiles, keep: Keep
+) -> None:
+    """With the option on, exactly as many descriptors as asked for arrive, and nothing else."""
+    set_option(pair[1], option, 1)
+    files = make_files(count)
+    fdpass_c.send_fds(pair[0], [b"x"], files)
+    data, fds, flags, _ = fdpass_c.recv_fds(pair[1], 1, count)
+    keep(fds)
+    assert data == b"x"
+    assert identities(fds) == identities(files)
+    assert not flags & CTRUNC
+
+
+@pytest.mark.parametrize("count", [0, 1, 253])
+def test_all_options_at_once(count: int, pair: Pair, make_files: MakeFiles, keep: Keep) -> None:
+    """All of them together leave room for as many descriptors as a message takes."""
+    for option in (SO_PASSCRED, SO_PASSSEC, SO_PASSPIDFD):
+        set_option(pair[1], option, 1)
+    files = make_files(count)
+    fdpass_c.send_fds(pair[0], [b"x"], files)
+    _, fds, flags, _ = fdpass_c.recv_fds(pair[1], 1, count)
+    keep(fds)
+    assert identities(fds) == identities(files)
+    assert not flags & CTRUNC
+
+
+def test_better_than_the_standard_library(stream: Pair, file: int, keep: Keep) -> None:
+    """With SO_PASSCRED on, maxfds=1 gets the descriptor that the standard library loses."""
+    set_option(stream[1], SO_PASSCRED, 1)
+    socket.send_fds(stream[0], [b"x"], [file])
+    socket.send_fds(stream[0], [b"x"], [file])
+    assert keep(socket.recv_fds(stream[1], 1, 1)[1]) == []
+    (fd,) = keep(fdpass_c.recv_fds(stream[1], 1, 1)[1])
+    assert identity(fd) == identity(file)
+
+
+@options
+def test_strict_pair(option: int, stream: Pair, file: int) -> None:
+    """send_fd and recv_fd work with the option on."""
+    set_option(stream[1], option, 1)
+    fdpass_c.send_fd(stream[0], file)
+    with fdpass_c.recv_fd(stream[1])[1] as fds:
+        assert identity(fds[0]) == identity(file)
+
+
+@options
+@pytest.mark.parametrize("count", [2, 3, 10, 253])
+def test_surplus_beside_the_option(
+    option: int, count: int, pair: Pair, make_files: MakeFiles, keep: Keep
+) -> None:
+    """Room reserved for an option is not given to descriptors beyond maxfds."""
+    set_option(pair[1], option, 1)
+    files = make_files(count)
+    fdpass_c.send_fds(pair[0], [b"x"], files)
+    _, fds, flags, _ = fdpass_c.recv_fds(pair[1], 1, 1)
+    keep(fds)
+    assert identities(fds) == identities(files[:1])
+    assert flags & CTRUNC
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 5, 253])
+@pytest.mark.parametrize("maxfds", [0, 1, 2, 3, 4])
+def test_surplus(count: int, maxfds: int, pair: Pair, make_files: MakeFiles, keep: Keep) -> None:
+    """The first maxfds are handed over, the others closed, and MSG_CTRUNC says whether any were."""
+    files = make_files(count)
+    fdpass_c.send_fds(pair[0], [b"payload"], files)
+    data, fds, flags, _ = fdpass_c.recv_fds(pair[1], 100, maxfds)
+    keep(fds)
+    assert data == b"payload"
+    assert identities(fds) == identities(files[:maxfds])
+    assert bool(flags & CTRUNC) == (count > maxfds)
+
+
+def test_receiver_refuses_descriptors(stream: Pair, file: int) -> None:
+    """With SO_PASSRIGHTS off at the receiver, sending is a PermissionError and nothing is sent."""
+    set_option(stream[1], SO_PASSRIGHTS, 0)
+    for fds in ([file], [file, file]):
+        with pytest.raises(PermissionError):
+            fdpass_c.send_fds(stream[0], [b"x"], fds)
+    with pytest.raises(PermissionError):
+        fdpass_c.send_fd(stream[0], file)
+    assert_empty(stream[1])
+    assert fdpass_c.send_fds(stream[0], [b"x"], []) == 1
+    assert fdpass_c.recv_fds(stream[1], 10, 1) == (b"x", [], 0, None)

@@ -1,0 +1,174 @@
+"""At every limit of the system: a clear error, and nothing lost or left open in silence."""
+
+import errno
+import os
+import resource
+import socket
+from pathlib import Path
+
+import pytest
+from helpers import (
+    Keep,
+    MakeFiles,
+    Pair,
+    assert_empty,
+    identities,
+    is_open,
+    linux_only,
+    run_in_child,
+)
+
+import fdpass_c
+
+CTRUNC = socket.MSG_CTRUNC
+
+
+@pytest.mark.parametrize("count", [254, 255, 1000])
+def test_too_many_to_send(count: int, pair: Pair, file: int) -> None:
+    """More than 253 descriptors is EINVAL, the text names the limit, and nothing is sent."""
+    with pytest.raises(OSError, match=rf"{count} descriptors.*at most 253") as caught:
+        fdpass_c.send_fds(pair[0], [b"x"], [file] * count)
+    assert caught.value.errno == errno.EINVAL
+    assert_empty(pair[1])
+
+
+def test_too_many_objects_to_send(pair: Pair) -> None:
+    """The limit holds for objects with fileno() too."""
+    with pytest.raises(OSError, match="at most 253"):
+        fdpass_c.send_fds(pair[0], [b"x"], [pair[0]] * 254)
+    assert_empty(pair[1])
+
+
+def test_too_many_to_send_to_an_address(tmp_path: Path, file: int) -> None:
+    """The limit holds for an unconnected socket too."""
+    with (
+        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender,
+        pytest.raises(OSError, match="at most 253"),
+    ):
+        fdpass_c.send_fds(sender, [b"x"], [file] * 254, 0, str(tmp_path / "anywhere"))
+
+
+@pytest.mark.parametrize("maxfds", [254, 10_000, 2**31])
+def test_more_room_than_a_message_can_use(
+    maxfds: int, stream: Pair, make_files: MakeFiles, keep: Keep
+) -> None:
+    """maxfds beyond 253 counts as 253."""
+    files = make_files(253)
+    fdpass_c.send_fds(stream[0], [b"x"], files)
+    fds = keep(fdpass_c.recv_fds(stream[1], 1, maxfds)[1])
+    assert identities(fds) == identities(files)
+
+
+def test_max_fds_is_the_kernel_s(stream: Pair, file: int) -> None:
+    """MAX_FDS is what the kernel takes: one more is its own EINVAL."""
+    socket.send_fds(stream[0], [b"x"], [file] * fdpass_c.MAX_FDS)
+    with pytest.raises(OSError, match=r"[Ii]nvalid argument|[Tt]oo many"):
+        socket.send_fds(stream[0], [b"x"], [file] * (fdpass_c.MAX_FDS + 1))
+
+
+LIMIT = 64
+
+
+def leave_free(count: int) -> set[int]:
+    """Fills the descriptor table but for count; returns what is open then. For a child only."""
+    resource.setrlimit(
+        resource.RLIMIT_NOFILE, (LIMIT, resource.getrlimit(resource.RLIMIT_NOFILE)[1])
+    )
+    made = [os.dup(0) for _ in range(LIMIT - len(open_fds()))]
+    for fd in made[len(made) - count :]:
+        os.close(fd)
+    return open_fds()
+
+
+def open_fds() -> set[int]:
+    """Which descriptors are open, found without opening one."""
+    return {fd for fd in range(LIMIT) if is_open(fd)}
+
+
+@linux_only
+@pytest.mark.parametrize("free", [0, 1, 2, 4])
+def test_full_descriptor_table(free: int, stream: Pair, make_files: MakeFiles) -> None:
+    """With room for fewer, recv_fds hands over those that fit and flags MSG_CTRUNC."""
+    files = make_files(5)
+
+    def child() -> None:
+        fdpass_c.send_fds(stream[0], [b"payload"], files)
+        wanted = identities(files)[:free]
+        before = leave_free(free)
+        data, fds, flags, _ = fdpass_c.recv_fds(stream[1], 100, 253)
+        assert data == b"payload"
+        assert flags & CTRUNC
+        assert identities(fds) == wanted
+        fdpass_c.close_fds(fds)
+        assert open_fds() == before
+
+    run_in_child(child)
+
+
+@linux_only
+def test_table_just_large_enough(stream: Pair, make_files: MakeFiles) -> None:
+    """With room for exactly as many as were sent, nothing is flagged."""
+    files = make_files(5)
+
+    def child() -> None:
+        fdpass_c.send_fds(stream[0], [b"x"], files)
+        leave_free(5)
+        _, fds, flags, _ = fdpass_c.recv_fds(stream[1], 100, 253)
+        assert len(fds) == 5
+        assert not flags & CTRUNC
+
+    run_in_child(child)
+
+
+@linux_only
+@pytest.mark.parametrize(("sent", "free"), [(1, 0), (2, 1), (2, 0), (5, 1)])
+def test_recv_fd_with_a_full_table(sent: int, free: int, stream: Pair, file: int) -> None:
+    """recv_fd raises TruncatedError that names the limit, and closes what did fit."""
+
+    def child() -> None:
+        fdpass_c.send_fds(stream[0], [b"x"], [file] * sent)
+        before = leave_free(free)
+        with pytest.raises(fdpass_c.TruncatedError, match=r"RLIMIT_NOFILE.*all are closed"):
+            fdpass_c.recv_fd(stream[1])
+        assert open_fds() == before
+
+    run_in_child(child)
+
+
+@linux_only
+def test_sending_needs_no_room(stream: Pair, file: int) -> None:
+    """A full table does not hinder sending."""
+
+    def child() -> None:
+        leave_free(0)
+        fdpass_c.send_fds(stream[0], [b"x"], [file])
+
+    run_in_child(child)
+
+
+@linux_only
+def test_too_many_in_flight(stream: Pair, file: int) -> None:
+    """An ordinary user with RLIMIT_NOFILE descriptors in flight gets ETOOMANYREFS, explained."""
+
+    def child() -> None:
+        if os.geteuid() == 0:
+            os.setgroups([])
+            os.setgid(65534)
+            os.setuid(65534)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (LIMIT, LIMIT))
+        sent = 0
+        with pytest.raises(OSError, match="in flight as RLIMIT_NOFILE allows") as caught:  # noqa: PT012
+            while sent <= LIMIT + 20:
+                fdpass_c.send_fds(stream[0], [b"x"], [file] * 10)
+                sent += 10
+        assert caught.value.errno == errno.ETOOMANYREFS
+
+        while sent > 0:
+            data, fds, flags, _ = fdpass_c.recv_fds(stream[1], 1, 10)
+            assert (data, len(fds), flags) == (b"x", 10, 0)
+            fdpass_c.close_fds(fds)
+            sent -= 10
+        assert_empty(stream[1])
+        fdpass_c.send_fds(stream[0], [b"x"], [file])
+
+    run_in_child(child)

@@ -1,0 +1,419 @@
+"""Every received descriptor has one owner, and sending never takes one away."""
+
+import io
+import os
+import socket
+import tracemalloc
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+
+import pytest
+from helpers import MakeFiles, Pair, identities, identity, is_open
+
+import fdpass_c
+from fdpass_c import Descriptors
+
+
+def own(count: int) -> Descriptors:
+    """An owner of that many descriptors."""
+    return Descriptors([os.open(os.devnull, os.O_RDONLY) for _ in range(count)])
+
+
+class Holder:
+    """An object with fileno() and nothing else."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+
+    def fileno(self) -> int:
+        return self._fd
+
+
+def test_sending_borrows(pair: Pair, make_files: MakeFiles) -> None:
+    """After a send the caller's descriptors are open as before."""
+    files = make_files(3)
+    before = identities(files)
+    fdpass_c.send_fds(pair[0], [b"x"], files)
+    fdpass_c.send_fd(pair[0], files[0])
+    assert identities(files) == before
+
+
+def test_sender_may_close_at_once(pair: Pair, tmp_path: os.PathLike[str]) -> None:
+    """A descriptor that the sender closed before the receive arrives all the same."""
+    with open(os.path.join(tmp_path, "file"), "wb") as file:
+        sent = identity(file.fileno())
+        fdpass_c.send_fd(pair[0], file)
+    _, fds = fdpass_c.recv_fd(pair[1])
+    with fds:
+        assert identity(fds[0]) == sent
+
+
+def test_recv_fds_gives_plain_ints(stream: Pair, file: int) -> None:
+    """recv_fds hands over a list of ints that nothing else closes."""
+    fdpass_c.send_fds(stream[0], [b"x"], [file, file])
+    fds = fdpass_c.recv_fds(stream[1], 1, 2)[1]
+    assert [type(fd) for fd in fds] == [int, int]
+    for fd in fds:
+        os.close(fd)
+
+
+def test_is_a_sequence() -> None:
+    """An owner behaves as the sequence of its descriptors."""
+    plain = [os.open(os.devnull, os.O_RDONLY) for _ in range(3)]
+    with Descriptors(plain) as fds:
+        assert isinstance(fds, Sequence)
+        assert len(fds) == 3
+        assert list(fds) == plain
+        assert fds[0] == plain[0]
+        assert fds[-1] == plain[2]
+        assert fds[1:] == plain[1:]
+        assert list(reversed(fds)) == plain[::-1]
+        assert plain[1] in fds
+        assert -1 not in fds
+        assert fds.index(plain[2]) == 2
+        assert fds.count(plain[0]) == 1
+        assert bool(fds)
+        assert repr(fds) == f"<Descriptors {plain}>"
+        with pytest.raises(IndexError):
+            fds[3]
+
+
+def test_empty() -> None:
+    """An owner of nothing is false and has nothing to give."""
+    with Descriptors(()) as fds:
+        assert not fds
+        assert list(fds) == []
+        assert fds.take_all() == []
+        with pytest.raises(ValueError, match="closed"):
+            fds.take()
+
+
+def test_close() -> None:
+    """close() closes everything, and a second one is harmless, even when numbers were reused."""
+    fds = own(3)
+    plain = list(fds)
+    assert not fds.closed
+    fds.close()
+    assert fds.closed
+    assert not any(is_open(fd) for fd in plain)
+    reused = os.open(os.devnull, os.O_RDONLY)
+    fds.close()
+    assert is_open(reused)
+    os.close(reused)
+
+
+def test_context_manager() -> None:
+    """Leaving the block closes what was not taken, by an exception too."""
+    fds = own(2)
+    plain = list(fds)
+    with pytest.raises(ZeroDivisionError), fds:
+        raise ZeroDivisionError
+    assert fds.closed
+    assert not any(is_open(fd) for fd in plain)
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda fds: fds[0],
+        lambda fds: fds[:],
+        lambda fds: list(fds),
+        lambda fds: fds.fileno(),
+        lambda fds: fds.take(),
+        lambda fds: fds.take_all(),
+        lambda fds: fds.as_socket(),
+        lambda fds: fds.as_file(),
+    ],
+    ids=["item", "slice", "iter", "fileno", "take", "take_all", "as_socket", "as_file"],
+)
+def test_use_after_close(use: Callable[[Descriptors], object]) -> None:
+    """Every use of a closed owner is a ValueError, but len() and repr()."""
+    fds = own(1)
+    fds.close()
+    with pytest.raises(ValueError, match="descriptors are closed"):
+        use(fds)
+    assert len(fds) == 0
+    assert repr(fds) == "<Descriptors closed>"
+
+
+def test_take() -> None:
+    """A descriptor that was taken outlives the owner, and the others keep their positions."""
+    with own(3) as fds:
+        first, second, third = fds
+        assert fds.take(1) == second
+        assert (fds[0], fds[2]) == (first, third)
+        assert len(fds) == 3
+        assert repr(fds) == f"<Descriptors [{first}, taken, {third}]>"
+    assert is_open(second)
+    assert not is_open(first)
+    assert not is_open(third)
+    os.close(second)
+
+
+def test_take_by_default_the_first_and_from_the_end() -> None:
+    """take() means the first; negative positions count from the end."""
+    with own(3) as fds:
+        first, _, third = fds
+        assert fds.take() == first
+        assert fds.take(-1) == third
+    os.close(first)
+    os.close(third)
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda fds: fds[0],
+        lambda fds: fds[:],
+        lambda fds: list(fds),
+        lambda fds: fds.take(0),
+        lambda fds: fds.as_socket(0),
+        lambda fds: fds.as_file(0),
+    ],
+    ids=["item", "slice", "iter", "take", "as_socket", "as_file"],
+)
+def test_use_after_take(use: Callable[[Descriptors], object]) -> None:
+    """What was taken cannot be had again."""
+    with own(2) as fds:
+        taken = fds.take(0)
+        with pytest.raises(ValueError, match="descriptor 0 was taken"):
+            use(fds)
+    os.close(taken)
+
+
+@pytest.mark.parametrize("index", [2, -3, 100])
+def test_take_where_there_is_none(index: int) -> None:
+    """A position out of range is an IndexError, and the owner keeps all."""
+    with own(2) as fds:
+        with pytest.raises(IndexError):
+            fds.take(index)
+        assert len(list(fds)) == 2
+
+
+def test_take_all() -> None:
+    """take_all() hands over what is left, in order, and closes the owner."""
+    with own(3) as fds:
+        first, second, third = fds
+        taken = fds.take(1)
+        assert fds.take_all() == [first, third]
+        assert fds.closed
+    assert all(is_open(fd) for fd in (first, second, third))
+    fdpass_c.close_fds([first, taken, third])
+
+
+def test_fileno() -> None:
+    """fileno() borrows the only descriptor, so that an owner can be passed on itself."""
+    with own(1) as fds:
+        assert fds.fileno() == fds[0]
+        assert os.fstat(fds.fileno())
+
+
+@pytest.mark.parametrize("count", [0, 2])
+def test_fileno_of_several(count: int) -> None:
+    """fileno() of none or several is a ValueError that counts them."""
+    with own(count) as fds, pytest.raises(ValueError, match=f"here are {count}"):
+        fds.fileno()
+
+
+def test_pass_on(pair: Pair, file: int) -> None:
+    """What recv_fd returned can be sent on as it is."""
+    fdpass_c.send_fd(pair[0], file)
+    with fdpass_c.recv_fd(pair[1])[1] as fds:
+        fdpass_c.send_fd(pair[0], fds)
+        with fdpass_c.recv_fd(pair[1])[1] as again:
+            assert identity(again[0]) == identity(file)
+
+
+@pytest.mark.parametrize("kind", [socket.SOCK_STREAM, socket.SOCK_DGRAM])
+def test_as_socket(kind: socket.SocketKind, stream: Pair) -> None:
+    """as_socket() makes a socket of the right family and type that owns the descriptor."""
+    with socket.socket(socket.AF_INET, kind) as sent:
+        sent.bind(("127.0.0.1", 0))
+        fdpass_c.send_fd(stream[0], sent)
+        _, fds = fdpass_c.recv_fd(stream[1])
+        with fds, fds.as_socket() as received:
+            assert (received.family, received.type) == (socket.AF_INET, kind)
+            assert received.getsockname() == sent.getsockname()
+            fds.close()
+            assert is_open(received.fileno())
+
+
+def test_as_socket_of_a_file() -> None:
+    """A descriptor that is no socket is refused and still belongs to the owner."""
+    with own(1) as fds:
+        with pytest.raises(OSError, match=r"[Ss]ocket operation on non-socket"):
+            fds.as_socket()
+        assert is_open(fds[0])
+
+
+def test_as_file(stream: Pair, tmp_path: os.PathLike[str]) -> None:
+    """as_file() makes a file that owns the descriptor and shares the sender's position."""
+    path = os.path.join(tmp_path, "file")
+    with open(path, "wb") as file:
+        file.write(b"0123456789")
+    with open(path, "rb", buffering=0) as sent:
+        sent.seek(4)
+        fdpass_c.send_fd(stream[0], sent)
+    _, fds = fdpass_c.recv_fd(stream[1])
+    with fds, fds.as_file() as received:
+        fds.close()
+        assert received.read() == b"456789"
+
+
+def test_as_file_takes_the_options_of_open(stream: Pair, tmp_path: os.PathLike[str]) -> None:
+    """mode and options are passed to open()."""
+    with open(os.path.join(tmp_path, "file"), "w+b") as sent:
+        fdpass_c.send_fd(stream[0], sent)
+    _, fds = fdpass_c.recv_fd(stream[1])
+    with fds, fds.as_file(0, "w", encoding="utf-16") as received:
+        assert isinstance(received, io.TextIOWrapper)
+        assert received.encoding == "utf-16"
+
+
+@pytest.mark.parametrize("mode", ["rb", "wb"])
+def test_as_file_of_a_directory(mode: str, tmp_path: os.PathLike[str]) -> None:
+    """A directory is an IsADirectoryError and still belongs to the owner."""
+    with Descriptors([os.open(tmp_path, os.O_RDONLY)]) as fds:
+        with pytest.raises(IsADirectoryError):
+            fds.as_file(0, mode)
+        assert is_open(fds[0])
+
+
+@pytest.mark.parametrize(
+    ("mode", "options"),
+    [("nonsense", {}), ("rb", {"encoding": "utf-8"}), ("r", {"encoding": "no-such"})],
+)
+def test_as_file_with_wrong_options(mode: str, options: dict[str, str]) -> None:
+    """Options that open() refuses leave the descriptor open, with its owner."""
+    with own(1) as fds:
+        with pytest.raises((ValueError, LookupError)):
+            fds.as_file(0, mode, **options)
+        assert is_open(fds[0])
+
+
+def test_as_file_of_a_pipe_to_read_and_write() -> None:
+    """A pipe opened in a mode that needs seeking is refused and still belongs to the owner."""
+    with Descriptors(os.pipe()) as fds:
+        with pytest.raises(io.UnsupportedOperation):
+            fds.as_file(0, "r+b")
+        assert is_open(fds[0])
+
+
+def test_dropped_open() -> None:
+    """An owner dropped open closes its descriptors, with a ResourceWarning that names them."""
+    fds = own(2)
+    plain = list(fds)
+    with pytest.warns(ResourceWarning, match=f"unclosed <Descriptors \\[{plain[0]}, {plain[1]}"):
+        del fds
+    assert not any(is_open(fd) for fd in plain)
+
+
+def test_dropped_open_under_tracemalloc(stream: Pair, file: int) -> None:
+    """With tracemalloc on, the warning says where the descriptors were received."""
+    fdpass_c.send_fd(stream[0], file)
+    tracemalloc.start(5)
+    try:
+        fds = fdpass_c.recv_fd(stream[1])[1]
+        with pytest.warns(ResourceWarning) as caught:
+            del fds
+    finally:
+        tracemalloc.stop()
+    text = str(caught[0].message)
+    assert "received at:" in text
+    assert "fds = fdpass_c.recv_fd(stream[1])[1]" in text
+
+
+def test_dropped_with_the_rest_taken() -> None:
+    """An owner dropped with some descriptors left closes those and not the taken one."""
+    fds = own(2)
+    taken = fds.take(0)
+    left = fds[1]
+    with pytest.warns(ResourceWarning, match="taken"):
+        del fds
+    assert is_open(taken)
+    assert not is_open(left)
+    os.close(taken)
+
+
+@pytest.mark.parametrize(
+    "finish",
+    [Descriptors.close, lambda fds: fdpass_c.close_fds(fds.take_all())],
+    ids=["closed", "taken"],
+)
+def test_dropped_after_use(finish: Callable[[Descriptors], object]) -> None:
+    """An owner that was closed or emptied is dropped without a word."""
+    fds = own(2)
+    finish(fds)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        del fds
+
+
+def test_dropped_with_all_taken_one_by_one() -> None:
+    """An owner whose every descriptor was taken is dropped without a word."""
+    fds = own(2)
+    taken = [fds.take(0), fds.take(1)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        del fds
+    fdpass_c.close_fds(taken)
+
+
+@pytest.mark.parametrize("wrap", [list, tuple, iter, lambda fds: (fd for fd in fds)])
+@pytest.mark.parametrize("count", [0, 1, 2, 3, 4, 100, 300])
+def test_close_fds(count: int, wrap: Callable[[list[int]], Iterable[int]]) -> None:
+    """close_fds closes any number from any iterable."""
+    fds = [os.open(os.devnull, os.O_RDONLY) for _ in range(count)]
+    fdpass_c.close_fds(wrap(fds))
+    assert not any(is_open(fd) for fd in fds)
+
+
+@pytest.mark.parametrize(
+    "order",
+    [
+        [0, 1, 2, 3, 4, 5, 6, 7],
+        [7, 6, 5, 4, 3, 2, 1, 0],
+        [0, 1, 2, 5, 6, 7],
+        [4, 5, 6, 7, 0, 1, 2, 3],
+        [0, 2, 4, 6],
+        [1, 2, 3],
+        [3],
+        [0, 1, 2, 2, 3, 4],
+        [2, 0, 1, 2, 0],
+    ],
+)
+def test_close_fds_closes_these_and_no_other(order: list[int]) -> None:
+    """In any order, with gaps or twice the same: the named ones are closed, the others are not."""
+    fds = [os.open(os.devnull, os.O_RDONLY) for _ in range(8)]
+    fdpass_c.close_fds(fds[position] for position in order)
+    assert [is_open(fd) for fd in fds] == [position not in order for position in range(8)]
+    fdpass_c.close_fds(fd for fd in fds if is_open(fd))
+
+
+def test_close_fds_skips_negative_ones() -> None:
+    """Negative ints are skipped, between neighbours too."""
+    fds = [os.open(os.devnull, os.O_RDONLY) for _ in range(4)]
+    fdpass_c.close_fds([-1, *fds[:2], -1, -24, -23, *fds[2:], -(2**31)])
+    assert not any(is_open(fd) for fd in fds)
+
+
+def test_close_fds_takes_objects() -> None:
+    """Objects with fileno() and ints may be mixed."""
+    fds = [os.open(os.devnull, os.O_RDONLY) for _ in range(2)]
+    fdpass_c.close_fds([Holder(fds[0]), fds[1]])
+    assert not any(is_open(fd) for fd in fds)
+
+
+def test_close_fds_ignores_what_is_not_open() -> None:
+    """A descriptor that was not open is no error."""
+    fd = os.open(os.devnull, os.O_RDONLY)
+    fdpass_c.close_fds([fd, fd])
+    fdpass_c.close_fds([fd])
+
+
+@pytest.mark.parametrize("wrong", [None, "3", 3.0, object()])
+def test_close_fds_refuses_before_it_closes(wrong: object, file: int) -> None:
+    """A wrong element is a TypeError that names its position, and nothing is closed."""
+    with pytest.raises(TypeError, match=r"fds\[1\]"):
+        fdpass_c.close_fds([file, wrong])  # type: ignore[list-item]
+    assert is_open(file)

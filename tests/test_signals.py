@@ -1,0 +1,244 @@
+"""Signal handlers run while a call waits, may raise, may use the same functions; nothing leaks."""
+
+import signal
+import socket
+import sys
+from collections.abc import Callable
+from types import FrameType
+from typing import Any
+
+import pytest
+from helpers import (
+    Keep,
+    MakeFiles,
+    Pair,
+    fill,
+    handling,
+    identities,
+    identity,
+    interrupt_main_thread,
+    no_leak,
+    once_blocked,
+)
+
+import fdpass_c
+from fdpass_c import messages
+
+
+class Interruption(Exception):
+    """Raised by a handler."""
+
+
+def interrupt() -> None:
+    raise Interruption
+
+
+def drain(sock: socket.socket) -> None:
+    while True:
+        try:
+            sock.recv(1 << 20, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return
+
+
+def recv_fds(sock: socket.socket) -> None:
+    fdpass_c.recv_fds(sock, 10, 10)
+
+
+def recv_fd(sock: socket.socket) -> None:
+    fdpass_c.recv_fd(sock)
+
+
+@pytest.mark.parametrize("receive", [recv_fds, recv_fd])
+def test_handler_raises_while_receiving(
+    receive: Callable[[socket.socket], None], pair: Pair, file: int, keep: Keep
+) -> None:
+    """An exception from a handler ends a blocked receive, and the next message still arrives."""
+    with (
+        handling(signal.SIGUSR1, interrupt),
+        once_blocked(pair[1].fileno(), interrupt_main_thread),
+        pytest.raises(Interruption),
+    ):
+        receive(pair[1])
+    fdpass_c.send_fds(pair[0], [b"later"], [file])
+    data, fds, _, _ = fdpass_c.recv_fds(pair[1], 10, 10)
+    keep(fds)
+    assert data == b"later"
+    assert identities(fds) == [identity(file)]
+
+
+def test_handler_raises_while_sending(stream: Pair, file: int) -> None:
+    """An exception from a handler ends a blocked send, and nothing of it was sent."""
+    filled = fill(stream[0])
+    with (
+        handling(signal.SIGUSR1, interrupt),
+        once_blocked(stream[0].fileno(), interrupt_main_thread),
+        pytest.raises(Interruption),
+    ):
+        fdpass_c.send_fds(stream[0], [b"x"], [file])
+    stream[0].close()
+    received = 0
+    while data := stream[1].recv(1 << 20):
+        received += len(data)
+    assert received == filled
+
+
+def test_handler_returns_while_receiving(pair: Pair, file: int, keep: Keep) -> None:
+    """A receive goes on waiting after a handler that returns."""
+    left, right = pair
+    calls = []
+
+    def send_at_last() -> None:
+        calls.append(1)
+        if len(calls) == 3:
+            fdpass_c.send_fds(left, [b"at last"], [file])
+
+    def interrupt_thrice() -> None:
+        while len(calls) < 3:
+            interrupt_main_thread()
+
+    with (
+        handling(signal.SIGUSR1, send_at_last),
+        once_blocked(right.fileno(), interrupt_thrice),
+    ):
+        data, fds, _, _ = fdpass_c.recv_fds(right, 10, 1)
+    keep(fds)
+    assert data == b"at last"
+    assert identities(fds) == [identity(file)]
+    assert len(calls) >= 3
+
+
+def test_handler_returns_while_sending(stream: Pair, file: int, keep: Keep) -> None:
+    """A send goes on after a handler that made room."""
+    fill(stream[0])
+    with (
+        handling(signal.SIGUSR1, lambda: drain(stream[1])),
+        once_blocked(stream[0].fileno(), interrupt_main_thread),
+    ):
+        assert fdpass_c.send_fds(stream[0], [b"x"], [file]) == 1
+    fds = keep(fdpass_c.recv_fds(stream[1], 1, 1)[1])
+    assert identities(fds) == [identity(file)]
+
+
+@pytest.mark.parametrize("receive", [recv_fds, recv_fd])
+def test_signals_do_not_extend_a_timeout(
+    receive: Callable[[socket.socket], None], stream: Pair
+) -> None:
+    """A timeout ends however often a handler ran in between."""
+    calls = []
+    stream[1].settimeout(0.1)
+    with handling(signal.SIGALRM, lambda: calls.append(1)):
+        signal.setitimer(signal.ITIMER_REAL, 0.01, 0.01)
+        try:
+            with pytest.raises(TimeoutError):
+                receive(stream[1])
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+    assert calls
+
+
+def test_handler_receives_too(
+    stream: Pair, seqpacket: Pair, make_files: MakeFiles, keep: Keep
+) -> None:
+    """A handler that receives with the same function disturbs the interrupted call in nothing."""
+    outer_file, inner_file = make_files(2)
+    fdpass_c.send_fds(seqpacket[0], [b"inner"], [inner_file] * 3)
+    inner: list[tuple[bytes, list[int]]] = []
+
+    def receive_and_reply() -> None:
+        data, fds, _, _ = fdpass_c.recv_fds(seqpacket[1], 100, 3)
+        inner.append((data, keep(fds)))
+        fdpass_c.send_fds(stream[0], [b"the outer one"], [outer_file] * 2)
+
+    with (
+        handling(signal.SIGUSR1, receive_and_reply),
+        once_blocked(stream[1].fileno(), interrupt_main_thread),
+    ):
+        data, fds, _, _ = fdpass_c.recv_fds(stream[1], 100, 2)
+    keep(fds)
+    assert data == b"the outer one"
+    assert identities(fds) == identities([outer_file] * 2)
+    ((inner_data, inner_fds),) = inner
+    assert inner_data == b"inner"
+    assert identities(inner_fds) == identities([inner_file] * 3)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("receive", [recv_fds, recv_fd])
+def test_handler_raises_right_after_the_arrival(
+    receive: Callable[[socket.socket], None], count: int, stream: Pair, file: int
+) -> None:
+    """A handler that raises when the descriptors are in the process leaves none of them open."""
+
+    def raise_and_send() -> None:
+        # Taken by this thread, the signal interrupts no system call of the main one, which runs
+        # the handler when it is back in Python: with the message.
+        signal.raise_signal(signal.SIGUSR1)
+        fdpass_c.send_fds(stream[0], [b"x"], [file] * count)
+
+    with (
+        no_leak(),
+        handling(signal.SIGUSR1, interrupt),
+        once_blocked(stream[1].fileno(), raise_and_send),
+        pytest.raises(Interruption),
+    ):
+        receive(stream[1])
+
+
+def interrupt_call(number: int, function: Callable[[], object]) -> bool:
+    """Runs function and raises Interruption when the number-th call in messages.py has returned.
+
+    That is where Python runs signal handlers. Returns whether there were as many calls.
+    """
+    left = number
+
+    def profile(frame: FrameType, event: str, _argument: Any) -> None:
+        nonlocal left
+        inside = frame.f_code.co_filename == messages.__file__
+        if event == "return":
+            caller = frame.f_back
+            inside = caller is not None and caller.f_code.co_filename == messages.__file__
+        if inside and event in ("c_return", "return"):
+            left -= 1
+            if left == 0:
+                raise Interruption
+
+    sys.setprofile(profile)
+    try:
+        function()
+    except Interruption:
+        return True
+    finally:
+        sys.setprofile(None)
+    return False
+
+
+@pytest.mark.parametrize("count", [1, 2, 5])
+@pytest.mark.parametrize("bufsize", [10, 10_000])
+@pytest.mark.parametrize("name", ["recv_fds", "recv_fd"])
+def test_exception_after_every_call(
+    name: str, bufsize: int, count: int, tmp_path: Any, file: int
+) -> None:
+    """Wherever in a receive a handler may raise, no descriptor stays open."""
+
+    def receive() -> None:
+        try:
+            if name == "recv_fd":
+                fdpass_c.recv_fd(right, bufsize)[1].close()
+            else:
+                fdpass_c.close_fds(fdpass_c.recv_fds(right, bufsize, 5)[1])
+        except fdpass_c.ProtocolError:
+            assert count > 1
+
+    number = 1
+    interrupted = True
+    while interrupted:
+        with no_leak(), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as right:
+            right.bind(str(tmp_path / f"receiver{number}"))
+            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as left:
+                left.bind(str(tmp_path / f"sender{number}"))
+                left.connect(right.getsockname())
+                fdpass_c.send_fds(left, [b"x"], [file] * count)
+            interrupted = interrupt_call(number, receive)
+        number += 1
+    assert number > 3

@@ -1,0 +1,121 @@
+"""A socket's blocking, timeout and non-blocking modes fail as in the standard library."""
+
+import socket
+import struct
+import threading
+from collections.abc import Callable
+
+import pytest
+from helpers import Keep, Pair, fill, identities, identity
+
+import fdpass_c
+
+Operation = Callable[[socket.socket], object]
+
+
+def error_of(operation: Operation, sock: socket.socket) -> OSError:
+    with pytest.raises(OSError) as caught:  # noqa: PT011
+        operation(sock)
+    return caught.value
+
+
+def assert_same_error(ours: Operation, theirs: Operation, sock: socket.socket) -> None:
+    mine, reference = error_of(ours, sock), error_of(theirs, sock)
+    assert type(mine) is type(reference)
+    assert mine.args == reference.args
+    assert str(mine) == str(reference)
+
+
+modes = pytest.mark.parametrize(
+    ("timeout", "expected"),
+    [(0, BlockingIOError), (0.01, TimeoutError), (1e-9, TimeoutError)],
+    ids=["non-blocking", "timeout", "tiny"],
+)
+receivers = pytest.mark.parametrize(
+    "receive",
+    [lambda sock: fdpass_c.recv_fds(sock, 1, 1), fdpass_c.recv_fd],
+    ids=["recv_fds", "recv_fd"],
+)
+senders = pytest.mark.parametrize(
+    "send",
+    [
+        lambda sock: fdpass_c.send_fds(sock, [b"x"], [0]),
+        lambda sock: fdpass_c.send_fds(sock, [b"x"], [0, 0]),
+        lambda sock: fdpass_c.send_fds(sock, [b"x"], [sock]),
+        lambda sock: fdpass_c.send_fd(sock, 0),
+    ],
+    ids=["one", "two", "object", "send_fd"],
+)
+
+
+@modes
+@receivers
+def test_receive(receive: Operation, timeout: float, expected: type[OSError], pair: Pair) -> None:
+    """A receive that finds nothing raises the same error with the same text."""
+    pair[1].settimeout(timeout)
+    assert_same_error(receive, lambda sock: socket.recv_fds(sock, 1, 1), pair[1])
+    with pytest.raises(expected):
+        receive(pair[1])
+
+
+@modes
+@senders
+def test_send(send: Operation, timeout: float, expected: type[OSError], stream: Pair) -> None:
+    """A send into a full socket raises the same error with the same text."""
+    fill(stream[0])
+    stream[0].settimeout(timeout)
+    assert_same_error(send, lambda sock: socket.send_fds(sock, [b"x"], [0]), stream[0])
+    with pytest.raises(expected):
+        send(stream[0])
+
+
+@receivers
+def test_timeout_of_the_kernel(receive: Operation, stream: Pair) -> None:
+    """SO_RCVTIMEO on a blocking socket ends in the same error."""
+    stream[1].setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", 0, 1000))
+    assert_same_error(receive, lambda sock: socket.recv_fds(sock, 1, 1), stream[1])
+
+
+def test_receive_within_the_timeout(pair: Pair, file: int, keep: Keep) -> None:
+    """A message that comes in time is received."""
+    pair[1].settimeout(60)
+    sender = threading.Thread(target=fdpass_c.send_fds, args=(pair[0], [b"x"], [file]))
+    sender.start()
+    fds = keep(fdpass_c.recv_fds(pair[1], 1, 1)[1])
+    sender.join()
+    assert identities(fds) == [identity(file)]
+
+
+def test_send_within_the_timeout(stream: Pair, file: int, keep: Keep) -> None:
+    """Room that comes in time is used."""
+    filled = fill(stream[0])
+    stream[0].settimeout(60)
+    received = []
+
+    def drain() -> None:
+        left = filled
+        while left:
+            left -= len(stream[1].recv(min(left, 65536)))
+        received.extend(fdpass_c.recv_fds(stream[1], 1, 1)[1])
+
+    receiver = threading.Thread(target=drain)
+    receiver.start()
+    assert fdpass_c.send_fds(stream[0], [b"x"], [file]) == 1
+    receiver.join()
+    assert identities(keep(received)) == [identity(file)]
+
+
+def test_int_is_taken_as_blocking(stream: Pair) -> None:
+    """An int has no timeout: where its socket does not block, the answer is BlockingIOError."""
+    stream[1].settimeout(60)
+    with pytest.raises(BlockingIOError):
+        fdpass_c.recv_fds(stream[1].fileno(), 1, 1)
+
+
+def test_non_blocking_success(pair: Pair, file: int, keep: Keep) -> None:
+    """A non-blocking pair passes a descriptor that is there."""
+    for sock in pair:
+        sock.setblocking(False)
+    fdpass_c.send_fds(pair[0], [b"x"], [file])
+    fds = keep(fdpass_c.recv_fds(pair[1], 1, 1)[1])
+    assert identities(fds) == [identity(file)]
