@@ -1,0 +1,87 @@
+"""Draws results: bars as the ratio to the baseline at 1x, the C floor marked. Reads only JSON."""
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.results import FLOOR, TableResult, describe, load
+
+_FORMATS = ("svg", "png")
+
+
+def _import_pyplot() -> Any:
+    try:
+        matplotlib = importlib.import_module("matplotlib")
+    except ImportError:
+        raise SystemExit("benchmarks: plots need matplotlib: pip install matplotlib") from None
+    matplotlib.use("Agg")
+    # Text as text, and the same file from the same results.
+    matplotlib.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "fdpass_c"})
+    return importlib.import_module("matplotlib.pyplot")
+
+
+def draw_table(pyplot: Any, table: TableResult, caption: str) -> Any:
+    """A group of bars for each case: how many times as fast as the baseline each contender is."""
+    cases = [case for case in table.cases if not case.skipped]
+    rivals = [name for name in table.contender_names() if name not in (table.baseline, FLOOR)]
+    height = 0.8 / len(rivals)
+    size = 1.8 + len(cases) * (0.15 + 0.25 * len(rivals))
+    figure, axes = pyplot.subplots(figsize=(8, size), layout="constrained")
+    for at, name in enumerate(rivals):
+        shown = [
+            (row + at * height, ratio)
+            for row, case in enumerate(cases)
+            if (ratio := case.ratio(table.baseline, name)) is not None
+        ]
+        bars = axes.barh(
+            [place for place, _ in shown], [ratio for _, ratio in shown], height, label=name
+        )
+        axes.bar_label(bars, fmt="%.2fx", padding=3, fontsize="small")
+    floors = [(row, case.ratio(table.baseline, FLOOR)) for row, case in enumerate(cases)]
+    places = [row + 0.4 - height / 2 for row, ratio in floors if ratio is not None]
+    ratios = [ratio for _, ratio in floors if ratio is not None]
+    axes.plot(ratios, places, "|", color="black", markersize=18, label=FLOOR)
+    axes.axvline(1, color="gray", linewidth=1, label=table.baseline)
+    axes.set_yticks([row + 0.4 - height / 2 for row in range(len(cases))])
+    axes.set_yticklabels([case.name for case in cases])
+    axes.invert_yaxis()
+    axes.margins(x=0.12)
+    axes.set_xlim(left=0)
+    axes.set_xlabel(
+        f"{table.unit}s per second, {table.baseline} = 1x; longer is better\n{caption}",
+        fontsize="small",
+    )
+    axes.set_title(f"{table.name}: {table.title}", fontsize="medium", loc="left")
+    figure.legend(loc="outside lower center", ncols=3, fontsize="small", frameon=False)
+    return figure
+
+
+def main(arguments: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks plot", description="Draws each table as SVG and PNG."
+    )
+    parser.add_argument("results", type=Path, help="what --json kept")
+    parser.add_argument("--output", type=Path, default=Path(), metavar="DIR", help="where to")
+    options = parser.parse_args(arguments)
+    try:
+        results = load(options.results)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        print(f"benchmarks: cannot read {options.results}: {error}", file=sys.stderr)
+        return 1
+    pyplot = _import_pyplot()
+    options.output.mkdir(parents=True, exist_ok=True)
+    for table in results.tables:
+        if all(case.skipped for case in table.cases):
+            continue
+        figure = draw_table(pyplot, table, describe(results.metadata).replace(", cffi", ",\ncffi"))
+        for form in _FORMATS:
+            path = options.output / f"{table.name}.{form}"
+            # No date: the same results give the same file.
+            metadata = {"Date": None} if form == "svg" else None
+            figure.savefig(path, dpi=150, metadata=metadata)
+            print(path)
+        pyplot.close(figure)
+    return 0

@@ -1,0 +1,67 @@
+"""Results as plain text tables."""
+
+from collections.abc import Sequence
+
+from benchmarks.results import FLOOR, OURS, CaseResult, TableResult
+
+_ABSENT = "-"
+
+
+def render_table(table: TableResult) -> str:
+    """A title, one row per case, and what the table does not show.
+
+    The columns: each contender's median nanoseconds per unit, then ours against the baseline
+    (how many times as fast) and against the floor (how many times the time).
+    """
+    names = table.contender_names()
+    remembered = [one for one in names if _grows(table, one)]
+    rows = [
+        [
+            "",
+            *names,
+            f"faster than {table.baseline}",
+            f"time of the {FLOOR}",
+            *(f"{name}, KiB more" for name in remembered),
+        ]
+    ]
+    for case in table.cases:
+        if case.skipped:
+            rows.append([case.name, f"skipped: {case.skipped}"])
+            continue
+        rows.append(
+            [
+                case.name,
+                *(_format(case.median_ns(name), ",.0f") for name in names),
+                _format(case.ratio(table.baseline, OURS), ".2f", "x"),
+                _format(case.ratio(OURS, FLOOR), ".2f", "x"),
+                *(_format(_growth(case, name), ",d") for name in remembered),
+            ]
+        )
+    title = f"{table.name}: {table.title}; median ns per {table.unit}"
+    return "\n".join([title, "", *_align(rows), "", *(f"  {note}" for note in table.notes)])
+
+
+def _growth(case: CaseResult, name: str) -> int | None:
+    return next((one.growth_kib for one in case.contenders if one.name == name), None)
+
+
+def _grows(table: TableResult, name: str) -> bool:
+    return any(_growth(case, name) is not None for case in table.cases)
+
+
+def _format(value: float | None, form: str, suffix: str = "") -> str:
+    return _ABSENT if value is None else f"{value:{form}}{suffix}"
+
+
+def _align(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Columns of equal width, the first to the left. A shorter row is text that runs on."""
+    full = [row for row in rows if len(row) == len(rows[0])]
+    widths = [max(map(len, column)) for column in zip(*full, strict=True)]
+    widths[0] = max(len(row[0]) for row in rows)
+    return [
+        "  ".join(
+            cell.rjust(width) if at and row in full else cell.ljust(width)
+            for at, (cell, width) in enumerate(zip(row, widths, strict=False))
+        ).rstrip()
+        for row in rows
+    ]

@@ -1,0 +1,258 @@
+"""Ways to pass descriptors, and how to turn one into a contender: in one process or across two."""
+
+import multiprocessing
+import os
+import signal
+import socket
+import tempfile
+import threading
+import traceback
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from itertools import repeat
+from typing import Any, NoReturn
+
+from benchmarks.runner import Contender, SkipCase, garbage_untouched, timed
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What arrived: the payloads, and which file each descriptor leads to."""
+
+    payloads: list[bytes]
+    files: list[tuple[int, int]]
+
+
+def identify(fds: Iterable[int]) -> list[tuple[int, int]]:
+    """Which file each descriptor leads to."""
+    return [(status.st_dev, status.st_ino) for status in map(os.fstat, fds)]
+
+
+class Way(ABC):
+    """One way to send a batch of descriptors from one socket and receive it from another."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    @abstractmethod
+    def send(self, passes: int) -> None:
+        """Sends the batch so many times."""
+
+    @abstractmethod
+    def receive(self, passes: int) -> None:
+        """Receives the batch so many times, and closes."""
+
+    @abstractmethod
+    def exchange(self, passes: int) -> None:
+        """Sends, receives and closes the batch, so many times."""
+
+    @abstractmethod
+    def observe(self) -> Observation:
+        """Receives the batch once, closes, and tells what came."""
+
+
+class PythonWay(Way):
+    """A way written in Python.
+
+    send() sends the batch. receive(close) receives all of it, hands everything that holds
+    descriptors to close, and returns the payload or the list of payloads. close takes a
+    descriptor, a list of them, or an object with a list of them in its attribute fds.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        send: Callable[[], object],
+        receive: Callable[[Callable[[Any], object]], bytes | list[bytes]],
+        close: Callable[[Any], object] = os.close,
+    ) -> None:
+        super().__init__(name)
+        self._send = send
+        self._receive = receive
+        self._close = close
+
+    def send(self, passes: int) -> None:
+        send = self._send
+        for _ in repeat(None, passes):
+            send()
+
+    def receive(self, passes: int) -> None:
+        receive, close = self._receive, self._close
+        for _ in repeat(None, passes):
+            receive(close)
+
+    def exchange(self, passes: int) -> None:
+        send, receive, close = self._send, self._receive, self._close
+        for _ in repeat(None, passes):
+            send()
+            receive(close)
+
+    def observe(self) -> Observation:
+        files = []
+
+        def close(held: Any) -> None:
+            files.extend(identify([held] if isinstance(held, int) else getattr(held, "fds", held)))
+            self._close(held)
+
+        payloads = self._receive(close)
+        return Observation([payloads] if isinstance(payloads, bytes) else payloads, files)
+
+
+def _require_equal(name: str, seen: object, expected: object) -> None:
+    if seen != expected:
+        raise RuntimeError(f"{name}: what arrived is not what was sent")
+
+
+def here(way: Way, expected: Observation) -> Contender:
+    """The way as a contender in one process: each pass sends, receives and closes."""
+
+    def verify() -> None:
+        way.send(1)
+        _require_equal(way.name, way.observe(), expected)
+
+    return Contender(way.name, timed(way.exchange), verify)
+
+
+_OBSERVE = 0
+
+
+class Peer:
+    """A forked process that does its part of the work on command.
+
+    receive(passes) and observe() run in it. The caller does the other part between start() and
+    finish(), which returns what observe() returned.
+    """
+
+    def __init__(
+        self,
+        receive: Callable[[int], object],
+        observe: Callable[[], object],
+        close_in_child: Sequence[socket.socket] = (),
+    ) -> None:
+        self._control, remote = multiprocessing.Pipe()
+        self._pid = os.fork()
+        if self._pid == 0:
+            self._control.close()
+            for sock in close_in_child:
+                sock.close()
+            self._serve(remote, receive, observe)
+        remote.close()
+
+    @staticmethod
+    def _serve(
+        remote: Any, receive: Callable[[int], object], observe: Callable[[], object]
+    ) -> NoReturn:
+        try:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+            with garbage_untouched():
+                while True:
+                    passes = remote.recv()
+                    remote.send(observe() if passes == _OBSERVE else receive(passes))
+        except EOFError:
+            os._exit(0)
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+
+    def start(self, passes: int) -> None:
+        """Lets the peer receive so many times, or observe once."""
+        self._control.send(passes)
+
+    def finish(self) -> object:
+        """Waits until the peer is done."""
+        return self._control.recv()
+
+    def close(self) -> None:
+        """Ends the process; it may be waiting for what was never sent."""
+        os.kill(self._pid, signal.SIGKILL)
+        os.waitpid(self._pid, 0)
+        self._control.close()
+
+
+def across(
+    stack: ExitStack,
+    name: str,
+    send: Callable[[int], object],
+    peer: Peer,
+    expected: object,
+) -> Contender:
+    """A contender across two processes: this one sends, the peer receives and closes. The time
+    is from the first send to the peer's word that it has received the last."""
+    stack.callback(peer.close)
+
+    def exchange(passes: int) -> None:
+        peer.start(passes)
+        send(passes)
+        peer.finish()
+
+    def verify() -> None:
+        peer.start(_OBSERVE)
+        send(1)
+        _require_equal(name, peer.finish(), expected)
+
+    return Contender(name, timed(exchange), verify)
+
+
+def open_pair(stack: ExitStack, sndbuf: int = 0) -> tuple[socket.socket, socket.socket]:
+    """A connected pair of stream sockets; sndbuf: as large a buffer as the system allows."""
+    left, right = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+    stack.enter_context(left)
+    stack.enter_context(right)
+    if sndbuf:
+        left.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, sndbuf)
+    return left, right
+
+
+def count_capacity(left: socket.socket, right: socket.socket, size: int, enough: int) -> int:
+    """How many messages of this size the pair holds before the sender would wait."""
+    payload = bytes(size)
+    held = sent = 0
+    left.setblocking(False)
+    try:
+        while held < enough:
+            sent = left.send(payload)
+            if sent < size:
+                break
+            held += 1
+            sent = 0
+    except BlockingIOError:
+        sent = 0
+    left.setblocking(True)
+    rest = held * size + sent
+    while rest:
+        rest -= len(right.recv(rest))
+    return held
+
+
+def require_capacity(left: socket.socket, right: socket.socket, size: int, messages: int) -> None:
+    """SkipCase where one process cannot send the whole batch before it receives."""
+    if count_capacity(left, right, size, messages) < messages:
+        raise SkipCase(
+            f"a socket buffer holds fewer than {messages} messages of {size} bytes "
+            "(sysctl net.core.wmem_max)"
+        )
+
+
+def open_files(stack: ExitStack, count: int) -> list[int]:
+    """Descriptors of that many different files."""
+    return [stack.enter_context(tempfile.TemporaryFile()).fileno() for _ in range(count)]
+
+
+@contextmanager
+def busy_thread() -> Iterator[None]:
+    """A thread that runs Python code all the time."""
+    stop = threading.Event()
+
+    def spin() -> None:
+        while not stop.is_set():
+            pass
+
+    thread = threading.Thread(target=spin)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
