@@ -19,7 +19,6 @@ _JOIN_BELOW = 1024
 
 # Up to so many buffers, each is asked for its size.
 _FEW = 16
-_FEW_SMALL = 2048
 
 _join = b"".join
 _write = os.write
@@ -42,50 +41,32 @@ def writev(fd: int | HasFileno, buffers: Iterable[Buffer], offset: int | None = 
     What it writes is one stretch of bytes, not one message: it may take several system calls
     where there are over 1024 buffers.
     """
-    # The usual few buffers to an int, with as little around the system call as can be.
-    if offset is None:
-        try:
-            if len(buffers) <= _FEW:  # type: ignore[arg-type]
-                size = sum(map(len, buffers))
-                written = _write(fd, _join(buffers)) if size <= _FEW_SMALL else _writev(fd, buffers)  # type: ignore[arg-type]
-                if written == size:
-                    return size
-            else:
-                written = -1
-        except (TypeError, OSError):
-            written = -1  # Nothing was written; the general way says what is wrong.
-        if written >= 0:
-            return _finish(fd, [*buffers], written, None)
     if type(buffers) is not list and type(buffers) is not tuple:
         buffers = [*buffers]
-    return _write_all(fd, buffers, offset)
-
-
-def _write_all(fd: int | HasFileno, buffers: Sequence[Buffer], offset: int | None) -> int:
+    target = fd if type(fd) is int else fileno(fd)
     count = len(buffers)
     if count <= _MAX_BUFFERS:
-        return _write_part(fd, buffers, count, offset)
+        return _write_part(fd, target, buffers, offset)
     done = 0
     for start in range(0, count, _MAX_BUFFERS):
         part = buffers[start : start + _MAX_BUFFERS]
         try:
-            done += _write_part(fd, part, len(part), None if offset is None else offset + done)
+            done += _write_part(fd, target, part, None if offset is None else offset + done)
         except OSError as error:
-            error.characters_written += done  # type: ignore[attr-defined]
+            _count_written(error, done)
             raise
     return done
 
 
 def _write_part(
-    fd: int | HasFileno, buffers: Sequence[Buffer], count: int, offset: int | None
+    fd: int | HasFileno, target: int, buffers: Sequence[Buffer], offset: int | None
 ) -> int:
     """Up to 1024 buffers with one system call, joined or not as their size makes it faster.
 
     Asking every buffer for its size costs as much as half of the writing where they are many and
     small. Then a few are asked, and a wrong guess costs a copy.
     """
-    target = fd if type(fd) is int else fileno(fd)
-    asked = buffers if count <= _FEW else buffers[:: count // 4]
+    asked = buffers if len(buffers) <= _FEW else buffers[:: len(buffers) // 4]
     try:
         size = sum(map(len, asked))
     except TypeError:
@@ -96,7 +77,7 @@ def _write_part(
             size = len(data)
             written = _write(target, data) if offset is None else os.pwrite(target, data, offset)
         else:
-            if count > _FEW:
+            if asked is not buffers:
                 size = sum(map(_size, buffers))
             if offset is None:
                 written = _writev(target, buffers)
@@ -105,10 +86,16 @@ def _write_part(
     except BlockingIOError:
         written = 0
     except OSError as error:
-        error.characters_written = 0  # type: ignore[attr-defined]
+        _count_written(error, 0)
         raise
     # Items wider than a byte make size wrong; going on with what is left of nothing is harmless.
     return written if written == size else _finish(fd, buffers, written, offset)
+
+
+def _count_written(error: OSError, written: int) -> None:
+    """Adds to what error says was written; one that a signal handler raised has no errno."""
+    if error.errno is not None or type(error) is TimeoutError:
+        error.characters_written = getattr(error, "characters_written", 0) + written  # type: ignore[attr-defined]
 
 
 def _size(buffer: Buffer) -> int:
@@ -147,7 +134,7 @@ def _finish(
             written += now
             rest = _skip(rest, now)
     except OSError as error:
-        error.characters_written = written  # type: ignore[attr-defined]
+        _count_written(error, written)
         raise
     return written
 
