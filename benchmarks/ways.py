@@ -117,9 +117,18 @@ def here(way: Way, expected: Observation) -> Contender:
 
 _OBSERVE = 0
 
+_CPUS = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+
+
+def _pin(cpus: Sequence[int]) -> None:
+    """Lets this process run on these only: left alone, the two sometimes share one and sometimes
+    not, and the times jump between the two."""
+    if len(_CPUS) > 1:
+        os.sched_setaffinity(0, cpus)
+
 
 class Peer:
-    """A forked process that does its part of the work on command.
+    """A forked process, on a CPU of its own, that does its part of the work on command.
 
     receive(passes) and observe() run in it. The caller does the other part between start() and
     finish(), which returns what observe() returned.
@@ -137,8 +146,10 @@ class Peer:
             self._control.close()
             for sock in close_in_child:
                 sock.close()
+            _pin(_CPUS[-1:])
             self._serve(remote, receive, observe)
         remote.close()
+        _pin(_CPUS[:1])
 
     @staticmethod
     def _serve(
@@ -169,10 +180,10 @@ class Peer:
         os.kill(self._pid, signal.SIGKILL)
         os.waitpid(self._pid, 0)
         self._control.close()
+        _pin(_CPUS)
 
 
 def across(
-    stack: ExitStack,
     name: str,
     send: Callable[[int], object],
     peer: Peer,
@@ -180,7 +191,6 @@ def across(
 ) -> Contender:
     """A contender across two processes: this one sends, the peer receives and closes. The time
     is from the first send to the peer's word that it has received the last."""
-    stack.callback(peer.close)
 
     def exchange(passes: int) -> None:
         peer.start(passes)
@@ -195,8 +205,12 @@ def across(
     return Contender(name, timed(exchange), verify)
 
 
+LARGE_BUFFER = 4 << 20
+"""For open_pair where one process sends much before it receives; a system may allow less."""
+
+
 def open_pair(stack: ExitStack, sndbuf: int = 0) -> tuple[socket.socket, socket.socket]:
-    """A connected pair of stream sockets; sndbuf: as large a buffer as the system allows."""
+    """A connected pair of stream sockets. sndbuf: the size of the buffer; 0: as it comes."""
     left, right = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
     stack.enter_context(left)
     stack.enter_context(right)
