@@ -82,7 +82,7 @@ void fdp_parse_control(const void *control, size_t length, int msg_flags, int *r
                        size_t fd_capacity, struct fdp_arrival *ret_arrival) {
     struct msghdr message = {.msg_control = (void *)(uintptr_t)control,
                              .msg_controllen = (fdp_controllen_t)length};
-    const unsigned char *end = (const unsigned char *)control + length;
+    const unsigned char *end = length > 0 ? (const unsigned char *)control + length : control;
 
     ret_arrival->fd_count = 0;
     ret_arrival->flags = FDP_SHOWN_FLAGS(msg_flags);

@@ -18,7 +18,7 @@ void fdp_close_fds(const int *fds, size_t fd_count) {
     while (at < fd_count) {
         size_t end = at + 1;
         if (fds[at] >= 0) {
-            while (end < fd_count && fds[end] == fds[end - 1] + 1)
+            while (end < fd_count && fds[end] > 0 && fds[end] - 1 == fds[end - 1])
                 end++;
             close_run(fds + at, end - at);
         }

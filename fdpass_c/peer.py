@@ -58,5 +58,6 @@ def peer_pidfd(sock: int | HasFileno) -> int | None:
     if result in (-errno.ENOPROTOOPT, -errno.ENOTSUP):
         return None
     if result < 0:
-        raise_oserror(-result)
+        # Linux has another word for "no peer" here than everywhere else.
+        raise_oserror(errno.ENOTCONN if result == -errno.ENODATA else -result)
     return result

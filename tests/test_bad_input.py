@@ -1,0 +1,253 @@
+"""What the caller got wrong is a clear error, before anything is sent, received or lost."""
+
+import errno
+import os
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from helpers import Keep, Pair, assert_empty, identities, identity
+
+import fdpass_c
+
+Operation = Callable[[Any], object]
+
+senders = [
+    pytest.param(lambda sock: fdpass_c.send_fds(sock, [b"x"], [0]), id="send_fds-one"),
+    pytest.param(lambda sock: fdpass_c.send_fds(sock, [b"x"], [0, 0]), id="send_fds-two"),
+    pytest.param(lambda sock: fdpass_c.send_fd(sock, 0), id="send_fd"),
+]
+receivers = [
+    pytest.param(lambda sock: fdpass_c.recv_fds(sock, 1, 1), id="recv_fds"),
+    pytest.param(fdpass_c.recv_fd, id="recv_fd"),
+]
+everyone = pytest.mark.parametrize(
+    "operation",
+    [
+        *senders,
+        *receivers,
+        pytest.param(fdpass_c.peer_credentials, id="peer_credentials"),
+        pytest.param(fdpass_c.peer_pidfd, id="peer_pidfd"),
+    ],
+)
+
+
+@everyone
+def test_closed_socket(operation: Operation, stream: Pair) -> None:
+    """A closed socket is EBADF."""
+    stream[0].close()
+    with pytest.raises(OSError) as caught:  # noqa: PT011
+        operation(stream[0])
+    assert caught.value.errno == errno.EBADF
+
+
+@everyone
+def test_number_that_is_not_open(operation: Operation) -> None:
+    """An int that is no open descriptor is EBADF."""
+    fd = os.open(os.devnull, os.O_RDONLY)
+    os.close(fd)
+    with pytest.raises(OSError) as caught:  # noqa: PT011
+        operation(fd)
+    assert caught.value.errno == errno.EBADF
+
+
+@everyone
+def test_regular_file(operation: Operation, file: int) -> None:
+    """A descriptor that is no socket is ENOTSOCK."""
+    with pytest.raises(OSError) as caught:  # noqa: PT011
+        operation(file)
+    assert caught.value.errno == errno.ENOTSOCK
+
+
+@everyone
+@pytest.mark.parametrize("wrong", [None, "3", 3.0, b"3", object()])
+def test_not_a_socket_at_all(operation: Operation, wrong: object) -> None:
+    """What has no descriptor is a TypeError."""
+    with pytest.raises(TypeError):
+        operation(wrong)
+
+
+@pytest.fixture
+def tcp() -> Iterator[Pair]:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        client = socket.create_connection(server.getsockname())
+        accepted, _ = server.accept()
+        with client, accepted:
+            yield client, accepted
+
+
+@pytest.fixture
+def udp() -> Iterator[Pair]:
+    with (
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as left,
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as right,
+    ):
+        right.bind(("127.0.0.1", 0))
+        left.connect(right.getsockname())
+        yield left, right
+
+
+@pytest.mark.parametrize("kind", ["tcp", "udp"])
+@pytest.mark.parametrize("send", senders)
+@pytest.mark.parametrize("as_int", [False, True], ids=["socket", "int"])
+def test_descriptors_over_the_network(
+    kind: str, send: Operation, as_int: bool, request: pytest.FixtureRequest
+) -> None:
+    """A network socket is EAFNOSUPPORT, explained, and the payload is not sent without them."""
+    left, right = request.getfixturevalue(kind)
+    with pytest.raises(OSError, match="Unix domain sockets only") as caught:
+        send(left.fileno() if as_int else left)
+    assert caught.value.errno == errno.EAFNOSUPPORT
+    assert_empty(right)
+
+
+def test_bytes_over_the_network(tcp: Pair) -> None:
+    """Without descriptors a network socket works as in the standard library."""
+    assert fdpass_c.send_fds(tcp[0], [b"plain"], []) == 5
+    assert fdpass_c.recv_fds(tcp[1], 10, 1)[:3] == (b"plain", [], 0)
+    tcp[0].close()
+    with pytest.raises(fdpass_c.PeerClosedError):
+        fdpass_c.recv_fd(tcp[1])
+
+
+def test_descriptor_that_is_not_open(pair: Pair, file: int) -> None:
+    """An int that is no open descriptor among the descriptors is EBADF, and nothing is sent."""
+    closed = os.open(os.devnull, os.O_RDONLY)
+    os.close(closed)
+    for fds in ([closed], [file, closed], [-1], [file, -1], [2**31 - 1]):
+        with pytest.raises(OSError) as caught:  # noqa: PT011
+            fdpass_c.send_fds(pair[0], [b"x"], fds)
+        assert caught.value.errno == errno.EBADF
+    assert_empty(pair[1])
+
+
+def test_closed_object_as_descriptor(pair: Pair, tmp_path: Path) -> None:
+    """A closed socket is EBADF, a closed file the ValueError of its own fileno()."""
+    with open(tmp_path / "file", "wb") as file, socket.socket() as sock:
+        pass
+    with pytest.raises(OSError) as caught:  # noqa: PT011
+        fdpass_c.send_fds(pair[0], [b"x"], [sock])
+    assert caught.value.errno == errno.EBADF
+    with pytest.raises(ValueError, match="closed file"):
+        fdpass_c.send_fds(pair[0], [b"x"], [file])
+    assert_empty(pair[1])
+
+
+class WrongFileno:
+    def fileno(self) -> str:
+        return "3"
+
+
+@pytest.mark.parametrize("wrong", [None, "3", 3.0, b"3", [0], WrongFileno()])
+@pytest.mark.parametrize("position", [0, 1, 2])
+def test_wrong_element(wrong: Any, position: int, pair: Pair, file: int) -> None:
+    """A wrong element is a TypeError that names its position, and nothing is sent."""
+    fds = [file] * 3
+    fds[position] = wrong
+    with pytest.raises(TypeError, match=rf"fds\[{position}\]"):
+        fdpass_c.send_fds(pair[0], [b"x"], fds)
+    assert_empty(pair[1])
+
+
+def test_wrong_single_element(pair: Pair) -> None:
+    """The only element being wrong is the same TypeError, for send_fd too."""
+    with pytest.raises(TypeError, match=r"fds\[0\]"):
+        fdpass_c.send_fds(pair[0], [b"x"], [None])  # type: ignore[list-item]
+    with pytest.raises(TypeError, match=r"fds\[0\]"):
+        fdpass_c.send_fd(pair[0], "3")  # type: ignore[arg-type]
+    assert_empty(pair[1])
+
+
+@pytest.mark.parametrize("number", [2**31, -(2**31) - 1, 2**64])
+def test_number_too_large_for_a_descriptor(number: int, pair: Pair, file: int) -> None:
+    """An int that no C int holds is an OverflowError, as in the standard library."""
+    for fds in ([number], [file, number]):
+        with pytest.raises(OverflowError):
+            socket.send_fds(pair[0], [b"x"], fds)
+        with pytest.raises(OverflowError):
+            fdpass_c.send_fds(pair[0], [b"x"], fds)
+    assert_empty(pair[1])
+
+
+@pytest.mark.parametrize("buffers", ["text", [1], ["text"], b"bytes", None, 3, [None]])
+def test_wrong_buffers(buffers: Any, pair: Pair, file: int) -> None:
+    """Buffers that are not bytes-like are a TypeError, and nothing is sent."""
+    with pytest.raises(TypeError):
+        fdpass_c.send_fds(pair[0], buffers, [file])
+    assert_empty(pair[1])
+
+
+@pytest.mark.parametrize("fds", [None, 0, "0"])
+def test_wrong_list_of_descriptors(fds: Any, pair: Pair) -> None:
+    """What is no iterable of descriptors is a TypeError, and nothing is sent."""
+    with pytest.raises(TypeError):
+        fdpass_c.send_fds(pair[0], [b"x"], fds)
+    assert_empty(pair[1])
+
+
+def test_failing_iterator(pair: Pair, file: int) -> None:
+    """An exception out of the iterator of descriptors comes through, and nothing is sent."""
+
+    def generate() -> Iterator[int]:
+        yield file
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fdpass_c.send_fds(pair[0], [b"x"], generate())
+    assert_empty(pair[1])
+
+
+@pytest.mark.parametrize(("bufsize", "maxfds"), [(-1, 1), (1, -1), (-1, -1), (-(2**70), 1)])
+def test_negative_sizes(bufsize: int, maxfds: int, stream: Pair, file: int, keep: Keep) -> None:
+    """A negative size is a ValueError, and the message stays."""
+    fdpass_c.send_fds(stream[0], [b"x"], [file])
+    with pytest.raises(ValueError, match="negative"):
+        fdpass_c.recv_fds(stream[1], bufsize, maxfds)
+    if maxfds == 1:
+        with pytest.raises(ValueError, match="negative"):
+            fdpass_c.recv_fd(stream[1], bufsize)
+    fds = keep(fdpass_c.recv_fds(stream[1], 1, 1)[1])
+    assert identities(fds) == [identity(file)]
+
+
+@pytest.mark.parametrize("wrong", [None, "1", 1.5])
+def test_wrong_sizes(wrong: Any, stream: Pair, file: int, keep: Keep) -> None:
+    """A size that is no int is a TypeError, and the message stays."""
+    fdpass_c.send_fds(stream[0], [b"x"], [file])
+    for arguments in ((wrong, 1), (1, wrong), (1, 1, wrong)):
+        with pytest.raises(TypeError):
+            fdpass_c.recv_fds(stream[1], *arguments)
+    fds = keep(fdpass_c.recv_fds(stream[1], 1, 1)[1])
+    assert identities(fds) == [identity(file)]
+
+
+@pytest.mark.parametrize("bufsize", [2**62, 2**70])
+def test_absurd_bufsize(bufsize: int, stream: Pair, file: int, keep: Keep) -> None:
+    """A bufsize that cannot be had is a MemoryError or OverflowError, and the message stays."""
+    fdpass_c.send_fds(stream[0], [b"x"], [file])
+    with pytest.raises((MemoryError, OverflowError)):
+        fdpass_c.recv_fds(stream[1], bufsize, 1)
+    fds = keep(fdpass_c.recv_fds(stream[1], 1, 1)[1])
+    assert identities(fds) == [identity(file)]
+
+
+def test_missing_peer(file: int) -> None:
+    """A stream socket that was never connected is ENOTCONN to send, EINVAL to receive."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+        with pytest.raises(OSError) as caught:  # noqa: PT011
+            fdpass_c.send_fds(sock, [b"x"], [file])
+        assert caught.value.errno == errno.ENOTCONN
+        with pytest.raises(OSError) as reference:  # noqa: PT011
+            socket.recv_fds(sock, 1, 1)
+        with pytest.raises(OSError) as caught:  # noqa: PT011
+            fdpass_c.recv_fds(sock, 1, 1)
+        assert caught.value.errno == reference.value.errno
+
+
+def test_closed_peer(stream: Pair, file: int) -> None:
+    """A peer that closed is a BrokenPipeError for the sender, and no signal."""
+    stream[1].close()
+    with pytest.raises(BrokenPipeError):
+        fdpass_c.send_fds(stream[0], [b"x"], [file])

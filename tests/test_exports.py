@@ -1,0 +1,100 @@
+"""The public names are complete and documented, and the stub tells the truth about the C core."""
+
+import ast
+import inspect
+import re
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+import fdpass_c
+from fdpass_c._native import ffi, lib
+
+HEADER = Path(__file__).parents[1] / "csrc" / "fdpass_api.h"
+STUB = Path(fdpass_c.__file__).with_name("_native.pyi")
+FUNCTIONS = sorted(name for name in dir(lib) if callable(getattr(lib, name)))
+
+
+def test_all_is_sorted() -> None:
+    """__all__ names each once: constants, then classes, then functions, each in order."""
+
+    def rank(name: str) -> tuple[bool, bool, str]:
+        return not name.isupper(), name.islower(), name
+
+    assert fdpass_c.__all__ == sorted(set(fdpass_c.__all__), key=rank)
+
+
+def test_all_is_complete() -> None:
+    """__all__ names whatever a user finds in the package that is not a module."""
+    found = {
+        name
+        for name, value in vars(fdpass_c).items()
+        if not name.startswith("_") and not isinstance(value, ModuleType)
+    }
+    assert found == set(fdpass_c.__all__)
+
+
+@pytest.mark.parametrize("name", [name for name in fdpass_c.__all__ if not name.isupper()])
+def test_docstrings(name: str) -> None:
+    """Every public class and function has a docstring, and so has every method of it."""
+    value = getattr(fdpass_c, name)
+    assert value.__doc__
+    if inspect.isclass(value):
+        for method, function in vars(value).items():
+            if inspect.isfunction(function) and not method.startswith("_"):
+                assert function.__doc__, f"{name}.{method}"
+
+
+def test_max_fds() -> None:
+    """The constant of the package is that of the C core."""
+    assert lib.FDP_MAX_FDS == fdpass_c.MAX_FDS
+
+
+def stub_of_lib() -> ast.ClassDef:
+    for node in ast.parse(STUB.read_text()).body:
+        if isinstance(node, ast.ClassDef) and node.name == "_Lib":
+            return node
+    raise AssertionError(f"no class _Lib in {STUB}")
+
+
+def stub_functions() -> dict[str, list[str]]:
+    """The functions of the stub with their parameters' names."""
+    return {
+        node.name: [argument.arg for argument in node.args.args[1:]]
+        for node in stub_of_lib().body
+        if isinstance(node, ast.FunctionDef)
+    }
+
+
+def test_stub_names_what_is_compiled() -> None:
+    """The stub has exactly the functions and constants of the compiled core."""
+    constants = {
+        node.target.id
+        for node in stub_of_lib().body
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)
+    }
+    assert set(stub_functions()) == set(FUNCTIONS)
+    assert constants == set(dir(lib)) - set(FUNCTIONS)
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_stub_has_the_parameters_of_the_compiled(name: str) -> None:
+    """Each function of the stub has as many parameters as the compiled one."""
+    compiled = ffi.typeof(getattr(lib, name))
+    assert len(stub_functions()[name]) == len(compiled.args)
+
+
+def test_stub_has_the_parameters_of_the_header() -> None:
+    """Each function of the stub has the header's parameters, by name and in order."""
+    text = re.sub(r"/\*.*?\*/", "", HEADER.read_text(), flags=re.DOTALL)
+    declared = {
+        name: re.findall(r"(\w+)(?:\[\w*\])?\s*(?:,|$)", parameters)
+        for name, parameters in re.findall(r"\b(fdp_\w+)\(([^()]*)\);", text)
+    }
+    assert stub_functions() == declared
+
+
+def test_package_is_typed() -> None:
+    """The marker that tells type checkers to look at the package is installed."""
+    assert STUB.with_name("py.typed").exists()
