@@ -283,4 +283,25 @@ static inline int fdp_close_range(unsigned first, unsigned last) {
 }
 #endif
 
+/* -- what the running kernel answers ------------------------------------------------------------- */
+
+/* Calls that can do nothing: a kernel that has them refuses the arguments. */
+static inline int fdp_has_sendmmsg(void) {
+#if defined(__linux__)
+    return syscall(SYS_sendmmsg, -1, NULL, 0, 0) == 0 || errno != ENOSYS;
+#else
+    return 0;
+#endif
+}
+
+static inline int fdp_has_recvmmsg(void) {
+#if defined(__linux__) && defined(SYS_recvmmsg)
+    return syscall(SYS_recvmmsg, -1, NULL, 0, 0, NULL) == 0 || errno != ENOSYS;
+#else
+    return 0;
+#endif
+}
+
+static inline int fdp_has_close_range(void) { return fdp_close_range(1, 0) != -ENOSYS; }
+
 #endif

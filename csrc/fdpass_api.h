@@ -165,3 +165,13 @@ int fdp_check_family(int sock);
  * close_range (Linux 5.9, FreeBSD 12.2). Negative slots are skipped. Errors are ignored: the
  * descriptor is gone all the same (man 2 close), and one that was not open cannot be told. */
 void fdp_close_fds(const int *fds, size_t fd_count);
+
+/* feature.c */
+
+#define FDP_FEATURE_SENDMMSG 1
+#define FDP_FEATURE_RECVMMSG 2
+#define FDP_FEATURE_CLOSE_RANGE 4
+
+/* The FDP_FEATURE_ bits of the system calls that the running kernel (or a seccomp filter in front
+ * of it) answers. The core asks nobody before it uses one and does without where it is missing. */
+unsigned int fdp_find_features(void);

@@ -1,0 +1,151 @@
+"""What a bug report should carry: versions, what was compiled, what this kernel offers, limits."""
+
+import os
+import platform
+import resource
+import socket
+import sys
+import sysconfig
+from collections.abc import Callable, Mapping
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import _cffi_backend
+
+from fdpass_c import _native
+from fdpass_c._native import ffi, lib
+from fdpass_c.errors import MAX_FDS
+
+# asm-generic/socket.h. These two architectures number their options otherwise.
+_HAS_GENERIC_NUMBERS = platform.machine() not in {"parisc", "parisc64", "sparc", "sparc64"}
+_SO_PASSPIDFD = 76
+_SO_PASSRIGHTS = 83
+
+_SINCE = {
+    "sendmmsg": "Linux 3.0",
+    "recvmmsg": "Linux 2.6.33",
+    "close_range": "Linux 5.9, FreeBSD 12.2",
+    "pidfd_open": "Linux 5.3",
+    "SO_PEERPIDFD": "Linux 6.5",
+    "SO_PASSPIDFD": "Linux 6.5",
+    "SO_PASSRIGHTS": "Linux 6.16",
+    "count of /proc/self/fd": "Linux 6.2",
+}
+
+
+def collect() -> dict[str, Any]:
+    """Everything as plain values that json.dumps takes.
+
+    A kernel feature is True or False as a harmless try of it turned out, whatever the kernel's
+    version says: a container's seccomp filter hides features too.
+    """
+    return {
+        "fdpass_c": {
+            "version": _find_version("fdpass-c"),
+            "cffi": str(_cffi_backend.__version__),
+        },
+        "python": {
+            "version": platform.python_version(),
+            "implementation": platform.python_implementation(),
+            "free-threaded": bool(sysconfig.get_config_var("Py_GIL_DISABLED")),
+        },
+        "system": {
+            "platform": sys.platform,
+            "machine": platform.machine(),
+            "kernel": f"{platform.system()} {platform.release()}",
+            "libc": " ".join(platform.libc_ver()).strip() or "unknown",
+        },
+        "compiled": {
+            "module": os.path.basename(_native.__file__),
+            "pointer bits": 8 * ffi.sizeof("void *"),
+            "byte order": sys.byteorder,
+            "messages a system call": lib.FDP_BATCH,
+        },
+        "kernel": _try_features(),
+        "limits": _read_limits(),
+    }
+
+
+def render(info: Mapping[str, Any]) -> str:
+    """What collect returned, as text for a person."""
+    lines = []
+    for section, values in info.items():
+        lines.append(f"{section}:")
+        width = max(len(name) for name in values)
+        for name, value in values.items():
+            since = f" ({_SINCE[name]})" if section == "kernel" and value is False else ""
+            lines.append(f"  {name:{width}}  {_show(value)}{since}")
+    return "\n".join(lines)
+
+
+def _show(value: object) -> str:
+    if value is None:
+        return "unlimited"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return str(value)
+
+
+def _find_version(distribution: str) -> str:
+    try:
+        return version(distribution)
+    except PackageNotFoundError:
+        return "unknown (not installed)"
+
+
+def _try_features() -> dict[str, bool]:
+    answered = lib.fdp_find_features()
+    return {
+        "sendmmsg": bool(answered & lib.FDP_FEATURE_SENDMMSG),
+        "recvmmsg": bool(answered & lib.FDP_FEATURE_RECVMMSG),
+        "close_range": bool(answered & lib.FDP_FEATURE_CLOSE_RANGE),
+        "pidfd_open": _works(_try_pidfd_open),
+        "SO_PEERPIDFD": _works(_try_peer_pidfd),
+        "SO_PASSPIDFD": _works(lambda: _try_option(_SO_PASSPIDFD)),
+        "SO_PASSRIGHTS": _works(lambda: _try_option(_SO_PASSRIGHTS)),
+        "count of /proc/self/fd": _works(_try_fd_count),
+    }
+
+
+def _works(attempt: Callable[[], bool]) -> bool:
+    try:
+        return attempt()
+    except (OSError, AttributeError):
+        return False
+
+
+def _try_pidfd_open() -> bool:
+    # Not on every system; then the AttributeError is the answer.
+    os.close(os.pidfd_open(os.getpid()))  # type: ignore[attr-defined, unused-ignore]
+    return True
+
+
+def _try_peer_pidfd() -> bool:
+    left, right = socket.socketpair()
+    with left, right:
+        fd = lib.fdp_open_peer(left.fileno())
+    if fd >= 0:
+        os.close(fd)
+    return fd >= 0
+
+
+def _try_option(option: int) -> bool:
+    if sys.platform != "linux" or not _HAS_GENERIC_NUMBERS:
+        return False
+    left, right = socket.socketpair()
+    with left, right:
+        left.setsockopt(socket.SOL_SOCKET, option, 1)
+    return True
+
+
+def _try_fd_count() -> bool:
+    return os.stat("/proc/self/fd").st_size > 0
+
+
+def _read_limits() -> dict[str, int | None]:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return {
+        "descriptors a message": MAX_FDS,
+        "RLIMIT_NOFILE soft": None if soft == resource.RLIM_INFINITY else soft,
+        "RLIMIT_NOFILE hard": None if hard == resource.RLIM_INFINITY else hard,
+    }
