@@ -182,9 +182,11 @@ TABLES = [
             "Each system call gives up the interpreter's lock, and the busy thread keeps it for",
             "up to 5 ms (sys.setswitchinterval): what counts is how many calls there are.",
             "No C floor: a C program has no such lock, so its time is that of the first table.",
+            "Who gets the lock back first is a race, so times differ much from round to round.",
             "A free-threaded Python has none of this either.",
         ],
         partial(_grid, _open_busy, (_BUSY_SIZE,)),
+        slices=20,  # A round has to be long beside the 5 ms.
     ),
     Table(
         "scaling",

@@ -16,7 +16,6 @@
 #define MAX_MESSAGES 256
 #define MAX_FDS 253
 #define MAX_BYTES (1 << 20)
-#define MAX_JOINED (1 << 16)
 
 /* fds holds fds_per_message for each message, payloads size bytes for each, one after the other. */
 struct plan {
@@ -184,9 +183,9 @@ int floor_observe(const struct plan *plan, int *ret_fds, char *ret_payloads) {
 
 static int write_once(int fd, const struct iovec *buffers, int count, size_t total) {
     ssize_t written;
-    if (total <= MAX_JOINED) {
-        /* The kernel charges for each buffer; a copy of small ones is cheaper. */
-        static char joined[MAX_JOINED];
+    /* The kernel charges for each buffer: up to about 1 KiB a copy of it is cheaper. */
+    if (total <= MAX_BYTES && total <= (size_t)count << 10) {
+        static char joined[MAX_BYTES];
         size_t at = 0;
         for (int i = 0; i < count; i++) {
             memcpy(joined + at, buffers[i].iov_base, buffers[i].iov_len);

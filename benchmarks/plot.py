@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.results import FLOOR, TableResult, describe, load
+from benchmarks.results import FLOOR, OURS, TableResult, describe, load
 
 _FORMATS = ("svg", "png")
 
@@ -27,34 +27,37 @@ def draw_table(pyplot: Any, table: TableResult, caption: str) -> Any:
     """A group of bars for each case: how many times as fast as the baseline each contender is."""
     cases = [case for case in table.cases if not case.skipped]
     rivals = [name for name in table.contender_names() if name not in (table.baseline, FLOOR)]
+    rivals.sort(key=OURS.__ne__)  # Ours first, so that it has the same colour everywhere.
     height = 0.8 / len(rivals)
-    size = 1.8 + len(cases) * (0.15 + 0.25 * len(rivals))
+    size = 1.8 + len(cases) * (0.1 + 0.25 * len(rivals))
     figure, axes = pyplot.subplots(figsize=(8, size), layout="constrained")
     for at, name in enumerate(rivals):
-        shown = [
-            (row + at * height, ratio)
-            for row, case in enumerate(cases)
-            if (ratio := case.ratio(table.baseline, name)) is not None
-        ]
-        bars = axes.barh(
-            [place for place, _ in shown], [ratio for _, ratio in shown], height, label=name
-        )
-        axes.bar_label(bars, fmt="%.2fx", padding=3, fontsize="small")
-    floors = [(row, case.ratio(table.baseline, FLOOR)) for row, case in enumerate(cases)]
-    places = [row + 0.4 - height / 2 for row, ratio in floors if ratio is not None]
-    ratios = [ratio for _, ratio in floors if ratio is not None]
-    axes.plot(ratios, places, "|", color="black", markersize=18, label=FLOOR)
+        places = [row + (at + 0.5) * height for row in range(len(cases))]
+        ratios = [case.ratio(table.baseline, name) for case in cases]
+        axes.barh(places, [ratio or 0 for ratio in ratios], height * 0.9, label=name)
+        for place, ratio in zip(places, ratios, strict=True):
+            if ratio is not None:
+                axes.annotate(
+                    f"{ratio:.2f}x",
+                    (1.01, place),
+                    xycoords=("axes fraction", "data"),
+                    va="center",
+                    fontsize="small",
+                    color=f"C{at}",
+                )
+    middles = [row + 0.4 for row in range(len(cases))]
+    floors = [case.ratio(table.baseline, FLOOR) for case in cases]
+    if any(floors):
+        axes.plot(floors, middles, "|", color="black", markersize=18, label=FLOOR)
     axes.axvline(1, color="gray", linewidth=1, label=table.baseline)
-    axes.set_yticks([row + 0.4 - height / 2 for row in range(len(cases))])
-    axes.set_yticklabels([case.name for case in cases])
-    axes.invert_yaxis()
-    axes.margins(x=0.12)
+    axes.set_yticks(middles, [case.name for case in cases])
+    axes.set_ylim(len(cases) - 0.1, -0.1)
     axes.set_xlim(left=0)
     axes.set_xlabel(
         f"{table.unit}s per second, {table.baseline} = 1x; longer is better\n{caption}",
         fontsize="small",
     )
-    axes.set_title(f"{table.name}: {table.title}", fontsize="medium", loc="left")
+    axes.set_title(f"{table.name}: {table.title}", fontsize="medium", loc="left", wrap=True)
     figure.legend(loc="outside lower center", ncols=3, fontsize="small", frameon=False)
     return figure
 

@@ -12,7 +12,7 @@ import fdpass_c
 from benchmarks.floor import Drain, FloorWriter
 from benchmarks.results import FLOOR, OURS
 from benchmarks.runner import Case, Contender, SkipCase, Table, timed_without
-from benchmarks.ways import Peer, across, LARGE_BUFFER, count_capacity, open_pair
+from benchmarks.ways import LARGE_BUFFER, Peer, across, count_capacity, open_pair
 
 _COUNTS = (2, 10, 100, 1000)
 _SIZES = (16, 64, 1024, 16384)
