@@ -20,10 +20,13 @@
 #include <stddef.h>
 #include <stdint.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/types.h>
 #include <sys/uio.h>
 #include <sys/un.h>
+#include <time.h>
 #include <unistd.h>
 
 #if defined(__linux__)
@@ -256,6 +259,33 @@ static inline ssize_t fdp_writev_nowait(int fd, const struct iovec *buffers, int
         return -EAGAIN;
     ssize_t now = writev(fd, buffers, count);
     return now >= 0 ? now : -errno;
+}
+
+/* -- the descriptor table, the clock --------------------------------------------------------------- */
+
+static inline int64_t fdp_clock_ns(void) {
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
+}
+
+/* Whether a peek installs copies of the descriptors and leaves the message whole. */
+#if defined(__linux__)
+#define FDP_CAN_PEEK_FDS 1
+#else
+#define FDP_CAN_PEEK_FDS 0
+#endif
+
+/* The number of open descriptors, or -ENOTSUP. A handle kept open would be faster, but it shows
+ * the parent's table after a fork, and a daemon that closes everything would close it too. */
+static inline ssize_t fdp_count_open(void) {
+#if defined(__linux__)
+    struct stat table;
+    /* Before Linux 6.2 the size is 0, which no open table has. */
+    if (stat("/proc/self/fd", &table) == 0 && table.st_size > 0)
+        return (ssize_t)table.st_size;
+#endif
+    return -ENOTSUP;
 }
 
 /* -- close_range ------------------------------------------------------------------------------- */

@@ -1,4 +1,4 @@
-/* Closing many descriptors. */
+/* The descriptor table: closing many, and how many more it takes. */
 #include "compat.h"
 #include "fdpass.h"
 
@@ -24,4 +24,17 @@ void fdp_close_fds(const int *fds, size_t fd_count) {
         }
         at = end;
     }
+}
+
+ssize_t fdp_count_room(void) {
+    struct rlimit limit;
+    ssize_t open = fdp_count_open();
+    if (open < 0)
+        return open;
+    if (getrlimit(RLIMIT_NOFILE, &limit) != 0)
+        return -errno;
+    if (limit.rlim_cur > INT32_MAX)
+        limit.rlim_cur = INT32_MAX;
+    ssize_t room = (ssize_t)limit.rlim_cur - open;
+    return room > 0 ? room : 0;
 }

@@ -159,7 +159,98 @@ int fdp_open_peer(int sock);
 /* 0 for a socket of the family AF_UNIX, -ENOTSOCK, -EBADF or -EAFNOSUPPORT for anything else. */
 int fdp_check_family(int sock);
 
+/* frame.c: the channel's frames, as docs/wire-format.md has them. Pure. */
+
+#define FDP_FRAME_VERSION 1
+#define FDP_FRAME_SIZE 65536
+#define FDP_FRAME_MESSAGES 1024
+#define FDP_HEADER_SIZE 16
+#define FDP_TOTALS_SIZE 12
+
+/* Kinds: many whole messages; the first and the next pieces of one large message; and what says
+ * that a large message begun will not be finished. */
+#define FDP_PACKED 1
+#define FDP_FIRST 2
+#define FDP_NEXT 3
+#define FDP_WITHDRAWN 4
+
+/* Flags of a packed frame: one length stands for all; every message has one descriptor. */
+#define FDP_SAME_LENGTH 1
+#define FDP_ONE_EACH 2
+
+/* One frame. size counts the header; the payload is what stands from payload_offset to size.
+ * Packed: lengths[0..message_count), or lengths[0] alone if same_length; fd_counts likewise,
+ * unless one_each or fd_count is 0. First: total_payload and total_fds of the whole message. */
+struct fdp_frame {
+    unsigned int size;
+    int complete;
+    unsigned int kind;
+    unsigned int message_count;
+    unsigned int fd_count;
+    unsigned int payload_offset;
+    int same_length;
+    int one_each;
+    uint64_t total_payload;
+    unsigned int total_fds;
+    unsigned int lengths[FDP_FRAME_MESSAGES];
+    unsigned int fd_counts[FDP_FRAME_MESSAGES];
+};
+
+/* Writes the FDP_HEADER_SIZE bytes that a frame starts with. */
+void fdp_write_header(unsigned char *ret_header, unsigned int kind, unsigned int flags,
+                      unsigned int fd_count, unsigned int message_count, unsigned int body_size);
+
+/* Reads the frame at the start of bytes. Returns 1 if all of it is there, 0 if more bytes must
+ * come first (ret_frame->size is its size once the header is there, else 0), -EPROTO if no frame
+ * starts so. Counts and lengths are checked against each other and against the caps above. */
+int fdp_parse_frame(const unsigned char *bytes, size_t size, struct fdp_frame *ret_frame);
+
+/* reader.c: receiving frames. */
+
+/* Why a reader stopped for good. */
+#define FDP_MALFORMED 1
+#define FDP_TORN 2
+#define FDP_MISSING 3
+#define FDP_SURPLUS 4
+#define FDP_UNWANTED 5
+#define FDP_TRUNCATED 6
+
+/* frame is the one at the front; set taken once its payload, at bytes + frame.payload_offset, and
+ * its descriptors, fds[0..frame.fd_count), are the caller's: the next call drops it then, and
+ * hands it out again if not. needed and room belong to -EMFILE, violation to -EPROTO. */
+struct fdp_reader {
+    int taken;
+    int violation;
+    unsigned int needed;
+    unsigned int room;
+    struct fdp_frame frame;
+    int accept_fds;
+    unsigned int byte_count;
+    unsigned int fd_count;
+    int64_t checked_at;
+    int fds[506];
+    unsigned char bytes[FDP_FRAME_SIZE];
+};
+
+/* Starts with nothing received. With accept_fds 0 any descriptor is a violation. */
+void fdp_start_reader(struct fdp_reader *ret_reader, int accept_fds);
+
+/* Receives until a whole frame is at the front. sock is a stream or seqpacket socket. With wait
+ * it waits in poll, whatever O_NONBLOCK says; without it returns -EAGAIN. Returns 1 with a frame,
+ * 0 at end of file between two frames.
+ * -EMFILE: the descriptor table has no room for the next frame's; it is still queued, and a later
+ * call takes it (Linux; elsewhere this is a violation).  -EPROTO: the peer broke the protocol, or
+ * closed inside a frame; every descriptor is closed, and every later call says the same. */
+ssize_t fdp_read_frame(int sock, struct fdp_reader *reader, int wait);
+
+/* Closes the descriptors that were received and not taken. */
+void fdp_close_reader(struct fdp_reader *reader);
+
 /* descriptor.c */
+
+/* How many more descriptors this process may open: RLIMIT_NOFILE less what is open. -ENOTSUP
+ * where the system does not tell (Linux before 6.2, other systems). */
+ssize_t fdp_count_room(void);
 
 /* Closes fds[0..fd_count) in few system calls: neighbours in ascending order go together through
  * close_range (Linux 5.9, FreeBSD 12.2). Negative slots are skipped. Errors are ignored: the

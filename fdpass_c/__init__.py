@@ -13,9 +13,11 @@ if sys.platform == "win32":
     )
 
 from fdpass_c.batches import Batch, Progress, TruncatedBatchError, recv_many, send_many
+from fdpass_c.channel import Channel
 from fdpass_c.descriptors import Descriptors, close_fds
 from fdpass_c.errors import (
     MAX_FDS,
+    DescriptorTableFullError,
     FdpassError,
     PeerClosedError,
     ProtocolError,
@@ -28,7 +30,9 @@ from fdpass_c.vectors import broadcast, writev
 __all__ = [
     "MAX_FDS",
     "Batch",
+    "Channel",
     "Credentials",
+    "DescriptorTableFullError",
     "Descriptors",
     "FdpassError",
     "PeerClosedError",

@@ -131,7 +131,7 @@ def send_many(
     lengths = [*map(len, payloads)]
     if sum(lengths) != len(data):  # Buffers of items wider than a byte.
         lengths = [memoryview(payload).nbytes for payload in payloads]
-    flat, counts = _flatten(fds)
+    flat, counts = flatten_fds(fds)
     _check_batch(fd, lengths, flat, counts)
 
     progress = ffi.new("struct fdp_progress *")
@@ -162,7 +162,7 @@ def send_many(
     return count
 
 
-def _flatten(fds: Sequence[Any]) -> tuple["array[int]", "array[int] | None"]:
+def flatten_fds(fds: Sequence[Any]) -> tuple["array[int]", "array[int] | None"]:
     """All descriptors in a row, and how many go with each message: None for one each."""
     try:
         return array("i", fds), None
@@ -295,7 +295,7 @@ def _collect(batch: Batch, view: Any, inbox: Any, head: Any, bufsize: int) -> in
     owned += fds
     head[1] = 0
     lengths = ffi.unpack(inbox.lengths, messages)
-    batch.payloads += _read_payloads(view, lengths, bufsize)
+    batch.payloads += cut_payloads(view, lengths, bufsize)
     if batch._counts is not None:
         batch._counts += ffi.unpack(inbox.fd_counts, messages)
     if all_flags & _LOSSY:
@@ -303,7 +303,7 @@ def _collect(batch: Batch, view: Any, inbox: Any, head: Any, bufsize: int) -> in
     return 0
 
 
-def _read_payloads(view: Any, lengths: list[int], stride: int) -> Iterable[bytes]:
+def cut_payloads(view: Any, lengths: list[int], stride: int) -> Iterable[bytes]:
     """Payloads of one size, the usual case, are cut by one unpack, ten times as fast."""
     if lengths and lengths.count(lengths[0]) == len(lengths):
         payloads: tuple[bytes, ...] = _cut(len(lengths), lengths[0], stride)(view)

@@ -33,6 +33,22 @@ class ProtocolError(FdpassError):
     """The peer sent something other than what was agreed."""
 
 
+class DescriptorTableFullError(FdpassError):
+    """This process has no room for the descriptors of the next message (RLIMIT_NOFILE).
+
+    Nothing is lost: the message is still queued, and receiving again after closing some brings it.
+    needed: how many descriptors it has still to bring. free: how many the table had room for.
+    """
+
+    def __init__(self, needed: int, free: int) -> None:
+        super().__init__(
+            f"the next message brings {needed} descriptors and this process can open {free} more "
+            "(RLIMIT_NOFILE); it stays queued until some are closed"
+        )
+        self.needed = needed
+        self.free = free
+
+
 _EXPLANATIONS = {
     errno.ETOOMANYREFS: "the user has as many descriptors in flight as RLIMIT_NOFILE allows; "
     "they count until the receiver takes them",

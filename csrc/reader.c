@@ -1,0 +1,169 @@
+/* Receiving the channel's frames: no descriptor is lost to a full table, and none leaks. */
+#include "compat.h"
+#include "fdpass.h"
+
+/* One receive may bring FDP_MAX_FDS. It is done straight away only where a look at the table not
+ * longer ago than FRESH_NS found room for them and for what other threads can open meanwhile. */
+#define AMPLE_ROOM (FDP_MAX_FDS + 512)
+#define FRESH_NS 100000
+
+void fdp_start_reader(struct fdp_reader *ret_reader, int accept_fds) {
+    ret_reader->taken = 0;
+    ret_reader->violation = 0;
+    ret_reader->frame.size = 0;
+    ret_reader->frame.complete = 0;
+    ret_reader->byte_count = 0;
+    ret_reader->fd_count = 0;
+    ret_reader->accept_fds = accept_fds;
+    ret_reader->checked_at = 0;
+}
+
+void fdp_close_reader(struct fdp_reader *reader) {
+    fdp_close_fds(reader->fds, reader->fd_count);
+    reader->fd_count = 0;
+}
+
+static int violate(struct fdp_reader *reader, int violation) {
+    fdp_close_reader(reader);
+    reader->violation = violation;
+    return -EPROTO;
+}
+
+static int has_ample_room(struct fdp_reader *reader) {
+    int64_t now = fdp_clock_ns();
+    if (reader->checked_at != 0 && now - reader->checked_at < FRESH_NS)
+        return 1;
+    ssize_t room = fdp_count_room();
+    reader->checked_at = room >= AMPLE_ROOM ? now : 0;
+    return room >= AMPLE_ROOM;
+}
+
+/* How many descriptors the frame at the front of bytes says it carries; at least one. */
+static unsigned count_needed(const unsigned char *bytes, size_t size) {
+    struct fdp_frame frame = {.fd_count = 0};
+    (void)fdp_parse_frame(bytes, size, &frame);
+    return frame.fd_count > 0 ? frame.fd_count : 1;
+}
+
+/* Reads the bytes again that a peek has brought, without their control data: that frees the
+ * kernel's own hold on the descriptors, of which this process now has its copies. */
+static int discard(int sock, unsigned char *bytes, size_t size) {
+    while (size > 0) {
+        ssize_t gone = recv(sock, bytes, size, MSG_DONTWAIT);
+        if (gone < 0 && errno != EINTR)
+            return -errno;
+        if (gone > 0) {
+            bytes += gone;
+            size -= (size_t)gone;
+        }
+    }
+    return 0;
+}
+
+/* One recvmsg. Where room is scarce it peeks, which installs copies of the descriptors and leaves
+ * the message queued, so that a full table, or a thread that fills it just now, loses nothing. */
+static ssize_t receive(int sock, struct fdp_reader *reader, size_t wanted) {
+    FDP_CONTROL(control, FDP_CONTROL_SIZE);
+    unsigned char *target = reader->bytes + reader->byte_count;
+    int *fds = reader->fds + reader->fd_count;
+    int careful = FDP_CAN_PEEK_FDS && !has_ample_room(reader);
+    struct iovec buffer = {.iov_base = target, .iov_len = wanted};
+    struct msghdr header = {
+        .msg_iov = &buffer,
+        .msg_iovlen = 1,
+        .msg_control = control,
+        .msg_controllen = (fdp_controllen_t)fdp_size_control(FDP_MAX_FDS),
+    };
+    ssize_t received =
+        recvmsg(sock, &header, MSG_DONTWAIT | FDP_RECV_FLAGS | (careful ? MSG_PEEK : 0));
+    if (received < 0)
+        return -errno;
+
+    struct fdp_arrival arrival;
+    fdp_parse_control(control, (size_t)header.msg_controllen, header.msg_flags, fds, FDP_MAX_FDS,
+                      &arrival);
+    reader->fd_count += arrival.fd_count;
+    if (arrival.flags & MSG_CTRUNC) {
+        if (!careful)
+            return violate(reader, FDP_TRUNCATED);
+        fdp_close_fds(fds, arrival.fd_count);
+        reader->fd_count -= arrival.fd_count;
+        ssize_t room = fdp_count_room();
+        reader->room = room > 0 ? (unsigned)room : 0;
+        reader->needed = count_needed(target, (size_t)received);
+        return -EMFILE;
+    }
+    if (careful && discard(sock, target, (size_t)received) < 0)
+        return violate(reader, FDP_TORN);
+    if (arrival.flags & MSG_TRUNC)
+        return violate(reader, FDP_MALFORMED);
+    if (arrival.fd_count > 0 && !reader->accept_fds)
+        return violate(reader, FDP_UNWANTED);
+    return received;
+}
+
+/* Moves what is behind the frame that was taken to the front. */
+static void drop_frame(struct fdp_reader *reader) {
+    unsigned bytes = reader->frame.size;
+    unsigned fds = reader->frame.fd_count;
+    reader->byte_count -= bytes;
+    memmove(reader->bytes, reader->bytes + bytes, reader->byte_count);
+    reader->fd_count -= fds;
+    memmove(reader->fds, reader->fds + fds, reader->fd_count * sizeof reader->fds[0]);
+    reader->frame.size = 0;
+    reader->frame.complete = 0;
+    reader->taken = 0;
+}
+
+static int find_frame(struct fdp_reader *reader) {
+    struct fdp_frame *frame = &reader->frame;
+    int found = fdp_parse_frame(reader->bytes, reader->byte_count, frame);
+    if (found < 0)
+        return violate(reader, FDP_MALFORMED);
+    if (frame->size == 0)
+        return 0;
+    if (frame->fd_count > 0 && !reader->accept_fds)
+        return violate(reader, FDP_UNWANTED);
+    /* They come with the first byte, so they are all here once the header is. */
+    if (reader->fd_count < frame->fd_count)
+        return violate(reader, FDP_MISSING);
+    if (reader->fd_count > frame->fd_count && reader->byte_count <= frame->size)
+        return violate(reader, FDP_SURPLUS);
+    frame->complete = found;
+    return found;
+}
+
+ssize_t fdp_read_frame(int sock, struct fdp_reader *reader, int wait) {
+    if (reader->violation != 0)
+        return -EPROTO;
+    if (reader->taken)
+        drop_frame(reader);
+    if (reader->frame.complete)
+        return 1;
+    for (;;) {
+        if (reader->byte_count > 0) {
+            int found = find_frame(reader);
+            if (found != 0)
+                return found;
+        }
+        /* A frame that has begun is read to its end and no further, so that the descriptors of
+         * the next one come in a receive of their own. */
+        size_t end = reader->frame.size > 0 ? reader->frame.size : sizeof reader->bytes;
+        if (reader->fd_count > FDP_MAX_FDS)
+            return violate(reader, FDP_SURPLUS);
+        ssize_t received = receive(sock, reader, end - reader->byte_count);
+        if (received == -EAGAIN && wait) {
+            struct pollfd readable = {.fd = sock, .events = POLLIN};
+            if (poll(&readable, 1, -1) < 0)
+                return -errno;
+            continue;
+        }
+        if (received < 0)
+            return received;
+        if (received == 0 && reader->byte_count == 0 && reader->fd_count == 0)
+            return 0;
+        if (received == 0)
+            return violate(reader, FDP_TORN);
+        reader->byte_count += (unsigned)received;
+    }
+}
