@@ -172,6 +172,10 @@ typedef socklen_t fdp_controllen_t;
 #pragma GCC diagnostic ignored "-Wsign-conversion"
 #pragma GCC diagnostic ignored "-Wsign-compare"
 static inline struct cmsghdr *fdp_next_control(struct msghdr *message, struct cmsghdr *header) {
+    const unsigned char *end = (unsigned char *)message->msg_control + message->msg_controllen;
+    /* musl on 32 bits rounds a forged length up to 0 and would return the same header for ever. */
+    if ((size_t)header->cmsg_len > (size_t)(end - (unsigned char *)header))
+        return NULL;
     return CMSG_NXTHDR(message, header);
 }
 #pragma GCC diagnostic pop

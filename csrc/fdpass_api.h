@@ -200,6 +200,11 @@ struct fdp_frame {
 void fdp_write_header(unsigned char *ret_header, unsigned int kind, unsigned int flags,
                       unsigned int fd_count, unsigned int message_count, unsigned int body_size);
 
+/* Sends one frame, or any other run of bytes, as fdp_send_bytes does. *ret_sent is what it returns,
+ * or 0 where it failed, for a caller whose language can lose a returned value to an exception. */
+ssize_t fdp_send_frame(int sock, const void *data, size_t length, const int *fds, size_t fd_count,
+                       int flags, size_t *ret_sent);
+
 /* Reads the frame at the start of bytes. Returns 1 if all of it is there, 0 if more bytes must
  * come first (ret_frame->size is its size once the header is there, else 0), -EPROTO if no frame
  * starts so. Counts and lengths are checked against each other and against the caps above. */
@@ -223,12 +228,12 @@ struct fdp_reader {
     int violation;
     unsigned int needed;
     unsigned int room;
-    struct fdp_frame frame;
-    int accept_fds;
     unsigned int byte_count;
     unsigned int fd_count;
-    int64_t checked_at;
+    int accept_fds;
     int fds[506];
+    struct fdp_frame frame;
+    int64_t checked_at;
     unsigned char bytes[FDP_FRAME_SIZE];
 };
 

@@ -23,6 +23,7 @@ from fdpass_c.errors import (
     ProtocolError,
     TruncatedError,
 )
+from fdpass_c.listener import Listener
 from fdpass_c.messages import recv_fd, recv_fds, send_fd, send_fds
 from fdpass_c.peer import Credentials, peer_credentials, peer_pidfd
 from fdpass_c.vectors import broadcast, writev
@@ -35,6 +36,7 @@ __all__ = [
     "DescriptorTableFullError",
     "Descriptors",
     "FdpassError",
+    "Listener",
     "PeerClosedError",
     "Progress",
     "ProtocolError",

@@ -81,6 +81,16 @@ class _Lib(Protocol):
         message_count: int,
         body_size: int,
     ) -> None: ...
+    def fdp_send_frame(
+        self,
+        sock: int,
+        data: Any,
+        length: int,
+        fds: Any,
+        fd_count: int,
+        flags: int,
+        ret_sent: Any,
+    ) -> int: ...
     def fdp_parse_frame(self, bytes: Any, size: int, ret_frame: Any) -> int: ...
     def fdp_start_reader(self, ret_reader: Any, accept_fds: int) -> None: ...
     def fdp_read_frame(self, sock: int, reader: Any, wait: int) -> int: ...

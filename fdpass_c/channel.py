@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 
 from fdpass_c._native import ffi, lib
 from fdpass_c.batches import Batch, Progress, flatten_fds
-from fdpass_c.descriptors import Descriptors, as_fd_list, close_fds
+from fdpass_c.descriptors import Descriptors, as_fd_list, close_fds, own
 from fdpass_c.errors import (
     MAX_FDS,
     DescriptorTableFullError,
@@ -26,20 +26,24 @@ from fdpass_c.errors import (
     ProtocolError,
     raise_oserror,
 )
-from fdpass_c.frames import WITHDRAWN, Column, Frame, make_frames, start_single
+from fdpass_c.frames import (
+    SINGLE_LIMIT,
+    WITHDRAWN,
+    Column,
+    Frame,
+    make_frames,
+    start_packed,
+    start_single,
+)
 from fdpass_c.messages import Buffer
 from fdpass_c.peer import Credentials, is_unix, peer_credentials, peer_pidfd
 from fdpass_c.waiting import READABLE, WRITABLE, Deadline, HasFileno, persist
 
-_send_fd = lib.fdp_send_fd
-_send_bytes = lib.fdp_send_bytes
+_send_frame = lib.fdp_send_frame
 _read_frame = lib.fdp_read_frame
 _unpack_fds = ffi.unpack
 _join = b"".join
-_new_reader = ffi.new_allocator(should_clear_after_alloc=False)
-
-# Up to this size the kernel takes a frame whole or not at all, even into the smallest SO_SNDBUF.
-_ATOMIC = 2048
+_new_uncleared = ffi.new_allocator(should_clear_after_alloc=False)
 
 # Frames for one call of the C core, which sends them with one system call.
 _GROUP = 64
@@ -51,9 +55,11 @@ _BYTES_AT = ffi.offsetof("struct fdp_reader", "bytes")
 _FRAME_AT = ffi.offsetof("struct fdp_reader", "frame")
 _LENGTHS_AT = _FRAME_AT + ffi.offsetof("struct fdp_frame", "lengths")
 
-# Of struct fdp_reader's frame: size, kind, message_count, fd_count, payload_offset, same_length,
-# one_each; and the first of its lengths.
-_unpack_frame = struct.Struct(f"={_FRAME_AT}xI4x4I2i{_LENGTHS_AT - _FRAME_AT - 32}xI").unpack_from
+# Of struct fdp_reader: byte_count, the first descriptor; of its frame: size, kind, message_count,
+# fd_count, payload_offset, same_length, one_each; and the first of its lengths.
+_unpack_frame = struct.Struct(
+    f"=16xI8xi{_FRAME_AT - 32}xI4x4I2i{_LENGTHS_AT - _FRAME_AT - 32}xI"
+).unpack_from
 
 _PACKED = lib.FDP_PACKED
 
@@ -139,11 +145,13 @@ class Channel:
         self._max_fds = max_fds
         self._sending = threading.Lock()
         self._receiving = threading.Lock()
+        sent = ffi.new("size_t *")
+        self._sent = sent, memoryview(ffi.buffer(sent)).cast("L")
         self._unsent = b""
         self._poison = ""
         self._ready: deque[tuple[bytes, list[int]]] = deque()
         self._partial: _Partial | None = None
-        self._reader = _new_reader("struct fdp_reader *")
+        self._reader = _new_uncleared("struct fdp_reader *")
         lib.fdp_start_reader(self._reader, receive_fds)
         self._reader_fds = self._reader.fds
         self._bytes = ffi.buffer(self._reader)
@@ -190,26 +198,36 @@ class Channel:
         listed: list[Any] = [*fds]
         data = payload if type(payload) is bytes else _join((payload,))
         count = len(listed)
-        if len(data) > _ATOMIC or count > MAX_FDS:
+        if len(data) <= SINGLE_LIMIT and count <= MAX_FDS:
+            self._send_frame(start_single(len(data), count) + data, listed)
+        else:
             self._send_column(Column([data], [len(data)], array("i", as_fd_list(listed)), [count]))
-            return
-        frame = start_single(len(data), count) + data
+
+    def _send_frame(self, frame: bytes, fds: list[Any]) -> None:
+        size = len(frame)
+        memory, head = self._sent
         with self._sending:
             if self._unsent:
                 self._flush()
+            head[0] = 0
             try:
-                if count == 1:
-                    sent = _send_fd(self._fd, frame, len(frame), listed[0], 0)
-                else:
-                    sent = _send_bytes(self._fd, frame, len(frame), listed, count, 0)
-            except TypeError:
-                listed = as_fd_list(listed)
-                sent = _send_bytes(self._fd, frame, len(frame), listed, count, 0)
-            if sent < 0:
-                persist(
-                    self._sock, WRITABLE, sent,
-                    _send_bytes, self._fd, frame, len(frame), listed, count, 0,
-                )  # fmt: skip
+                try:
+                    sent = _send_frame(self._fd, frame, size, fds, len(fds), 0, memory)
+                except TypeError:
+                    fds = as_fd_list(fds)
+                    sent = _send_frame(self._fd, frame, size, fds, len(fds), 0, memory)
+                if sent < 0:
+                    persist(
+                        self._sock, WRITABLE, sent,
+                        _send_frame, self._fd, frame, size, fds, len(fds), 0, memory,
+                    )  # fmt: skip
+            finally:
+                # What is begun is sent, whatever a signal handler raises.
+                if 0 < head[0] < size:
+                    self._unsent = frame[head[0] :]
+            if self._unsent:
+                with contextlib.suppress(BlockingIOError, TimeoutError):
+                    self._flush()
 
     def send_many(
         self,
@@ -236,6 +254,12 @@ class Channel:
         described = len(flat) if counts is None else len(counts)
         if described != len(data):
             raise ValueError(f"{len(data)} payloads, but descriptors for {described}")
+        if counts is None and len(data) <= MAX_FDS and data:
+            # The usual column fits into one frame.
+            head = start_packed(lengths, None, len(data))
+            if head is not None:
+                self._send_frame(_join((head, *data)), flat.tolist())
+                return len(data)
         if data:
             self._send_column(
                 Column(data, lengths, flat, None if counts is None else counts.tolist())
@@ -347,7 +371,7 @@ class Channel:
         message's descriptors; it is still queued. BlockingIOError,
         TimeoutError: nothing there, or not all of it yet; what came stays for the next call.
         """
-        owner = Descriptors(())
+        owner = own([])
         with self._receiving:
             ready = self._ready
             if not ready:
@@ -374,8 +398,18 @@ class Channel:
         """
         if max_messages < 1:
             raise ValueError(f"max_messages is positive, got {max_messages}")
-        batch = Batch([], Descriptors(()))
+        owner = own([])
         with self._receiving:
+            if not self._ready:
+                # The usual frame is all there is, and becomes the batch as it stands.
+                packed = self._receive()
+                if packed is not None:
+                    payloads, fds, counts, more = packed
+                    if not more and len(payloads) <= max_messages:
+                        owner._fds = fds
+                        self._ints[0] = 1
+                        return Batch([*payloads], owner, counts)
+            batch = Batch([], owner)
             more = not self._take_ready(batch, max_messages)
             while more and len(batch) < max_messages:
                 try:
@@ -389,20 +423,10 @@ class Channel:
         return batch
 
     def _store(self, packed: Any, batch: Batch, max_messages: int) -> None:
-        """Hands over the frame at the front: to batch if it has room for all, else by way of
-        self._ready, where a large message is already."""
+        """Hands over the frame at the front by way of self._ready, where a large message is
+        already."""
         if packed is not None:
             payloads, fds, counts, _ = packed
-            if len(batch) + len(payloads) <= max_messages:
-                if counts is not None or batch._counts is not None:
-                    added = counts or [1] * len(payloads)
-                    counts = (batch._counts or [1] * len(batch)) + added
-                batch.payloads += payloads
-                owned = batch.fds._fds
-                owned += fds
-                batch._counts = counts
-                self._ints[0] = 1
-                return
             rows = _by_message(payloads, fds, counts)
             self._ready += rows
             self._ints[0] = 1
@@ -456,10 +480,12 @@ class Channel:
                 deadline = deadline or Deadline(self._sock, READABLE)
                 self._explain(result, deadline)
                 continue
-            size, kind, count, fd_count, offset, same_length, one_each, length = _unpack_frame(
-                self._bytes
-            )
-            fds = _unpack_fds(self._reader_fds, fd_count) if fd_count else []
+            buffered, first_fd, size, kind, count, fd_count, *rest = _unpack_frame(self._bytes)
+            offset, same_length, one_each, length = rest
+            if fd_count == 1:
+                fds = [first_fd]
+            else:
+                fds = _unpack_fds(self._reader_fds, fd_count) if fd_count else []
             start = _BYTES_AT + offset
             if kind != _PACKED:
                 if self._add_piece(kind, self._bytes[start : _BYTES_AT + size], fds):
@@ -487,7 +513,7 @@ class Channel:
             most = fd_count if count == 1 else max(counts or (1,))
             if most > self._max_fds:
                 self._violate(f"a message with {most} descriptors, max_fds is {self._max_fds}")
-            return payloads, fds, counts, fd_count == MAX_FDS or self._reader.byte_count > size
+            return payloads, fds, counts, buffered > size
 
     def _explain(self, result: int, deadline: Deadline) -> None:
         """Raises what a result of the reader means, or returns where it is worth another try."""

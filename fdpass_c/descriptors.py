@@ -12,6 +12,8 @@ from fdpass_c.waiting import HasFileno, fileno
 
 _TAKEN = -1
 
+_close_fds = lib.fdp_close_fds
+
 
 def as_fd_list(fds: Iterable[int | HasFileno]) -> list[int]:
     """A list of ints from descriptors and objects with fileno(); TypeError names the wrong one."""
@@ -148,7 +150,7 @@ class Descriptors(Sequence[int]):
         """Closes all that was not taken. Again is harmless."""
         fds, self._fds = self._fds, None
         if fds:
-            lib.fdp_close_fds(fds, len(fds))
+            _close_fds(fds, len(fds))
 
     def __enter__(self) -> "Descriptors":
         return self
@@ -172,3 +174,13 @@ class Descriptors(Sequence[int]):
                     f"unclosed {self!r}{where}", ResourceWarning, source=self, stacklevel=2
                 )
             self.close()
+
+
+_new = Descriptors.__new__
+
+
+def own(fds: list[int]) -> Descriptors:
+    """Descriptors(fds) for the layers above, which give the list away: half the time."""
+    owner = _new(Descriptors)
+    owner._fds = fds
+    return owner

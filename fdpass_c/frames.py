@@ -78,7 +78,7 @@ def _pack_range(column: Column, start: int, end: int, first_fd: int) -> Iterator
     end = start + count
     fd_counts = None if column.fd_counts is None else column.fd_counts[start:end]
     fd_count = count if fd_counts is None else sum(fd_counts)
-    head = _start_packed(lengths, fd_counts, fd_count) if fd_count <= MAX_FDS else None
+    head = start_packed(lengths, fd_counts, fd_count) if fd_count <= MAX_FDS else None
     if head is not None:
         yield Frame([head, *column.payloads[start:end]], first_fd, fd_count, end, False)
     elif count == 1:
@@ -91,7 +91,7 @@ def _pack_range(column: Column, start: int, end: int, first_fd: int) -> Iterator
         yield from _pack_range(column, middle, end, first_fd)
 
 
-def _start_packed(lengths: list[int], fd_counts: list[int] | None, fd_count: int) -> bytes | None:
+def start_packed(lengths: list[int], fd_counts: list[int] | None, fd_count: int) -> bytes | None:
     """Header and tables, or None if the frame would be too large."""
     count = len(lengths)
     flags = 0
