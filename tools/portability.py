@@ -24,7 +24,8 @@ from workshop import BUILD, ROOT, Failure, format_table, make_environment, run, 
 CORE = ROOT / "csrc"
 C_TESTS = ROOT / "tests" / "c"
 OUT = BUILD / "portability"
-FLAGS = ["-std=c11", "-O2", "-Wall", "-Wextra", "-Wconversion", "-Werror"]
+PROGRAM_FLAGS = ["-std=c11", "-O2", "-Wall", "-Wextra", "-Werror"]
+FLAGS = [*PROGRAM_FLAGS, "-Wconversion"]
 # ziglang 0.15: the first with FreeBSD's headers.
 ZIG = "ziglang>=0.15"
 SECONDS_A_PROGRAM = 120
@@ -133,31 +134,36 @@ def find_emulator(runner: Runner) -> list[str]:
     return [found]
 
 
-def sources() -> list[Path]:
-    return sorted(CORE.glob("*.c"))
+def compile_core(compiler: list[str], home: Path) -> list[Path]:
+    home.mkdir(parents=True, exist_ok=True)
+    objects = []
+    for source in sorted(CORE.glob("*.c")):
+        objects.append(home / f"{source.stem}.o")
+        run([*compiler, *FLAGS, "-c", source, "-o", objects[-1]])
+    return objects
 
 
 def compile_target(target: Target, zig: list[str]) -> str:
     """Each source with warnings as errors, then all of them linked: no symbol may be missing."""
     home = OUT / target.triple
-    home.mkdir(parents=True, exist_ok=True)
-    objects = []
-    for source in sources():
-        objects.append(home / f"{source.stem}.o")
-        run([*zig, "-target", target.triple, *FLAGS, "-fPIC", "-c", source, "-o", objects[-1]])
+    compiler = [*zig, "-target", target.triple]
+    objects = compile_core([*compiler, "-fPIC"], home)
     # The linker of macOS takes no undefined symbol unasked.
     strict = [] if "macos" in target.triple else ["-Wl,-z,defs"]
     library = home / "libfdpass.so"
-    run([*zig, "-target", target.triple, "-shared", *strict, *objects, "-o", library])
+    run([*compiler, "-shared", *strict, *objects, "-o", library])
     return f"{len(objects)} files, no warning; links"
 
 
-def build_program(compiler: list[str], home: Path, program: Path) -> Path:
-    home.mkdir(parents=True, exist_ok=True)
-    binary = home / program.stem
+def build_program(compiler: list[str], core: list[Path], program: Path) -> Path:
+    binary = core[0].parent / program.stem
     includes = [f"-I{CORE}", f"-I{C_TESTS}"]
-    run([*compiler, *FLAGS, *includes, *sources(), program, "-pthread", "-o", binary])
+    run([*compiler, *PROGRAM_FLAGS, *includes, *core, program, "-pthread", "-o", binary])
     return binary
+
+
+def make_home(runner: Runner) -> Path:
+    return OUT / runner.name.replace(" ", "-").replace(",", "")
 
 
 def run_tests(runner: Runner, zig: list[str]) -> str:
@@ -166,10 +172,10 @@ def run_tests(runner: Runner, zig: list[str]) -> str:
     programs = sorted(C_TESTS.glob("test_*.c"))
     if not programs:
         raise Failure(f"no test programs in {C_TESTS.relative_to(ROOT)}")
-    home = OUT / runner.name.replace(" ", "-").replace(",", "")
+    core = compile_core(compiler, make_home(runner))
     for program in programs:
-        binary = build_program(compiler, home, program)
-        run([*emulator, binary], cwd=home, timeout=SECONDS_A_PROGRAM)
+        binary = build_program(compiler, core, program)
+        run([*emulator, binary], cwd=binary.parent, timeout=SECONDS_A_PROGRAM)
     return f"{len(programs)} programs passed"
 
 
@@ -179,9 +185,9 @@ def count_calls(runner: Runner, zig: list[str]) -> str:
     strace = shutil.which("strace")
     if strace is None:
         raise Missing("no strace: apt-get install strace")
-    home = OUT / "calls" / runner.name.replace(" ", "-").replace(",", "")
-    binary = build_program(compiler, home, ROOT / "tools" / "one_batch.c")
-    log = home / "calls.txt"
+    core = compile_core(compiler, make_home(runner))
+    binary = build_program(compiler, core, ROOT / "tools" / "one_batch.c")
+    log = binary.with_suffix(".txt")
     run([strace, "-f", "-qq", "-e", "trace=%network", "-o", log, binary], timeout=60)
     lines = [line.split(maxsplit=1)[1] for line in log.read_text().splitlines()]
     seen = Counter(line.split("(")[0] for line in lines if "msg(" in line)
