@@ -101,21 +101,25 @@ ssize_t fdp_send_batch(int sock, const void *payloads, const size_t *lengths, co
 
     fdp_mute_sigpipe(sock);
     while (progress->messages < count && progress->messages - start.messages < LONGEST_CALL) {
-        int sent = fill_chunk(&chunk, sock, &batch, progress);
-        if (sent > 0)
-            sent = fdp_sendmmsg(sock, chunk.headers, (unsigned)sent, flags | FDP_SEND_FLAGS);
+        int filled = fill_chunk(&chunk, sock, &batch, progress);
+        int sent = filled;
+        if (filled > 0)
+            sent = fdp_sendmmsg(sock, chunk.headers, (unsigned)filled, flags | FDP_SEND_FLAGS);
         if (sent < 0) {
             int moved = progress->messages > start.messages || progress->bytes > start.bytes;
             return moved ? (ssize_t)(progress->messages - start.messages) : sent;
         }
         advance(progress, &batch, &chunk, sent);
+        if (sent < filled)
+            break;
+        /* Only the first may wait: a signal caught since then would not end the waiting. */
+        flags |= MSG_DONTWAIT;
     }
     return (ssize_t)(progress->messages - start.messages);
 }
 
-/* An empty message without control data: end of file on a connection, a message on a datagram
- * socket. */
-static int is_end(int sock) {
+/* Whether an empty message without descriptors means the end of file. */
+static int has_end(int sock) {
     int type = SOCK_STREAM;
     socklen_t length = sizeof type;
     (void)getsockopt(sock, SOL_SOCKET, SO_TYPE, &type, &length);
@@ -123,18 +127,33 @@ static int is_end(int sock) {
 }
 
 static void put_message(struct fdp_inbox *inbox, const struct mmsghdr *message,
-                        size_t fd_capacity) {
+                        size_t capacity, size_t fd_capacity) {
     const struct msghdr *header = &message->msg_hdr;
     struct fdp_arrival arrival;
     fdp_parse_control(header->msg_control, (size_t)header->msg_controllen, header->msg_flags,
                       inbox->fds + inbox->fd_count, fd_capacity, &arrival);
     unsigned at = inbox->message_count++;
-    inbox->lengths[at] = message->msg_len;
+    /* With MSG_TRUNC in flags it is the length of the datagram. */
+    inbox->lengths[at] = message->msg_len < capacity ? message->msg_len : (unsigned)capacity;
     inbox->fd_counts[at] = arrival.fd_count;
     inbox->flags[at] = arrival.flags;
     inbox->fd_count += arrival.fd_count;
     inbox->all_flags |= arrival.flags;
-    inbox->one_each &= arrival.fd_count == 1;
+}
+
+static int is_empty(const struct fdp_inbox *inbox, unsigned at) {
+    return inbox->lengths[at] == 0 && inbox->fd_counts[at] == 0 &&
+           !(inbox->flags[at] & MSG_CTRUNC);
+}
+
+/* Linux fills the rest of the headers with empty messages at end of file. Other control data may
+ * come with them (SO_PASSCRED). One that is followed by a message is a message. */
+static void cut_end(struct fdp_inbox *inbox, int sock) {
+    unsigned count = inbox->message_count;
+    while (count > 0 && is_empty(inbox, count - 1))
+        count--;
+    if (count < inbox->message_count && has_end(sock))
+        inbox->message_count = count;
 }
 
 ssize_t fdp_recv_batch(int sock, void *ret_data, size_t capacity, size_t fd_capacity,
@@ -171,11 +190,11 @@ ssize_t fdp_recv_batch(int sock, void *ret_data, size_t capacity, size_t fd_capa
     ret_inbox->fd_count = 0;
     ret_inbox->all_flags = 0;
     ret_inbox->one_each = 1;
-    for (int i = 0; i < received; i++) {
-        int empty = headers[i].msg_len == 0 && headers[i].msg_hdr.msg_controllen == 0;
-        if (empty && is_end(sock))
-            break;
-        put_message(ret_inbox, &headers[i], fd_capacity);
-    }
+    for (int i = 0; i < received; i++)
+        put_message(ret_inbox, &headers[i], capacity, fd_capacity);
+    cut_end(ret_inbox, sock);
+    for (unsigned i = 0; i < ret_inbox->message_count; i++)
+        ret_inbox->one_each &= ret_inbox->fd_counts[i] == 1;
+    ret_inbox->is_full = ret_inbox->message_count == count;
     return (ssize_t)ret_inbox->message_count;
 }

@@ -203,6 +203,7 @@ static inline int fdp_send_each(int sock, struct mmsghdr *headers, unsigned coun
         headers[i].msg_len = (unsigned)sent;
         if ((size_t)sent < headers[i].msg_hdr.msg_iov->iov_len)
             return (int)i + 1;
+        flags |= MSG_DONTWAIT;
     }
     return (int)count;
 }

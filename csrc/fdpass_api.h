@@ -117,12 +117,14 @@ ssize_t fdp_send_batch(int sock, const void *payloads, const size_t *lengths, co
 
 /* What one fdp_recv_batch brought: messages, each with its length, its count of descriptors and
  * its msg_flags; all their descriptors, one message's behind the other's. all_flags has every flag
- * that any message has. */
+ * that any message has. one_each: every message has one descriptor. is_full: it took as many as one
+ * call can, so that there may be more. */
 struct fdp_inbox {
     unsigned int message_count;
     unsigned int fd_count;
     int all_flags;
     int one_each;
+    int is_full;
     unsigned int lengths[FDP_BATCH];
     unsigned int fd_counts[FDP_BATCH];
     int flags[FDP_BATCH];
@@ -132,8 +134,8 @@ struct fdp_inbox {
 /* Receives up to max_messages, at most FDP_BATCH, with one system call: waits for the first if the
  * socket does, takes what else is there. Message i has its bytes at ret_data + i * capacity. At
  * most fd_capacity descriptors a message; the caller owns ret_inbox->fds[0..fd_count). Returns
- * how many messages came, 0 at end of file. On a stream or seqpacket socket an empty message
- * without descriptors is taken for the end of file, because nothing tells them apart. */
+ * how many messages came, 0 at end of file. On a stream or seqpacket socket empty messages without
+ * descriptors behind all others are taken for the end of file, because nothing tells them apart. */
 ssize_t fdp_recv_batch(int sock, void *ret_data, size_t capacity, size_t fd_capacity,
                        size_t max_messages, int flags, struct fdp_inbox *ret_inbox);
 

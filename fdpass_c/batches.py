@@ -117,10 +117,11 @@ def send_many(
     message, as from send_fds: any peer can receive it.
 
     Everything is checked before anything is sent: TypeError and ValueError (unequal lengths, a
-    wrong element, an empty payload with descriptors on a stream), OSError (EINVAL for more than
-    253 descriptors in a message, EAFNOSUPPORT for another family of socket).
+    wrong element, an empty payload with descriptors on a stream, a start outside the batch),
+    OSError (EINVAL for more than 253 descriptors in a message, EAFNOSUPPORT for another family
+    of socket).
 
-    An OSError from the system, BlockingIOError and TimeoutError among them, has an attribute
+    An OSError, BlockingIOError and TimeoutError among them, has an attribute
     progress: the first progress.messages are sent, exactly once, and the error is that of the
     next one, of which progress.bytes bytes left with all its descriptors. To go on without loss
     or repeat, call again with the same payloads and fds and start=error.progress.
@@ -128,11 +129,14 @@ def send_many(
     fd = fileno(sock)
     data = b"".join(payloads)
     count = len(payloads)
-    lengths = [*map(len, payloads)]
-    if sum(lengths) != len(data):  # Buffers of items wider than a byte.
-        lengths = [memoryview(payload).nbytes for payload in payloads]
+    lengths = _measure(payloads, len(data))
     flat, counts = flatten_fds(fds)
-    _check_batch(fd, lengths, flat, counts)
+    _check_start(start, lengths)
+    try:
+        _check_batch(fd, lengths, flat, counts)
+    except OSError as error:
+        error.progress = start  # type: ignore[attr-defined]
+        raise
 
     progress = ffi.new("struct fdp_progress *")
     if start != _NOTHING_SENT:
@@ -168,10 +172,35 @@ def flatten_fds(fds: Sequence[Any]) -> tuple["array[int]", "array[int] | None"]:
         return array("i", fds), None
     except TypeError:
         pass
-    if all(isinstance(fd, int) or hasattr(fd, "fileno") for fd in fds):
+    if any(map(_is_single, fds)):
         return array("i", as_fd_list(fds)), None
     rows = [as_fd_list(row) for row in fds]
     return array("i", chain.from_iterable(rows)), array("I", map(len, rows))
+
+
+def _is_single(fds: Any) -> bool:
+    """Whether fds is one descriptor; an owner of several stands for all of them."""
+    return isinstance(fds, int) or (hasattr(fds, "fileno") and not isinstance(fds, Descriptors))
+
+
+def _measure(payloads: Sequence[Buffer], total: int) -> list[int]:
+    """The bytes of each payload; not every buffer has a length, or one in bytes."""
+    try:
+        lengths = [*map(len, payloads)]
+        if sum(lengths) == total:
+            return lengths
+    except TypeError:
+        pass
+    return [memoryview(payload).nbytes for payload in payloads]
+
+
+def _check_start(start: Progress, lengths: list[int]) -> None:
+    """ValueError for what no error.progress of this batch could be: it would send other memory."""
+    messages, part = start
+    if start == _NOTHING_SENT or (messages == len(lengths) and part == 0):
+        return
+    if not (0 <= messages < len(lengths) and 0 <= part < max(lengths[messages], 1)):
+        raise ValueError(f"start is {start}, outside the {len(lengths)} payloads")
 
 
 def _check_batch(
@@ -200,6 +229,7 @@ def _check_batch(
 
 # message_count, fd_count, all_flags, one_each
 _unpack_head = struct.Struct("=IIii").unpack_from
+_IS_FULL = 4  # the int behind them
 _INLINE_SIZE = 4096
 
 _LOSSY = socket.MSG_CTRUNC | socket.MSG_TRUNC
@@ -232,11 +262,12 @@ def recv_many(
 
     sock: a Unix domain socket; it waits, as its timeout says, for the first message only.
     max_messages: at most so many. bufsize: bytes a message. maxfds: descriptors a message, more
-    than 253 counts as 253. flags: as for socket.recvmsg.
+    than 253 counts as 253. flags: as for socket.recvmsg; MSG_PEEK shows the first message only.
 
     Returns a Batch, which owns every descriptor received; an empty one at end of file. On a
     stream, messages are told apart only by the descriptors they carry: send one with each. On a
-    seqpacket socket an empty message without descriptors cannot be told from the end of file.
+    seqpacket socket an empty message without descriptors cannot be told from the end of file,
+    unless it came before another one.
 
     TruncatedError: a message carried more than maxfds descriptors, was a datagram longer than
     bufsize, or met a full descriptor table. Its own descriptors are closed; the messages that
@@ -248,6 +279,8 @@ def recv_many(
             f"max_messages and bufsize are positive, maxfds is not negative, "
             f"got {max_messages}, {bufsize} and {maxfds}"
         )
+    if flags & socket.MSG_PEEK:
+        max_messages = 1  # The kernel would show the first one over and over.
     fd = fileno(sock)
     batch = Batch([], Descriptors(()))
     lost = 0
@@ -270,7 +303,7 @@ def recv_many(
                 count = persist(sock, READABLE, count, lib.fdp_recv_batch, *arguments)
             lost += _collect(batch, view, inbox, head, bufsize)
             left -= count
-            if count < lib.FDP_BATCH:
+            if not head[_IS_FULL]:
                 break
             flags |= socket.MSG_DONTWAIT
     except BaseException:
@@ -325,8 +358,10 @@ def _drop_truncated(batch: Batch, flags: list[int]) -> int:
     owned = batch.fds._fds or []
     for position in reversed(truncated):
         start = sum(counts[:position])
-        end = start + counts[position]
+        number = counts[position]
+        end = start + number
         surplus = owned[start:end]
+        # No call between these two, so no signal handler that could raise.
         del owned[start:end], counts[position], batch.payloads[position]
-        lib.fdp_close_fds(surplus, len(surplus))
+        lib.fdp_close_fds(surplus, number)
     return len(truncated)

@@ -1,0 +1,141 @@
+"""Whatever is wrong anywhere in a batch is found before anything is sent."""
+
+import errno
+import os
+import socket
+from typing import Any
+
+import pytest
+from helpers import Pair, assert_empty
+
+import fdpass_c
+
+
+def put(position: int, wrong: Any, right: Any) -> list[Any]:
+    """A hundred elements, of which one is wrong."""
+    return [right] * position + [wrong] + [right] * (99 - position)
+
+
+positions = pytest.mark.parametrize("position", [0, 50, 99])
+
+
+@positions
+@pytest.mark.parametrize("wrong", ["text", None, 1, 1.5, object(), [b"x"]])
+def test_payload(wrong: Any, position: int, pair: Pair) -> None:
+    """A payload without a buffer is a TypeError."""
+    with pytest.raises(TypeError, match="bytes-like"):
+        fdpass_c.send_many(pair[0], put(position, wrong, b"x"), [0] * 100)
+    assert_empty(pair[1])
+
+
+@positions
+@pytest.mark.parametrize("wrong", ["text", None, 1.5, object(), [0], b"x"])
+def test_descriptor(wrong: Any, position: int, pair: Pair) -> None:
+    """What is no descriptor, among descriptors, is a TypeError that says where it stands."""
+    with pytest.raises(TypeError, match=rf"fds\[{position}\]: .*{type(wrong).__name__}"):
+        fdpass_c.send_many(pair[0], [b"x"] * 100, put(position, wrong, 0))
+    assert_empty(pair[1])
+
+
+@positions
+@pytest.mark.parametrize("wrong", [[1.5], [0, None], ["text"], [[0]], None, 1.5, 0])
+def test_row(wrong: Any, position: int, pair: Pair) -> None:
+    """A wrong row among rows of descriptors, or a wrong element in one, is a TypeError."""
+    with pytest.raises(TypeError):
+        fdpass_c.send_many(pair[0], [b"x"] * 100, put(position, wrong, [0]))
+    assert_empty(pair[1])
+
+
+class Liar:
+    def fileno(self) -> Any:
+        return "not a number"
+
+
+@positions
+def test_fileno_that_gives_no_int(position: int, pair: Pair) -> None:
+    """An object whose fileno() gives something else is a TypeError."""
+    with pytest.raises(TypeError, match=rf"fds\[{position}\].*str"):
+        fdpass_c.send_many(pair[0], [b"x"] * 100, put(position, Liar(), 0))
+    assert_empty(pair[1])
+
+
+@positions
+def test_number_beyond_an_int(position: int, pair: Pair) -> None:
+    """An int too large for any descriptor is an OverflowError, as in the standard library."""
+    with pytest.raises(OverflowError):
+        fdpass_c.send_many(pair[0], [b"x"] * 100, put(position, 2**40, 0))
+    assert_empty(pair[1])
+
+
+@pytest.mark.parametrize("rows", [False, True])
+@pytest.mark.parametrize(("payloads", "described"), [(0, 1), (1, 0), (64, 65), (65, 64)])
+def test_unequal_lengths(payloads: int, described: int, rows: bool, pair: Pair) -> None:
+    """Payloads and descriptors of unequal number are a ValueError that gives both."""
+    fds = [[0, 0]] * described if rows else [0] * described
+    with pytest.raises(ValueError, match=rf"{payloads} payloads.*descriptors for {described}"):
+        fdpass_c.send_many(pair[0], [b"x"] * payloads, fds)
+    assert_empty(pair[1])
+
+
+@positions
+def test_too_many_descriptors(position: int, pair: Pair) -> None:
+    """254 descriptors in one row are EINVAL, and the text names the limit."""
+    with pytest.raises(OSError, match=r"254 descriptors.*at most 253") as caught:
+        fdpass_c.send_many(pair[0], [b"x"] * 100, put(position, [0] * 254, [0]))
+    assert caught.value.errno == errno.EINVAL
+    assert caught.value.progress == (0, 0)  # type: ignore[attr-defined]
+    assert_empty(pair[1])
+
+
+@positions
+@pytest.mark.parametrize("rows", [False, True])
+def test_empty_payload_on_a_stream(rows: bool, position: int, stream: Pair) -> None:
+    """A descriptor with no byte to travel with is a ValueError that says where it stands."""
+    with pytest.raises(ValueError, match=rf"payloads\[{position}\] is empty"):
+        fdpass_c.send_many(stream[0], put(position, b"", b"x"), [[0]] * 100 if rows else [0] * 100)
+    assert_empty(stream[1])
+
+
+@pytest.mark.parametrize("rows", [False, True])
+def test_another_family(rows: bool) -> None:
+    """A socket of another family, which would drop the descriptors, is EAFNOSUPPORT."""
+    with (
+        socket.create_server(("127.0.0.1", 0)) as server,
+        socket.create_connection(server.getsockname()) as left,
+        server.accept()[0] as right,
+    ):
+        with pytest.raises(OSError, match="Unix domain sockets only") as caught:
+            fdpass_c.send_many(left, [b"x"] * 3, [[0]] * 3 if rows else [0] * 3)
+        assert caught.value.errno == errno.EAFNOSUPPORT
+        assert_empty(right)
+
+
+def test_no_socket(file: int) -> None:
+    """A file is no socket: ENOTSOCK from both."""
+    for call in (
+        lambda: fdpass_c.send_many(file, [b"x"], [0]),
+        lambda: fdpass_c.recv_many(file),
+    ):
+        with pytest.raises(OSError, match=os.strerror(errno.ENOTSOCK)):
+            call()
+
+
+@pytest.mark.parametrize("wrong", [None, "text", 1.5])
+def test_no_descriptor_at_all(wrong: Any) -> None:
+    """What has no fileno() is a TypeError from both."""
+    with pytest.raises(TypeError, match="fileno"):
+        fdpass_c.send_many(wrong, [b"x"], [0])
+    with pytest.raises(TypeError, match="fileno"):
+        fdpass_c.recv_many(wrong)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"max_messages": 0}, {"max_messages": -1}, {"bufsize": 0}, {"bufsize": -1}, {"maxfds": -1}],
+)
+def test_sizes(options: dict[str, int], stream: Pair) -> None:
+    """A size that receives nothing is a ValueError, and nothing is received."""
+    stream[0].send(b"x")
+    with pytest.raises(ValueError, match="positive"):
+        fdpass_c.recv_many(stream[1], **options)
+    assert stream[1].recv(2) == b"x"

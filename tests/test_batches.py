@@ -1,0 +1,288 @@
+"""What send_many sends and recv_many receives are ordinary messages, exactly as they were sent."""
+
+import array
+import ctypes
+import mmap
+import os
+import pickle
+import socket
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from batch_helpers import (
+    Message,
+    assert_stream,
+    beside,
+    described,
+    many_in_flight,
+    recv_each,
+    recv_one,
+    recv_until_closed,
+)
+from helpers import MakeFiles, Pair, fork, identities, identity
+
+import fdpass_c
+from fdpass_c import Batch, Descriptors
+from fdpass_c.waiting import HasFileno
+
+COUNTS = [0, 1, 2, 63, 64, 65, 127, 128, 129, 1023, 1024, 1025, 5000]
+
+
+class Holder:
+    """An object with fileno() and nothing else."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+
+    def fileno(self) -> int:
+        return self._fd
+
+
+def describe(batch: Batch) -> list[Message]:
+    """The messages of a batch, which is closed."""
+    with batch:
+        return [(payload, identities(fds)) for payload, fds in batch]
+
+
+def recv_counted(sock: socket.socket, count: int, **options: Any) -> list[Message]:
+    """That many messages by recv_many."""
+    messages: list[Message] = []
+    while len(messages) < count:
+        messages += describe(fdpass_c.recv_many(sock, count - len(messages), **options))
+    return messages
+
+
+def numbered(count: int, files: list[int]) -> tuple[list[bytes], list[int]]:
+    """Payloads and descriptors of which no two neighbours are the same."""
+    return [b"message %d" % k for k in range(count)], [files[k % len(files)] for k in range(count)]
+
+
+@pytest.mark.parametrize("count", COUNTS)
+def test_to_the_standard_library(count: int, pair: Pair, make_files: MakeFiles) -> None:
+    """socket.recv_fds gets exactly payload k and descriptor k with message k."""
+    payloads, fds = numbered(count, make_files(7))
+    with beside(pair[1], lambda: recv_each(pair[1], count)) as received:
+        assert fdpass_c.send_many(pair[0], payloads, fds) == count
+    assert received == [described(payloads, [[fd] for fd in fds])]
+
+
+@pytest.mark.parametrize("count", COUNTS)
+def test_from_the_standard_library(count: int, pair: Pair, make_files: MakeFiles) -> None:
+    """recv_many gets exactly payload k and descriptor k of what socket.send_fds sent."""
+    payloads, fds = numbered(count, make_files(7))
+    with beside(pair[1], lambda: recv_counted(pair[1], count)) as received:
+        for payload, fd in zip(payloads, fds, strict=True):
+            socket.send_fds(pair[0], [payload], [fd])
+    assert received == [described(payloads, [[fd] for fd in fds])]
+
+
+@pytest.mark.parametrize("count", COUNTS)
+def test_both_ends(count: int, pair: Pair, make_files: MakeFiles) -> None:
+    """What send_many sends, recv_many receives."""
+    payloads, fds = numbered(count, make_files(7))
+    with beside(pair[1], lambda: recv_counted(pair[1], count)) as received:
+        assert fdpass_c.send_many(pair[0], payloads, fds) == count
+    assert received == [described(payloads, [[fd] for fd in fds])]
+
+
+def test_between_processes(stream: Pair, make_files: MakeFiles) -> None:
+    """Batches from another process arrive whole, up to the end of file."""
+    left, right = stream
+    payloads, fds = numbered(1000, make_files(7))
+    pid = fork()
+    if pid == 0:
+        try:
+            right.close()
+            fdpass_c.send_many(left, payloads, fds)
+            os._exit(0)
+        finally:
+            os._exit(1)
+    left.close()
+    received: list[Message] = []
+    while batch := fdpass_c.recv_many(right, 300):
+        received += describe(batch)
+    assert os.waitpid(pid, 0)[1] == 0
+    assert received == described(payloads, [[fd] for fd in fds])
+
+
+NUMBERS = [1, 253, 2, 3, 17, 252]
+
+
+@pytest.mark.parametrize("repeat", [1, 20])
+def test_lists_to_the_standard_library(repeat: int, pair: Pair, make_files: MakeFiles) -> None:
+    """Every message carries its own list of 1 to 253 descriptors, in order."""
+    files = make_files(253)
+    rows = [files[-number:] for number in NUMBERS * repeat]
+    payloads = [b"%d" % k for k in range(len(rows))]
+    with (
+        many_in_flight(20_000),
+        beside(pair[1], lambda: recv_each(pair[1], len(rows))) as received,
+    ):
+        assert fdpass_c.send_many(pair[0], payloads, rows) == len(rows)
+    assert received == [described(payloads, rows)]
+
+
+@pytest.mark.parametrize("repeat", [1, 20])
+def test_lists_from_the_standard_library(repeat: int, pair: Pair, make_files: MakeFiles) -> None:
+    """recv_many tells whose descriptors are whose."""
+    files = make_files(253)
+    rows = [files[-number:] for number in NUMBERS * repeat]
+    payloads = [b"%d" % k for k in range(len(rows))]
+    with (
+        many_in_flight(20_000),
+        beside(pair[1], lambda: recv_counted(pair[1], len(rows), maxfds=253)) as received,
+    ):
+        for payload, row in zip(payloads, rows, strict=True):
+            socket.send_fds(pair[0], [payload], row)
+    assert received == [described(payloads, rows)]
+
+
+def test_packets_without_descriptors(seqpacket: Pair, make_files: MakeFiles) -> None:
+    """Between others, a message may carry none, and no byte either."""
+    files = make_files(3)
+    payloads = [b"none", b"", b"two", b"", b"none", b"one"]
+    rows = [[], files[:1], files[1:], [], [], files[:1]]
+    assert fdpass_c.send_many(seqpacket[0], payloads, rows) == 6
+    assert recv_each(seqpacket[1], 6) == described(payloads, rows)
+    assert fdpass_c.send_many(seqpacket[0], payloads, rows) == 6
+    assert describe(fdpass_c.recv_many(seqpacket[1], maxfds=2)) == described(payloads, rows)
+
+
+def test_empty_datagrams(datagram: Pair, file: int) -> None:
+    """On a datagram socket an empty message is a message, also the first and the last one."""
+    payloads = [b"", b"x", b""]
+    rows: list[list[int]] = [[], [file], []]
+    fdpass_c.send_many(datagram[0], payloads, rows)
+    assert describe(fdpass_c.recv_many(datagram[1])) == described(payloads, rows)
+
+
+def test_bytes_without_descriptors_on_a_stream(stream: Pair, file: int) -> None:
+    """Messages without descriptors, empty ones among them, are bytes of the stream."""
+    fdpass_c.send_many(stream[0], [b"ab", b"", b"cd", b"ef"], [[], [], [file], []])
+    stream[0].close()
+    messages = recv_until_closed(stream[1])
+    assert b"".join(payload for payload, _ in messages) == b"abcdef"
+    assert [fd for _, fds in messages for fd in fds] == [identity(file)]
+
+
+@pytest.mark.parametrize("receiver", ["recv_fds", "recv_many"])
+def test_payloads_of_mixed_sizes(receiver: str, pair: Pair, make_files: MakeFiles) -> None:
+    """Payloads of one byte and of nearly all that the socket takes arrive whole and in order."""
+    sizes = [1, 7, 4095, 4096, 4097, 100_000, 2, 65_537] * 4
+    payloads = [bytes([k]) * size for k, size in enumerate(sizes)]
+    fds = numbered(len(sizes), make_files(7))[1]
+    wanted = sum(sizes)
+
+    def receive() -> list[Message]:
+        pieces: list[Message] = []
+        while sum(len(payload) for payload, _ in pieces) < wanted:
+            if receiver == "recv_fds":
+                pieces.append(recv_one(pair[1]))
+            else:
+                pieces += describe(fdpass_c.recv_many(pair[1], bufsize=200_000))
+        return pieces
+
+    with beside(pair[1], receive) as received:
+        assert fdpass_c.send_many(pair[0], payloads, fds) == len(sizes)
+    expected = described(payloads, [[fd] for fd in fds])
+    if pair[0].type == socket.SOCK_STREAM:
+        assert_stream(received[0], expected)
+    else:
+        assert received == [expected]
+
+
+def test_payload_beyond_the_socket_buffer(stream: Pair, make_files: MakeFiles) -> None:
+    """Payloads of many times what the stream buffers take their descriptor along exactly once."""
+    fds = make_files(3)
+    payloads = [bytes([k]) * (5 << 20) for k in range(3)]
+    with beside(stream[1], lambda: recv_until_closed(stream[1])) as received:
+        assert fdpass_c.send_many(stream[0], payloads, fds) == 3
+        stream[0].shutdown(socket.SHUT_WR)
+    assert_stream(received[0], described(payloads, [[fd] for fd in fds]))
+
+
+def test_objects_with_fileno(pair: Pair, file: int) -> None:
+    """Sockets, files and any other objects go beside ints, one a message or many."""
+    objects: list[int | HasFileno] = [pair[0], file, Holder(file)]
+    wanted = identities([pair[0].fileno(), file, file])
+    fdpass_c.send_many(pair[0], [b"a", b"b", b"c"], objects)
+    assert [fds for _, fds in recv_each(pair[1], 3)] == [[one] for one in wanted]
+    fdpass_c.send_many(pair[0].fileno(), [b"a", b"b"], [objects, objects[::-1]])
+    assert [fds for _, fds in recv_each(pair[1], 2)] == [wanted, wanted[::-1]]
+
+
+@pytest.mark.parametrize("kind", [list, tuple, iter, frozenset, lambda row: array.array("i", row)])
+def test_rows_may_be_any_iterable(kind: Callable[[Any], Any], stream: Pair, file: int) -> None:
+    """The descriptors of a message may stand in whatever can be iterated."""
+    fdpass_c.send_many(stream[0], [b"a", b"b"], [kind([file]), kind([file])])
+    assert recv_each(stream[1], 2) == [(b"a", [identity(file)]), (b"b", [identity(file)])]
+
+
+def test_rows_may_be_owners(stream: Pair, make_files: MakeFiles) -> None:
+    """Descriptors received earlier are passed on as the row of a message, whatever their number."""
+    files = make_files(3)
+    socket.send_fds(stream[0], [b"x"], files)
+    with Descriptors(socket.recv_fds(stream[1], 1, 3)[1]) as received:
+        fdpass_c.send_many(stream[0], [b"a", b"b"], [received, received])
+        fdpass_c.send_many(stream[0], [b"c", b"d", b"e"], received)
+    assert recv_each(stream[1], 5) == [
+        (b"a", identities(files)),
+        (b"b", identities(files)),
+        (b"c", identities(files[:1])),
+        (b"d", identities(files[1:2])),
+        (b"e", identities(files[2:])),
+    ]
+
+
+def test_passing_a_batch_on(pair: Pair, make_files: MakeFiles) -> None:
+    """A received batch is sent again as it came."""
+    payloads, fds = numbered(5, make_files(7))
+    fdpass_c.send_many(pair[0], payloads, fds)
+    with fdpass_c.recv_many(pair[1]) as batch:
+        fdpass_c.send_many(pair[1], batch.payloads, batch.fds)
+    assert recv_each(pair[0], 5) == described(payloads, [[fd] for fd in fds])
+
+
+def make_map() -> mmap.mmap:
+    mapped = mmap.mmap(-1, mmap.PAGESIZE)
+    mapped[:3] = b"map"
+    return mapped
+
+
+def test_payloads_of_any_buffer_type(seqpacket: Pair, file: int) -> None:
+    """A payload is anything with a buffer; items wider than a byte count with all their bytes."""
+    mapped = make_map()
+    payloads: list[Any] = [
+        b"bytes",
+        bytearray(b"bytearray"),
+        memoryview(b"memoryview")[2:],
+        array.array("i", [1, 2, 3]),
+        memoryview(array.array("d", [1.5, 2.5])),
+        (ctypes.c_int * 2)(4, 5),
+        ctypes.c_int(7),
+        pickle.PickleBuffer(b"pickled"),
+        mapped,
+    ]
+    fdpass_c.send_many(seqpacket[0], payloads, [file] * len(payloads))
+    assert recv_each(seqpacket[1], len(payloads)) == [
+        (b"".join([payload]), [identity(file)]) for payload in payloads
+    ]
+    mapped.close()
+
+
+def test_every_type_of_buffer_alone(seqpacket: Pair, file: int) -> None:
+    """A payload without a length of its own is counted by its bytes."""
+    payload: Any
+    for payload in (pickle.PickleBuffer(b"pickled"), ctypes.c_int(7)):
+        fdpass_c.send_many(seqpacket[0], [payload], [file])
+        assert recv_one(seqpacket[1])[0] == bytes(payload)
+
+
+def test_sending_borrows(stream: Pair, make_files: MakeFiles) -> None:
+    """The sender's descriptors are open afterwards as before."""
+    files = make_files(5)
+    before = identities(files)
+    fdpass_c.send_many(stream[0], [b"x"] * 5, files)
+    fdpass_c.send_many(stream[0], [b"x"] * 5, [files] * 5)
+    assert identities(files) == before
