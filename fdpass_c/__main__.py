@@ -1,0 +1,58 @@
+"""The command line: fdpass, also python -m fdpass_c."""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+
+from fdpass_c.commands import bench, cat, connect, info, pool, recv, send
+from fdpass_c.commands.errors import complain, describe
+from fdpass_c.errors import FdpassError
+
+_COMMANDS = [cat, send, recv, connect, pool, bench, info]
+
+_EPILOG = """\
+exit status:
+  0    everything was done
+  1    something failed; a line on standard error says what
+  2    the command line was wrong
+  130  stopped by Ctrl-C
+  141  whoever read the output has gone
+
+fdpass COMMAND --help explains each command with examples.
+"""
+
+
+def _build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="fdpass",
+        description="Pass open file descriptors between processes over Unix domain sockets.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for module in _COMMANDS:
+        module.add_parser(commands)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command; returns its exit status, which is 2 by SystemExit for a wrong line."""
+    options = _build_parser().parse_args(arguments)
+    try:
+        status: int = options.run(options)
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        # Python flushes standard output once more on its way out, to nobody.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 141
+    except (OSError, FdpassError) as error:
+        complain(options.command, describe(error))
+        return 1
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,29 @@
+"""Types of arguments, with errors that say what is wanted."""
+
+import argparse
+
+
+def count(text: str) -> int:
+    """A positive whole number."""
+    if not text.isascii() or not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"not a positive whole number: {text!r}")
+    return int(text)
+
+
+def duration(text: str) -> float:
+    """A positive number of seconds."""
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < float("inf"):
+        raise argparse.ArgumentTypeError(f"not a positive number of seconds: {text!r}")
+    return seconds
+
+
+def numbers(text: str) -> list[int]:
+    """Descriptor numbers with commas between them, all different."""
+    parts = text.split(",")
+    if not all(part.isascii() and part.isdigit() for part in parts) or len({*parts}) < len(parts):
+        raise argparse.ArgumentTypeError(f"not different numbers with commas between: {text!r}")
+    return [*map(int, parts)]

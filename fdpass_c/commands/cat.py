@@ -1,0 +1,89 @@
+"""fdpass cat: one process opens, another prints."""
+
+import argparse
+import os
+import sys
+from typing import Any
+
+from fdpass_c.channel import Channel
+from fdpass_c.commands.copy import copy
+from fdpass_c.commands.errors import complain
+from fdpass_c.errors import PeerClosedError
+
+_DESCRIPTION = """\
+Print files, as cat does, by way of a descriptor: a child opens each file and passes it with its
+name over a socket pair; the parent, which opened nothing, prints what it received.
+"""
+
+_EPILOG = """\
+A file that cannot be opened or read is reported, the others are printed, and the exit status is 1.
+
+  fdpass cat /etc/hosts
+  echo from the pipe | fdpass cat - /etc/hosts
+"""
+
+
+def add_parser(commands: Any) -> None:
+    parser = commands.add_parser(
+        "cat",
+        help="print files that a child opens and passes",
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("files", nargs="*", default=["-"], metavar="FILE", help="- is stdin")
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    ours, theirs = Channel.pair()
+    sys.stdout.flush()
+    pid = os.fork()
+    if pid == 0:
+        status = 1
+        try:
+            ours.close()
+            _open_each(theirs, options.files)
+            status = 0
+        except (BrokenPipeError, KeyboardInterrupt):
+            pass  # The parent has gone, or knows what to say.
+        finally:
+            os._exit(status)
+    theirs.close()
+    try:
+        with ours:
+            failed = _print_each(ours)
+    finally:
+        _, status = os.waitpid(pid, 0)
+    if status:
+        complain("cat", "the child that opens the files failed")
+    return 1 if failed or status else 0
+
+
+def _open_each(channel: Channel, names: list[str]) -> None:
+    """In the child. A message is an errno and a name; with errno 0 comes the descriptor."""
+    for name in names:
+        try:
+            fd = 0 if name == "-" else os.open(name, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            channel.send(f"{error.errno} ".encode() + os.fsencode(name))
+            continue
+        channel.send(b"0 " + os.fsencode(name), [fd])
+        if name != "-":
+            os.close(fd)
+
+
+def _print_each(channel: Channel) -> bool:
+    """In the parent. Returns whether any file failed."""
+    failed = False
+    while True:
+        try:
+            payload, fds = channel.recv()
+        except PeerClosedError:
+            return failed
+        code, _, name = payload.partition(b" ")
+        with fds:
+            problem = int(code) or copy(fds[0], sys.stdout)
+        if problem:
+            failed = True
+            complain("cat", f"{os.fsdecode(name)}: {os.strerror(problem)}")

@@ -1,0 +1,57 @@
+"""fdpass connect: connect, and hand the connected socket to standard output."""
+
+import argparse
+import errno
+import socket
+import sys
+from typing import Any
+
+from fdpass_c.commands.arguments import duration
+from fdpass_c.commands.errors import complain, describe
+from fdpass_c.messages import send_fd
+
+_DESCRIPTION = """\
+Connect to HOST and PORT and pass the connected socket over standard output, which must be a Unix
+socket, as one descriptor with one byte; then exit. The bytes of the connection never pass through
+this process. This is what ssh expects of a ProxyCommand with ProxyUseFdpass.
+"""
+
+_EPILOG = """\
+In ~/.ssh/config:
+
+  Host inner
+      ProxyCommand fdpass connect %h %p
+      ProxyUseFdpass yes
+"""
+
+
+def add_parser(commands: Any) -> None:
+    parser = commands.add_parser(
+        "connect",
+        help="connect and pass the socket to standard output, for ssh's ProxyUseFdpass",
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--timeout", type=duration, metavar="SECONDS", help="for connecting")
+    parser.add_argument("host", metavar="HOST", help="a name, an IPv4 or an IPv6 address")
+    parser.add_argument("port", metavar="PORT", help="a number or the name of a service")
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    try:
+        sock = socket.create_connection((options.host, options.port), options.timeout)
+    except OSError as error:
+        complain("connect", f"{options.host} port {options.port}: {describe(error)}")
+        return 1
+    with sock:
+        sock.settimeout(None)
+        try:
+            send_fd(sys.stdout.fileno(), sock)
+        except OSError as error:
+            if error.errno not in (errno.ENOTSOCK, errno.EAFNOSUPPORT):
+                raise
+            complain("connect", "standard output is not a Unix socket; see fdpass connect --help")
+            return 1
+    return 0

@@ -1,0 +1,108 @@
+"""fdpass pool: serve with a handler of the user's."""
+
+import argparse
+import importlib
+import logging
+import os
+import sys
+from typing import Any
+
+from fdpass_c.commands.arguments import count, duration
+from fdpass_c.pool import Pool, inherit_listeners
+from fdpass_c.pool.listeners import parse_address
+
+_DESCRIPTION = """\
+Accept connections and pass each to the least busy free worker process, which calls
+HANDLER(socket, address) of the Python module MODULE; a coroutine function runs in an event loop.
+"""
+
+_EPILOG = """\
+ADDRESS is HOST:PORT, [IPV6]:PORT or the path of a Unix socket with a slash in it; without one the
+sockets that a service manager passed are served (LISTEN_FDS). The log goes to standard error.
+
+signals:
+  TERM, INT  stop accepting, finish what was accepted, exit with status 0; again: at once
+  HUP        replace the workers one by one
+  USR1       log the status table
+
+  fdpass pool http_server:handle 127.0.0.1:8000 '[::1]:8000'
+  fdpass pool --workers 8 --capacity 100 service:serve ./service.sock
+"""
+
+
+def add_parser(commands: Any) -> None:
+    parser = commands.add_parser(
+        "pool",
+        help="serve connections with worker processes",
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--workers", type=count, default=os.cpu_count() or 1, metavar="N", help="(default: CPUs)"
+    )
+    parser.add_argument(
+        "--capacity",
+        type=count,
+        default=1,
+        metavar="N",
+        help="connections that a worker has in hand at most (default: 1)",
+    )
+    parser.add_argument(
+        "--max-requests", type=count, metavar="N", help="replace a worker after N connections"
+    )
+    parser.add_argument(
+        "--drain",
+        type=duration,
+        default=30.0,
+        metavar="SECONDS",
+        help="for a worker to finish before it is killed (default: 30)",
+    )
+    parser.add_argument("--quiet", action="store_true", help="log warnings and errors only")
+    parser.add_argument("handler", metavar="MODULE:HANDLER")
+    parser.add_argument("addresses", nargs="*", type=_address, metavar="ADDRESS")
+    parser.set_defaults(run=run, parser=parser)
+
+
+def _address(text: str) -> str:
+    try:
+        parse_address(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return text
+
+
+def run(options: argparse.Namespace) -> int:
+    logging.basicConfig(
+        level=logging.WARNING if options.quiet else logging.INFO,
+        format="%(asctime)s %(process)d %(levelname)s %(message)s",
+    )
+    handler = _load(options)
+    listeners = options.addresses or inherit_listeners()
+    if not listeners:
+        options.parser.error("no ADDRESS, and no sockets were passed (LISTEN_FDS)")
+    pool = Pool(
+        handler,
+        options.workers,
+        options.capacity,
+        max_requests=options.max_requests,
+        drain=options.drain,
+    )
+    pool.serve(*listeners)
+    return 0
+
+
+def _load(options: argparse.Namespace) -> Any:
+    module_name, colon, name = options.handler.partition(":")
+    if not colon:
+        options.parser.error(f"not MODULE:HANDLER: {options.handler!r}")
+    # An installed script has its own directory there, python -m the current one.
+    if "" not in sys.path and os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        handler = getattr(importlib.import_module(module_name), name)
+    except (ImportError, AttributeError) as error:
+        options.parser.error(str(error))
+    if not callable(handler):
+        options.parser.error(f"{options.handler} is not callable")
+    return handler

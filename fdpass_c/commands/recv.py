@@ -1,0 +1,136 @@
+"""fdpass recv: receive open files at a named socket and print, save or hand them to a program."""
+
+import argparse
+import fcntl
+import os
+import socket
+import sys
+from typing import Any
+
+from fdpass_c.commands import rendezvous
+from fdpass_c.commands.arguments import count, numbers
+from fdpass_c.commands.copy import copy
+from fdpass_c.commands.errors import complain, describe
+from fdpass_c.errors import FdpassError, PeerClosedError
+from fdpass_c.messages import recv_fd
+
+_DESCRIPTION = """\
+Receive open files over a named socket, one a plain message, until the peer closes. Print them one
+after the other, or save them, or run a program that has them open.
+"""
+
+_EPILOG = """\
+A program named after -- replaces fdpass once as many descriptors have come as it needs: one, its
+standard input, or as many as --at names numbers. The exit status is then the program's.
+
+  fdpass recv --connect /tmp/s
+  fdpass recv --listen /tmp/s --save incoming
+  fdpass recv --connect /tmp/s -- wc -l
+  fdpass recv --connect /tmp/s --at 3,4 -- diff /dev/fd/3 /dev/fd/4
+"""
+
+# The payload is a name: PATH_MAX.
+_BUFSIZE = 4096
+
+
+def add_parser(commands: Any) -> None:
+    parser = commands.add_parser(
+        "recv",
+        help="receive open files over a named socket: print, save, or run a program on them",
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        usage="fdpass recv (--listen PATH | --connect PATH) [options] [-- PROGRAM ...]",
+    )
+    rendezvous.add_arguments(parser)
+    parser.add_argument("--count", type=count, metavar="N", help="stop after N files")
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--names", action="store_true", help="print the payloads, one a line")
+    what.add_argument(
+        "--save",
+        metavar="DIRECTORY",
+        help="copy each file into it, under the last part of its name; replaces no file",
+    )
+    what.add_argument(
+        "--at",
+        type=numbers,
+        metavar="N,N...",
+        help="with PROGRAM: the numbers under which it finds the descriptors (default: 0)",
+    )
+    parser.add_argument("program", nargs="*", metavar="PROGRAM", help=argparse.SUPPRESS)
+    parser.set_defaults(run=run, parser=parser)
+
+
+def run(options: argparse.Namespace) -> int:
+    if options.program and (options.names or options.save or options.count):
+        options.parser.error("a program goes with --at only")
+    if options.at and not options.program:
+        options.parser.error("--at needs a program, after --")
+    with rendezvous.meet(options) as sock:
+        if options.program:
+            return _execute(sock, options.at or [0], options.program)
+        return _receive(sock, options)
+
+
+def _receive(sock: socket.socket, options: argparse.Namespace) -> int:
+    failed = False
+    left = options.count
+    while left is None or left > 0:
+        try:
+            name, fds = recv_fd(sock, _BUFSIZE)
+        except PeerClosedError:
+            if left:
+                complain("recv", f"the peer closed, {left} of {options.count} files short")
+            return 1 if failed or left else 0
+        with fds:
+            failed |= not _use(name, fds[0], options)
+        if left is not None:
+            left -= 1
+    return 1 if failed else 0
+
+
+def _use(name: bytes, fd: int, options: argparse.Namespace) -> bool:
+    """Prints or saves one file; returns whether that went well."""
+    if options.names:
+        sys.stdout.buffer.write(name + b"\n")
+        sys.stdout.flush()
+        return True
+    if not options.save:
+        problem = copy(fd, sys.stdout)
+    else:
+        try:
+            problem = _save(os.path.join(os.fsencode(options.save), _last_part(name)), fd)
+        except (OSError, FdpassError) as error:
+            complain("recv", describe(error))
+            return False
+    if problem:
+        complain("recv", f"{os.fsdecode(name)}: {os.strerror(problem)}")
+    return not problem
+
+
+def _last_part(name: bytes) -> bytes:
+    """The peer chooses the name: it must not lead out of the directory."""
+    last = os.path.basename(name)
+    if last in (b"", b".", b"..") or b"\0" in last:
+        raise FdpassError(f"{os.fsdecode(name)!r} is no name to save a file under")
+    return last
+
+
+def _save(path: bytes, fd: int) -> int:
+    with open(path, "xb", buffering=0) as file:
+        return copy(fd, file)
+
+
+def _execute(sock: socket.socket, numbers: list[int], program: list[str]) -> int:
+    """Becomes the program, with the descriptors received at these numbers."""
+    beyond = max(numbers) + 1
+    aside = []
+    for _ in numbers:
+        with recv_fd(sock, _BUFSIZE)[1] as fds:
+            aside.append(fcntl.fcntl(fds[0], fcntl.F_DUPFD_CLOEXEC, beyond))
+    for fd, number in zip(aside, numbers, strict=True):
+        os.dup2(fd, number)
+    try:
+        os.execvp(program[0], program)
+    except OSError as error:
+        raise type(error)(error.errno, error.strerror, program[0]) from None

@@ -1,0 +1,23 @@
+"""A worker pool: one process accepts connections and passes each to a process that is free.
+
+    def handler(sock, address):
+        sock.sendall(b"hello\n")
+
+    Pool(handler, workers=4).serve("127.0.0.1:8000")
+
+docs/pool.md tells how it works and what it promises.
+"""
+
+from fdpass_c.pool.listeners import Address, inherit_listeners, open_listener
+from fdpass_c.pool.master import Pool, PoolError
+from fdpass_c.pool.status import Status, WorkerStatus
+
+__all__ = [
+    "Address",
+    "Pool",
+    "PoolError",
+    "Status",
+    "WorkerStatus",
+    "inherit_listeners",
+    "open_listener",
+]

@@ -1,0 +1,174 @@
+"""The master's side of one worker: what it was given, how far it is, how it ended."""
+
+import contextlib
+import enum
+import os
+import signal
+import socket
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from fdpass_c.channel import Channel
+from fdpass_c.pool.status import WorkerStatus
+from fdpass_c.pool.worker import REPORT, dump_address, leave_signals_to_master, logger
+
+Connection = tuple[int, Any]
+"""A connected socket's descriptor and the peer's address."""
+
+
+class State(enum.Enum):
+    STARTING = enum.auto()
+    READY = enum.auto()
+    LEAVING = enum.auto()
+
+
+class Worker:
+    """A forked process, and the copies of the connections that it may not have begun."""
+
+    def __init__(self, slot: int, restarts: int, pid: int, sock: socket.socket) -> None:
+        """Takes ownership of sock, this side of the connection to the worker."""
+        self.slot = slot
+        self.restarts = restarts
+        self.pid = pid
+        self.state = State.STARTING
+        self.given = self.begun = self.handled = 0
+        self.turn = 0
+        self.leave_by = float("inf")
+        self.copies: deque[Connection] = deque()
+        self._status: int | None = None
+        self._sock = sock
+        self.channel = Channel(sock, receive_fds=False)
+        self.channel.setblocking(False)
+
+    @property
+    def in_hand(self) -> int:
+        return self.given - self.handled
+
+    def give(self, connections: Sequence[Connection]) -> OSError | None:
+        """Passes connections and keeps copies of those that left, which are the first ones.
+
+        Returns what kept the others: the worker's buffer or the user's allowance of descriptors in
+        flight is full, or the worker has gone.
+        """
+        reason = None
+        sent = len(connections)
+        try:
+            self.channel.send_many(
+                [dump_address(address) for _, address in connections], [fd for fd, _ in connections]
+            )
+        except OSError as error:
+            reason = error
+            sent = error.progress.messages  # type: ignore[attr-defined]
+        self.given += sent
+        self.copies.extend(connections[:sent])
+        return reason
+
+    def hear(self) -> list[int]:
+        """Reads the reports that are there; returns the copies no longer needed, to be closed.
+
+        PeerClosedError or ConnectionResetError once there is nothing more to come.
+        """
+        # Each report counts from the start, so that the last one says it all.
+        while True:
+            report = self.channel.recv_many().payloads[-1]
+            if not self.channel.pending:
+                break
+        begun, self.handled = REPORT.unpack(report)
+        done = [self.copies.popleft()[0] for _ in range(begun - self.begun)]
+        self.begun = begun
+        return done
+
+    def retire(self, deadline: float) -> None:
+        """Has it finish what it was given and exit; deadline: seconds from now."""
+        self.state = State.LEAVING
+        self.leave_by = time.monotonic() + deadline
+        self.flush()
+
+    def flush(self) -> bool:
+        """Sends what a full buffer left; returns whether nothing is left to send."""
+        with contextlib.suppress(BlockingIOError, BrokenPipeError):
+            self.channel.flush()
+            if self.state is State.LEAVING:
+                with contextlib.suppress(OSError):
+                    self._sock.shutdown(socket.SHUT_WR)
+        return not self.channel.unsent
+
+    def has_exited(self) -> bool:
+        if self._status is None:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            self._status = status if pid else None
+        return self._status is not None
+
+    def end(self) -> int:
+        """Kills it where it still runs; returns its wait status."""
+        if not self.has_exited():
+            os.kill(self.pid, signal.SIGKILL)
+            self._status = os.waitpid(self.pid, 0)[1]
+        assert self._status is not None
+        return self._status
+
+    def describe(self, capacity: int) -> WorkerStatus:
+        state = self.state.name
+        if self.state is State.READY:
+            state = "FREE" if self.in_hand < capacity else "BUSY"
+        return WorkerStatus(self.slot, self.pid, state, self.in_hand, self.handled, self.restarts)
+
+
+def fork_worker(
+    slot: int, restarts: int, forget: Callable[[], None], work: Callable[[Channel], None]
+) -> Worker:
+    """Starts a process that calls work. forget closes, in the child, what only the master needs.
+
+    OSError: EAGAIN or ENOMEM where the system has no process for it, EMFILE.
+    """
+    ours, theirs = socket.socketpair()
+    with theirs:
+        try:
+            for stream in (sys.stdout, sys.stderr):
+                if stream is not None:
+                    stream.flush()  # Or the child would print it again.
+            pid = os.fork()
+            if pid == 0:
+                ours.close()
+                _become_worker(theirs, forget, work)
+            return Worker(slot, restarts, pid, ours)
+        except BaseException:
+            ours.close()
+            raise
+
+
+def _become_worker(
+    sock: socket.socket, forget: Callable[[], None], work: Callable[[Channel], None]
+) -> None:
+    """Never returns."""
+    status = 1
+    try:
+        leave_signals_to_master()
+        forget()
+        # Kept to the end: the master takes its closing for the end of the process.
+        channel = Channel(sock)
+        work(channel)
+        status = 0
+    except SystemExit as stop:
+        status = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    except BaseException:
+        logger.critical("the worker failed", exc_info=True)
+    finally:
+        with contextlib.suppress(Exception):
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(status & 0xFF)
+
+
+def describe_exit(status: int) -> str:
+    """A wait status in words."""
+    code = os.waitstatus_to_exitcode(status)
+    if code >= 0:
+        return f"exited with status {code}"
+    try:
+        return f"was killed by {signal.Signals(-code).name}"
+    except ValueError:
+        return f"was killed by signal {-code}"
