@@ -184,6 +184,18 @@ static inline struct cmsghdr *fdp_next_control(struct msghdr *message, struct cm
 #define FDP_ALIGN_CONTROL(size)                                                                    \
     (((size) + _Alignof(struct cmsghdr) - 1) & ~(_Alignof(struct cmsghdr) - 1))
 
+/* -- sendmsg --------------------------------------------------------------------------------------- */
+
+/* 64-bit musl copies the control data into a buffer, which before 1.2.4 was too small for 253
+ * descriptors (ENOMEM), to clear the padding that the kernel reads. Ours is zero. */
+static inline ssize_t fdp_sendmsg(int sock, const struct msghdr *header, int flags) {
+#if defined(__linux__) && !defined(__GLIBC__) && defined(__LP64__)
+    return syscall(SYS_sendmsg, sock, header, flags);
+#else
+    return sendmsg(sock, header, flags);
+#endif
+}
+
 /* -- sendmmsg, recvmmsg -------------------------------------------------------------------------- */
 
 #if !defined(__linux__)
@@ -197,7 +209,7 @@ struct mmsghdr {
 
 static inline int fdp_send_each(int sock, struct mmsghdr *headers, unsigned count, int flags) {
     for (unsigned i = 0; i < count; i++) {
-        ssize_t sent = sendmsg(sock, &headers[i].msg_hdr, flags);
+        ssize_t sent = fdp_sendmsg(sock, &headers[i].msg_hdr, flags);
         if (sent < 0)
             return i > 0 ? (int)i : -errno;
         headers[i].msg_len = (unsigned)sent;

@@ -38,7 +38,7 @@ ssize_t fdp_send_message(int sock, const struct fdp_message *message, int flags)
         .msg_controllen = (fdp_controllen_t)control_size,
     };
     fdp_mute_sigpipe(sock);
-    ssize_t sent = sendmsg(sock, &header, flags | FDP_SEND_FLAGS);
+    ssize_t sent = fdp_sendmsg(sock, &header, flags | FDP_SEND_FLAGS);
     return sent >= 0 ? sent : -errno;
 }
 
