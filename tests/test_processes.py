@@ -145,6 +145,7 @@ def test_threads_with_a_pair_each(make_files: MakeFiles) -> None:
 def test_threads_with_one_socket(seqpacket: Pair, make_files: MakeFiles) -> None:
     """Many senders and receivers on one socket: each message arrives once, with its descriptor."""
     left, right = seqpacket
+    left.settimeout(60)  # or senders would wait for ever, should all receivers have failed
     files = make_files(4)
     by_payload = {b"%d" % number: identity(fd) for number, fd in enumerate(files)}
     received: queue.Queue[tuple[bytes, tuple[int, int]]] = queue.Queue()
