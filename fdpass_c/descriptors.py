@@ -1,11 +1,15 @@
 """The owner of received descriptors, and closing many at once."""
 
 import socket
-import tracemalloc
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from types import TracebackType
 from typing import IO, Any, overload
+
+try:
+    import tracemalloc
+except ImportError:  # PyPy
+    tracemalloc = None  # type: ignore[assignment]
 
 from fdpass_c._native import lib
 from fdpass_c.waiting import HasFileno, fileno
@@ -166,9 +170,8 @@ class Descriptors(Sequence[int]):
     def __del__(self) -> None:
         if self._fds:
             if self._fds.count(_TAKEN) < len(self._fds):
-                origin = (
-                    tracemalloc.get_object_traceback(self) if tracemalloc.is_tracing() else None
-                )
+                tracing = tracemalloc is not None and tracemalloc.is_tracing()
+                origin = tracemalloc.get_object_traceback(self) if tracing else None
                 where = "\n".join(["", "received at:", *origin.format()]) if origin else ""
                 warnings.warn(
                     f"unclosed {self!r}{where}", ResourceWarning, source=self, stacklevel=2

@@ -22,7 +22,9 @@ _FEW = 16
 
 _join = b"".join
 _write = os.write
-_writev = os.writev
+# Where the system or PyPy has no such call, the buffers are joined.
+_writev = getattr(os, "writev", lambda fd, buffers: os.write(fd, _join(buffers)))
+_pwritev = getattr(os, "pwritev", lambda fd, buffers, at: os.pwrite(fd, _join(buffers), at))
 
 
 def writev(fd: int | HasFileno, buffers: Iterable[Buffer], offset: int | None = None) -> int:
@@ -41,6 +43,32 @@ def writev(fd: int | HasFileno, buffers: Iterable[Buffer], offset: int | None = 
     What it writes is one stretch of bytes, not one message: it may take several system calls
     where there are over 1024 buffers.
     """
+    # With as little around the system call as can be: the ends of the list stand for all of it,
+    # and a wrong guess costs a copy. All else, and all that goes wrong, is _write_all's.
+    if offset is None and type(fd) is int:
+        try:
+            size = len(buffers[0]) + len(buffers[-1])  # type: ignore[index]
+            if size <= 2 * _JOIN_BELOW and len(buffers) <= _MAX_BUFFERS:
+                data = _join(buffers)
+                size = len(data)
+            elif len(buffers) == 2:
+                data = None
+            else:
+                return _write_all(fd, buffers, None)
+        except (TypeError, IndexError):
+            return _write_all(fd, buffers, None)
+        try:
+            written = _writev(fd, buffers) if data is None else _write(fd, data)
+        except BlockingIOError:
+            written = 0
+        except OSError as error:
+            _count_written(error, 0)
+            raise
+        return size if written == size else _finish(fd, buffers, written, None)
+    return _write_all(fd, buffers, offset)
+
+
+def _write_all(fd: int | HasFileno, buffers: Iterable[Buffer], offset: int | None) -> int:
     if type(buffers) is not list and type(buffers) is not tuple:
         buffers = [*buffers]
     target = fd if type(fd) is int else fileno(fd)
@@ -82,7 +110,7 @@ def _write_part(
             if offset is None:
                 written = _writev(target, buffers)
             else:
-                written = os.pwritev(target, buffers, offset)
+                written = _pwritev(target, buffers, offset)
     except BlockingIOError:
         written = 0
     except OSError as error:
@@ -125,9 +153,9 @@ def _finish(
         while rest:
             try:
                 if offset is None:
-                    now = os.writev(target, rest)
+                    now = _writev(target, rest)
                 else:
-                    now = os.pwritev(target, rest, offset + written)
+                    now = _pwritev(target, rest, offset + written)
             except BlockingIOError:
                 deadline.handle(errno.EAGAIN)
                 continue
