@@ -46,25 +46,26 @@ def writev(fd: int | HasFileno, buffers: Iterable[Buffer], offset: int | None = 
     # With as little around the system call as can be: the ends of the list stand for all of it,
     # and a wrong guess costs a copy. All else, and all that goes wrong, is _write_all's.
     if offset is None and type(fd) is int:
+        listed: Sequence[Buffer] = buffers  # type: ignore[assignment]
         try:
-            size = len(buffers[0]) + len(buffers[-1])  # type: ignore[index]
-            if size <= 2 * _JOIN_BELOW and len(buffers) <= _MAX_BUFFERS:
-                data = _join(buffers)
+            size = len(listed[0]) + len(listed[-1])
+            if size <= 2 * _JOIN_BELOW and len(listed) <= _MAX_BUFFERS:
+                data = _join(listed)
                 size = len(data)
-            elif len(buffers) == 2:
+            elif len(listed) == 2:
                 data = None
             else:
-                return _write_all(fd, buffers, None)
+                return _write_all(fd, listed, None)
         except (TypeError, IndexError):
             return _write_all(fd, buffers, None)
         try:
-            written = _writev(fd, buffers) if data is None else _write(fd, data)
+            written = _writev(fd, listed) if data is None else _write(fd, data)
         except BlockingIOError:
             written = 0
         except OSError as error:
             _count_written(error, 0)
             raise
-        return size if written == size else _finish(fd, buffers, written, None)
+        return size if written == size else _finish(fd, listed, written, None)
     return _write_all(fd, buffers, offset)
 
 
