@@ -3,7 +3,7 @@
 import errno
 import os
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 from fdpass_c._native import ffi, lib
 from fdpass_c.descriptors import as_fd_list
@@ -74,21 +74,37 @@ def _write_all(fd: int | HasFileno, buffers: Iterable[Buffer], offset: int | Non
         buffers = [*buffers]
     target = fd if type(fd) is int else fileno(fd)
     count = len(buffers)
+    if offset is not None and offset < 0:
+        _refuse_offset()  # Linux takes -1 for the position (man 2 pwritev2).
     if count <= _MAX_BUFFERS:
         return _write_part(fd, target, buffers, offset)
+    deadline = Deadline(fd, WRITABLE)
     done = 0
     for start in range(0, count, _MAX_BUFFERS):
         part = buffers[start : start + _MAX_BUFFERS]
         try:
-            done += _write_part(fd, target, part, None if offset is None else offset + done)
+            at = None if offset is None else offset + done
+            done += _write_part(fd, target, part, at, deadline)
         except OSError as error:
             _count_written(error, done)
             raise
     return done
 
 
+def _refuse_offset() -> NoReturn:
+    try:
+        raise_oserror(errno.EINVAL)
+    except OSError as error:
+        _count_written(error, 0)
+        raise
+
+
 def _write_part(
-    fd: int | HasFileno, target: int, buffers: Sequence[Buffer], offset: int | None
+    fd: int | HasFileno,
+    target: int,
+    buffers: Sequence[Buffer],
+    offset: int | None,
+    deadline: Deadline | None = None,
 ) -> int:
     """Up to 1024 buffers with one system call, joined or not as their size makes it faster.
 
@@ -106,8 +122,11 @@ def _write_part(
             size = len(data)
             written = _write(target, data) if offset is None else os.pwrite(target, data, offset)
         else:
-            if asked is not buffers:
-                size = sum(map(_size, buffers))
+            # What len says of other types may be items wider than a byte.
+            for buffer in asked:
+                if type(buffer) is not bytes or asked is not buffers:
+                    size = sum(map(_size, buffers))
+                    break
             if offset is None:
                 written = _writev(target, buffers)
             else:
@@ -117,8 +136,9 @@ def _write_part(
     except OSError as error:
         _count_written(error, 0)
         raise
-    # Items wider than a byte make size wrong; going on with what is left of nothing is harmless.
-    return written if written == size else _finish(fd, buffers, written, offset)
+    if written == size:
+        return written
+    return _finish(fd, buffers, written, offset, deadline or Deadline(fd, WRITABLE))
 
 
 def _count_written(error: OSError, written: int) -> None:
@@ -144,10 +164,13 @@ def _skip(buffers: Sequence[Buffer], written: int) -> list[memoryview]:
 
 
 def _finish(
-    fd: int | HasFileno, buffers: Sequence[Buffer], written: int, offset: int | None
+    fd: int | HasFileno,
+    buffers: Sequence[Buffer],
+    written: int,
+    offset: int | None,
+    deadline: Deadline,
 ) -> int:
     """What is left after a short write, or after one that could not even start."""
-    deadline = Deadline(fd, WRITABLE)
     target = fileno(fd)
     rest = _skip(buffers, written)
     try:

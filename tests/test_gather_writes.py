@@ -1,0 +1,525 @@
+"""writev writes everything, or says exactly how much it wrote."""
+
+import array
+import ctypes
+import errno
+import mmap
+import os
+import pickle
+import resource
+import signal
+import socket
+import tempfile
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import IO, Any
+
+import pytest
+from helpers import (
+    Pair,
+    assert_empty,
+    fill,
+    handling,
+    interrupt_main_thread,
+    linux_only,
+    once_blocked,
+    run_in_child,
+)
+
+import fdpass_c
+
+COUNTS = [0, 1, 2, 3, 15, 16, 17, 18, 100, 1023, 1024, 1025, 2047, 2048, 2049, 100_000]
+
+
+class Interruption(Exception):
+    """Raised by a handler."""
+
+
+def interrupt() -> None:
+    raise Interruption
+
+
+@pytest.fixture
+def target() -> Iterator[IO[bytes]]:
+    """An empty file."""
+    with tempfile.TemporaryFile(buffering=0) as opened:
+        yield opened
+
+
+def read_back(target: IO[bytes]) -> bytes:
+    target.seek(0)
+    return target.read()
+
+
+def recv_all(sock: socket.socket) -> bytes:
+    """All bytes up to the end of file."""
+    pieces = []
+    while piece := sock.recv(1 << 20):
+        pieces.append(piece)
+    return b"".join(pieces)
+
+
+@contextmanager
+def reading(sock: socket.socket) -> Iterator[list[bytes]]:
+    """Receives in a thread until the end of file; what came is in the list after the block."""
+    received: list[bytes] = []
+    thread = threading.Thread(target=lambda: received.append(recv_all(sock)))
+    thread.start()
+    try:
+        yield received
+    except BaseException:
+        sock.shutdown(socket.SHUT_RDWR)
+        raise
+    finally:
+        thread.join()
+
+
+def recv_present(sock: socket.socket) -> bytes:
+    """The bytes that are there now."""
+    pieces = []
+    try:
+        while True:
+            pieces.append(sock.recv(1 << 20, socket.MSG_DONTWAIT))
+    except BlockingIOError:
+        return b"".join(pieces)
+
+
+def numbered(count: int, size: int) -> list[bytes]:
+    """Buffers of about that size, no two neighbours the same."""
+    return [(b"%d " % k) * (size // 3 + 1) for k in range(count)]
+
+
+@contextmanager
+def full_pipe(room: int) -> Iterator[tuple[int, int, int]]:
+    """A non-blocking pipe with room for so many bytes, a page or none: both ends, what is in it."""
+    reader, writer = os.pipe()
+    try:
+        os.set_blocking(writer, False)
+        inside = 0
+        try:
+            while True:
+                inside += os.write(writer, bytes(mmap.PAGESIZE))
+        except BlockingIOError:
+            pass
+        if room:
+            assert len(os.read(reader, room)) == room
+        yield reader, writer, inside - room
+    finally:
+        os.close(reader)
+        os.close(writer)
+
+
+@pytest.mark.parametrize("offset", [None, 0, 5])
+@pytest.mark.parametrize("count", COUNTS)
+def test_any_number(count: int, offset: int | None, target: IO[bytes]) -> None:
+    """Any number of buffers is written in order; with an offset the position stays."""
+    target.write(b"before")
+    buffers = [b"%d," % k for k in range(count)]
+    data = b"".join(buffers)
+    assert fdpass_c.writev(target, buffers, offset) == len(data)
+    assert target.tell() == 6 + (len(data) if offset is None else 0)
+    at = 6 if offset is None else offset
+    expected = b"before"[:at] + data + b"before"[at + len(data) :]
+    assert read_back(target) == expected
+
+
+@pytest.mark.parametrize("size", [1, 16, 127, 1024, 1025, 5000, 65_536])
+@pytest.mark.parametrize("count", [1, 2, 10, 16, 17, 100, 1025])
+def test_any_size(count: int, size: int, target: IO[bytes]) -> None:
+    """Small and large buffers are written alike."""
+    buffers = numbered(count, size)
+    assert fdpass_c.writev(target.fileno(), buffers) == sum(map(len, buffers))
+    assert read_back(target) == b"".join(buffers)
+
+
+@pytest.mark.parametrize("count", [3, 16, 17, 18, 1024, 1030, 2500])
+@pytest.mark.parametrize("period", [2, 5, 256, 1023])
+@pytest.mark.parametrize("offset", [None, 3])
+def test_mixed_sizes(offset: int | None, period: int, count: int, target: IO[bytes]) -> None:
+    """A large buffer here and there, empty ones between, wherever they stand."""
+    for first in (0, 1, period - 1):
+        target.truncate(0)
+        target.seek(0)
+        buffers = [
+            b"L" * 20_000 if k % period == first else b"" if k % 3 else b"small"
+            for k in range(count)
+        ]
+        data = b"".join(buffers)
+        assert fdpass_c.writev(target, buffers, offset) == len(data)
+        assert read_back(target) == (b"\0" * (offset or 0) + data if data else b"")
+
+
+@pytest.mark.parametrize("count", [1, 2, 17, 1024, 1025, 5000])
+def test_empty_ones_only(count: int, target: IO[bytes], stream: Pair) -> None:
+    """Nothing but empty buffers is no byte written."""
+    assert fdpass_c.writev(target, [b""] * count) == 0
+    assert fdpass_c.writev(stream[0], [b""] * count) == 0
+    assert read_back(target) == b""
+    assert_empty(stream[1])
+
+
+def make_buffers(scale: int) -> tuple[list[Any], mmap.mmap]:
+    mapped = mmap.mmap(-1, mmap.PAGESIZE * scale)
+    mapped[:6] = b"mapped"
+    buffers = [
+        b"bytes" * scale,
+        bytearray(b"bytearray") * scale,
+        memoryview(b"memoryview" * scale)[4:],
+        memoryview(b"every" * scale)[2:-1],
+        array.array("i", range(3 * scale)),
+        array.array("d", [1.5, 2.5]) * scale,
+        memoryview(array.array("H", range(20 * scale))).cast("B").cast("H", (2, 10 * scale)),
+        (ctypes.c_int * (2 * scale))(*range(2 * scale)),
+        ctypes.c_double(3.5),
+        pickle.PickleBuffer(b"pickled" * scale),
+        mapped,
+        b"",
+        bytearray(),
+        array.array("q"),
+    ]
+    return buffers, mapped
+
+
+@pytest.mark.parametrize("scale", [1, 10, 1000])
+@pytest.mark.parametrize("repeat", [1, 2, 100])
+def test_any_buffer(repeat: int, scale: int, target: IO[bytes]) -> None:
+    """Anything with a buffer is written with all its bytes, however wide its items are."""
+    buffers, mapped = make_buffers(scale)
+    expected = b"".join(buffers * repeat)
+    assert fdpass_c.writev(target, buffers * repeat) == len(expected)
+    assert read_back(target) == expected
+    if repeat == 1:
+        for buffer in buffers:
+            target.seek(0)
+            target.truncate()
+            alone = b"".join([buffer])
+            assert fdpass_c.writev(target.fileno(), (buffer,)) == len(alone)
+            assert read_back(target) == alone
+    mapped.close()
+
+
+@pytest.mark.parametrize(
+    "kind", [list, tuple, iter, deque, lambda buffers: (buffer for buffer in buffers)]
+)
+@pytest.mark.parametrize("count", [3, 3000])
+def test_any_iterable(kind: Callable[[Any], Any], count: int, target: IO[bytes]) -> None:
+    """Buffers may stand in whatever can be iterated, a generator too."""
+    buffers = numbered(count, 3)
+    assert fdpass_c.writev(target, kind(buffers)) == sum(map(len, buffers))
+    assert read_back(target) == b"".join(buffers)
+
+
+def test_generator_that_fails(target: IO[bytes]) -> None:
+    """The error of a generator passes, and nothing was written."""
+
+    def generate() -> Iterator[bytes]:
+        yield b"x" * 5000
+        raise Interruption
+
+    with pytest.raises(Interruption):
+        fdpass_c.writev(target, generate())
+    assert read_back(target) == b""
+
+
+@pytest.mark.parametrize("form", ["int", "object"])
+@pytest.mark.parametrize("size", [16, 1500, 70_000, 3 << 20])
+@pytest.mark.parametrize("count", [1, 5, 40])
+def test_through_a_socket(count: int, size: int, form: str, stream: Pair) -> None:
+    """Far more than a socket buffers arrives whole: short writes are resumed."""
+    if count * size > 50 << 20:
+        count = 10
+    buffers = numbered(count, size)
+    with reading(stream[1]) as received:
+        fd = stream[0] if form == "object" else stream[0].fileno()
+        assert fdpass_c.writev(fd, buffers) == sum(map(len, buffers))
+        stream[0].shutdown(socket.SHUT_WR)
+    assert len(received[0]) == sum(map(len, buffers))
+    assert received[0] in (b"".join(buffers),)
+
+
+def test_within_a_timeout(stream: Pair) -> None:
+    """A socket with a timeout waits for its reader, time and again."""
+    stream[0].settimeout(60)
+    buffers = [b"x" * 100_000, b"y" * 100_000] * 20 + numbered(3000, 100)
+    with reading(stream[1]) as received:
+        assert fdpass_c.writev(stream[0], buffers) == sum(map(len, buffers))
+        stream[0].shutdown(socket.SHUT_WR)
+    assert received[0] in (b"".join(buffers),)
+
+
+SHAPES = [(1, 5_000_000), (3, 400_000), (17, 100_000), (1000, 16), (1000, 3000), (5000, 3000)]
+
+
+@pytest.mark.parametrize(("count", "size"), SHAPES)
+@pytest.mark.parametrize(
+    ("timeout", "expected"), [(0, BlockingIOError), (0.01, TimeoutError)], ids=["full", "timeout"]
+)
+def test_full_socket(
+    timeout: float, expected: type[OSError], count: int, size: int, stream: Pair
+) -> None:
+    """characters_written is exactly what arrived, and with the rest nothing is lost."""
+    stream[0].setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4000)
+    stream[0].settimeout(timeout)
+    buffers = numbered(count, size)
+    data = b"".join(buffers)
+    with pytest.raises(expected) as caught:
+        fdpass_c.writev(stream[0], buffers)
+    written = caught.value.characters_written  # type: ignore[attr-defined]
+    arrived = recv_present(stream[1])
+    assert 0 < written < len(data)
+    assert written == len(arrived)
+    assert arrived in (data[:written],)
+
+
+@pytest.mark.parametrize(("count", "size"), SHAPES)
+@pytest.mark.parametrize("room", [0, mmap.PAGESIZE])
+def test_full_pipe(room: int, count: int, size: int) -> None:
+    """A non-blocking pipe without room is a BlockingIOError that says what it took."""
+    buffers = numbered(count, size)
+    with full_pipe(room) as (reader, writer, inside):
+        with pytest.raises(BlockingIOError) as caught:
+            fdpass_c.writev(writer, buffers)
+        written = caught.value.characters_written
+        assert os.read(reader, inside + room)[inside:] == b"".join(buffers)[:written]
+        assert written == room
+
+
+@linux_only
+@pytest.mark.parametrize("count", [1, 2, 16, 64])
+@pytest.mark.parametrize("code", "Hiq")
+def test_short_write_of_wide_items(code: str, count: int) -> None:
+    """A short write of as many bytes as there are items is not taken for all."""
+    items = mmap.PAGESIZE // count
+    wide = [array.array(code, [k] * items) for k in range(count)]
+    room = items * count
+    with full_pipe(mmap.PAGESIZE) as (reader, writer, inside):
+        with pytest.raises(BlockingIOError) as caught:
+            fdpass_c.writev(writer, wide)
+        assert caught.value.characters_written == room
+        assert os.read(reader, inside + room)[inside:] == b"".join(wide)[:room]
+
+
+@linux_only
+@pytest.mark.parametrize("scale", [1, 1000])
+def test_short_write_of_any_buffer(scale: int, stream: Pair) -> None:
+    """What is left after a short write is found in a buffer of any type."""
+    buffers, mapped = make_buffers(scale)
+    repeat = 4_000 // scale
+    stream[0].setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)
+    stream[0].settimeout(60)
+    expected = b"".join(buffers * repeat)
+    with reading(stream[1]) as received:
+        assert fdpass_c.writev(stream[0], buffers * repeat) == len(expected)
+        stream[0].shutdown(socket.SHUT_WR)
+    assert received[0] in (expected,)
+    mapped.close()
+
+
+def test_timeout_counts_in_all(stream: Pair) -> None:
+    """Thousands of buffers have one timeout together, not one each time the socket is full."""
+    stream[0].setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)
+    stream[0].settimeout(0.2)
+    received = []
+
+    def take_a_little() -> None:
+        received.append(stream[1].recv(5000, socket.MSG_DONTWAIT))
+
+    # 200 parts of 10 kB, of which the handler takes 100 times 5 kB a second.
+    buffers = [b"0123456789"] * 1024 * 200
+    with handling(signal.SIGALRM, take_a_little):
+        signal.setitimer(signal.ITIMER_REAL, 0.01, 0.01)
+        try:
+            with pytest.raises(TimeoutError, match="timed out") as caught:
+                fdpass_c.writev(stream[0], buffers)
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+    received.append(recv_present(stream[1]))
+    written = caught.value.characters_written  # type: ignore[attr-defined]
+    assert b"".join(received) == (b"0123456789" * 1024 * 200)[:written]
+
+
+@pytest.mark.parametrize("size", [1, 50_000])
+def test_handler_returns(size: int, stream: Pair) -> None:
+    """A blocked write goes on after a handler that made room."""
+    filled = fill(stream[0])
+    received = []
+    with (
+        handling(signal.SIGUSR1, lambda: received.append(recv_present(stream[1]))),
+        once_blocked(stream[0].fileno(), interrupt_main_thread),
+    ):
+        assert fdpass_c.writev(stream[0], [b"a" * size, b"b"]) == size + 1
+    received.append(recv_present(stream[1]))
+    assert b"".join(received)[filled:] == b"a" * size + b"b"
+
+
+@pytest.mark.parametrize("raised", [Interruption, TimeoutError, TypeError])
+@pytest.mark.parametrize("count", [1, 2, 3000])
+def test_handler_raises(count: int, raised: type[Exception], stream: Pair) -> None:
+    """An exception from a handler ends a blocked write, whatever its type."""
+
+    def fail() -> None:
+        raise raised("from the handler")
+
+    filled = fill(stream[0])
+    with (
+        handling(signal.SIGUSR1, fail),
+        once_blocked(stream[0].fileno(), interrupt_main_thread),
+        pytest.raises(raised, match="from the handler"),
+    ):
+        fdpass_c.writev(stream[0], [b"x"] * count)
+    assert len(recv_present(stream[1])) == filled
+
+
+def test_storm_of_signals(stream: Pair) -> None:
+    """However often a handler runs, everything is written once."""
+    calls = []
+    buffers = numbered(4000, 3000)
+    with handling(signal.SIGALRM, lambda: calls.append(1)), reading(stream[1]) as received:
+        signal.setitimer(signal.ITIMER_REAL, 0.0005, 0.0005)
+        try:
+            assert fdpass_c.writev(stream[0], buffers) == sum(map(len, buffers))
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+        stream[0].shutdown(socket.SHUT_WR)
+    assert calls
+    assert received[0] in (b"".join(buffers),)
+
+
+BUFFERS: list[list[bytes]] = [[], [b"x"], [b"x"] * 20, [b"x" * 5000] * 3, [b"x" * 5000] * 20]
+
+
+@pytest.mark.parametrize("offset", [None, 0])
+@pytest.mark.parametrize("buffers", BUFFERS, ids=lambda buffers: str(len(buffers)))
+def test_closed_descriptor(buffers: list[bytes], offset: int | None) -> None:
+    """A descriptor that is not open is EBADF, with nothing written."""
+    fd = os.dup(0)
+    os.close(fd)
+    with pytest.raises(OSError, match=os.strerror(errno.EBADF)) as caught:
+        fdpass_c.writev(fd, buffers, offset)
+    assert caught.value.characters_written == 0  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("form", ["int", "object"])
+@pytest.mark.parametrize("buffers", BUFFERS[1:], ids=lambda buffers: str(len(buffers)))
+def test_reader_gone(buffers: list[bytes], form: str, stream: Pair) -> None:
+    """A socket without its peer is a BrokenPipeError, with nothing written."""
+    stream[1].close()
+    with pytest.raises(BrokenPipeError) as caught:
+        fdpass_c.writev(stream[0] if form == "object" else stream[0].fileno(), buffers)
+    assert caught.value.characters_written == 0  # type: ignore[attr-defined]
+
+
+def test_reader_leaves(stream: Pair) -> None:
+    """Where the peer goes in the middle, what was written before is counted."""
+    received = []
+
+    def read_and_leave() -> None:
+        received.append(stream[1].recv(1))
+        stream[1].close()
+
+    thread = threading.Thread(target=read_and_leave)
+    thread.start()
+    with pytest.raises((BrokenPipeError, ConnectionResetError)) as caught:
+        fdpass_c.writev(stream[0], [b"x" * 100_000] * 2000)
+    thread.join()
+    assert received == [b"x"]
+    assert caught.value.characters_written > 0  # type: ignore[attr-defined]
+
+
+def test_first_error_is_reported() -> None:
+    """An error that the system tells only once is raised."""
+    with (
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as gone,
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock,
+    ):
+        gone.bind(("127.0.0.1", 0))
+        sock.connect(gone.getsockname())
+        gone.close()
+        sock.send(b"x")
+        with pytest.raises(ConnectionRefusedError):
+            fdpass_c.writev(sock.fileno(), [b"x"])
+
+
+@pytest.mark.parametrize("wrong", ["text", None, 1, 1.5, object(), [b"x"]])
+@pytest.mark.parametrize("size", [1, 5000])
+@pytest.mark.parametrize(
+    ("position", "count"), [(0, 1), (1, 2), (15, 16), (9, 20), (16, 17), (1023, 1024), (700, 3000)]
+)
+def test_no_buffer(position: int, count: int, size: int, wrong: Any, target: IO[bytes]) -> None:
+    """What has no buffer is a TypeError; among the first 1024 nothing is written then."""
+    buffers: list[Any] = [b"x" * size] * count
+    buffers[position] = wrong
+    with pytest.raises(TypeError):
+        fdpass_c.writev(target.fileno(), buffers)
+    assert read_back(target) == b""
+
+
+@pytest.mark.parametrize("wrong", [b"bytes", bytearray(b"x" * 5000), "text", None, 5])
+def test_no_iterable_of_buffers(wrong: Any, target: IO[bytes]) -> None:
+    """A buffer itself is not an iterable of buffers."""
+    with pytest.raises(TypeError):
+        fdpass_c.writev(target, wrong)
+    assert read_back(target) == b""
+
+
+def test_not_contiguous(target: IO[bytes]) -> None:
+    """A buffer with gaps is refused, or written as its items; never the bytes in the gaps."""
+    with_gaps = memoryview(bytes(range(200)) * 100)[::2]
+    try:
+        fdpass_c.writev(target, [with_gaps])
+    except (BufferError, TypeError, ValueError):
+        assert read_back(target) == b""
+    else:
+        assert read_back(target) == bytes(with_gaps)
+
+
+@pytest.mark.parametrize("wrong", [None, "text", 1.5])
+def test_no_descriptor(wrong: Any) -> None:
+    """What has no fileno() is a TypeError."""
+    with pytest.raises(TypeError, match="fileno"):
+        fdpass_c.writev(wrong, [b"x"])
+
+
+def test_offset_errors(target: IO[bytes], stream: Pair) -> None:
+    """A negative offset is EINVAL; a socket has none: ESPIPE; nothing is written."""
+    for buffers in BUFFERS[1:]:
+        with pytest.raises(OSError, match=os.strerror(errno.EINVAL)) as caught:
+            fdpass_c.writev(target, buffers, -1)
+        assert caught.value.characters_written == 0  # type: ignore[attr-defined]
+        with pytest.raises(OSError, match=os.strerror(errno.ESPIPE)) as caught:
+            fdpass_c.writev(stream[0], buffers, 0)
+        assert caught.value.characters_written == 0  # type: ignore[attr-defined]
+    assert read_back(target) == b""
+    assert_empty(stream[1])
+
+
+@pytest.mark.parametrize("offset", [None, 1000])
+@pytest.mark.parametrize(("count", "size"), SHAPES)
+def test_file_size_limit(count: int, size: int, offset: int | None, target: IO[bytes]) -> None:
+    """At the largest size of a file, what fits is written and counted."""
+    limit = 12_345
+    buffers = numbered(count, size)
+
+    def child() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+        with pytest.raises(OSError, match=os.strerror(errno.EFBIG)) as caught:
+            fdpass_c.writev(target, buffers, offset)
+        assert caught.value.errno == errno.EFBIG
+        start = offset or 0
+        assert caught.value.characters_written == limit - start  # type: ignore[attr-defined]
+        assert read_back(target) == bytes(start) + b"".join(buffers)[: limit - start]
+
+    run_in_child(child)
+
+
+@linux_only
+def test_full_device() -> None:
+    """A device without space is ENOSPC, with nothing written."""
+    with open("/dev/full", "wb", buffering=0) as device:
+        for buffers in BUFFERS[1:]:
+            with pytest.raises(OSError, match=os.strerror(errno.ENOSPC)) as caught:
+                fdpass_c.writev(device, buffers)
+            assert caught.value.characters_written == 0  # type: ignore[attr-defined]
