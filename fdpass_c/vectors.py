@@ -52,11 +52,11 @@ def writev(fd: int | HasFileno, buffers: Iterable[Buffer], offset: int | None = 
             if size <= 2 * _JOIN_BELOW and len(listed) <= _MAX_BUFFERS:
                 data = _join(listed)
                 size = len(data)
-            elif len(listed) == 2:
+            elif len(listed) == 2 and type(listed[0]) is type(listed[1]) is bytes:
                 data = None
             else:
                 return _write_all(fd, listed, None)
-        except (TypeError, IndexError):
+        except (TypeError, LookupError):
             return _write_all(fd, buffers, None)
         try:
             written = _writev(fd, listed) if data is None else _write(fd, data)
@@ -138,7 +138,7 @@ def _write_part(
         raise
     if written == size:
         return written
-    return _finish(fd, buffers, written, offset, deadline or Deadline(fd, WRITABLE))
+    return _finish(fd, buffers, written, offset, deadline)
 
 
 def _count_written(error: OSError, written: int) -> None:
@@ -168,9 +168,10 @@ def _finish(
     buffers: Sequence[Buffer],
     written: int,
     offset: int | None,
-    deadline: Deadline,
+    deadline: Deadline | None = None,
 ) -> int:
     """What is left after a short write, or after one that could not even start."""
+    deadline = deadline or Deadline(fd, WRITABLE)
     target = fileno(fd)
     rest = _skip(buffers, written)
     try:
