@@ -15,6 +15,8 @@ from fdpass_c.channel import Channel
 from fdpass_c.pool.status import WorkerStatus
 from fdpass_c.pool.worker import REPORT, dump_address, leave_signals_to_master, logger
 
+_REPORTS = 4096 * REPORT.size
+
 Connection = tuple[int, Any]
 """A connected socket's descriptor and the peer's address."""
 
@@ -40,7 +42,7 @@ class Worker:
         self.copies: deque[Connection] = deque()
         self._status: int | None = None
         self._sock = sock
-        self.channel = Channel(sock, receive_fds=False)
+        self.channel = Channel(sock)
         self.channel.setblocking(False)
 
     @property
@@ -53,30 +55,35 @@ class Worker:
         Returns what kept the others: the worker's buffer or the user's allowance of descriptors in
         flight is full, or the worker has gone.
         """
+        payloads = [dump_address(address) for _, address in connections]
+        fds = [fd for fd, _ in connections]
         reason = None
-        sent = len(connections)
+        sent = len(fds)
         try:
-            self.channel.send_many(
-                [dump_address(address) for _, address in connections], [fd for fd, _ in connections]
-            )
+            if sent == 1:
+                self.channel.send(payloads[0], fds)
+            else:
+                self.channel.send_many(payloads, fds)
         except OSError as error:
             reason = error
-            sent = error.progress.messages  # type: ignore[attr-defined]
+            sent = getattr(error, "progress", (0,))[0]
         self.given += sent
         self.copies.extend(connections[:sent])
         return reason
 
-    def hear(self) -> list[int]:
+    def hear(self) -> list[int] | None:
         """Reads the reports that are there; returns the copies no longer needed, to be closed.
 
-        PeerClosedError or ConnectionResetError once there is nothing more to come.
+        None once there is nothing more to come; BlockingIOError where there is nothing now.
         """
-        # Each report counts from the start, so that the last one says it all.
-        while True:
-            report = self.channel.recv_many().payloads[-1]
-            if not self.channel.pending:
-                break
-        begun, self.handled = REPORT.unpack(report)
+        try:
+            reports = self._sock.recv(_REPORTS)
+        except ConnectionResetError:
+            return None  # It closed with connections unread.
+        if not reports:
+            return None
+        # Each counts from the start, so that the last one says it all.
+        begun, self.handled = REPORT.unpack(reports[-REPORT.size :])
         done = [self.copies.popleft()[0] for _ in range(begun - self.begun)]
         self.begun = begun
         return done
@@ -118,7 +125,7 @@ class Worker:
 
 
 def fork_worker(
-    slot: int, restarts: int, forget: Callable[[], None], work: Callable[[Channel], None]
+    slot: int, restarts: int, forget: Callable[[], None], work: Callable[[socket.socket], None]
 ) -> Worker:
     """Starts a process that calls work. forget closes, in the child, what only the master needs.
 
@@ -141,16 +148,14 @@ def fork_worker(
 
 
 def _become_worker(
-    sock: socket.socket, forget: Callable[[], None], work: Callable[[Channel], None]
+    sock: socket.socket, forget: Callable[[], None], work: Callable[[socket.socket], None]
 ) -> None:
     """Never returns."""
     status = 1
     try:
         leave_signals_to_master()
         forget()
-        # Kept to the end: the master takes its closing for the end of the process.
-        channel = Channel(sock)
-        work(channel)
+        work(sock)
         status = 0
     except SystemExit as stop:
         status = stop.code if isinstance(stop.code, int) else int(stop.code is not None)

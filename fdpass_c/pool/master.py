@@ -12,7 +12,6 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 
-from fdpass_c.channel import Channel
 from fdpass_c.descriptors import close_fds
 from fdpass_c.errors import FdpassError
 from fdpass_c.pool.crew import Connection, State, Worker, describe_exit, fork_worker
@@ -105,6 +104,7 @@ class Pool:
         if not listeners:
             raise ValueError("a pool needs at least one listener")
         with ExitStack() as stack:
+            self._own: list[socket.socket] = []
             opened = [self._open(stack, listener) for listener in listeners]
             self._selector = stack.enter_context(selectors.DefaultSelector())
             stack.enter_context(self._handling_signals())
@@ -214,6 +214,8 @@ class Pool:
         for intake in self._intakes:
             intake.close()
         self._intakes.clear()
+        for sock in self._own:
+            sock.close()
 
     # -- connections -----------------------------------------------------------------------------
 
@@ -347,11 +349,11 @@ class Pool:
         self._selector.register(worker.channel, selectors.EVENT_READ, worker)
         logger.info("worker %d started", worker.pid)
 
-    def _work(self, channel: Channel) -> None:
+    def _work(self, sock: socket.socket) -> None:
         """In the worker."""
         if self._setup is not None:
             self._setup()
-        run_worker(channel, self._handler)
+        run_worker(sock, self._handler)
 
     def _forget(self) -> None:
         """In the worker: closes its copies of what is the master's."""
@@ -366,12 +368,13 @@ class Pool:
 
     def _hear(self, worker: Worker) -> None:
         try:
-            self._close_soon += worker.hear()
+            done = worker.hear()
         except BlockingIOError:
             return
-        except (FdpassError, OSError):
+        if done is None:
             self._bury(worker)
             return
+        self._close_soon += done
         if worker.state is State.STARTING:
             worker.state = State.READY
             self._failed_starts = 0
@@ -389,9 +392,9 @@ class Pool:
     def _bury(self, worker: Worker) -> None:
         """Ends a worker; what it had not begun waits for another, before all that came later."""
         status = worker.end()
-        with contextlib.suppress(FdpassError, OSError):
-            while True:
-                self._close_soon += worker.hear()
+        with contextlib.suppress(BlockingIOError):
+            while (done := worker.hear()) is not None:
+                self._close_soon += done
         self._selector.unregister(worker.channel)
         worker.channel.close()
         self._workers.remove(worker)
@@ -429,6 +432,7 @@ class Pool:
         if isinstance(listener, socket.socket):
             return listener
         sock = stack.enter_context(open_listener(listener))
+        self._own.append(sock)
         if sock.family == socket.AF_UNIX:
             stack.callback(_unlink, sock.getsockname())
         return sock

@@ -20,23 +20,29 @@ Handler = Callable[[socket.socket, Any], Any]
 logger = logging.getLogger("fdpass_c.pool")
 
 REPORT = struct.Struct("=QQ")
-"""What a worker sends: connections begun and connections finished since it started."""
+"""What a worker sends, bare, over its side of the channel's socket: how many connections it has
+begun and how many it has finished since it started. A report makes all before it worthless."""
 
 dump_address = marshal.dumps
 """The payload of a connection. The worker was forked, so that both run the same Python."""
 
-GONE = (PeerClosedError, ConnectionResetError)
-"""The other end closed; ConnectionResetError where it had not read everything."""
+_GONE = (PeerClosedError, ConnectionResetError)
+"""The master has closed its side, or died; ConnectionResetError where reports were unread."""
 
 _MASTERS_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
 
 
-def run_worker(channel: Channel, handler: Handler) -> None:
-    """Serves until the master shuts its side of channel down, and what was given is finished."""
-    if _is_coroutine_function(handler):
-        asyncio.run(_EventLoopWorker(channel, handler).run())
-    else:
-        _serve(channel, handler)
+def run_worker(sock: socket.socket, handler: Handler) -> None:
+    """Serves until the master shuts its side of sock down, and what was given is finished.
+
+    sock is open when it returns: the master takes its closing for the end of the process.
+    """
+    channel = Channel(sock.dup())
+    with channel:
+        if _is_coroutine_function(handler):
+            asyncio.run(_EventLoopWorker(channel, sock, handler).run())
+        else:
+            _serve(channel, sock, handler)
 
 
 def _is_coroutine_function(handler: Any) -> bool:
@@ -55,24 +61,24 @@ def leave_signals_to_master() -> None:
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
 
 
-def _report(channel: Channel, begun: int, handled: int) -> None:
+def _report(sock: socket.socket, begun: int, handled: int) -> None:
     # Without a master there is nobody to tell, and what it gave is still to be handled.
     with contextlib.suppress(BrokenPipeError):
-        channel.send(REPORT.pack(begun, handled))
+        sock.send(REPORT.pack(begun, handled))
 
 
-def _serve(channel: Channel, handler: Handler) -> None:
+def _serve(channel: Channel, reports: socket.socket, handler: Handler) -> None:
     """One connection after the other. Begun says so at once: the master holds a copy till then."""
     begun = handled = 0
     while True:
         if not channel.pending:
-            _report(channel, begun, handled)
+            _report(reports, begun, handled)
         try:
             payload, fds = channel.recv()
-        except GONE:
+        except _GONE:
             return
         begun += 1
-        _report(channel, begun, handled)
+        _report(reports, begun, handled)
         with fds, fds.as_socket() as sock:
             # The BSDs hand the listener's non-blocking mode on.
             sock.setblocking(True)
@@ -81,14 +87,22 @@ def _serve(channel: Channel, handler: Handler) -> None:
                 handler(sock, address)
             except Exception:
                 logger.exception("the handler failed on the connection of %r", address)
+            _hang_up(sock)
         handled += 1
+
+
+def _hang_up(sock: socket.socket) -> None:
+    """Lets the peer see the end now, not when the master closes its copy; as socketserver does."""
+    with contextlib.suppress(OSError):  # The handler closed or detached it, or the peer has gone.
+        sock.shutdown(socket.SHUT_WR)
 
 
 class _EventLoopWorker:
     """As many connections at once as the master gives."""
 
-    def __init__(self, channel: Channel, handler: Handler) -> None:
+    def __init__(self, channel: Channel, reports: socket.socket, handler: Handler) -> None:
         self._channel = channel
+        self._reports = reports
         self._handler = handler
         self._begun = 0
         self._handled = 0
@@ -109,7 +123,7 @@ class _EventLoopWorker:
         while True:
             try:
                 batch = self._channel.recv_many()
-            except GONE:
+            except _GONE:
                 self._loop.remove_reader(self._channel.fileno())
                 self._left.set()
                 return
@@ -130,7 +144,10 @@ class _EventLoopWorker:
     async def _handle(self, sock: socket.socket, address: Any) -> None:
         try:
             with sock:
-                await self._handler(sock, address)
+                try:
+                    await self._handler(sock, address)
+                finally:
+                    _hang_up(sock)
         except Exception:
             logger.exception("the handler failed on the connection of %r", address)
         finally:
@@ -141,4 +158,4 @@ class _EventLoopWorker:
 
     def _report(self) -> None:
         self._report_due = False
-        _report(self._channel, self._begun, self._handled)
+        _report(self._reports, self._begun, self._handled)

@@ -1,0 +1,86 @@
+"""Handlers for the pools that tests run."""
+
+import asyncio
+import os
+import signal
+import socket
+import sys
+from typing import Any
+
+from fdpass_c.pool import Pool
+
+
+def echo(sock: socket.socket, address: object) -> None:
+    """Answers one request with the worker's pid, the peer's address and the request."""
+    if request := sock.recv(1000):
+        sock.sendall(f"{os.getpid()} {address!r} ".encode() + request)
+
+
+async def echo_async(sock: socket.socket, address: object) -> None:
+    """The same in an event loop."""
+    loop = asyncio.get_running_loop()
+    if request := await loop.sock_recv(sock, 1000):
+        await loop.sock_sendall(sock, f"{os.getpid()} {address!r} ".encode() + request)
+
+
+def obey(sock: socket.socket, _address: object) -> None:
+    """Does what the request says and answers with the worker's pid."""
+    request = sock.recv(1000)
+    if request == b"raise":
+        raise RuntimeError("asked to")
+    if request == b"exit":
+        sys.exit(3)
+    if request == b"keep open":
+        sock.detach()
+    sock.sendall(f"{os.getpid()}".encode())
+
+
+async def obey_async(sock: socket.socket, _address: object) -> None:
+    """The same in an event loop."""
+    loop = asyncio.get_running_loop()
+    request = await loop.sock_recv(sock, 1000)
+    if request == b"raise":
+        raise RuntimeError("asked to")
+    await loop.sock_sendall(sock, f"{os.getpid()}".encode())
+
+
+def begin_and_wait(sock: socket.socket, _address: object) -> None:
+    """Says at once who has begun, and answers when the client says something."""
+    sock.sendall(f"{os.getpid()} ".encode())
+    sock.sendall(sock.recv(1000))
+
+
+async def begin_and_wait_async(sock: socket.socket, _address: object) -> None:
+    """The same in an event loop."""
+    loop = asyncio.get_running_loop()
+    await loop.sock_sendall(sock, f"{os.getpid()} ".encode())
+    await loop.sock_sendall(sock, await loop.sock_recv(sock, 1000))
+
+
+class Callable:
+    """An object whose call is a coroutine."""
+
+    async def __call__(self, sock: socket.socket, address: object) -> None:
+        await echo_async(sock, address)
+
+
+echo_object = Callable()
+
+
+def die() -> None:
+    raise RuntimeError("no start today")
+
+
+def serve_without_start(port: Any = 0) -> None:
+    """A pool no worker of which ever starts."""
+    Pool(echo, 2, setup=die).serve(("127.0.0.1", port))
+
+
+def fork_a_child(sock: socket.socket, _address: object) -> None:
+    """Has a child that lives until it is killed, and holds all that the worker holds."""
+    sock.recv(1000)
+    if (pid := os.fork()) == 0:
+        while True:
+            signal.pause()
+    sock.sendall(f"{os.getpid()} {pid}".encode())
+    sock.recv(1000)

@@ -1,0 +1,191 @@
+"""A pool in a process of its own, and clients for it."""
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import NamedTuple
+
+_TESTS = Path(__file__).parent
+_PATIENCE = 30
+
+COMMAND = [sys.executable, "-W", "error", "-m", "fdpass_c"]
+
+
+class WorkerLine(NamedTuple):
+    slot: int
+    pid: int
+    state: str
+    in_hand: int
+    handled: int
+    restarts: int
+
+
+class Status(NamedTuple):
+    workers: list[WorkerLine]
+    handled: int
+    lost: int
+    waiting: int
+
+    @property
+    def pids(self) -> list[int]:
+        return [worker.pid for worker in self.workers]
+
+
+class Server:
+    """fdpass pool with a handler of pool_handlers; its log is read as it comes."""
+
+    def __init__(
+        self, handler: str, *options: str, addresses: tuple[str, ...] = ("127.0.0.1:0",)
+    ) -> None:
+        self._lines: list[str] = []
+        self._news = threading.Condition()
+        self._read = 0
+        self.process = subprocess.Popen(
+            [*COMMAND, "pool", *options, f"pool_handlers:{handler}", *addresses],
+            cwd=_TESTS,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        self._reader = threading.Thread(target=self._collect)
+        self._reader.start()
+        self.addresses = [self.wait_for(r"listening at (.*)")[1] for _ in addresses]
+
+    def _collect(self) -> None:
+        assert self.process.stderr is not None
+        for line in self.process.stderr:
+            with self._news:
+                self._lines.append(line)
+                self._news.notify_all()
+        with self._news:
+            self._lines.append("THE END\n")
+            self._news.notify_all()
+
+    def wait_for(self, pattern: str) -> "re.Match[str]":
+        """The next line of the log, after those found before, in which pattern is found."""
+        with self._news:
+            while True:
+                while self._read < len(self._lines):
+                    self._read += 1
+                    if match := re.search(pattern, self._lines[self._read - 1]):
+                        return match
+                    assert self._lines[self._read - 1] != "THE END\n", self.log
+                assert self._news.wait(_PATIENCE), f"{pattern} did not come in:\n{self.log}"
+
+    @property
+    def log(self) -> str:
+        return "".join(self._lines)
+
+    @property
+    def port(self) -> int:
+        return int(self.addresses[0].rpartition(":")[2])
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    def send_signal(self, signum: int) -> None:
+        self.process.send_signal(signum)
+
+    def status(self) -> Status:
+        self.send_signal(signal.SIGUSR1)
+        self.wait_for(r"INFO status")
+        workers: list[WorkerLine] = []
+        while match := self.wait_for(
+            r"^ *(\d+) +(\d+) +([A-Z]+) +(\d+) +(\d+) +(\d+)$|^(\d+) handled, (\d+) lost, (\d+) w"
+        ):
+            if match[1] is None:
+                return Status(workers, int(match[7]), int(match[8]), int(match[9]))
+            workers.append(
+                WorkerLine(int(match[1]), int(match[2]), match[3], *map(int, match.groups()[3:6]))
+            )
+        raise AssertionError
+
+    def settled(self, workers: int) -> Status:
+        """The status once all these workers are FREE with nothing in hand, and nobody else."""
+        while True:
+            status = self.status()
+            states = [(worker.state, worker.in_hand) for worker in status.workers]
+            if states == [("FREE", 0)] * workers and not status.waiting:
+                return status
+
+    def settled_fds(self, wanted: list[str]) -> list[str]:
+        """What list_fds says once it is wanted, or after many turns of the master."""
+        for _ in range(100):
+            if (found := self.list_fds()) == wanted:
+                break
+            self.status()
+        return found
+
+    def list_fds(self) -> list[str]:
+        """What the master's descriptors point to."""
+        directory = f"/proc/{self.pid}/fd"
+        return sorted(
+            re.sub(r"\d+", "", os.readlink(f"{directory}/{n}")) for n in os.listdir(directory)
+        )
+
+    def stop(self, signum: int = signal.SIGTERM) -> int:
+        """Returns the exit status."""
+        self.send_signal(signum)
+        return self.process.wait(_PATIENCE)
+
+    def connect(self) -> socket.socket:
+        return socket.create_connection(("127.0.0.1", self.port), _PATIENCE)
+
+    def ask(self, request: bytes = b"hello") -> bytes:
+        """The whole answer to one request on a connection of its own."""
+        with self.connect() as sock:
+            sock.sendall(request)
+            return read_all(sock)
+
+    def __enter__(self) -> "Server":
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if exc is not None:
+            print(self.log)
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait()
+        self._reader.join()
+        assert self.process.stderr is not None
+        self.process.stderr.close()
+
+
+def read_all(sock: socket.socket) -> bytes:
+    parts = []
+    while part := sock.recv(65536):
+        parts.append(part)
+    return b"".join(parts)
+
+
+def read_some(sock: socket.socket) -> bytes:
+    """What comes next; empty where the connection has ended, however it ended."""
+    try:
+        return sock.recv(1000)
+    except ConnectionResetError:
+        return b""
+
+
+@contextmanager
+def connections(server: Server, count: int) -> Iterator[list[socket.socket]]:
+    socks: list[socket.socket] = []
+    try:
+        for _ in range(count):
+            socks.append(server.connect())
+        yield socks
+    finally:
+        for sock in socks:
+            sock.close()

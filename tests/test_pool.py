@@ -1,0 +1,233 @@
+"""A pool serves, on whatever it listens, and refuses what it cannot do."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+from helpers import linux_only, run_in_child
+from pool_handlers import echo, serve_without_start
+from pool_helpers import COMMAND, Server, connections, read_all
+
+from fdpass_c.pool import Pool, PoolError, inherit_listeners, open_listener
+
+both_kinds = pytest.mark.parametrize("handler", ["echo", "echo_async", "echo_object"])
+
+
+@both_kinds
+def test_answers(handler: str) -> None:
+    """Every connection is answered, by workers that take turns, and knows its peer's address."""
+    with Server(handler, "--workers", "3") as server:
+        pids = {*server.settled(3).pids}
+        seen = set()
+        for _ in range(6):
+            with server.connect() as sock:
+                sock.sendall(b"hello")
+                pid, _, rest = read_all(sock).partition(b" ")
+                assert rest == f"{sock.getsockname()!r} hello".encode()
+                seen.add(int(pid))
+        assert seen == pids
+        assert server.settled(3).handled == 6
+        assert server.stop() == 0
+
+
+@both_kinds
+def test_several_listeners(handler: str, tmp_path: Path) -> None:
+    """IPv4, IPv6 and Unix sockets at once; the Unix socket's file goes with the pool."""
+    path = tmp_path / "socket"
+    addresses = ["127.0.0.1:0", str(path)]
+    if socket.has_dualstack_ipv6():
+        addresses.append("[::1]:0")
+    with Server(handler, "--workers", "2", addresses=tuple(addresses)) as server:
+        for address in server.addresses:
+            if "/" in address:
+                sock = socket.socket(socket.AF_UNIX)
+                sock.connect(address)
+            else:
+                host, _, port = address.rpartition(":")
+                sock = socket.create_connection((host.strip("[]"), int(port)))
+            with sock:
+                sock.sendall(b"hello")
+                assert read_all(sock).endswith(b"hello")
+        assert path.stat().st_mode & 0o777 == 0o600
+        assert server.stop() == 0
+    assert not path.exists()
+
+
+def test_stale_unix_socket(tmp_path: Path) -> None:
+    """A socket file that nobody listens at is replaced; one in use, and a file, are not."""
+    path = tmp_path / "socket"
+    with socket.socket(socket.AF_UNIX) as killed:
+        killed.bind(str(path))
+    with open_listener(path):
+        with pytest.raises(OSError, match="in use"):
+            open_listener(path)
+        assert path.exists()
+    path.unlink()
+    path.write_text("precious")
+    with pytest.raises(OSError, match="in use"):
+        open_listener(path)
+    assert path.read_text() == "precious"
+
+
+@pytest.mark.parametrize(
+    "address", ["", "80", "host:", "host:port", "::1:80", "host:65536", "host:-1", "host:\u0663"]
+)
+def test_bad_address(address: str) -> None:
+    """What is neither HOST:PORT nor a path is refused by name."""
+    with pytest.raises(ValueError, match="not HOST:PORT"):
+        open_listener(address)
+
+
+def test_address_forms() -> None:
+    """A tuple and a str mean the same, brackets are for IPv6, no host for every IPv4 address."""
+    for address, host in (
+        (("127.0.0.1", 0), "127.0.0.1"),
+        ("127.0.0.1:0", "127.0.0.1"),
+        (":0", "0.0.0.0"),
+    ):
+        with open_listener(address) as listener:
+            assert listener.getsockname()[0] == host
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options"),
+    [((0,), {}), ((1, 0), {}), ((1,), {"max_requests": 0}), ((1,), {"drain": -1})],
+)
+def test_bad_numbers(arguments: "tuple[int, ...]", options: "dict[str, int]") -> None:
+    """No workers, no capacity, no requests and a negative time are refused."""
+    with pytest.raises(ValueError, match=r"at least 1|not negative"):
+        Pool(echo, *arguments, **options)  # type: ignore[arg-type]
+
+
+def test_no_listener() -> None:
+    """A pool that listens nowhere is refused."""
+    with pytest.raises(ValueError, match="listener"):
+        Pool(echo, 1).serve()
+
+
+def test_main_thread_only() -> None:
+    """serve() handles signals, which only the main thread can; nothing is left behind."""
+    errors = []
+
+    def serve() -> None:
+        try:
+            Pool(echo, 1).serve("127.0.0.1:0")
+        except ValueError as error:
+            errors.append(str(error))
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    thread.join()
+    assert "main thread" in errors[0]
+
+
+def test_workers_that_never_start() -> None:
+    """Workers that die at start are tried again a few times; then an error says what happened."""
+    with pytest.raises(PoolError, match=r"5 workers in a row died at start.*exited with status 1"):
+        serve_without_start()
+
+
+def test_status_before_serving() -> None:
+    """A pool that does not serve yet has nothing to show."""
+    status = Pool(echo, 2).status()
+    assert (status.workers, *status[1:]) == ((), 0, 0, 0)
+    assert "0 handled" in status.render()
+
+
+def test_a_listener_is_given_back() -> None:
+    """A borrowed listener stays open, in the mode in which it came."""
+
+    def answer_and_stop(sock: socket.socket, _address: object) -> None:
+        sock.sendall(b"hello")
+        os.kill(os.getppid(), signal.SIGTERM)
+
+    def serve() -> None:
+        pool = Pool(answer_and_stop, 1)
+        pool.stop()  # Nothing to stop yet.
+        pool.serve(listener)
+        assert listener.gettimeout() == 5
+        assert pool.status()[1:] == (0, 1, 0)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.settimeout(5)
+        with socket.create_connection(listener.getsockname()) as sock:
+            run_in_child(serve)
+            assert read_all(sock) == b"hello"
+
+
+def test_no_descriptor_in_workers(tmp_path: Path) -> None:
+    """A worker holds its channel and nothing of the master's: no listener, no other worker's."""
+    if sys.platform != "linux":
+        pytest.skip("needs /proc")
+    with Server("echo", "--workers", "3", addresses=("127.0.0.1:0", str(tmp_path / "s"))) as server:
+        for pid in server.settled(3).pids:
+            fds = [os.readlink(f"/proc/{pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pid}/fd")]
+            assert len([fd for fd in fds if fd.startswith("socket:")]) == 2
+            assert not [fd for fd in fds if "eventpoll" in fd]
+
+
+def test_socket_activation() -> None:
+    """Without an address the pool serves the sockets that a service manager passed."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        # As a service manager: the sockets from 3 on, and the pid of the program itself.
+        code = (
+            "import os, sys\n"
+            "os.dup2(int(sys.argv[1]), 3)\n"
+            "os.environ.update(LISTEN_FDS='1', LISTEN_PID=str(os.getpid()))\n"
+            "os.execv(sys.executable, [sys.executable, *sys.argv[2:]])\n"
+        )
+        command = [*COMMAND[1:], "pool", "--workers", "1", "pool_handlers:echo"]
+        with subprocess.Popen(
+            [sys.executable, "-c", code, str(listener.fileno()), *command],
+            pass_fds=[listener.fileno()],
+            cwd=Path(__file__).parent,
+            stderr=subprocess.DEVNULL,
+        ) as process:
+            with socket.create_connection(listener.getsockname()) as sock:
+                sock.sendall(b"hello")
+                assert read_all(sock).endswith(b"hello")
+            process.terminate()
+            assert process.wait() == 0
+
+
+def test_no_socket_activation(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Variables meant for another process are removed and otherwise ignored."""
+    assert inherit_listeners() == []
+    monkeypatch.setenv("LISTEN_FDS", "1")
+    monkeypatch.setenv("LISTEN_PID", "1")
+    assert inherit_listeners() == []
+    assert "LISTEN_FDS" not in os.environ
+
+
+def test_broken_socket_activation(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A count that is no number is an error."""
+    monkeypatch.setenv("LISTEN_FDS", "one")
+    monkeypatch.setenv("LISTEN_PID", str(os.getpid()))
+    with pytest.raises(ValueError, match="one"):
+        inherit_listeners()
+
+
+@linux_only
+@pytest.mark.parametrize(
+    ("handler", "capacity"), [("begin_and_wait", 1), ("begin_and_wait_async", 4)]
+)
+def test_a_full_pool(handler: str, capacity: int) -> None:
+    """A full pool accepts no more than it can hold; the rest wait in the kernel and are served."""
+    with Server(handler, "--workers", "2", "--capacity", str(capacity)) as server:
+        fds = server.settled(2) and server.list_fds()
+        with connections(server, 2 * capacity + 5) as socks:
+            for sock in socks[: 2 * capacity]:
+                assert sock.recv(1000)
+            status = server.status()
+            assert [(w.state, w.in_hand) for w in status.workers] == [("BUSY", capacity)] * 2
+            assert status.waiting == 0
+            assert server.settled_fds(fds) == fds
+            for sock in socks:
+                sock.sendall(b"go on")
+                assert read_all(sock).endswith(b"go on")
+        assert server.settled(2).handled == 2 * capacity + 5

@@ -1,0 +1,143 @@
+"""Whatever one client or one handler does, the others are served."""
+
+import os
+import resource
+import signal
+import socket
+import struct
+
+import pytest
+from helpers import linux_only
+from pool_helpers import Server, connections, read_all, read_some
+
+both_kinds = pytest.mark.parametrize("handler", ["echo", "echo_async"])
+
+
+@pytest.mark.parametrize(("handler", "capacity"), [("echo", "1"), ("echo_async", "2")])
+def test_silent_clients(handler: str, capacity: str) -> None:
+    """A client that says nothing takes one place, and nobody is put behind it."""
+    with (
+        Server(handler, "--workers", "2", "--capacity", capacity) as server,
+        connections(server, 1) as (silent,),
+    ):
+        for _ in range(20):
+            assert server.ask().endswith(b"hello")
+        silent.sendall(b"after all")
+        assert read_all(silent).endswith(b"after all")
+
+
+def reset(sock: socket.socket) -> None:
+    """Closes with a RST."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    sock.close()
+
+
+@both_kinds
+def test_resetting_clients(handler: str) -> None:
+    """Clients that reset, before they are accepted or after their request, disturb nobody."""
+    with Server(handler, "--workers", "2", "--capacity", "3") as server:
+        for number in range(50):
+            with connections(server, 3) as (first, second, third):
+                reset(first)
+                third.sendall(b"hello")
+                if number % 2:
+                    second.sendall(b"request")
+                reset(second)
+                assert read_all(third).endswith(b"hello")
+        status = server.settled(2)
+        assert status.lost == 0
+        assert status.handled >= 50
+        assert all(worker.restarts == 0 for worker in status.workers)
+
+
+@linux_only
+@both_kinds
+def test_flood(handler: str) -> None:
+    """A client that connects a thousand times at once does not keep another one out, nor leave
+    anything behind."""
+    with Server(handler, "--workers", "2", "--capacity", "10") as server:
+        fds = server.settled(2) and server.list_fds()
+        with connections(server, 500) as socks, server.connect() as other:
+            other.sendall(b"me too")
+            for sock in socks:
+                sock.sendall(b"again")
+            assert read_all(other).endswith(b"me too")
+            for sock in socks:
+                assert read_all(sock).endswith(b"again")
+        status = server.settled(2)
+        assert (status.handled, status.lost) == (501, 0)
+        assert server.settled_fds(fds) == fds
+
+
+def test_flood_on_one_listener() -> None:
+    """Of two listeners the one that is flooded does not keep the other from being served."""
+    addresses = ("127.0.0.1:0", "127.0.0.1:0")
+    with Server("echo", "--workers", "1", addresses=addresses) as server:
+        quiet = int(server.addresses[1].rpartition(":")[2])
+        with connections(server, 100) as socks:
+            with socket.create_connection(("127.0.0.1", quiet)) as other:
+                other.sendall(b"me too")
+                for sock in socks:
+                    sock.sendall(b"again")
+                assert read_all(other).endswith(b"me too")
+            for sock in socks:
+                assert read_all(sock).endswith(b"again")
+
+
+@pytest.mark.parametrize("handler", ["obey", "obey_async"])
+def test_handler_that_raises(handler: str) -> None:
+    """An exception is logged with the client's address, the connection closed, the worker stays."""
+    with Server(handler, "--workers", "1") as server:
+        pid = server.settled(1).pids[0]
+        with server.connect() as sock:
+            address = sock.getsockname()
+            sock.sendall(b"raise")
+            assert read_all(sock) == b""
+        assert str(address[1]) in server.wait_for(r"ERROR the handler failed on (.*)")[1]
+        server.wait_for("RuntimeError: asked to")
+        assert server.ask() == str(pid).encode()
+        status = server.settled(1)
+        assert (status.handled, status.lost, status.pids) == (2, 0, [pid])
+
+
+def test_handler_that_exits() -> None:
+    """A handler that calls sys.exit ends its worker, which is replaced."""
+    with Server("obey", "--workers", "1") as server:
+        old = server.settled(1).pids
+        with server.connect() as sock:
+            sock.sendall(b"exit")
+            assert read_some(sock) == b""
+        server.wait_for(r"exited with status 3: 1 connections lost")
+        assert int(server.ask()) not in old
+        status = server.settled(1)
+        assert (status.handled, status.lost) == (1, 1)
+        assert status.workers[0].restarts == 1
+
+
+def test_stuck_child_of_a_worker() -> None:
+    """A worker that dies while a child of its handler lives on is replaced all the same."""
+    with Server("fork_a_child", "--workers", "1") as server, server.connect() as sock:
+        sock.sendall(b"fork")
+        worker, child = map(int, sock.recv(1000).split())
+        os.kill(worker, signal.SIGKILL)
+        try:
+            server.wait_for("killed by SIGKILL")
+            assert server.settled(1).pids != [worker]
+        finally:
+            os.kill(child, signal.SIGKILL)
+
+
+@linux_only
+def test_master_out_of_descriptors() -> None:
+    """A master whose descriptor table is full waits, says so, and goes on when there is room."""
+    with Server("begin_and_wait", "--workers", "1", "--capacity", "50") as server:
+        used = len(server.settled(1) and server.list_fds())
+        _, hard = resource.prlimit(server.pid, resource.RLIMIT_NOFILE)
+        resource.prlimit(server.pid, resource.RLIMIT_NOFILE, (used + 10, hard))
+        with connections(server, 40) as socks:
+            server.wait_for("cannot accept: Too many open files")
+            for sock in socks:
+                sock.sendall(b"go on")
+                assert read_all(sock).endswith(b"go on")
+        status = server.settled(1)
+        assert (status.handled, status.lost) == (40, 0)

@@ -1,0 +1,51 @@
+"""Workers may die at any moment: what they had not begun is answered by others."""
+
+import os
+import random
+import signal
+
+import pytest
+from helpers import linux_only
+from pool_helpers import Server, connections, read_some
+
+# Every 100 connections one is killed. FDPASS_POOL_CONNECTIONS=10000 takes a minute.
+CONNECTIONS = int(os.environ.get("FDPASS_POOL_CONNECTIONS", "1000"))
+AT_ONCE = 20
+WORKERS = 4
+
+
+@linux_only
+@pytest.mark.parametrize(
+    ("handler", "capacity"), [("echo", "1"), ("echo", "5"), ("echo_async", "10")]
+)
+def test_random_kills(handler: str, capacity: str) -> None:
+    """Only what a killed worker had begun is lost; then all is as before: the number of workers,
+    the master's descriptors."""
+    random.seed(1)
+    unanswered = 0
+    with Server(handler, "--workers", str(WORKERS), "--capacity", capacity) as server:
+        before = server.settled(WORKERS)
+        fds = server.list_fds()
+        killed = 0
+        for number in range(0, CONNECTIONS, AT_ONCE):
+            victim = None
+            if number % 100 == 0:
+                victim = random.choice(server.status().pids)
+            with connections(server, AT_ONCE) as socks:
+                for position, sock in enumerate(socks):
+                    sock.sendall(b"request")
+                    if victim and position == AT_ONCE // 2:
+                        os.kill(victim, signal.SIGKILL)
+                        killed += 1
+                for sock in socks:
+                    answer = read_some(sock)
+                    assert answer.endswith(b"request") or not answer
+                    unanswered += not answer
+        after = server.settled(WORKERS)
+        assert killed == CONNECTIONS // 100
+        assert unanswered <= after.lost
+        assert after.handled + after.lost == CONNECTIONS
+        assert sum(worker.restarts for worker in after.workers) == killed
+        assert not {*before.pids} & {*after.pids} or killed < WORKERS
+        assert server.settled_fds(fds) == fds
+        assert server.stop() == 0

@@ -1,0 +1,179 @@
+"""A pool stops, replaces its workers and shows its state on signals."""
+
+import os
+import select
+import signal
+
+import pytest
+from helpers import linux_only
+from pool_helpers import Server, connections, read_all, read_some
+
+begin_and_wait = pytest.mark.parametrize("handler", ["begin_and_wait", "begin_and_wait_async"])
+stops = pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+
+
+@begin_and_wait
+@stops
+def test_drain(handler: str, signum: int) -> None:
+    """A pool that stops finishes what it has begun, and only then exits."""
+    with Server(handler, "--workers", "2", "--capacity", "2") as server:
+        server.settled(2)
+        with connections(server, 2) as socks:
+            for sock in socks:
+                assert sock.recv(1000)
+            server.send_signal(signum)
+            server.wait_for("stopping")
+            for sock in socks:
+                sock.sendall(b"the end")
+                assert read_all(sock) == b"the end"
+        assert server.process.wait() == 0
+        assert "WARNING" not in server.log
+
+
+def test_drain_finishes_what_was_accepted() -> None:
+    """Connections that wait in a worker's queue when the pool stops are handled before it exits."""
+    with Server("begin_and_wait", "--workers", "1", "--capacity", "4") as server:
+        with connections(server, 4) as socks:
+            while server.status().workers[0].in_hand < 4:
+                pass
+            server.send_signal(signal.SIGTERM)
+            server.wait_for("stopping")
+            for sock in socks:
+                sock.sendall(b"the end")
+                assert read_all(sock).endswith(b"the end")
+        assert server.process.wait() == 0
+
+
+@begin_and_wait
+def test_deadline(handler: str) -> None:
+    """A worker that does not finish in time is killed, and the pool stops all the same."""
+    with Server(handler, "--workers", "1", "--drain", "0.05") as server:
+        with connections(server, 1) as (sock,):
+            assert sock.recv(1000)
+            assert server.stop() == 0
+            assert read_some(sock) == b""
+        server.wait_for("did not finish in time")
+        server.wait_for("killed by SIGKILL: 1 connections lost")
+
+
+@stops
+def test_second_signal(signum: int) -> None:
+    """A second signal ends the pool at once, whatever is in hand."""
+    with (
+        Server("begin_and_wait", "--workers", "1") as server,
+        connections(server, 1) as (sock,),
+    ):
+        assert sock.recv(1000)
+        server.send_signal(signum)
+        server.wait_for("stopping")
+        assert server.stop(signum) == 0
+        assert read_some(sock) == b""
+
+
+def test_a_stopping_pool_refuses() -> None:
+    """Once it stops, nobody can connect."""
+    with Server("begin_and_wait", "--workers", "1", "--capacity", "1") as server:
+        with connections(server, 1) as (sock,):
+            assert sock.recv(1000)
+            server.send_signal(signal.SIGTERM)
+            # Closing the listener is part of the turn that logs this, and the worker goes on.
+            server.wait_for("stopping")
+            server.status()
+            with pytest.raises(ConnectionRefusedError):
+                server.connect()
+            sock.sendall(b"go on")
+        assert server.process.wait() == 0
+
+
+@pytest.mark.parametrize(
+    ("handler", "capacity"), [("begin_and_wait", "1"), ("begin_and_wait_async", "2")]
+)
+def test_reload(handler: str, capacity: str) -> None:
+    """Every worker is replaced; connections begun before are finished by the old ones, and none
+    that comes meanwhile is refused."""
+    with Server(handler, "--workers", "3", "--capacity", capacity) as server:
+        old = server.settled(3)
+        with connections(server, 3) as begun:
+            pids = [int(sock.recv(1000)) for sock in begun]
+            assert {*pids} == {*old.pids}
+            server.send_signal(signal.SIGHUP)
+            while len([w for w in server.status().workers if w.state == "LEAVING"]) < 3:
+                with server.connect() as sock:
+                    sock.sendall(b"go on")
+                    assert read_all(sock).endswith(b"go on")
+            for sock in begun:
+                sock.sendall(b"still here")
+                assert read_all(sock) == b"still here"
+        new = server.settled(3)
+        assert not {*new.pids} & {*old.pids}
+        assert [worker.restarts for worker in new.workers] == [1, 1, 1]
+        assert new.lost == 0
+        assert server.stop() == 0
+        assert "WARNING" not in server.log
+
+
+def test_reload_under_load() -> None:
+    """Reload after reload, and every connection is answered."""
+    with Server("echo", "--workers", "2", "--capacity", "2") as server:
+        for _ in range(10):
+            server.send_signal(signal.SIGHUP)
+            with connections(server, 20) as socks:
+                for sock in socks:
+                    sock.sendall(b"hello")
+                for sock in socks:
+                    assert read_all(sock).endswith(b"hello")
+        assert server.settled(2).lost == 0
+        assert server.stop() == 0
+
+
+@pytest.mark.parametrize("handler", ["echo", "echo_async"])
+@pytest.mark.parametrize("capacity", ["1", "3"])
+def test_max_requests(handler: str, capacity: str) -> None:
+    """A worker is replaced after exactly so many connections, and none is lost by it."""
+    with Server(handler, "--workers", "2", "--capacity", capacity, "--max-requests", "5") as server:
+        counts: dict[bytes, int] = {}
+        for _ in range(5):
+            with connections(server, 10) as socks:
+                for sock in socks:
+                    sock.sendall(b"hello")
+                for sock in socks:
+                    pid = read_all(sock).split()[0]
+                    counts[pid] = counts.get(pid, 0) + 1
+        assert sum(counts.values()) == 50
+        assert max(counts.values()) == 5
+        status = server.settled(2)
+        assert (status.handled, status.lost) == (50, 0)
+        assert server.stop() == 0
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1])
+@begin_and_wait
+def test_signals_to_workers(handler: str, signum: int) -> None:
+    """Workers leave the signals that a whole group gets to the master."""
+    with Server(handler, "--workers", "1") as server:
+        with connections(server, 1) as (sock,):
+            pid = int(sock.recv(1000))
+            os.kill(pid, signum)
+            sock.sendall(b"still here")
+            assert read_all(sock) == b"still here"
+        assert server.settled(1).pids == [pid]
+
+
+@linux_only
+@begin_and_wait
+def test_death_of_the_master(handler: str) -> None:
+    """When the master is killed, workers finish what they were given and exit."""
+    with Server(handler, "--workers", "1", "--capacity", "2") as server:
+        with connections(server, 2) as socks:
+            pid = int(socks[0].recv(1000))
+            pidfd = os.pidfd_open(pid)
+            while server.status().workers[0].in_hand < 2:
+                pass
+            server.process.kill()
+            server.process.wait()
+            for sock in socks:
+                sock.sendall(b"the end")
+                assert read_all(sock).endswith(b"the end")
+        # Readable once the process has gone.
+        assert select.select([pidfd], [], [], 60)[0]
+        os.close(pidfd)
