@@ -1,0 +1,32 @@
+"""One message carries two strings and an open file from parent to child.
+
+The child never opens the file: it writes the strings back through the descriptor that came with
+them, and reads what the file holds now.
+
+    python examples/message_and_file.py notes.txt
+"""
+
+import os
+import socket
+import sys
+
+from fdpass_c import recv_fd, send_fds, writev
+
+ours, theirs = socket.socketpair()
+with open(sys.argv[1], "w+b", buffering=0) as file:
+    file.write(b"the parent was here\n")
+    if os.fork() == 0:
+        # Not inherited: this copy is closed, and the one that works is the one received.
+        file.close()
+        data, fds = recv_fd(theirs)
+        with fds, fds.as_file(0, "r+b", buffering=0) as received:
+            first, second = data.split(b"\0")
+            writev(received, [first, b" ", second, b"\n"])
+            received.seek(0)
+            print(received.read().decode(), end="", flush=True)
+        os._exit(0)
+    send_fds(ours, [b"hello", b"\0", b"child"], [file])
+_, status = os.wait()
+ours.close()
+theirs.close()
+sys.exit(os.waitstatus_to_exitcode(status))
