@@ -190,11 +190,14 @@ ssize_t fdp_recv_batch(int sock, void *ret_data, size_t capacity, size_t fd_capa
     ret_inbox->fd_count = 0;
     ret_inbox->all_flags = 0;
     ret_inbox->one_each = 1;
+    ret_inbox->same_length = 1;
     for (int i = 0; i < received; i++)
         put_message(ret_inbox, &headers[i], capacity, fd_capacity);
     cut_end(ret_inbox, sock);
-    for (unsigned i = 0; i < ret_inbox->message_count; i++)
+    for (unsigned i = 0; i < ret_inbox->message_count; i++) {
         ret_inbox->one_each &= ret_inbox->fd_counts[i] == 1;
+        ret_inbox->same_length &= ret_inbox->lengths[i] == ret_inbox->lengths[0];
+    }
     ret_inbox->is_full = ret_inbox->message_count == count;
     return (ssize_t)ret_inbox->message_count;
 }

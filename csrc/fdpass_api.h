@@ -125,6 +125,7 @@ struct fdp_inbox {
     int all_flags;
     int one_each;
     int is_full;
+    int same_length;
     unsigned int lengths[FDP_BATCH];
     unsigned int fd_counts[FDP_BATCH];
     int flags[FDP_BATCH];

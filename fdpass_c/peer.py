@@ -1,6 +1,7 @@
 """Who is at the other end of a connected Unix socket."""
 
 import errno
+import socket
 from typing import NamedTuple
 
 from fdpass_c._native import ffi, lib
@@ -21,9 +22,20 @@ class Credentials(NamedTuple):
     gid: int
 
 
-def is_unix(fd: int) -> bool:
-    """Whether fd is a Unix domain socket; OSError (ENOTSOCK, EBADF) where it is no socket."""
-    result = lib.fdp_check_family(fd)
+# socket.family builds an enum, ten times as slow as the slot below it.
+_get_family = socket.SocketType.family.__get__
+_AF_UNIX = int(socket.AF_UNIX)
+
+
+def is_unix(fd: int, sock: int | HasFileno | None = None) -> bool:
+    """Whether fd is a Unix domain socket; sock, if it is a socket.socket, tells it faster.
+
+    OSError (ENOTSOCK, EBADF) where fd is no socket.
+    """
+    try:
+        return bool(_get_family(sock) == _AF_UNIX)
+    except TypeError:
+        result = lib.fdp_check_family(fd)
     if result < 0 and result != -errno.EAFNOSUPPORT:
         raise_oserror(-result)
     return result == 0
