@@ -305,6 +305,20 @@ static inline ssize_t fdp_count_open(void) {
     return -ENOTSUP;
 }
 
+/* -- end of file ------------------------------------------------------------------------------- */
+
+/* Whether a receive of no bytes was the end of file and not an empty packet: the peer has closed,
+ * or shut down its sending. */
+static inline int fdp_is_shut(int sock) {
+#if defined(__linux__)
+    struct pollfd peer = {.fd = sock, .events = POLLRDHUP};
+    return poll(&peer, 1, 0) != 0;
+#else
+    (void)sock;
+    return 1;
+#endif
+}
+
 /* -- close_range ------------------------------------------------------------------------------- */
 
 #if defined(__linux__)

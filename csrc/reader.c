@@ -18,7 +18,22 @@ void fdp_start_reader(struct fdp_reader *ret_reader, int accept_fds) {
     ret_reader->checked_at = 0;
 }
 
+/* Moves what is behind the frame that was taken to the front. */
+static void drop_frame(struct fdp_reader *reader) {
+    unsigned bytes = reader->frame.size;
+    unsigned fds = reader->frame.fd_count;
+    reader->byte_count -= bytes;
+    memmove(reader->bytes, reader->bytes + bytes, reader->byte_count);
+    reader->fd_count -= fds;
+    memmove(reader->fds, reader->fds + fds, reader->fd_count * sizeof reader->fds[0]);
+    reader->frame.size = 0;
+    reader->frame.complete = 0;
+    reader->taken = 0;
+}
+
 void fdp_close_reader(struct fdp_reader *reader) {
+    if (reader->taken)
+        drop_frame(reader);
     fdp_close_fds(reader->fds, reader->fd_count);
     reader->fd_count = 0;
 }
@@ -38,13 +53,6 @@ static int has_ample_room(struct fdp_reader *reader) {
     return room >= AMPLE_ROOM;
 }
 
-/* How many descriptors the frame at the front of bytes says it carries; at least one. */
-static unsigned count_needed(const unsigned char *bytes, size_t size) {
-    struct fdp_frame frame = {.fd_count = 0};
-    (void)fdp_parse_frame(bytes, size, &frame);
-    return frame.fd_count > 0 ? frame.fd_count : 1;
-}
-
 /* Reads the bytes again that a peek has brought, without their control data: that frees the
  * kernel's own hold on the descriptors, of which this process now has its copies. */
 static int discard(int sock, unsigned char *bytes, size_t size) {
@@ -60,13 +68,23 @@ static int discard(int sock, unsigned char *bytes, size_t size) {
     return 0;
 }
 
-/* One recvmsg. Where room is scarce it peeks, which installs copies of the descriptors and leaves
- * the message queued, so that a full table, or a thread that fills it just now, loses nothing. */
-static ssize_t receive(int sock, struct fdp_reader *reader, size_t wanted) {
+/* How to receive. A peek installs copies of the descriptors and leaves the message queued, so that
+ * a full table, or a thread that fills it just now, loses nothing. */
+enum mode { TAKE, PEEK, PEEK_FRONT };
+
+static ssize_t receive_front(int sock, struct fdp_reader *reader, size_t present);
+
+static int refuse(struct fdp_reader *reader) {
+    ssize_t room = fdp_count_room();
+    reader->room = room > 0 ? (unsigned)room : 0;
+    return -EMFILE;
+}
+
+/* One recvmsg. */
+static ssize_t receive(int sock, struct fdp_reader *reader, size_t wanted, enum mode mode) {
     FDP_CONTROL(control, FDP_CONTROL_SIZE);
     unsigned char *target = reader->bytes + reader->byte_count;
     int *fds = reader->fds + reader->fd_count;
-    int careful = FDP_CAN_PEEK_FDS && !has_ample_room(reader);
     struct iovec buffer = {.iov_base = target, .iov_len = wanted};
     struct msghdr header = {
         .msg_iov = &buffer,
@@ -74,8 +92,8 @@ static ssize_t receive(int sock, struct fdp_reader *reader, size_t wanted) {
         .msg_control = control,
         .msg_controllen = (fdp_controllen_t)fdp_size_control(FDP_MAX_FDS),
     };
-    ssize_t received =
-        recvmsg(sock, &header, MSG_DONTWAIT | FDP_RECV_FLAGS | (careful ? MSG_PEEK : 0));
+    int peek = mode == TAKE ? 0 : MSG_PEEK;
+    ssize_t received = recvmsg(sock, &header, MSG_DONTWAIT | FDP_RECV_FLAGS | peek);
     if (received < 0)
         return -errno;
 
@@ -83,36 +101,36 @@ static ssize_t receive(int sock, struct fdp_reader *reader, size_t wanted) {
     fdp_parse_control(control, (size_t)header.msg_controllen, header.msg_flags, fds, FDP_MAX_FDS,
                       &arrival);
     reader->fd_count += arrival.fd_count;
-    if (arrival.flags & MSG_CTRUNC) {
-        if (!careful)
-            return violate(reader, FDP_TRUNCATED);
+    int lost = (arrival.flags & MSG_CTRUNC) != 0;
+    if ((arrival.fd_count > 0 || lost) && !reader->accept_fds)
+        return violate(reader, FDP_UNWANTED);
+    if (lost && !peek)
+        return violate(reader, FDP_TRUNCATED);
+    /* Linux goes on to the next packet with descriptors even where a peek has no room for a byte
+     * of it: then they belong to a later frame. */
+    int ahead = mode == PEEK && arrival.fd_count > 0 && (size_t)received == wanted;
+    if (lost || ahead) {
         fdp_close_fds(fds, arrival.fd_count);
         reader->fd_count -= arrival.fd_count;
-        ssize_t room = fdp_count_room();
-        reader->room = room > 0 ? (unsigned)room : 0;
-        reader->needed = count_needed(target, (size_t)received);
-        return -EMFILE;
+        return mode == PEEK ? receive_front(sock, reader, (size_t)received) : refuse(reader);
     }
-    if (careful && discard(sock, target, (size_t)received) < 0)
+    if (peek && discard(sock, target, (size_t)received) < 0)
         return violate(reader, FDP_TORN);
     if (arrival.flags & MSG_TRUNC)
         return violate(reader, FDP_MALFORMED);
-    if (arrival.fd_count > 0 && !reader->accept_fds)
-        return violate(reader, FDP_UNWANTED);
     return received;
 }
 
-/* Moves what is behind the frame that was taken to the front. */
-static void drop_frame(struct fdp_reader *reader) {
-    unsigned bytes = reader->frame.size;
-    unsigned fds = reader->frame.fd_count;
-    reader->byte_count -= bytes;
-    memmove(reader->bytes, reader->bytes + bytes, reader->byte_count);
-    reader->fd_count -= fds;
-    memmove(reader->fds, reader->fds + fds, reader->fd_count * sizeof reader->fds[0]);
-    reader->frame.size = 0;
-    reader->frame.complete = 0;
-    reader->taken = 0;
+/* Receives the frame at the front alone, because a peek of as many bytes as are present found no
+ * room for descriptors that may belong to a later one. */
+static ssize_t receive_front(int sock, struct fdp_reader *reader, size_t present) {
+    struct fdp_frame front = {.size = 0};
+    (void)fdp_parse_frame(reader->bytes, reader->byte_count + present, &front);
+    int more = front.fd_count > reader->fd_count;
+    reader->needed = more ? front.fd_count - reader->fd_count : 1;
+    if (front.size <= reader->byte_count)
+        return refuse(reader);
+    return receive(sock, reader, front.size - reader->byte_count, more ? PEEK_FRONT : TAKE);
 }
 
 static int find_frame(struct fdp_reader *reader) {
@@ -151,7 +169,9 @@ ssize_t fdp_read_frame(int sock, struct fdp_reader *reader, int wait) {
         size_t end = reader->frame.size > 0 ? reader->frame.size : sizeof reader->bytes;
         if (reader->fd_count > FDP_MAX_FDS)
             return violate(reader, FDP_SURPLUS);
-        ssize_t received = receive(sock, reader, end - reader->byte_count);
+        int careful = FDP_CAN_PEEK_FDS && reader->frame.size == 0 && !has_ample_room(reader);
+        ssize_t received =
+            receive(sock, reader, end - reader->byte_count, careful ? PEEK : TAKE);
         if (received == -EAGAIN && wait) {
             struct pollfd readable = {.fd = sock, .events = POLLIN};
             if (poll(&readable, 1, -1) < 0)
@@ -160,6 +180,8 @@ ssize_t fdp_read_frame(int sock, struct fdp_reader *reader, int wait) {
         }
         if (received < 0)
             return received;
+        if (received == 0 && !fdp_is_shut(sock))
+            return violate(reader, FDP_MALFORMED); /* An empty packet. */
         if (received == 0 && reader->byte_count == 0 && reader->fd_count == 0)
             return 0;
         if (received == 0)
