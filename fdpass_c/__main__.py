@@ -39,6 +39,10 @@ def _build_parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; returns its exit status, which is 2 by SystemExit for a wrong line."""
     options = _build_parser().parse_args(arguments)
+    if sys.stdout is None:
+        # The next descriptor that is opened would take its place.
+        complain(options.command, "standard output is closed")
+        return 1
     try:
         status: int = options.run(options)
         sys.stdout.flush()

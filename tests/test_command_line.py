@@ -1,0 +1,502 @@
+"""The commands do what their help says, fail in one line, and exit with the status it names."""
+
+import json
+import os
+import pwd
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from helpers import linux_only
+
+_FDPASS = [sys.executable, "-W", "error", "-m", "fdpass_c"]
+_BIG = 20 * 2**20
+
+
+def fdpass(
+    *arguments: object, status: int = 0, stdin: bytes = b"", cwd: Path | None = None
+) -> "subprocess.CompletedProcess[bytes]":
+    """Runs a command that ends with this status; a failure says why in one line."""
+    done = subprocess.run(
+        [*_FDPASS, *map(os.fspath, map(str, arguments))],
+        input=stdin,
+        capture_output=True,
+        timeout=60,
+        cwd=cwd,
+    )
+    assert done.returncode == status, done.stderr.decode()
+    if status != 2:
+        assert b"Traceback" not in done.stderr
+        assert all(line.startswith(b"fdpass: ") for line in done.stderr.splitlines())
+    return done
+
+
+@contextmanager
+def started(*arguments: object, status: int = 0) -> Iterator["subprocess.Popen[bytes]"]:
+    """A command in the background, that ends with this status before the block does."""
+    with subprocess.Popen(
+        [*_FDPASS, *map(str, arguments)],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as process:
+        try:
+            yield process
+            assert process.wait(60) == status
+        finally:
+            process.kill()
+
+
+def output(process: "subprocess.Popen[bytes]") -> bytes:
+    assert process.stdout is not None
+    return process.stdout.read()
+
+
+def errors(process: "subprocess.Popen[bytes]") -> bytes:
+    assert process.stderr is not None
+    return process.stderr.read()
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> list[Path]:
+    paths = [tmp_path / "one", tmp_path / "two"]
+    for path in paths:
+        path.write_text(f"content of {path.name}\n")
+    return paths
+
+
+# -- cat -------------------------------------------------------------------------------------------
+
+
+def test_cat(files: list[Path]) -> None:
+    """Files come one after the other."""
+    assert fdpass("cat", *files).stdout == b"content of one\ncontent of two\n"
+
+
+def test_cat_missing(files: list[Path], tmp_path: Path) -> None:
+    """What is missing, unreadable or a directory is reported in its place; the rest is printed."""
+    done = fdpass("cat", files[0], "missing", tmp_path, files[1], status=1)
+    assert done.stdout == b"content of one\ncontent of two\n"
+    assert done.stderr.decode().splitlines() == [
+        "fdpass: cat: missing: No such file or directory",
+        f"fdpass: cat: {tmp_path}: Is a directory",
+    ]
+
+
+@pytest.mark.parametrize("names", [[], ["-"]])
+def test_cat_standard_input(names: list[str]) -> None:
+    """A hyphen, or nothing at all, is standard input."""
+    assert fdpass("cat", *names, stdin=b"piped").stdout == b"piped"
+
+
+def test_cat_big_binary(tmp_path: Path) -> None:
+    """Every byte arrives, whatever it is and however many there are."""
+    path = tmp_path / "big"
+    data = os.urandom(2**20) * (_BIG // 2**20)
+    path.write_bytes(data)
+    assert fdpass("cat", path).stdout == data
+
+
+def test_cat_many(files: list[Path]) -> None:
+    """More files than descriptors fit into one process's table."""
+    assert fdpass("cat", *files * 1000).stdout == b"content of one\ncontent of two\n" * 1000
+
+
+def test_cat_odd_name() -> None:
+    """A name of bytes that are no text, with a line break in it, makes one line of error."""
+    name = os.fsdecode(b"line\nbreak\xff")
+    done = fdpass("cat", name, status=1)
+    assert done.stderr.endswith(b": No such file or directory\n")
+    assert done.stderr.count(b"\n") == 1
+
+
+def test_cat_into_a_closed_pipe(tmp_path: Path) -> None:
+    """A reader that leaves early is no reason for a message."""
+    path = tmp_path / "big"
+    path.write_bytes(bytes(_BIG))
+    with started("cat", path, status=141) as process:
+        assert process.stdout is not None
+        process.stdout.read(1)
+        process.stdout.close()
+        assert errors(process) == b""
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full")
+def test_cat_to_a_full_disk(files: list[Path]) -> None:
+    """A write that fails is an error of cat, not of the file."""
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run([*_FDPASS, "cat", files[0]], stdout=full, stderr=subprocess.PIPE)
+    assert done.returncode == 1
+    assert done.stderr == b"fdpass: cat: No space left on device\n"
+
+
+def test_closed_standard_output(files: list[Path]) -> None:
+    """Without a standard output there is nowhere to print to, and nothing else is written to."""
+    done = subprocess.run(
+        ["sh", "-c", '"$@" >&-', "sh", *_FDPASS, "cat", str(files[0])], stderr=subprocess.PIPE
+    )
+    assert done.returncode == 1
+    assert done.stderr == b"fdpass: cat: standard output is closed\n"
+
+
+# -- send and recv ---------------------------------------------------------------------------------
+
+_SIDES = pytest.mark.parametrize(
+    ("sending", "receiving"), [("--listen", "--connect"), ("--connect", "--listen")]
+)
+
+
+@_SIDES
+def test_send_and_recv(sending: str, receiving: str, files: list[Path], tmp_path: Path) -> None:
+    """Either side listens; files are printed in order; the socket's file goes."""
+    path = tmp_path / "socket"
+    with started("send", sending, path, "--timeout", 30, *files):
+        done = fdpass("recv", receiving, path, "--timeout", 30)
+    assert done.stdout == b"content of one\ncontent of two\n"
+    assert not path.exists()
+
+
+def test_names(files: list[Path], tmp_path: Path) -> None:
+    """The payloads are the names as they were given, or the text asked for."""
+    path = tmp_path / "socket"
+    with started("send", "--listen", path, *files):
+        done = fdpass("recv", "--connect", path, "--names", "--timeout", 30)
+    assert done.stdout.decode().splitlines() == [*map(str, files)]
+    with started("send", "--listen", path, "--payload", "hi", *files):
+        done = fdpass("recv", "--connect", path, "--names", "--timeout", 30)
+    assert done.stdout == b"hi\nhi\n"
+
+
+def test_send_standard_input(tmp_path: Path) -> None:
+    """A hyphen passes standard input itself."""
+    path = tmp_path / "socket"
+    with started("recv", "--listen", path) as receiver:
+        fdpass("send", "--connect", path, "--timeout", 30, "-", stdin=b"piped")
+        assert output(receiver) == b"piped"
+
+
+def test_send_missing(files: list[Path], tmp_path: Path) -> None:
+    """What cannot be opened is reported, the others are passed; with none left nobody is met."""
+    path = tmp_path / "socket"
+    with started("recv", "--listen", path) as receiver:
+        done = fdpass("send", "--connect", path, "--timeout", 30, "missing", files[0], status=1)
+        assert output(receiver) == b"content of one\n"
+    assert done.stderr == b"fdpass: send: missing: No such file or directory\n"
+    fdpass("send", "--connect", path, "missing", status=1)
+
+
+def test_save(files: list[Path], tmp_path: Path) -> None:
+    """Files are saved under the last part of their names; one that is there is not replaced."""
+    target = tmp_path / "target"
+    target.mkdir()
+    (target / "one").write_text("precious")
+    path = tmp_path / "socket"
+    with started("send", "--listen", path, *files):
+        done = fdpass("recv", "--connect", path, "--save", target, "--timeout", 30, status=1)
+    assert done.stderr == f"fdpass: recv: {target}/one: File exists\n".encode()
+    assert (target / "one").read_text() == "precious"
+    assert (target / "two").read_text() == "content of two\n"
+
+
+@pytest.mark.parametrize("name", ["..", ".", "/", "nested/..", "../../"])
+def test_save_stays_inside(name: str, files: list[Path], tmp_path: Path) -> None:
+    """A peer cannot choose a name that leads out of the directory."""
+    path = tmp_path / "socket"
+    (tmp_path / "target").mkdir()
+    with started("send", "--listen", path, "--payload", name, files[0]):
+        done = fdpass(
+            "recv", "--connect", path, "--save", tmp_path / "target", "--timeout", 30, status=1
+        )
+    assert b"is no name to save a file under" in done.stderr
+    assert not [*(tmp_path / "target").iterdir()]
+
+
+def test_recv_a_directory(tmp_path: Path) -> None:
+    """What cannot be read is reported by its name."""
+    path = tmp_path / "socket"
+    with started("send", "--listen", path, tmp_path):
+        done = fdpass("recv", "--connect", path, "--timeout", 30, status=1)
+    assert done.stderr == f"fdpass: recv: {tmp_path}: Is a directory\n".encode()
+
+
+def test_count(files: list[Path], tmp_path: Path) -> None:
+    """No more than so many are taken, and fewer are an error."""
+    path = tmp_path / "socket"
+    with started("send", "--listen", path, files[0]):
+        done = fdpass("recv", "--connect", path, "--count", 1, "--timeout", 30)
+    assert done.stdout == b"content of one\n"
+    with started("send", "--listen", path, *files):
+        done = fdpass("recv", "--connect", path, "--count", 3, "--timeout", 30, status=1)
+    assert done.stderr == b"fdpass: recv: the peer closed, 1 of 3 files short\n"
+
+
+def test_program(files: list[Path], tmp_path: Path) -> None:
+    """A program finds the descriptor as its standard input, and its exit status is the result."""
+    path = tmp_path / "socket"
+    with started("send", "--listen", path, files[0]):
+        done = fdpass("recv", "--connect", path, "--timeout", 30, "--", "cat", "-")
+    assert done.stdout == b"content of one\n"
+    with started("send", "--listen", path, files[0]):
+        fdpass("recv", "--connect", path, "--timeout", 30, "--", "sh", "-c", "exit 7", status=7)
+
+
+def test_program_at_numbers(files: list[Path], tmp_path: Path) -> None:
+    """A program finds descriptors where it was said, also at numbers that were taken."""
+    path = tmp_path / "socket"
+    show = "cat <&4; cat <&3; ls /dev/fd/5 2>/dev/null || echo nothing else"
+    with started("send", "--listen", path, *files):
+        done = fdpass(
+            "recv", "--connect", path, "--timeout", 30, "--at", "3,4", "--", "bash", "-c", show
+        )
+    assert done.stdout == b"content of two\ncontent of one\nnothing else\n"
+
+
+def test_missing_program(files: list[Path], tmp_path: Path) -> None:
+    """A program that is not there is an error that names it."""
+    path = tmp_path / "socket"
+    with started("send", "--listen", path, files[0]):
+        done = fdpass("recv", "--connect", path, "--timeout", 30, "--", "no-such-program", status=1)
+    assert done.stderr == b"fdpass: recv: no-such-program: No such file or directory\n"
+
+
+def test_too_few_for_a_program(files: list[Path], tmp_path: Path) -> None:
+    """A program is not run with less than it needs."""
+    path = tmp_path / "socket"
+    with started("send", "--listen", path, files[0]):
+        done = fdpass(
+            "recv", "--connect", path, "--timeout", 30, "--at", "3,4", "--", "true", status=1
+        )
+    assert b"the peer closed" in done.stderr
+
+
+def test_nobody_there(tmp_path: Path) -> None:
+    """Whom nobody meets is told so, with the path, at once or when time is up."""
+    path = tmp_path / "socket"
+    expected = f"fdpass: recv: {path}: No such file or directory\n".encode()
+    assert fdpass("recv", "--connect", path, status=1).stderr == expected
+    assert fdpass("recv", "--connect", path, "--timeout", "0.1", status=1).stderr == expected
+    expected = f"fdpass: recv: {path}: timed out\n".encode()
+    assert fdpass("recv", "--listen", path, "--timeout", "0.1", status=1).stderr == expected
+    assert not path.exists()
+
+
+def test_a_silent_peer(tmp_path: Path) -> None:
+    """The timeout is for the message too."""
+    path = str(tmp_path / "socket")
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(path)
+        listener.listen()
+        done = fdpass("recv", "--connect", path, "--timeout", "0.1", status=1)
+    assert done.stderr == b"fdpass: recv: timed out\n"
+
+
+def test_a_peer_without_descriptors(tmp_path: Path) -> None:
+    """A peer that sends plain bytes is an error, not a file."""
+    path = str(tmp_path / "socket")
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(path)
+        listener.listen()
+        with started("recv", "--connect", path, status=1) as receiver:
+            with listener.accept()[0] as sock:
+                sock.sendall(b"hello")
+            assert b"expected one descriptor, received none" in errors(receiver)
+
+
+# -- connect ---------------------------------------------------------------------------------------
+
+
+def test_connect_hands_over() -> None:
+    """The connected socket comes over standard output, with one byte."""
+    ours, theirs = socket.socketpair()
+    with ours, socket.create_server(("127.0.0.1", 0)) as server:
+        port = str(server.getsockname()[1])
+        with theirs:
+            subprocess.run(
+                [*_FDPASS, "connect", "127.0.0.1", port], stdout=theirs.fileno(), check=True
+            )
+        data, fds, _, _ = socket.recv_fds(ours, 10, 2)
+        assert data == b"\0"
+        with socket.socket(fileno=fds[0]) as client, server.accept()[0] as accepted:
+            client.sendall(b"straight through")
+            assert accepted.recv(100) == b"straight through"
+            assert client.gettimeout() is None
+
+
+def test_connect_refused() -> None:
+    """A refused connection names the host and the port."""
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        port = unused.getsockname()[1]
+        done = fdpass("connect", "127.0.0.1", port, status=1)
+    expected = f"fdpass: connect: 127.0.0.1 port {port}: Connection refused\n"
+    assert done.stderr == expected.encode()
+
+
+def test_connect_into_a_pipe() -> None:
+    """Descriptors travel over Unix sockets only, and the message says so."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        done = fdpass("connect", "127.0.0.1", server.getsockname()[1], status=1)
+    assert b"standard output is not a Unix socket" in done.stderr
+
+
+_SSHD = shutil.which("sshd", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")
+
+
+@linux_only
+@pytest.mark.skipif(_SSHD is None, reason="sshd is not installed")
+@pytest.mark.skipif(shutil.which("ssh") is None, reason="ssh is not installed")
+def test_ssh(tmp_path: Path) -> None:
+    """ssh with ProxyUseFdpass runs a command through the socket that connect hands it."""
+    assert _SSHD is not None
+    for name in ("host_key", "user_key"):
+        subprocess.run(
+            ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", tmp_path / name], check=True
+        )
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = str(probe.getsockname()[1])
+    (tmp_path / "sshd_config").write_text(
+        f"Port {port}\nListenAddress 127.0.0.1\nHostKey {tmp_path}/host_key\n"
+        f"AuthorizedKeysFile {tmp_path}/user_key.pub\nPidFile none\nStrictModes no\n"
+        "UsePAM no\nPasswordAuthentication no\nPermitRootLogin yes\n"
+    )
+    if os.geteuid() == 0:
+        os.makedirs("/run/sshd", exist_ok=True)  # Where root's sshd shuts its other half in.
+    command = [_SSHD, "-D", "-e", "-f", str(tmp_path / "sshd_config")]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as server:
+        try:
+            assert server.stderr is not None
+            log = []
+            for line in server.stderr:
+                log.append(line)
+                if "Server listening" in line:
+                    break
+            assert server.poll() is None, "".join(log)
+            proxy = " ".join([*_FDPASS, "connect", "%h", "%p"])
+            options = [
+                f"ProxyCommand={proxy}",
+                "ProxyUseFdpass=yes",
+                "StrictHostKeyChecking=no",
+                f"UserKnownHostsFile={tmp_path}/known_hosts",
+                f"IdentityFile={tmp_path}/user_key",
+                "IdentitiesOnly=yes",
+                "BatchMode=yes",
+            ]
+            user = pwd.getpwuid(os.geteuid()).pw_name
+            done = subprocess.run(
+                [
+                    *["ssh", "-F", "none", "-p", port, *(f"-o{option}" for option in options)],
+                    *[f"{user}@127.0.0.1", "echo through the passed socket"],
+                ],
+                capture_output=True,
+                text=True,
+                timeout=60,
+            )
+        finally:
+            server.terminate()
+        assert done.stdout == "through the passed socket\n", done.stderr
+
+
+# -- everything else -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("command", ["", "cat", "send", "recv", "connect", "pool", "bench", "info"])
+def test_help(command: str) -> None:
+    """Every command explains itself."""
+    done = fdpass(*command.split(), "--help")
+    assert done.stdout.startswith(b"usage: fdpass")
+    assert command in ("", "info", "bench") or b"\n  fdpass " in done.stdout or command == "connect"
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "",
+        "no-such-command",
+        "send file",
+        "send --listen a --connect b file",
+        "send --listen a --payload= file",
+        "send --listen a --timeout nan file",
+        "recv --listen a --count 0",
+        "recv --listen a --at 3",
+        "recv --listen a --at 3,3 -- true",
+        "recv --listen a --at x -- true",
+        "recv --listen a --names -- true",
+        "pool",
+        "pool echo 127.0.0.1:0",
+        "pool no_such_module:handler 127.0.0.1:0",
+        "pool os:no_such_handler 127.0.0.1:0",
+        "pool os:name 127.0.0.1:0",
+        "pool os:getpid",
+        "pool os:getpid nonsense",
+        "pool --workers 0 os:getpid 127.0.0.1:0",
+        "pool --drain -1 os:getpid 127.0.0.1:0",
+    ],
+)
+def test_wrong_line(line: str) -> None:
+    """What cannot be meant is status 2, with the usage and a reason."""
+    done = fdpass(*line.split(), status=2)
+    assert done.stderr.startswith(b"usage: fdpass")
+    assert b"error: " in done.stderr
+
+
+def test_pool_that_cannot_listen() -> None:
+    """An address in use is an error in one line."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        done = fdpass("pool", "os:getpid", address, status=1)
+    assert b"Address already in use" in done.stderr
+
+
+@pytest.mark.parametrize("line", ["recv --listen socket", "cat -"])
+def test_interrupt(line: str, tmp_path: Path) -> None:
+    """Ctrl-C is status 130 without a word, and leaves no socket behind."""
+    reader, writer = os.pipe()
+    with (
+        open(reader, "rb") as stdin,
+        open(writer, "wb"),
+        subprocess.Popen(
+            [*_FDPASS, *line.split()], stdin=stdin, stderr=subprocess.PIPE, cwd=tmp_path
+        ) as process,
+    ):
+        wait_until_blocked(process.pid)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 130
+        assert process.stderr is not None
+        assert process.stderr.read() == b""
+    assert not [*tmp_path.iterdir()]
+
+
+def wait_until_blocked(pid: int) -> None:
+    """Returns once a program waits in a call for a peer, a message or a byte."""
+    state = Path(f"/proc/{pid}/wchan")
+    if not state.exists():
+        pytest.skip("the kernel does not tell where a process waits")
+    while not any(word in state.read_text() for word in ("unix", "skb", "pipe", "wait_for_more")):
+        pass
+
+
+def test_info() -> None:
+    """The same facts for people and as JSON."""
+    facts = json.loads(fdpass("info", "--json").stdout)
+    text = fdpass("info").stdout.decode()
+    assert all(f"{section}:" in text for section in facts)
+
+
+def test_bench() -> None:
+    """The benchmarks of the source tree run from the command."""
+    assert b"python -m benchmarks" in fdpass("bench", "--", "--help").stdout
+
+
+def test_bench_without_a_source_tree(tmp_path: Path) -> None:
+    """An installed package says where the benchmarks are."""
+    import fdpass_c
+
+    shutil.copytree(Path(fdpass_c.__file__).parent, tmp_path / "fdpass_c")
+    done = fdpass("bench", status=1, cwd=tmp_path)
+    assert b"the benchmarks are not installed" in done.stderr
