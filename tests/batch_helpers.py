@@ -17,8 +17,8 @@ Message = tuple[bytes, list[tuple[int, int]]]
 
 
 @contextmanager
-def many_in_flight(count: int) -> Iterator[None]:
-    """Lets an ordinary user have that many descriptors in flight, or skips the test."""
+def many_allowed(count: int) -> Iterator[None]:
+    """Lets an ordinary user have that many descriptors, open or in flight, or skips the test."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = soft if soft == resource.RLIM_INFINITY else max(soft, count)
     try:
@@ -102,7 +102,15 @@ def assert_stream(pieces: list[Message], messages: list[Message]) -> None:
 def beside(sock: socket.socket, function: Callable[[], Any]) -> Iterator[list[Any]]:
     """Runs function, which uses sock, in a thread; its result is in the list after the block."""
     results: list[Any] = []
-    thread = threading.Thread(target=lambda: results.append(function()))
+
+    def run() -> None:
+        try:
+            results.append(function())
+        except BaseException:
+            sock.shutdown(socket.SHUT_RDWR)  # or the block would wait for ever
+            raise
+
+    thread = threading.Thread(target=run)
     thread.start()
     try:
         yield results

@@ -360,6 +360,7 @@ def batches(draw: st.DrawFn) -> list[tuple[int, int]]:
 @settings(
     max_examples=20,
     deadline=None,
+    database=None,  # the tree may not be writable
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(batch=batches(), kind=st.sampled_from(["stream", "seqpacket"]), one_each=st.booleans())

@@ -13,7 +13,7 @@ from types import FrameType
 from typing import Any
 
 import pytest
-from batch_helpers import described, recv_each
+from batch_helpers import described, many_allowed, recv_each
 from helpers import (
     MakeFiles,
     Pair,
@@ -136,7 +136,8 @@ def test_surplus_descriptors(maxfds: int, pair: Pair, make_files: MakeFiles) -> 
     files = make_files(7)
     payloads = [b"%d" % k for k in range(10)]
     rows = [[files[k % 7]] * (maxfds + (k in (0, 4, 5, 9))) for k in range(10)]
-    fdpass_c.send_many(pair[0], payloads, rows)
+    with many_allowed(10 * maxfds + 4):
+        fdpass_c.send_many(pair[0], payloads, rows)
     if maxfds == 0 and pair[0].type == socket.SOCK_STREAM:
         # Plain bytes run into the message behind them.
         with pytest.raises(TruncatedBatchError) as caught:
@@ -433,12 +434,8 @@ def drain(sock: socket.socket) -> None:
 @pytest.mark.parametrize("count", [1, 2, 3, 1023, 1500])
 def test_close_fds(count: int) -> None:
     """close_fds closes any number, in scattered runs, in any order, and nothing between them."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != resource.RLIM_INFINITY and soft < 4096:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (min(4096, hard), hard))
-    null = os.open(os.devnull, os.O_RDONLY)
-    try:
-        fds = [os.dup(null) for _ in range(count)]
+    with many_allowed(count + 100), open(os.devnull) as null:
+        fds = [os.dup(null.fileno()) for _ in range(count)]
         kept = [fd for k, fd in enumerate(fds) if k % 7 == 3]
         closed = [fd for k, fd in enumerate(fds) if k % 7 != 3]
         half = len(closed) // 2
@@ -447,6 +444,3 @@ def test_close_fds(count: int) -> None:
         assert all(map(is_open, kept))
         fdpass_c.close_fds(kept)
         assert not any(map(is_open, fds))
-    finally:
-        os.close(null)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
