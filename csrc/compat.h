@@ -267,7 +267,10 @@ static inline ssize_t fdp_writev_nowait(int fd, const struct iovec *buffers, int
     ssize_t written = syscall(SYS_pwritev2, fd, buffers, count, -1L, -1L, FDP_RWF_NOWAIT);
     if (written >= 0)
         return written;
-    if (errno != EOPNOTSUPP && errno != ENOSYS)
+    /* A file on btrfs or xfs answers EAGAIN where its page is not in memory: it is never full. */
+    struct stat target_is;
+    int is_file = errno == EAGAIN && fstat(fd, &target_is) == 0 && S_ISREG(target_is.st_mode);
+    if (errno != EOPNOTSUPP && errno != ENOSYS && !is_file)
         return -errno;
 #endif
     /* What cannot be asked not to wait: files, which do not, and old pipes, whose room is asked. */

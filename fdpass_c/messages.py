@@ -193,6 +193,8 @@ def recv_fds(
             head[0] = 0
             if _into is not None:
                 _into += fds
+        if msg_flags:
+            size = min(size, bufsize)  # With MSG_TRUNC in flags it is the datagram's own.
         address = _read_address(received, length) if length else None
         result = view[:size], fds, msg_flags, address
         head = _RELEASED

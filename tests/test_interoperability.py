@@ -295,3 +295,13 @@ def test_large_payload(stream: Pair, file: int, keep: Keep) -> None:
     assert received == payload
     assert identities(fds) == [identity(file)]
     assert_empty(stream[1])
+
+
+def test_length_of_a_longer_datagram() -> None:
+    """With MSG_TRUNC in flags nothing is returned that lies beyond bufsize."""
+    left, right = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    with left, right:
+        left.send(b"x" * 100)
+        data, fds, flags, _ = fdpass_c.recv_fds(right, 10, 1, socket.MSG_TRUNC)
+    assert (data, fds) == (b"x" * 10, [])
+    assert flags & socket.MSG_TRUNC
