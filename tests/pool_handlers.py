@@ -1,11 +1,12 @@
 """Handlers for the pools that tests run."""
 
 import asyncio
+import logging
 import os
 import signal
 import socket
 import sys
-from typing import Any
+from pathlib import Path
 
 from fdpass_c.pool import Pool
 
@@ -67,15 +68,6 @@ class Callable:
 echo_object = Callable()
 
 
-def die() -> None:
-    raise RuntimeError("no start today")
-
-
-def serve_without_start(port: Any = 0) -> None:
-    """A pool no worker of which ever starts."""
-    Pool(echo, 2, setup=die).serve(("127.0.0.1", port))
-
-
 def fork_a_child(sock: socket.socket, _address: object) -> None:
     """Has a child that lives until it is killed, and holds all that the worker holds."""
     sock.recv(1000)
@@ -84,3 +76,18 @@ def fork_a_child(sock: socket.socket, _address: object) -> None:
             signal.pause()
     sock.sendall(f"{os.getpid()} {pid}".encode())
     sock.recv(1000)
+
+
+def _start_unless(path: Path) -> None:
+    if path.exists():
+        raise RuntimeError("no start today")
+
+
+def main(flag: str, address: str) -> None:
+    """A pool whose workers do not start while there is a file flag."""
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
+    Pool(echo, 2, setup=lambda: _start_unless(Path(flag))).serve(address)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

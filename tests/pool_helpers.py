@@ -43,13 +43,21 @@ class Server:
     """fdpass pool with a handler of pool_handlers; its log is read as it comes."""
 
     def __init__(
-        self, handler: str, *options: str, addresses: tuple[str, ...] = ("127.0.0.1:0",)
+        self,
+        handler: str = "echo",
+        *options: str,
+        addresses: tuple[str, ...] = ("127.0.0.1:0",),
+        setup: Path | None = None,
     ) -> None:
+        """setup: serve echo with workers that do not start while this file exists."""
         self._lines: list[str] = []
         self._news = threading.Condition()
         self._read = 0
+        command = [*COMMAND, "pool", *options, f"pool_handlers:{handler}", *addresses]
+        if setup:
+            command = [sys.executable, "-W", "error", "pool_handlers.py", str(setup), *addresses]
         self.process = subprocess.Popen(
-            [*COMMAND, "pool", *options, f"pool_handlers:{handler}", *addresses],
+            command,
             cwd=_TESTS,
             stderr=subprocess.PIPE,
             text=True,

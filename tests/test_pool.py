@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from helpers import linux_only, run_in_child
-from pool_handlers import echo, serve_without_start
+from pool_handlers import echo
 from pool_helpers import COMMAND, Server, connections, read_all
 
 from fdpass_c.pool import Pool, PoolError, inherit_listeners, open_listener
@@ -126,10 +126,14 @@ def test_main_thread_only() -> None:
     assert "main thread" in errors[0]
 
 
+def fail() -> None:
+    raise RuntimeError
+
+
 def test_workers_that_never_start() -> None:
     """Workers that die at start are tried again a few times; then an error says what happened."""
     with pytest.raises(PoolError, match=r"5 workers in a row died at start.*exited with status 1"):
-        serve_without_start()
+        Pool(echo, 2, setup=fail).serve("127.0.0.1:0")
 
 
 def test_status_before_serving() -> None:

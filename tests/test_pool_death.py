@@ -3,13 +3,14 @@
 import os
 import random
 import signal
+from pathlib import Path
 
 import pytest
 from helpers import linux_only
 from pool_helpers import Server, connections, read_some
 
-# Every 100 connections one is killed. FDPASS_POOL_CONNECTIONS=10000 takes a minute.
-CONNECTIONS = int(os.environ.get("FDPASS_POOL_CONNECTIONS", "1000"))
+# Every 100 connections one is killed. For slow machines and emulators there may be fewer.
+CONNECTIONS = int(os.environ.get("FDPASS_POOL_CONNECTIONS", "10000"))
 AT_ONCE = 20
 WORKERS = 4
 
@@ -49,3 +50,33 @@ def test_random_kills(handler: str, capacity: str) -> None:
         assert not {*before.pids} & {*after.pids} or killed < WORKERS
         assert server.settled_fds(fds) == fds
         assert server.stop() == 0
+
+
+def test_reload_with_workers_that_die(tmp_path: Path) -> None:
+    """Where no successor starts, the old workers stay and serve on."""
+    flag = tmp_path / "die"
+    with Server(setup=flag) as server:
+        old = server.settled(2).pids
+        flag.touch()
+        server.send_signal(signal.SIGHUP)
+        server.wait_for("5 workers in a row died at start.*; the old workers stay")
+        status = server.settled(2)
+        assert status.pids == old
+        assert server.ask().endswith(b"hello")
+        flag.unlink()
+        server.send_signal(signal.SIGHUP)
+        while {*server.settled(2).pids} & {*old}:
+            pass
+        assert server.stop() == 0
+
+
+def test_successors_that_die(tmp_path: Path) -> None:
+    """Where a dead worker's successors do not start, the pool ends with an error that says so."""
+    flag = tmp_path / "die"
+    with Server(setup=flag) as server:
+        old = server.settled(2).pids
+        flag.touch()
+        os.kill(old[0], signal.SIGKILL)
+        server.wait_for("stopping")
+        assert server.process.wait() == 1
+        server.wait_for("PoolError: 5 workers in a row died at start")

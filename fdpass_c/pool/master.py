@@ -103,13 +103,14 @@ class Pool:
         """
         if not listeners:
             raise ValueError("a pool needs at least one listener")
+        self._own: list[socket.socket] = []
+        self._intakes: deque[Intake] = deque()
         with ExitStack() as stack:
-            self._own: list[socket.socket] = []
-            opened = [self._open(stack, listener) for listener in listeners]
             self._selector = stack.enter_context(selectors.DefaultSelector())
-            stack.enter_context(self._handling_signals())
-            self._intakes = deque(Intake(sock, self._selector) for sock in opened)
             stack.callback(self._stop_accepting)
+            opened = [self._open(listener) for listener in listeners]
+            stack.enter_context(self._handling_signals())
+            self._intakes.extend(Intake(sock, self._selector) for sock in opened)
             self._start()
             for sock in opened:
                 logger.info("listening at %s", describe_listener(sock))
@@ -215,7 +216,12 @@ class Pool:
             intake.close()
         self._intakes.clear()
         for sock in self._own:
+            if sock.family == socket.AF_UNIX:
+                # While it listens, nobody else can have put a socket of theirs there.
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(sock.getsockname())
             sock.close()
+        self._own.clear()
 
     # -- connections -----------------------------------------------------------------------------
 
@@ -357,7 +363,8 @@ class Pool:
 
     def _forget(self) -> None:
         """In the worker: closes its copies of what is the master's."""
-        self._selector.close()
+        with contextlib.suppress(OSError):  # A kqueue is not inherited.
+            self._selector.close()
         close_fds([*self._wake_fds, *self._close_soon])
         for intake in self._intakes:
             intake.forget()
@@ -428,14 +435,11 @@ class Pool:
 
     # -- resources -------------------------------------------------------------------------------
 
-    def _open(self, stack: ExitStack, listener: socket.socket | Address) -> socket.socket:
+    def _open(self, listener: socket.socket | Address) -> socket.socket:
         if isinstance(listener, socket.socket):
             return listener
-        sock = stack.enter_context(open_listener(listener))
-        self._own.append(sock)
-        if sock.family == socket.AF_UNIX:
-            stack.callback(_unlink, sock.getsockname())
-        return sock
+        self._own.append(open_listener(listener))
+        return self._own[-1]
 
     @contextmanager
     def _handling_signals(self) -> Iterator[None]:
@@ -478,8 +482,3 @@ class Pool:
         self._drop_waiting()
         close_fds(self._close_soon)
         self._close_soon.clear()
-
-
-def _unlink(path: str) -> None:
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(path)
