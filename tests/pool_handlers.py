@@ -78,6 +78,13 @@ def fork_a_child(sock: socket.socket, _address: object) -> None:
     sock.recv(1000)
 
 
+def close_and_wait(sock: socket.socket, _address: object) -> None:
+    """Closes the connection long before it is done."""
+    sock.sendall(f"{os.getpid()}".encode())
+    sock.close()
+    signal.pause()
+
+
 def _start_unless(path: Path) -> None:
     if path.exists():
         raise RuntimeError("no start today")

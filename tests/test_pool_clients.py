@@ -100,6 +100,16 @@ def test_handler_that_raises(handler: str) -> None:
         assert (status.handled, status.lost, status.pids) == (2, 0, [pid])
 
 
+def test_handler_that_closes_early() -> None:
+    """The peer sees the end when the handler closes, though the master had a copy."""
+    with Server("close_and_wait", "--workers", "1") as server:
+        with server.connect() as sock:
+            pid = int(read_all(sock))
+        assert [worker.in_hand for worker in server.status().workers] == [1]
+        os.kill(pid, signal.SIGKILL)
+        assert server.settled(1).lost == 1
+
+
 def test_handler_that_exits() -> None:
     """A handler that calls sys.exit ends its worker, which is replaced."""
     with Server("obey", "--workers", "1") as server:

@@ -13,12 +13,14 @@ from typing import Any
 
 from fdpass_c.channel import Channel
 from fdpass_c.pool.status import WorkerStatus
-from fdpass_c.pool.worker import REPORT, dump_address, leave_signals_to_master, logger
-
-_REPORTS = 4096 * REPORT.size
+from fdpass_c.pool.tally import Tally
+from fdpass_c.pool.worker import dump_address, leave_signals_to_master, logger
 
 Connection = tuple[int, Any]
 """A connected socket's descriptor and the peer's address."""
+
+Work = Callable[[socket.socket, Tally], None]
+"""What a worker does, with its side of the connection to the master."""
 
 
 class State(enum.Enum):
@@ -30,13 +32,16 @@ class State(enum.Enum):
 class Worker:
     """A forked process, and the copies of the connections that it may not have begun."""
 
-    def __init__(self, slot: int, restarts: int, pid: int, sock: socket.socket) -> None:
+    def __init__(
+        self, slot: int, restarts: int, pid: int, sock: socket.socket, tally: Tally
+    ) -> None:
         """Takes ownership of sock, this side of the connection to the worker."""
         self.slot = slot
         self.restarts = restarts
         self.pid = pid
         self.state = State.STARTING
-        self.given = self.begun = self.handled = 0
+        self.tally = tally
+        self.given = 0
         self.turn = 0
         self.leave_by = float("inf")
         self.copies: deque[Connection] = deque()
@@ -47,7 +52,7 @@ class Worker:
 
     @property
     def in_hand(self) -> int:
-        return self.given - self.handled
+        return self.given - self.tally.handled
 
     def give(self, connections: Sequence[Connection]) -> OSError | None:
         """Passes connections and keeps copies of those that left, which are the first ones.
@@ -71,22 +76,19 @@ class Worker:
         self.copies.extend(connections[:sent])
         return reason
 
-    def hear(self) -> list[int] | None:
-        """Reads the reports that are there; returns the copies no longer needed, to be closed.
+    def hear(self) -> bool:
+        """Takes the wakes that have come; returns False once there is nothing more to come.
 
-        None once there is nothing more to come; BlockingIOError where there is nothing now.
+        BlockingIOError where there is nothing now.
         """
         try:
-            reports = self._sock.recv(_REPORTS)
+            return bool(self._sock.recv(4096))
         except ConnectionResetError:
-            return None  # It closed with connections unread.
-        if not reports:
-            return None
-        # Each counts from the start, so that the last one says it all.
-        begun, self.handled = REPORT.unpack(reports[-REPORT.size :])
-        done = [self.copies.popleft()[0] for _ in range(begun - self.begun)]
-        self.begun = begun
-        return done
+            return False  # It closed with connections unread.
+
+    def look(self) -> list[int]:
+        """Reads the tally; returns the copies that are no longer needed, to be closed."""
+        return [self.copies.popleft()[0] for _ in range(self.tally.read())]
 
     def retire(self, deadline: float) -> None:
         """Has it finish what it was given and exit; deadline: seconds from now."""
@@ -121,16 +123,22 @@ class Worker:
         state = self.state.name
         if self.state is State.READY:
             state = "FREE" if self.in_hand < capacity else "BUSY"
-        return WorkerStatus(self.slot, self.pid, state, self.in_hand, self.handled, self.restarts)
+        return WorkerStatus(
+            self.slot, self.pid, state, self.in_hand, self.tally.handled, self.restarts
+        )
 
 
 def fork_worker(
-    slot: int, restarts: int, forget: Callable[[], None], work: Callable[[socket.socket], None]
+    slot: int,
+    restarts: int,
+    forget: Callable[[], None],
+    work: Work,
 ) -> Worker:
     """Starts a process that calls work. forget closes, in the child, what only the master needs.
 
     OSError: EAGAIN or ENOMEM where the system has no process for it, EMFILE.
     """
+    tally = Tally()
     ours, theirs = socket.socketpair()
     with theirs:
         try:
@@ -140,22 +148,25 @@ def fork_worker(
             pid = os.fork()
             if pid == 0:
                 ours.close()
-                _become_worker(theirs, forget, work)
-            return Worker(slot, restarts, pid, ours)
+                _become_worker(theirs, tally, forget, work)
+            return Worker(slot, restarts, pid, ours, tally)
         except BaseException:
             ours.close()
             raise
 
 
 def _become_worker(
-    sock: socket.socket, forget: Callable[[], None], work: Callable[[socket.socket], None]
+    sock: socket.socket,
+    tally: Tally,
+    forget: Callable[[], None],
+    work: Work,
 ) -> None:
     """Never returns."""
     status = 1
     try:
         leave_signals_to_master()
         forget()
-        work(sock)
+        work(sock, tally)
         status = 0
     except SystemExit as stop:
         status = stop.code if isinstance(stop.code, int) else int(stop.code is not None)

@@ -17,6 +17,7 @@ from fdpass_c.errors import FdpassError
 from fdpass_c.pool.crew import Connection, State, Worker, describe_exit, fork_worker
 from fdpass_c.pool.listeners import Address, Intake, describe_listener, open_listener
 from fdpass_c.pool.status import Status
+from fdpass_c.pool.tally import Tally
 from fdpass_c.pool.worker import Handler, logger, run_worker
 
 _FAILED_STARTS = 5
@@ -26,6 +27,9 @@ _FIRST_DELAY = 0.05
 
 _REST = 0.05
 """Seconds until the next attempt where a limit of the system is reached."""
+
+_LEAST_PATIENCE, _MOST_PATIENCE = 0.005, 1.0
+"""Seconds after which the master sees for itself whether a worker has begun."""
 
 _SHORT_OF = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 
@@ -157,6 +161,7 @@ class Pool:
         self._restarts = [-1] * self._slots
         self._outdated: deque[Worker] = deque()
         self._may_accept = False
+        self._patience = _LEAST_PATIENCE
         self._staff()
 
     def _take_turn(self) -> None:
@@ -173,6 +178,7 @@ class Pool:
             else:
                 os.read(key.fd, 4096)
                 self._reap()
+        self._look()
         while self._signals:
             self._obey(self._signals.popleft())
         if self._changed or time.monotonic() >= self._alarm:
@@ -187,10 +193,19 @@ class Pool:
     def _find_timeout(self) -> float | None:
         if self._changed or (self._may_accept and any(intake.ready for intake in self._intakes)):
             return 0
-        first = self._alarm
-        if self._rest_until:
-            first = min(first, self._rest_until)
-        return None if first == float("inf") else max(0, first - time.monotonic())
+        first = min(self._alarm, self._rest_until or self._alarm)
+        wait = float("inf") if first == float("inf") else max(0, first - time.monotonic())
+        if any(worker.copies for worker in self._workers):
+            # Usually somebody is done before; else these looks become rare.
+            wait = min(wait, self._patience)
+            self._patience = min(2 * self._patience, _MOST_PATIENCE)
+        return None if wait == float("inf") else wait
+
+    def _look(self) -> None:
+        """Sees how far the workers are, those that said nothing too."""
+        for worker in self._workers:
+            if worker.in_hand:
+                self._close_soon += worker.look()
 
     def _obey(self, signum: int) -> None:
         if signum == signal.SIGUSR1:
@@ -293,6 +308,7 @@ class Pool:
             self._changed = True
 
     def _give(self, worker: Worker, connections: list[Connection]) -> None:
+        self._patience = _LEAST_PATIENCE
         given = worker.given
         reason = worker.give(connections)
         if worker.channel.unsent:
@@ -355,11 +371,11 @@ class Pool:
         self._selector.register(worker.channel, selectors.EVENT_READ, worker)
         logger.info("worker %d started", worker.pid)
 
-    def _work(self, sock: socket.socket) -> None:
+    def _work(self, sock: socket.socket, tally: Tally) -> None:
         """In the worker."""
         if self._setup is not None:
             self._setup()
-        run_worker(sock, self._handler)
+        run_worker(sock, tally, self._handler, self._capacity)
 
     def _forget(self) -> None:
         """In the worker: closes its copies of what is the master's."""
@@ -375,13 +391,12 @@ class Pool:
 
     def _hear(self, worker: Worker) -> None:
         try:
-            done = worker.hear()
+            alive = worker.hear()
         except BlockingIOError:
             return
-        if done is None:
+        if not alive:
             self._bury(worker)
             return
-        self._close_soon += done
         if worker.state is State.STARTING:
             worker.state = State.READY
             self._failed_starts = 0
@@ -399,15 +414,13 @@ class Pool:
     def _bury(self, worker: Worker) -> None:
         """Ends a worker; what it had not begun waits for another, before all that came later."""
         status = worker.end()
-        with contextlib.suppress(BlockingIOError):
-            while (done := worker.hear()) is not None:
-                self._close_soon += done
+        self._close_soon += worker.look()
         self._selector.unregister(worker.channel)
         worker.channel.close()
         self._workers.remove(worker)
         self._changed = True
-        lost = worker.begun - worker.handled
-        self._handled_before += worker.handled
+        lost = worker.tally.begun - worker.tally.handled
+        self._handled_before += worker.tally.handled
         self._lost += lost
         self._waiting.extendleft(reversed(worker.copies))
         ended = f"worker {worker.pid} {describe_exit(status)}"

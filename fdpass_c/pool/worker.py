@@ -7,42 +7,37 @@ import logging
 import marshal
 import signal
 import socket
-import struct
 from collections.abc import Callable
 from typing import Any
 
 from fdpass_c.channel import Channel
 from fdpass_c.errors import PeerClosedError
+from fdpass_c.pool.tally import Tally
 
 Handler = Callable[[socket.socket, Any], Any]
 """A plain function or a coroutine function of a connected socket and the peer's address."""
 
 logger = logging.getLogger("fdpass_c.pool")
 
-REPORT = struct.Struct("=QQ")
-"""What a worker sends, bare, over its side of the channel's socket: how many connections it has
-begun and how many it has finished since it started. A report makes all before it worthless."""
-
 dump_address = marshal.dumps
 """The payload of a connection. The worker was forked, so that both run the same Python."""
 
 _GONE = (PeerClosedError, ConnectionResetError)
-"""The master has closed its side, or died; ConnectionResetError where reports were unread."""
+"""The master has closed its side, or died; ConnectionResetError where wakes were unread."""
 
 _MASTERS_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
 
 
-def run_worker(sock: socket.socket, handler: Handler) -> None:
+def run_worker(sock: socket.socket, tally: Tally, handler: Handler, capacity: int) -> None:
     """Serves until the master shuts its side of sock down, and what was given is finished.
 
     sock is open when it returns: the master takes its closing for the end of the process.
     """
-    channel = Channel(sock.dup())
-    with channel:
+    with Channel(sock.dup()) as channel:
         if _is_coroutine_function(handler):
-            asyncio.run(_EventLoopWorker(channel, sock, handler).run())
+            asyncio.run(_EventLoopWorker(channel, sock, tally, handler).run())
         else:
-            _serve(channel, sock, handler)
+            _serve(channel, sock, tally, handler, capacity)
 
 
 def _is_coroutine_function(handler: Any) -> bool:
@@ -61,24 +56,30 @@ def leave_signals_to_master() -> None:
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
 
 
-def _report(sock: socket.socket, begun: int, handled: int) -> None:
+def _wake_master(sock: socket.socket) -> None:
+    """Has the master look at the tally; the first time also says that this worker is ready."""
     # Without a master there is nobody to tell, and what it gave is still to be handled.
     with contextlib.suppress(BrokenPipeError):
-        sock.send(REPORT.pack(begun, handled))
+        sock.send(b"\0")
 
 
-def _serve(channel: Channel, reports: socket.socket, handler: Handler) -> None:
-    """One connection after the other. Begun says so at once: the master holds a copy till then."""
-    begun = handled = 0
+def _serve(
+    channel: Channel, master: socket.socket, tally: Tally, handler: Handler, capacity: int
+) -> None:
+    """One connection after the other. A queue wakes the master when it is empty, and for every
+    quarter of it that is finished."""
+    told = -1
     while True:
-        if not channel.pending:
-            _report(reports, begun, handled)
+        if tally.handled - told >= max(1, capacity // 4) or (
+            not channel.pending and tally.handled > told
+        ):
+            told = tally.handled
+            _wake_master(master)
         try:
             payload, fds = channel.recv()
         except _GONE:
             return
-        begun += 1
-        _report(reports, begun, handled)
+        tally.begin(1)
         with fds, fds.as_socket() as sock:
             # The BSDs hand the listener's non-blocking mode on.
             sock.setblocking(True)
@@ -88,7 +89,7 @@ def _serve(channel: Channel, reports: socket.socket, handler: Handler) -> None:
             except Exception:
                 logger.exception("the handler failed on the connection of %r", address)
             _hang_up(sock)
-        handled += 1
+        tally.finish()
 
 
 def _hang_up(sock: socket.socket) -> None:
@@ -100,26 +101,27 @@ def _hang_up(sock: socket.socket) -> None:
 class _EventLoopWorker:
     """As many connections at once as the master gives."""
 
-    def __init__(self, channel: Channel, reports: socket.socket, handler: Handler) -> None:
+    def __init__(
+        self, channel: Channel, master: socket.socket, tally: Tally, handler: Handler
+    ) -> None:
         self._channel = channel
-        self._reports = reports
+        self._master = master
+        self._tally = tally
         self._handler = handler
-        self._begun = 0
-        self._handled = 0
-        self._report_due = False
+        self._wake_due = False
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def run(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._left = asyncio.Event()
-        self._report()
+        self._wake()
         self._loop.add_reader(self._channel.fileno(), self._receive)
         await self._left.wait()
         while self._tasks:
             await asyncio.wait(self._tasks)
 
     def _receive(self) -> None:
-        """Everything that is there, with one report a batch; the tasks start after it."""
+        """Everything that is there; the tasks start after it."""
         while True:
             try:
                 batch = self._channel.recv_many()
@@ -127,11 +129,10 @@ class _EventLoopWorker:
                 self._loop.remove_reader(self._channel.fileno())
                 self._left.set()
                 return
+            self._tally.begin(len(batch))
             with batch:
                 for position, payload in enumerate(batch.payloads):
                     self._start(batch.fds.as_socket(position), marshal.loads(payload))
-            self._begun += len(batch)
-            self._report()
             if not self._channel.pending:
                 return
 
@@ -151,11 +152,11 @@ class _EventLoopWorker:
         except Exception:
             logger.exception("the handler failed on the connection of %r", address)
         finally:
-            self._handled += 1
-            if not self._report_due:
-                self._report_due = True
-                self._loop.call_soon(self._report)
+            self._tally.finish()
+            if not self._wake_due:
+                self._wake_due = True
+                self._loop.call_soon(self._wake)
 
-    def _report(self) -> None:
-        self._report_due = False
-        _report(self._reports, self._begun, self._handled)
+    def _wake(self) -> None:
+        self._wake_due = False
+        _wake_master(self._master)
