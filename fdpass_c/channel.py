@@ -5,6 +5,7 @@ import errno
 import os
 import socket
 import struct
+import sys
 import threading
 import warnings
 from array import array
@@ -17,7 +18,7 @@ from typing import Any, NoReturn
 
 from fdpass_c._native import ffi, lib
 from fdpass_c.batches import Batch, Progress, flatten_fds
-from fdpass_c.descriptors import Descriptors, as_fd_list, close_fds, own
+from fdpass_c.descriptors import Descriptors, as_fd_list, own
 from fdpass_c.errors import (
     MAX_FDS,
     DescriptorTableFullError,
@@ -28,22 +29,30 @@ from fdpass_c.errors import (
 )
 from fdpass_c.frames import (
     SINGLE_LIMIT,
+    TAGGED,
     WITHDRAWN,
     Column,
     Frame,
     make_frames,
-    start_packed,
+    pack_tagged,
+    start_column,
     start_single,
 )
 from fdpass_c.messages import Buffer
 from fdpass_c.peer import Credentials, is_unix, peer_credentials, peer_pidfd
 from fdpass_c.waiting import READABLE, WRITABLE, Deadline, HasFileno, persist
 
+_send_fd = lib.fdp_send_fd
 _send_frame = lib.fdp_send_frame
 _read_frame = lib.fdp_read_frame
+_new_owner = Descriptors.__new__
 _unpack_fds = ffi.unpack
 _join = b"".join
 _new_uncleared = ffi.new_allocator(should_clear_after_alloc=False)
+
+# Up to this payload Linux takes a frame whole or not at all, even into the smallest SO_SNDBUF, so
+# that nothing needs to be remembered of it.
+_ATOMIC = 2000 if sys.platform == "linux" else -1
 
 # Frames for one call of the C core, which sends them with one system call.
 _GROUP = 64
@@ -61,6 +70,12 @@ _unpack_frame = struct.Struct(
     f"=16xI8xi{_FRAME_AT - 32}xI4x4I2i{_LENGTHS_AT - _FRAME_AT - 32}xI"
 ).unpack_from
 
+# What a frame of one message needs of that: the first descriptor, kind, message_count, fd_count,
+# payload_offset; and the length.
+_unpack_single = struct.Struct(
+    f"=28xi{_FRAME_AT - 24}x4I{_LENGTHS_AT - _FRAME_AT - 24}xI"
+).unpack_from
+
 _PACKED = lib.FDP_PACKED
 
 _VIOLATIONS = {
@@ -74,6 +89,11 @@ _VIOLATIONS = {
 }
 
 
+# The messages of one frame: payloads, all descriptors, how many go with each (None: one), and
+# whether more is probably there.
+_Packed = tuple[Sequence[bytes], list[int], list[int] | None, bool]
+
+
 class _Partial:
     """A large message of which not all pieces are here yet."""
 
@@ -82,6 +102,20 @@ class _Partial:
         self.fds: list[int] = []
         self.total_payload = total_payload
         self.total_fds = total_fds
+
+
+class _Once:
+    """One deadline for all that a call sends; most never need it."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+        self._deadline: Deadline | None = None
+
+    def handle(self, code: int) -> None:
+        """As Deadline.handle, from the first time on."""
+        if self._deadline is None:
+            self._deadline = Deadline(self._sock, WRITABLE)
+        self._deadline.handle(code)
 
 
 class Channel:
@@ -96,7 +130,8 @@ class Channel:
     iterator over (payload, fds) until the peer closes.
 
     Threads: one may send while another receives. Several may send, or receive: they take turns,
-    and a message is never mixed with another.
+    and a message is never mixed with another. A signal handler must leave alone the direction
+    that it interrupts: it would wait for itself.
 
     Fork: a child has a copy of both ends and of the messages already received but not handed out.
     What arrives later goes to whichever process reads first, so let only one go on with an end and
@@ -143,6 +178,8 @@ class Channel:
         self._fd = sock.fileno()
         self._max_payload = max_payload
         self._max_fds = max_fds
+        # What a message of at most one descriptor may have without a closer look.
+        self._small = max_payload if max_fds > 0 else -1
         self._sending = threading.Lock()
         self._receiving = threading.Lock()
         sent = ffi.new("size_t *")
@@ -156,13 +193,20 @@ class Channel:
         self._reader_fds = self._reader.fds
         self._bytes = ffi.buffer(self._reader)
         self._ints = memoryview(self._bytes).cast("i")
+        self._incoming = (self._reader, self._bytes, ffi.buffer(self._reader.bytes), self._ints)
         self._wait = sock.gettimeout() is None
 
     @classmethod
     def pair(cls, **options: Any) -> tuple["Channel", "Channel"]:
         """Two connected channels, for a child process or a thread. options: as for Channel."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-        return cls(ours, **options), cls(theirs, **options)
+        try:
+            channels = cls(ours, **options), cls(theirs, **options)
+        except BaseException:
+            ours.close()
+            theirs.close()
+            raise
+        return channels
 
     @classmethod
     def connect(
@@ -198,10 +242,16 @@ class Channel:
         listed: list[Any] = [*fds]
         data = payload if type(payload) is bytes else _join((payload,))
         count = len(listed)
-        if len(data) <= SINGLE_LIMIT and count <= MAX_FDS:
-            self._send_frame(start_single(len(data), count) + data, listed)
+        size = len(data)
+        if count == 1 and size <= _ATOMIC and type(listed[0]) is int:
+            frame = pack_tagged(TAGGED, size + 4, size) + data
+            with self._sending:
+                if not self._unsent and _send_fd(self._fd, frame, len(frame), listed[0], 0) > 0:
+                    return
+        if size <= SINGLE_LIMIT and count <= MAX_FDS:
+            self._send_frame(start_single(size, count) + data, listed)
         else:
-            self._send_column(Column([data], [len(data)], array("i", as_fd_list(listed)), [count]))
+            self._send_column(Column([data], [size], array("i", as_fd_list(listed)), [count]))
 
     def _send_frame(self, frame: bytes, fds: list[Any]) -> None:
         size = len(frame)
@@ -214,7 +264,10 @@ class Channel:
                 try:
                     sent = _send_frame(self._fd, frame, size, fds, len(fds), 0, memory)
                 except TypeError:
-                    fds = as_fd_list(fds)
+                    converted = as_fd_list(fds)
+                    if converted == fds:
+                        raise  # A signal handler's, after the frame was sent.
+                    fds = converted
                     sent = _send_frame(self._fd, frame, size, fds, len(fds), 0, memory)
                 if sent < 0:
                     persist(
@@ -244,6 +297,18 @@ class Channel:
         messages the receiver gets, whole; none of the others, and progress.bytes is 0.
         """
         data = [*payloads]
+        listed = [*fds]
+        if 0 < len(data) == len(listed) <= MAX_FDS and type(listed[0]) is int:
+            # The usual column, which fits into one frame.
+            body = _join(data)
+            head = start_column([*map(len, data)], len(body))
+            if head is not None:
+                try:
+                    self._send_frame(head + body, listed)
+                except OSError as error:
+                    error.progress = Progress(0, 0)  # type: ignore[attr-defined]
+                    raise
+                return len(data)
         if not {*map(type, data)} <= {bytes}:
             data = [_join((payload,)) for payload in data]
         lengths = [*map(len, data)]
@@ -254,12 +319,6 @@ class Channel:
         described = len(flat) if counts is None else len(counts)
         if described != len(data):
             raise ValueError(f"{len(data)} payloads, but descriptors for {described}")
-        if counts is None and len(data) <= MAX_FDS and data:
-            # The usual column fits into one frame.
-            head = start_packed(lengths, None, len(data))
-            if head is not None:
-                self._send_frame(_join((head, *data)), flat.tolist())
-                return len(data)
         if data:
             self._send_column(
                 Column(data, lengths, flat, None if counts is None else counts.tolist())
@@ -269,47 +328,50 @@ class Channel:
     def _send_column(self, column: Column) -> None:
         frames = make_frames(column)
         total = len(column.payloads)
+        deadline = _Once(self._sock)
+        # What is being sent, and where the receiver stands before it. These change together, by
+        # assignments, between which no signal handler runs.
+        group: list[Frame] = []
+        sizes: list[int] = []
+        data = b""
+        progress = ffi.new("struct fdp_progress *")
         done, inside = 0, False
         with self._sending:
             try:
                 if self._unsent:
-                    self._flush()
-                while group := [*islice(frames, _GROUP)]:
-                    self._send_group(group, column.fds, done, inside)
-                    done, inside = group[-1].messages_done, group[-1].inside
+                    self._flush(deadline=deadline)
             except OSError as error:
+                error.progress = Progress(0, 0)  # type: ignore[attr-defined]
+                raise
+            try:
+                while following := [*islice(frames, _GROUP)]:
+                    lengths = [sum(map(len, frame.buffers)) for frame in following]
+                    joined = _join([buffer for frame in following for buffer in frame.buffers])
+                    counts = array("I", [frame.fd_count for frame in following])
+                    fresh = ffi.new("struct fdp_progress *")
+                    fresh.fd_offset = following[0].first_fd
+                    if group:
+                        done, inside = group[-1].messages_done, group[-1].inside
+                    group, sizes, data, progress = following, lengths, joined, fresh
+                    self._send_batch(data, sizes, column.fds, counts, progress, deadline)
+            except BaseException as error:
+                begun = progress.messages + (progress.bytes > 0)
+                if begun:
+                    done, inside = group[begun - 1].messages_done, group[begun - 1].inside
+                rest = b""
+                if progress.bytes:
+                    start = progress.payload_offset
+                    rest = data[start + progress.bytes : start + sizes[progress.messages]]
+                # It brings the receiver to the end of a message.
+                self._unsent = rest + WITHDRAWN if inside else rest
+                if not isinstance(error, OSError):
+                    raise
                 if self._unsent:
                     self._flush(socket.MSG_DONTWAIT)
-                progress = getattr(error, "progress", Progress(done, 0))
-                if progress.messages == total and isinstance(
-                    error, (BlockingIOError, TimeoutError)
-                ):
+                if done == total and isinstance(error, (BlockingIOError, TimeoutError)):
                     return  # The rest of the last frame is in self._unsent.
-                error.progress = progress  # type: ignore[attr-defined]
-                raise
-
-    def _send_group(self, group: list[Frame], fds: "array[int]", done: int, inside: bool) -> None:
-        """Sends frames with one call. What it leaves in self._unsent after an exception brings the
-        receiver to the end of a message: done and inside say where it stands before."""
-        sizes = [sum(map(len, frame.buffers)) for frame in group]
-        data = _join([buffer for frame in group for buffer in frame.buffers])
-        counts = array("I", [frame.fd_count for frame in group])
-        progress = ffi.new("struct fdp_progress *")
-        progress.fd_offset = group[0].first_fd
-        try:
-            self._send_batch(data, sizes, fds, counts, progress)
-        except BaseException as error:
-            begun = progress.messages + (progress.bytes > 0)
-            if progress.bytes:
-                start = progress.payload_offset
-                self._unsent = data[start + progress.bytes : start + sizes[progress.messages]]
-            if begun:
-                done, inside = group[begun - 1].messages_done, group[begun - 1].inside
-            if inside:
-                self._unsent += WITHDRAWN
-            if isinstance(error, OSError):
                 error.progress = Progress(done, 0)  # type: ignore[attr-defined]
-            raise
+                raise
 
     def _send_batch(
         self,
@@ -318,6 +380,7 @@ class Channel:
         fds: "array[int]",
         counts: "array[int]",
         progress: Any,
+        deadline: "_Once",
         flags: int = 0,
     ) -> None:
         """progress is right at any moment, also after an exception of a signal handler."""
@@ -331,21 +394,21 @@ class Channel:
             flags,
             progress,
         )
-        deadline = None
         while progress.messages < len(sizes):
             sent = lib.fdp_send_batch(*arguments)
             if sent < 0:
                 if flags:
                     return
-                deadline = deadline or Deadline(self._sock, WRITABLE)
                 deadline.handle(-sent)
 
-    def _flush(self, flags: int = 0) -> None:
+    def _flush(self, flags: int = 0, deadline: "_Once | None" = None) -> None:
         """With MSG_DONTWAIT as flags, what can be sent now and no complaint about the rest."""
         progress = ffi.new("struct fdp_progress *")
         rest = self._unsent
         try:
-            self._send_batch(rest, [len(rest)], array("i"), array("I", [0]), progress, flags)
+            deadline = deadline or _Once(self._sock)
+            nothing = array("i"), array("I", [0])
+            self._send_batch(rest, [len(rest)], *nothing, progress, deadline, flags)
         finally:
             self._unsent = b"" if progress.messages else rest[progress.bytes :]
 
@@ -368,85 +431,81 @@ class Channel:
         PeerClosedError: the peer closed, after a whole message. ProtocolError: it closed inside
         one, or broke the protocol, or sent more than max_payload or max_fds; everything received
         is closed and the channel is poisoned. DescriptorTableFullError: no room for the next
-        message's descriptors; it is still queued. BlockingIOError,
-        TimeoutError: nothing there, or not all of it yet; what came stays for the next call.
+        message's descriptors; it is still queued. BlockingIOError, TimeoutError: nothing there, or
+        not all of it yet; what came stays for the next call. ConnectionResetError: the peer closed
+        without having received everything that was sent to it; all that it sent came before.
         """
-        owner = own([])
+        reader, head, received, ints = self._incoming
         with self._receiving:
             ready = self._ready
             if not ready:
-                packed = self._receive()
+                result = _read_frame(self._fd, reader, self._wait)
+                if result == 1 and self._partial is None:
+                    fd, kind, count, fd_count, offset, length = _unpack_single(head)
+                    if kind == _PACKED and count == 1 and fd_count < 2 and length <= self._small:
+                        # The usual message. It is ours by assignments, between which no signal
+                        # handler runs.
+                        payload = received[offset : offset + length]
+                        owner = _new_owner(Descriptors)
+                        owner._fds = [fd] if fd_count else []
+                        ints[0] = 1
+                        return payload, owner
+                packed = self._receive(result)
                 if packed is not None:
-                    payloads, fds, counts, _ = packed
-                    if len(payloads) == 1:
-                        # By assignments, between which no signal handler runs.
-                        owner._fds = fds
-                        self._ints[0] = 1
-                        return payloads[0], owner
-                    rows = _by_message(payloads, fds, counts)
-                    ready += rows
-                    self._ints[0] = 1
+                    self._store(packed)
+            owner = _new_owner(Descriptors)
             payload, owner._fds = ready[0]
             del ready[0]
         return payload, owner
 
     def recv_many(self, max_messages: int = 253) -> Batch:
-        """Receives the messages that are there, at least one, at most max_messages.
+        """Receives at least one message, and with it those that came in the same frame or are
+        already here, at most max_messages; others may still be queued.
 
         Returns a Batch, which owns their descriptors. Errors as for recv, but only where not one
         message came: PeerClosedError rather than an empty Batch.
         """
         if max_messages < 1:
             raise ValueError(f"max_messages is positive, got {max_messages}")
-        owner = own([])
+        owner = _new_owner(Descriptors)
+        owner._fds = []
         with self._receiving:
+            more = False
             if not self._ready:
                 # The usual frame is all there is, and becomes the batch as it stands.
-                packed = self._receive()
+                packed = self._receive(_read_frame(self._fd, self._reader, self._wait))
                 if packed is not None:
                     payloads, fds, counts, more = packed
                     if not more and len(payloads) <= max_messages:
+                        batch = Batch([*payloads], owner, counts)
                         owner._fds = fds
                         self._ints[0] = 1
-                        return Batch([*payloads], owner, counts)
-            batch = Batch([], owner)
-            more = not self._take_ready(batch, max_messages)
-            while more and len(batch) < max_messages:
+                        return batch
+                    self._store(packed)
+            # All by way of self._ready, so that an exception on the way loses nothing.
+            while more and len(self._ready) < max_messages:
                 try:
-                    packed = self._receive(wait=not batch)
+                    packed = self._receive(_read_frame(self._fd, self._reader, 0), wait=False)
                 except (OSError, FdpassError):
-                    if not batch:
+                    if not self._ready:
                         raise
                     break  # It comes again with the next call.
                 more = packed is not None and packed[3]
-                self._store(packed, batch, max_messages)
+                if packed is not None:
+                    self._store(packed)
+            rows = [*islice(self._ready, max_messages)]
+            batch = Batch([payload for payload, _ in rows], owner, [len(fds) for _, fds in rows])
+            fds = [*chain.from_iterable(fds for _, fds in rows)]
+            rest = deque(islice(self._ready, len(rows), None))
+            owner._fds = fds
+            self._ready = rest
         return batch
 
-    def _store(self, packed: Any, batch: Batch, max_messages: int) -> None:
-        """Hands over the frame at the front by way of self._ready, where a large message is
-        already."""
-        if packed is not None:
-            payloads, fds, counts, _ = packed
-            rows = _by_message(payloads, fds, counts)
-            self._ready += rows
-            self._ints[0] = 1
-        self._take_ready(batch, max_messages)
-
-    def _take_ready(self, batch: Batch, max_messages: int) -> int:
-        """Moves messages from self._ready to batch; returns how many."""
-        rows = [*islice(self._ready, max_messages - len(batch))]
-        if not rows:
-            return 0
-        payloads = [payload for payload, _ in rows]
-        counts = (batch._counts or [1] * len(batch)) + [len(fds) for _, fds in rows]
-        fds = [*chain.from_iterable(fds for _, fds in rows)]
-        rest = deque(islice(self._ready, len(rows), None))
-        batch.payloads += payloads
-        owned = batch.fds._fds
-        owned += fds
-        batch._counts = counts
-        self._ready = rest
-        return len(rows)
+    def _store(self, packed: "_Packed") -> None:
+        payloads, fds, counts, _ = packed
+        rows = _by_message(payloads, fds, counts)
+        self._ready += rows
+        self._ints[0] = 1
 
     def __iter__(self) -> Iterator[tuple[bytes, Descriptors]]:
         """The messages until the peer closes; each Descriptors is the loop's to close."""
@@ -460,28 +519,58 @@ class Channel:
     @property
     def pending(self) -> int:
         """How many whole messages are here and not handed out: no selector tells of them."""
-        return len(self._ready)
+        count = len(self._ready)
+        reader = self._reader
+        start = reader.frame.size if reader.taken else 0
+        whole = reader.violation == 0 and reader.byte_count > start
+        if whole and self._receiving.acquire(blocking=False):
+            try:
+                count += self._count_buffered()
+            finally:
+                self._receiving.release()
+        return count
 
-    def _receive(
-        self, wait: bool = True
-    ) -> tuple[Sequence[bytes], list[int], list[int] | None, bool] | None:
-        """The messages of the next packed frame: payloads, all descriptors, how many go with each
-        (None: one), and whether more is probably there. They stay the reader's until the caller
-        has stored them and sets self._ints[0] to 1; until then the next call finds them again.
+    def _count_buffered(self) -> int:
+        """The messages that are whole in the reader's bytes, behind the frame that was taken."""
+        reader = self._reader
+        frame = ffi.new("struct fdp_frame *")
+        at = reader.frame.size if reader.taken else 0
+        count = missing_bytes = missing_fds = 0
+        if self._partial is not None:
+            missing_bytes = self._partial.total_payload - len(self._partial.payload)
+            missing_fds = self._partial.total_fds - len(self._partial.fds)
+        while lib.fdp_parse_frame(reader.bytes + at, reader.byte_count - at, frame) == 1:
+            at += frame.size
+            if frame.kind == _PACKED:
+                count += frame.message_count
+                continue
+            if frame.kind == lib.FDP_FIRST:
+                missing_bytes, missing_fds = frame.total_payload, frame.total_fds
+            missing_bytes -= frame.size - frame.payload_offset
+            missing_fds -= frame.fd_count
+            count += frame.kind != lib.FDP_WITHDRAWN and not missing_bytes and not missing_fds
+        return count
+
+    def _receive(self, result: int, wait: bool = True) -> "_Packed | None":
+        """The messages of the next packed frame; result is what reading it returned.
+
+        They stay the reader's until the caller has stored them and sets self._ints[0] to 1; until
+        then the next call finds them again.
 
         None: a large message is complete, and in self._ready.
         """
         deadline = None
         while True:
-            result = _read_frame(self._fd, self._reader, wait and self._wait)
-            if result != 1:
+            while result != 1:
                 if result == -errno.EAGAIN and not wait:
                     raise_oserror(errno.EAGAIN)
                 deadline = deadline or Deadline(self._sock, READABLE)
                 self._explain(result, deadline)
-                continue
-            buffered, first_fd, size, kind, count, fd_count, *rest = _unpack_frame(self._bytes)
-            offset, same_length, one_each, length = rest
+                result = _read_frame(self._fd, self._reader, wait and self._wait)
+            # fmt: off
+            (buffered, first_fd, size, kind, count, fd_count, offset, same_length, one_each,
+             length) = _unpack_frame(self._bytes)
+            # fmt: on
             if fd_count == 1:
                 fds = [first_fd]
             else:
@@ -490,6 +579,7 @@ class Channel:
             if kind != _PACKED:
                 if self._add_piece(kind, self._bytes[start : _BYTES_AT + size], fds):
                     return None
+                result = _read_frame(self._fd, self._reader, wait and self._wait)
                 continue
             if self._partial is not None:
                 self._violate(_VIOLATIONS[lib.FDP_MALFORMED])
@@ -517,6 +607,8 @@ class Channel:
 
     def _explain(self, result: int, deadline: Deadline) -> None:
         """Raises what a result of the reader means, or returns where it is worth another try."""
+        if self._fd < 0:
+            raise_oserror(errno.EBADF, "the channel is closed")
         if self._poison:
             raise ProtocolError(self._poison)
         if result == 0:
@@ -541,11 +633,12 @@ class Channel:
     def _drop_received(self) -> None:
         self._reader.violation = self._reader.violation or lib.FDP_MALFORMED
         lib.fdp_close_reader(self._reader)
+        owner = own([])
         if self._partial is not None:
-            close_fds(self._partial.fds)
+            # By assignments, between which no signal handler runs.
+            owner._fds = self._partial.fds
             self._partial = None
-        close_fds(chain.from_iterable(fds for _, fds in self._ready))
-        self._ready.clear()
+        owner.close()
 
     def _add_piece(self, kind: int, piece: bytes, fds: list[int]) -> bool:
         """One frame of a large message; True when that was the last, and it is in self._ready."""
@@ -555,26 +648,28 @@ class Channel:
         if partial is None:
             partial = self._begin_large(len(fds))
         if kind == lib.FDP_WITHDRAWN:
-            withdrawn, partial.fds = partial.fds, []
+            withdrawn = own([])
+            withdrawn._fds = partial.fds
             self._partial = None
             self._ints[0] = 1
-            close_fds(withdrawn)
+            withdrawn.close()
             return False
         payload_size = len(partial.payload) + len(piece)
         fd_count = len(partial.fds) + len(fds)
         if payload_size > partial.total_payload or fd_count > partial.total_fds:
             self._violate(_VIOLATIONS[lib.FDP_MALFORMED])
         # By assignments, between which no signal handler runs.
+        if (payload_size, fd_count) == (partial.total_payload, partial.total_fds):
+            rows = [(_join((partial.payload, piece)), partial.fds + fds)]
+            self._ready += rows
+            self._partial = None
+            self._ints[0] = 1
+            return True
         partial.payload += piece
         partial.fds += fds
         self._partial = partial
         self._ints[0] = 1
-        if (payload_size, fd_count) != (partial.total_payload, partial.total_fds):
-            return False
-        rows = [(bytes(partial.payload), partial.fds)]
-        self._ready += rows
-        self._partial = None
-        return True
+        return False
 
     def _begin_large(self, fd_count: int) -> _Partial:
         """Refuses what is too large before anything of its size is allocated or received."""
@@ -584,6 +679,8 @@ class Channel:
             self._violate(f"a message of {total_payload} bytes, max_payload is {self._max_payload}")
         if total_fds > self._max_fds:
             self._violate(f"a message with {total_fds} descriptors, max_fds is {self._max_fds}")
+        if total_fds > 0 and not self._reader.accept_fds:
+            self._violate(_VIOLATIONS[lib.FDP_UNWANTED])
         room = lib.fdp_count_room()
         if 0 <= room < total_fds - fd_count:
             raise DescriptorTableFullError(total_fds - fd_count, room)
@@ -629,10 +726,16 @@ class Channel:
         other thread may be inside a call.
         """
         if self._fd >= 0:
+            self._drop_received()
+            owner = own([])
+            nothing: deque[tuple[bytes, list[int]]] = deque()
+            fds = [*chain.from_iterable(fds for _, fds in self._ready)]
+            # By assignments, between which no signal handler runs.
+            owner._fds = fds
+            self._ready = nothing
+            owner.close()
             self._fd = -1
             self._sock.close()
-            self._poison = "the channel is closed"
-            self._drop_received()
 
     def __enter__(self) -> "Channel":
         return self

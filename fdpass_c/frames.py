@@ -39,6 +39,31 @@ def start_single(length: int, fd_count: int) -> bytes:
     return head + fd_count.to_bytes(2, "little")
 
 
+# start_single(length, 1) is pack_tagged(TAGGED, length + 4, length), in half the time.
+TAGGED = _pack_header(MAGIC, _PACKED, _SAME_LENGTH | _ONE_EACH, 1, 1, 0)[:12]
+pack_tagged = struct.Struct("<12sII").pack
+
+
+def start_column(lengths: list[int], total: int) -> bytes | None:
+    """What goes before the payloads of up to 253 messages with one descriptor each.
+
+    None if they are too large for one frame, or if a payload's length is not its bytes: then they
+    do not add up to total.
+    """
+    count = len(lengths)
+    length = lengths[0]
+    if lengths.count(length) == count:
+        if length * count != total or total + 4 > _MAX_BODY:
+            return None
+        flags = _SAME_LENGTH | _ONE_EACH
+        return _pack_packed(MAGIC, _PACKED, flags, count, count, total + 4, length)
+    body = total + 4 * count
+    if sum(lengths) != total or body > _MAX_BODY:
+        return None
+    head = _pack_header(MAGIC, _PACKED, _ONE_EACH, count, count, body)
+    return head + struct.pack(f"<{count}I", *lengths)
+
+
 class Frame(NamedTuple):
     """One frame to send: buffers to join, and the range of the descriptors that go with it."""
 

@@ -33,6 +33,7 @@ class Listener:
         self._options = options
         self._path = os.fspath(path)
         self._file: tuple[int, int] | None = None
+        self._pid = os.getpid()
         self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             if not options.get("receive_fds", True):
@@ -40,9 +41,13 @@ class Listener:
                 refuse_fds(self._sock)
             if self._path[:1] in ("\0", b"\0"):
                 self._sock.bind(self._path)
+                self._sock.listen(backlog)
             else:
-                self._file = _bind_file(self._sock, self._path, mode)
-            self._sock.listen(backlog)
+                with _locked_directory(self._path):
+                    self._file = _bind_file(self._sock, self._path)
+                    # Nobody gets around it: to connect needs listen, which comes after.
+                    os.chmod(self._path, mode)
+                    self._sock.listen(backlog)
         except BaseException:
             self.close()
             raise
@@ -76,14 +81,17 @@ class Listener:
         self._sock.settimeout(timeout)
 
     def close(self) -> None:
-        """Stops listening and removes the socket file, if it is still ours. Again is harmless."""
-        self._sock.close()
-        if self._file is not None:
+        """Stops listening and removes the socket file, if it is still ours. Again is harmless.
+
+        In a forked child it only closes the child's copy: the parent still listens.
+        """
+        if self._file is not None and self._pid == os.getpid():
+            # Before the socket closes: a file that nobody listens at is anybody's to replace.
             with contextlib.suppress(OSError):
-                found = os.lstat(self._path)
-                if (found.st_dev, found.st_ino) == self._file:
+                if _identify(self._path) == self._file:
                     os.unlink(self._path)
-            self._file = None
+        self._file = None
+        self._sock.close()
 
     def __enter__(self) -> "Listener":
         return self
@@ -97,25 +105,34 @@ class Listener:
         self.close()
 
 
-def _bind_file(sock: socket.socket, path: str | bytes, mode: int) -> tuple[int, int]:
-    """Binds with the permissions mode, which nobody can get around: connecting needs listen, which
-    comes later. Returns the file's device and inode."""
+@contextlib.contextmanager
+def _locked_directory(path: str | bytes) -> Iterator[None]:
+    """Two starting at once must not take each other's new file, not listened at yet, for a stale
+    one."""
     directory = os.open(os.path.dirname(path) or ".", os.O_RDONLY | os.O_CLOEXEC)
     try:
-        # Two starting at once must not take each other's new file for a stale one.
         fcntl.flock(directory, fcntl.LOCK_EX)
-        try:
-            sock.bind(path)
-        except OSError as error:
-            if error.errno != errno.EADDRINUSE:
-                raise
-            _remove_stale(path)
-            sock.bind(path)
-        os.chmod(path, mode)
-        bound = os.lstat(path)
-        return bound.st_dev, bound.st_ino
+        yield
     finally:
         os.close(directory)
+
+
+def _identify(path: str | bytes) -> tuple[int, int]:
+    found = os.lstat(path)
+    return found.st_dev, found.st_ino
+
+
+def _bind_file(sock: socket.socket, path: str | bytes) -> tuple[int, int]:
+    """Returns the new file's device and inode."""
+    try:
+        sock.bind(path)
+    except OSError as error:
+        if error.errno != errno.EADDRINUSE:
+            raise
+        with contextlib.suppress(FileNotFoundError):  # Its owner has just removed it.
+            _remove_stale(path)
+        sock.bind(path)
+    return _identify(path)
 
 
 def _remove_stale(path: str | bytes) -> None:
@@ -129,5 +146,9 @@ def _remove_stale(path: str | bytes) -> None:
             os.unlink(path)
         except BlockingIOError:
             raise_oserror(errno.EADDRINUSE, "somebody listens there, with a full backlog")
+        except OSError as error:
+            if error.errno != errno.EPROTOTYPE:
+                raise
+            raise_oserror(errno.EADDRINUSE, "a socket of another type is bound there")
         else:
             raise_oserror(errno.EADDRINUSE, "somebody listens there")
