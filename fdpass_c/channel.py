@@ -301,7 +301,10 @@ class Channel:
         if 0 < len(data) == len(listed) <= MAX_FDS and type(listed[0]) is int:
             # The usual column, which fits into one frame.
             body = _join(data)
-            head = start_column([*map(len, data)], len(body))
+            try:
+                head = start_column([*map(len, data)], len(body))
+            except TypeError:
+                head = None  # A buffer without a length.
             if head is not None:
                 try:
                     self._send_frame(head + body, listed)
