@@ -25,7 +25,7 @@ from benchmarks.results import collect_metadata, describe
 
 CLIENTS = 8
 SHARE_OF_LONG = 0.05
-AT_ONCE = 256
+AT_ONCE = 800
 
 _AB = shutil.which("ab")
 

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import os
+import resource
 import signal
 import socket
 import sys
@@ -86,7 +87,11 @@ def close_and_wait(sock: socket.socket, _address: object) -> None:
 
 
 def _start_unless(path: Path) -> None:
-    if path.exists():
+    if path.exists() and path.read_text() == "full":
+        # Room for the channel that the worker makes, and for nothing that it receives.
+        os.close(free := os.dup(0))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (free + 1, free + 1))
+    elif path.exists():
         raise RuntimeError("no start today")
 
 

@@ -59,7 +59,9 @@ def test_reload_with_workers_that_die(tmp_path: Path) -> None:
         old = server.settled(2).pids
         flag.touch()
         server.send_signal(signal.SIGHUP)
-        server.wait_for("5 workers in a row died at start.*; the old workers stay")
+        server.wait_for(
+            "5 workers in a row died before they began anything.*; the old workers stay"
+        )
         status = server.settled(2)
         assert status.pids == old
         assert server.ask().endswith(b"hello")
@@ -79,4 +81,17 @@ def test_successors_that_die(tmp_path: Path) -> None:
         os.kill(old[0], signal.SIGKILL)
         server.wait_for("stopping")
         assert server.process.wait() == 1
-        server.wait_for("PoolError: 5 workers in a row died at start")
+        server.wait_for("PoolError: 5 workers in a row died before they began anything")
+
+
+@linux_only
+def test_workers_that_cannot_receive(tmp_path: Path) -> None:
+    """Workers that start but die of the first connection are not replaced for ever."""
+    flag = tmp_path / "die"
+    flag.write_text("full")
+    with Server(setup=flag) as server, server.connect() as sock:
+        sock.sendall(b"hello")
+        server.wait_for("stopping")
+        assert server.process.wait() == 1
+        server.wait_for("PoolError: 5 workers in a row died before they began anything")
+        assert not read_some(sock)

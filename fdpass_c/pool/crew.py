@@ -41,7 +41,7 @@ class Worker:
         self.pid = pid
         self.state = State.STARTING
         self.tally = tally
-        self.given = 0
+        self.given = self.in_hand = 0
         self.turn = 0
         self.leave_by = float("inf")
         self.copies: deque[Connection] = deque()
@@ -49,10 +49,6 @@ class Worker:
         self._sock = sock
         self.channel = Channel(sock)
         self.channel.setblocking(False)
-
-    @property
-    def in_hand(self) -> int:
-        return self.given - self.tally.handled
 
     def give(self, connections: Sequence[Connection]) -> OSError | None:
         """Passes connections and keeps copies of those that left, which are the first ones.
@@ -73,6 +69,7 @@ class Worker:
             reason = error
             sent = getattr(error, "progress", (0,))[0]
         self.given += sent
+        self.in_hand += sent
         self.copies.extend(connections[:sent])
         return reason
 
@@ -88,7 +85,9 @@ class Worker:
 
     def look(self) -> list[int]:
         """Reads the tally; returns the copies that are no longer needed, to be closed."""
-        return [self.copies.popleft()[0] for _ in range(self.tally.read())]
+        begun = self.tally.read()
+        self.in_hand = self.given - self.tally.handled
+        return [self.copies.popleft()[0] for _ in range(begun)]
 
     def retire(self, deadline: float) -> None:
         """Has it finish what it was given and exit; deadline: seconds from now."""

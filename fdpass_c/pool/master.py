@@ -21,7 +21,8 @@ from fdpass_c.pool.tally import Tally
 from fdpass_c.pool.worker import Handler, logger, run_worker
 
 _FAILED_STARTS = 5
-"""Workers in a row that may die at start; the next attempt waits twice as long each time."""
+"""Workers in a row that may die at start, or before they begin any of what they were given; the
+next attempt waits twice as long each time."""
 
 _FIRST_DELAY = 0.05
 
@@ -160,7 +161,7 @@ class Pool:
         self._turn = 0
         self._restarts = [-1] * self._slots
         self._outdated: deque[Worker] = deque()
-        self._may_accept = False
+        self._may_accept = self._copies_out = False
         self._patience = _LEAST_PATIENCE
         self._staff()
 
@@ -194,18 +195,23 @@ class Pool:
         if self._changed or (self._may_accept and any(intake.ready for intake in self._intakes)):
             return 0
         first = min(self._alarm, self._rest_until or self._alarm)
-        wait = float("inf") if first == float("inf") else max(0, first - time.monotonic())
-        if any(worker.copies for worker in self._workers):
+        wait = None if first == float("inf") else max(0.0, first - time.monotonic())
+        if self._copies_out:
             # Usually somebody is done before; else these looks become rare.
-            wait = min(wait, self._patience)
+            wait = self._patience if wait is None else min(wait, self._patience)
             self._patience = min(2 * self._patience, _MOST_PATIENCE)
-        return None if wait == float("inf") else wait
+        return wait
 
     def _look(self) -> None:
         """Sees how far the workers are, those that said nothing too."""
+        self._copies_out = False
         for worker in self._workers:
             if worker.in_hand:
-                self._close_soon += worker.look()
+                if done := worker.look():
+                    self._close_soon += done
+                    self._failed_starts = 0
+                if worker.copies:
+                    self._copies_out = True
 
     def _obey(self, signum: int) -> None:
         if signum == signal.SIGUSR1:
@@ -246,13 +252,16 @@ class Pool:
             if time.monotonic() < self._rest_until:
                 return
             self._rest_until = 0.0
-        # Among equals comes first who has waited longest.
-        takers = [
-            (worker.in_hand, worker.turn, worker.pid, room, worker)
-            for worker in self._workers
-            if worker.state is State.READY and (room := self._find_room(worker)) > 0
-        ]
-        room = sum(taker[3] for taker in takers) - len(self._waiting)
+        takers = []
+        room = -len(self._waiting)
+        for worker in self._workers:
+            if worker.in_hand < self._capacity and worker.state is State.READY:
+                free = self._capacity - worker.in_hand
+                if self._max_requests is not None:
+                    free = min(free, self._max_requests - worker.given)
+                room += free
+                # Among equals comes first who has waited longest.
+                takers.append((worker.in_hand, worker.turn, worker.pid, free, worker))
         if room > 0:
             room -= self._accept(room)
         self._may_accept = room > 0 and not self._rest_until
@@ -260,15 +269,12 @@ class Pool:
             intake.watch(self._may_accept and not intake.ready)
         if self._waiting and takers:
             self._pass_on(takers)
-
-    def _find_room(self, worker: Worker) -> int:
-        room = self._capacity - worker.in_hand
-        if self._max_requests is not None:
-            room = min(room, self._max_requests - worker.given)
-        return room
+            self._changed |= self._stopping
 
     def _accept(self, room: int) -> int:
         ready = [intake for intake in self._intakes if intake.ready]
+        if not ready:
+            return 0
         # Each listener gets its share of the room, and the first of the turn what is left over.
         self._intakes.rotate()
         accepted = 0
@@ -291,6 +297,14 @@ class Pool:
         self._may_accept = False
 
     def _pass_on(self, takers: list[tuple[int, int, int, int, Worker]]) -> None:
+        if len(takers) == 1 or len(self._waiting) == 1:
+            # Nothing to weigh, which is usual both under a flood and without one.
+            _, _, _, free, worker = min(takers)
+            self._turn += 1
+            worker.turn = self._turn
+            count = min(free, len(self._waiting))
+            self._give(worker, [self._waiting.popleft() for _ in range(count)])
+            return
         heapq.heapify(takers)
         shares: dict[Worker, list[Connection]] = {}
         while self._waiting and takers:
@@ -304,11 +318,10 @@ class Pool:
                 heapq.heappop(takers)
         for worker, connections in shares.items():
             self._give(worker, connections)
-        if self._stopping and not self._waiting:
-            self._changed = True
 
     def _give(self, worker: Worker, connections: list[Connection]) -> None:
         self._patience = _LEAST_PATIENCE
+        self._copies_out = True
         given = worker.given
         reason = worker.give(connections)
         if worker.channel.unsent:
@@ -329,8 +342,9 @@ class Pool:
         """Ends those whose time is over, starts those that are missing, and sets the alarm."""
         self._changed = False
         now = time.monotonic()
-        if now >= self._stop_by and self._waiting:
-            logger.warning("dropping %d connections that nobody took in time", len(self._waiting))
+        hopeless = self._failure and all(w.state is State.LEAVING for w in self._workers)
+        if self._waiting and (hopeless or now >= self._stop_by):
+            logger.warning("dropping %d connections that nobody took", len(self._waiting))
             self._drop_waiting()
         for worker in [*self._workers]:
             if now >= min(worker.leave_by, self._stop_by):
@@ -399,7 +413,8 @@ class Pool:
             return
         if worker.state is State.STARTING:
             worker.state = State.READY
-            self._failed_starts = 0
+            if not self._waiting:
+                self._failed_starts = 0
             for other in self._workers:
                 if other.slot == worker.slot and other.state is State.READY and other != worker:
                     other.retire(self._drain)
@@ -428,7 +443,7 @@ class Pool:
             logger.info("%s", ended)
             return
         logger.warning("%s: %d connections lost, %d go to others", ended, lost, len(worker.copies))
-        if worker.state is State.STARTING:
+        if worker.state is State.STARTING or (worker.copies and not worker.tally.begun):
             self._count_failed_start(ended)
 
     def _count_failed_start(self, reason: str) -> None:
@@ -437,7 +452,9 @@ class Pool:
         self._start_at = time.monotonic() + _FIRST_DELAY * 2 ** (self._failed_starts - 1)
         if self._failed_starts < _FAILED_STARTS or self._stopping:
             return
-        failure = f"{_FAILED_STARTS} workers in a row died at start, the last one: {reason}"
+        failure = (
+            f"{_FAILED_STARTS} workers in a row died before they began anything, the last: {reason}"
+        )
         if self._outdated:
             logger.error("%s; the old workers stay", failure)
             self._outdated.clear()
