@@ -25,6 +25,8 @@ dump_address = marshal.dumps
 _GONE = (PeerClosedError, ConnectionResetError)
 """The master has closed its side, or died; ConnectionResetError where wakes were unread."""
 
+_SOON = 0.005
+
 _MASTERS_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
 
 
@@ -35,7 +37,7 @@ def run_worker(sock: socket.socket, tally: Tally, handler: Handler, capacity: in
     """
     with Channel(sock.dup()) as channel:
         if _is_coroutine_function(handler):
-            asyncio.run(_EventLoopWorker(channel, sock, tally, handler).run())
+            asyncio.run(_EventLoopWorker(channel, sock, tally, handler, capacity).run())
         else:
             _serve(channel, sock, tally, handler, capacity)
 
@@ -102,13 +104,20 @@ class _EventLoopWorker:
     """As many connections at once as the master gives."""
 
     def __init__(
-        self, channel: Channel, master: socket.socket, tally: Tally, handler: Handler
+        self,
+        channel: Channel,
+        master: socket.socket,
+        tally: Tally,
+        handler: Handler,
+        capacity: int,
     ) -> None:
         self._channel = channel
         self._master = master
         self._tally = tally
         self._handler = handler
-        self._wake_due = False
+        self._many = max(1, capacity // 4)
+        self._told = 0
+        self._wake_later: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def run(self) -> None:
@@ -152,11 +161,21 @@ class _EventLoopWorker:
         except Exception:
             logger.exception("the handler failed on the connection of %r", address)
         finally:
-            self._tally.finish()
-            if not self._wake_due:
-                self._wake_due = True
-                self._loop.call_soon(self._wake)
+            self._finish()
+
+    def _finish(self) -> None:
+        """Wakes the master now where there is nothing else in hand or much is finished, else soon:
+        under a flood one wake is for many."""
+        tally = self._tally
+        tally.finish()
+        if tally.handled == tally.begun or tally.handled - self._told >= self._many:
+            self._wake()
+        elif self._wake_later is None:
+            self._wake_later = self._loop.call_later(_SOON, self._wake)
 
     def _wake(self) -> None:
-        self._wake_due = False
+        if self._wake_later is not None:
+            self._wake_later.cancel()
+            self._wake_later = None
+        self._told = self._tally.handled
         _wake_master(self._master)
