@@ -1,0 +1,87 @@
+"""examples/c/channel_peer.c, built on csrc/ alone, exchanges messages with a Channel."""
+
+import contextlib
+import re
+import shlex
+import shutil
+import socket
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from channel_helpers import take
+from helpers import identity
+
+from fdpass_c import Channel, Listener, PeerClosedError
+
+ROOT = Path(__file__).parents[1]
+EXAMPLE = ROOT / "examples" / "c"
+
+
+@pytest.fixture(scope="module")
+def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The program, built as the README says."""
+    if shutil.which("cc") is None:
+        pytest.skip("no C compiler")
+    found = re.search(r"^cc .*$", (EXAMPLE / "README.md").read_text(), re.MULTILINE)
+    assert found is not None
+    built = tmp_path_factory.mktemp("c") / "channel_peer"
+    command = found[0].replace(
+        "-o channel_peer", f"-Wall -Wextra -Werror -o {shlex.quote(str(built))}"
+    )
+    subprocess.run(command, shell=True, cwd=ROOT, check=True)
+    return built
+
+
+@pytest.fixture
+def peer(program: Path) -> Iterator[Channel]:
+    """A channel to the program over an inherited socket."""
+    ours, theirs = socket.socketpair()
+    with (
+        Channel(ours) as channel,
+        theirs,
+        subprocess.Popen(
+            [program, str(theirs.fileno())], pass_fds=[theirs.fileno()], stderr=subprocess.PIPE
+        ) as process,
+    ):
+        theirs.close()
+        yield channel
+        channel.close()
+        assert process.wait() == 0
+
+
+def test_single_messages(peer: Channel, file: int) -> None:
+    """Messages of every small shape come back with the same descriptors."""
+    this = identity(file)
+    for payload, count in [(b"", 0), (b"hello", 0), (b"", 1), (b"hi", 2), (b"x" * 65_000, 253)]:
+        peer.send(payload, [file] * count)
+        assert take(peer.recv()) == (b"%d descriptors: " % count + payload, [this] * count)
+
+
+def test_packed_messages(peer: Channel, file: int) -> None:
+    """Messages that travel packed are answered one by one, in order."""
+    payloads = [b"%d" % number for number in range(100)]
+    peer.send_many(payloads, [file] * 100)
+    answers = [take(peer.recv()) for _ in payloads]
+    assert answers == [(b"1 descriptors: " + payload, [identity(file)]) for payload in payloads]
+    peer.send_many([b"none", b"two"], [[], [file, file]])
+    assert [len(take(peer.recv())[1]) for _ in range(2)] == [0, 2]
+
+
+def test_connecting(program: Path, tmp_path: Path, file: int) -> None:
+    """The program connects to a Listener; a large message it refuses, and ends."""
+    path = tmp_path / "socket"
+    with Listener(path) as listener:
+        with subprocess.Popen([program, path], stderr=subprocess.PIPE) as process:
+            with listener.accept() as channel:
+                assert channel.peer.pid == process.pid
+                channel.send(b"hi", [file])
+                assert take(channel.recv()) == (b"1 descriptors: hi", [identity(file)])
+                with contextlib.suppress(BrokenPipeError):
+                    channel.send(b"large", [file] * 300)
+                with pytest.raises((PeerClosedError, ConnectionResetError)):
+                    channel.recv()
+            assert process.stderr is not None
+            assert b"answering" in process.stderr.read()
+        assert process.returncode == 1

@@ -1,0 +1,260 @@
+"""A full descriptor table loses nothing: a typed error, and the message stays queued."""
+
+import os
+import resource
+import socket
+import threading
+from collections.abc import Callable
+
+import pytest
+from channel_helpers import (
+    NEXT,
+    channels,
+    fill_table,
+    first,
+    open_numbers,
+    open_unique,
+    pack,
+    raw_pair,
+    repeat,
+    take,
+    take_batch,
+)
+from helpers import identities, identity, linux_only, run_in_child
+
+import fdpass_c
+from fdpass_c import DescriptorTableFullError
+
+pytestmark = linux_only
+
+
+def in_child_with_table_of(limit: int, function: Callable[[], object]) -> None:
+    """Runs function in a child that may have that many descriptors open."""
+
+    def child() -> None:
+        resource.setrlimit(
+            resource.RLIMIT_NOFILE, (limit, resource.getrlimit(resource.RLIMIT_NOFILE)[1])
+        )
+        function()
+
+    run_in_child(child)
+
+
+def is_exact(error: DescriptorTableFullError, needed: int, free: int) -> bool:
+    return (error.needed, error.free) == (needed, free) and str(needed) in str(error)
+
+
+@pytest.mark.parametrize("receive", ["recv", "recv_many"])
+@pytest.mark.parametrize("count", [1, 2, 200])
+def test_stays_queued(receive: str, count: int) -> None:
+    """One message too many for the table: the error names both numbers, and it comes later."""
+
+    def child() -> None:
+        files = open_unique(3)
+        sent = repeat(files, count)
+        with channels() as (sender, receiver):
+            sender.send(b"kept", sent)
+            for free in range(min(count, 3)):
+                filler = fill_table(free)
+                before = open_numbers()
+                for _ in range(3):
+                    with pytest.raises(DescriptorTableFullError) as caught:
+                        getattr(receiver, receive)()
+                    assert is_exact(caught.value, count, free)
+                assert open_numbers() == before
+                fdpass_c.close_fds(filler)
+            filler = fill_table(count)
+            if receive == "recv":
+                payload, owner = receiver.recv()
+            else:
+                batch = receiver.recv_many()
+                payload, owner = batch.payloads[0], batch.fds
+            fdpass_c.close_fds(filler)
+            with owner:
+                assert payload == b"kept"
+                assert identities([*owner]) == identities(sent)
+
+    in_child_with_table_of(300, child)
+
+
+def test_what_needs_no_descriptor_still_comes() -> None:
+    """Messages before the one that finds no room are handed out; so are those without any."""
+
+    def child() -> None:
+        file = os.dup(0)
+        with channels() as (sender, receiver):
+            sender.send(b"one")
+            sender.send(b"two")
+            sender.send(b"three", [file] * 3)
+            sender.send(b"four")
+            filler = fill_table(2)
+            assert receiver.recv()[0] == b"one"
+            assert receiver.recv()[0] == b"two"
+            with pytest.raises(DescriptorTableFullError) as caught:
+                receiver.recv()
+            assert is_exact(caught.value, 3, 2)
+            os.close(filler.pop())
+            assert len(take(receiver.recv())[1]) == 3
+            filler += fill_table(0)
+            assert receiver.recv()[0] == b"four"
+            fdpass_c.close_fds(filler)
+
+    in_child_with_table_of(300, child)
+
+
+def test_nothing_but_plain_messages() -> None:
+    """A full table is no hindrance where no descriptor comes."""
+
+    def child() -> None:
+        with channels() as (sender, receiver):
+            filler = fill_table(0)
+            sender.send_many([b"x"] * 5000)
+            for _ in range(5):
+                assert len(receiver.recv_many(2000)) > 0
+            fdpass_c.close_fds(filler)
+
+    in_child_with_table_of(300, child)
+
+
+@pytest.mark.parametrize("count", [300, 10_000])
+def test_large_message(count: int) -> None:
+    """A message of many frames is refused before the rest of it is received, and comes later."""
+
+    def child() -> None:
+        files = open_unique(3)
+        sent = repeat(files, count)
+        with channels() as (sender, receiver):
+            sending = threading.Thread(target=sender.send, args=(b"kept", sent))
+            sending.start()
+            filler = fill_table(min(260, count - 1))
+            before = len(open_numbers())
+            for _ in range(3):
+                with pytest.raises(DescriptorTableFullError) as caught:
+                    receiver.recv()
+                free = min(260, count - 1) - 253
+                assert is_exact(caught.value, count - 253, free)
+                # The first frame's are held by the channel.
+                assert len(open_numbers()) == before + 253
+            fdpass_c.close_fds(filler)
+            payload, owner = receiver.recv()
+            sending.join()
+            with owner:
+                assert payload == b"kept"
+                known = {fd: identity(fd) for fd in files}
+                assert identities([*owner]) == [known[fd] for fd in sent]
+
+    in_child_with_table_of(count + 1000, child)
+
+
+def test_full_in_the_middle_of_a_large_message() -> None:
+    """A table that fills up between two pieces: the rest comes later, nothing twice."""
+
+    def child() -> None:
+        files = open_unique(7)
+        sent = repeat(files, 700)
+        with raw_pair() as (peer, receiver):
+            receiver.setblocking(False)
+            socket.send_fds(peer, [first(4, 700, b"ke", 253)], sent[:253])
+            with pytest.raises(BlockingIOError):
+                receiver.recv()
+            socket.send_fds(peer, [pack(NEXT, 0, 253, 0, b"p")], sent[253:506])
+            filler = fill_table(100)
+            for _ in range(2):
+                with pytest.raises(DescriptorTableFullError) as caught:
+                    receiver.recv()
+                assert is_exact(caught.value, 447, 100)
+            fdpass_c.close_fds(filler)
+            socket.send_fds(peer, [pack(NEXT, 0, 194, 0, b"t")], sent[506:])
+            payload, owner = receiver.recv()
+            with owner:
+                assert payload == b"kept"
+                assert identities([*owner]) == identities(sent)
+
+    in_child_with_table_of(1200, child)
+
+
+def test_batch_then_full() -> None:
+    """recv_many hands out what there was room for; the rest stays queued."""
+
+    def child() -> None:
+        files = open_unique(3)
+        with channels() as (sender, receiver):
+            sender.send(b"plain")
+            sender.send_many([b"a", b"b", b"c"], files)
+            filler = fill_table(2)
+            assert take_batch(receiver.recv_many()) == [(b"plain", [])]
+            with pytest.raises(DescriptorTableFullError) as caught:
+                receiver.recv_many()
+            assert is_exact(caught.value, 3, 2)
+            fdpass_c.close_fds(filler)
+            assert take_batch(receiver.recv_many()) == [
+                (payload, [identity(fd)])
+                for payload, fd in zip([b"a", b"b", b"c"], files, strict=True)
+            ]
+
+    in_child_with_table_of(300, child)
+
+
+@pytest.mark.parametrize("limit", [120, 700])
+def test_threads_race_for_descriptors(limit: int) -> None:
+    """Others open and close as fast as they can, up to EMFILE: each message arrives once."""
+    total = 3000
+
+    def child() -> None:
+        files = open_unique(5)
+        known = identities(files)
+        stop = threading.Event()
+
+        def hoard() -> None:
+            while not stop.is_set():
+                mine = []
+                try:
+                    while True:
+                        mine.append(os.dup(0))
+                except OSError:
+                    pass
+                fdpass_c.close_fds(mine)
+
+        received: list[bytes] = []
+        refusals = 0
+        with channels() as (sender, receiver):
+
+            def deliver() -> None:
+                number = 0
+                while number < total:
+                    some = range(number, min(number + 7, total))
+                    sender.send_many([b"%d" % at for at in some], [files[at % 5] for at in some])
+                    number = some[-1] + 1
+                    if number % 3:
+                        sender.send(b"many", repeat(files, 60))
+
+            threads = [threading.Thread(target=hoard) for _ in range(3)]
+            threads.append(threading.Thread(target=deliver))
+            for thread in threads:
+                thread.start()
+            try:
+                while len(received) < total:
+                    try:
+                        payload, owner = receiver.recv()
+                    except DescriptorTableFullError:
+                        refusals += 1
+                        continue
+                    with owner:
+                        found = identities([*owner])
+                    if payload == b"many":
+                        assert found == repeat_identities(known, 60)
+                    else:
+                        received.append(payload)
+                        assert found == [known[int(payload) % 5]]
+            finally:
+                stop.set()
+                sender._sock.shutdown(2)
+                for thread in threads:
+                    thread.join()
+        assert received == [b"%d" % number for number in range(total)]
+
+    in_child_with_table_of(limit, child)
+
+
+def repeat_identities(known: list[tuple[int, int]], count: int) -> list[tuple[int, int]]:
+    return [known[position % len(known)] for position in range(count)]

@@ -1,0 +1,383 @@
+"""A Listener takes over its path safely, lets in whom it should, and removes only what is its."""
+
+import errno
+import os
+import socket
+import stat
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from channel_helpers import beside, take
+from helpers import identity, linux_only, run_in_child, set_option
+
+import fdpass_c
+from fdpass_c import Channel, Listener
+
+NOBODY = 65534
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "socket"
+
+
+@pytest.mark.parametrize("as_type", [str, os.fsencode, Path])
+def test_accepts(as_type: type, path: Path, file: int) -> None:
+    """What connects by path, str, bytes or Path, exchanges messages with what was accepted."""
+    with (
+        Listener(as_type(path)) as listener,
+        Channel.connect(as_type(path)) as client,
+        listener.accept() as server,
+    ):
+        client.send(b"up", [file])
+        server.send(b"down")
+        assert take(server.recv()) == (b"up", [identity(file)])
+        assert take(client.recv()) == (b"down", [])
+        assert server.peer.pid == os.getpid()
+        assert server.gettimeout() is None
+    assert not path.exists()
+
+
+def test_iterates(path: Path) -> None:
+    """Iterating a listener accepts one channel after the other."""
+    with Listener(path) as listener:
+        clients = [Channel.connect(path) for _ in range(3)]
+        for client, server in zip(clients, listener, strict=False):
+            with client, server:
+                client.send(b"x")
+                assert server.recv()[0] == b"x"
+            if client is clients[-1]:
+                break
+
+
+@linux_only
+def test_abstract_name() -> None:
+    """A name behind a NUL is in the abstract namespace, and no file."""
+    name = f"\0fdpass-c-{os.getpid()}"
+    with Listener(name) as listener:
+        with Channel.connect(name) as client, listener.accept() as server:
+            client.send(b"x")
+            assert server.recv()[0] == b"x"
+        with pytest.raises(OSError, match="in use") as caught:
+            Listener(name.encode())
+        assert caught.value.errno == errno.EADDRINUSE
+    with pytest.raises(ConnectionRefusedError):
+        Channel.connect(name)
+
+
+@pytest.mark.parametrize("mode", [0o600, 0o660, 0o666])
+def test_mode(mode: int, path: Path) -> None:
+    """The socket file has the permissions asked for, whatever the umask."""
+    before = os.umask(0o077)
+    try:
+        with Listener(path, mode=mode):
+            assert stat.S_IMODE(path.stat().st_mode) == mode
+    finally:
+        os.umask(before)
+
+
+def leave_stale(path: Path, kind: socket.SocketKind = socket.SOCK_STREAM) -> None:
+    with socket.socket(socket.AF_UNIX, kind) as sock:
+        sock.bind(str(path))
+
+
+def test_stale_file(path: Path) -> None:
+    """A socket file that nobody listens at any more is replaced."""
+    leave_stale(path)
+    with Listener(path) as listener, Channel.connect(path), listener.accept():
+        pass
+
+
+def test_live_one(path: Path) -> None:
+    """A path that somebody listens at is refused, and stays theirs."""
+    with Listener(path) as first:
+        with pytest.raises(OSError, match="somebody listens") as caught:
+            Listener(path)
+        assert caught.value.errno == errno.EADDRINUSE
+        first.accept().close()  # the connection that the second one tried
+        with Channel.connect(path) as client, first.accept() as server:
+            client.send(b"x")
+            assert server.recv()[0] == b"x"
+
+
+@linux_only
+def test_full_backlog(path: Path) -> None:
+    """A listener too busy to accept is not taken for a stale file."""
+    with Listener(path, backlog=0) as first, Channel.connect(path):
+        with pytest.raises(OSError, match="backlog") as caught:
+            Listener(path)
+        assert caught.value.errno == errno.EADDRINUSE
+        first.accept().close()
+
+
+@linux_only
+@pytest.mark.parametrize("kind", [socket.SOCK_DGRAM, socket.SOCK_SEQPACKET])
+def test_live_one_of_another_type(kind: socket.SocketKind, path: Path) -> None:
+    """A socket of another type that is bound there is somebody's too."""
+    with socket.socket(socket.AF_UNIX, kind) as sock:
+        sock.bind(str(path))
+        if kind != socket.SOCK_DGRAM:
+            sock.listen()
+        with pytest.raises(OSError, match="another type") as caught:
+            Listener(path)
+        assert caught.value.errno == errno.EADDRINUSE
+    assert path.is_socket()
+    with Listener(path):
+        pass
+
+
+@pytest.mark.parametrize("what", ["file", "directory", "link"])
+def test_something_else(what: str, path: Path) -> None:
+    """What is no socket is left alone."""
+    if what == "file":
+        path.write_text("precious")
+    elif what == "directory":
+        path.mkdir()
+    else:
+        path.symlink_to("nowhere")
+    before = path.lstat()
+    with pytest.raises(FileExistsError):
+        Listener(path)
+    assert path.lstat() == before
+
+
+def test_removes_only_its_own_file(path: Path) -> None:
+    """A file that took the place of ours stays."""
+    with Listener(path):
+        path.unlink()
+        path.write_text("precious")
+    assert path.read_text() == "precious"
+
+
+def test_closing_twice(path: Path) -> None:
+    """Closing again is harmless, also where another has the path by now."""
+    first = Listener(path)
+    first.close()
+    with Listener(path):
+        first.close()
+        assert first.fileno() == -1
+        with Channel.connect(path):
+            pass
+
+
+def test_child_that_closes_its_copy(path: Path) -> None:
+    """A forked child's close leaves the parent listening, and its file."""
+    with Listener(path) as listener:
+        run_in_child(listener.close)
+        with Channel.connect(path), listener.accept():
+            pass
+    assert not path.exists()
+
+
+def start(arguments: tuple[Path, threading.Barrier]) -> "Listener | int | None":
+    path, ready = arguments
+    ready.wait()
+    try:
+        return Listener(path)
+    except OSError as error:
+        return error.errno
+
+
+@pytest.mark.parametrize("stale", [False, True])
+def test_many_starting_at_once(stale: bool, path: Path) -> None:
+    """Of many that start at once exactly one gets the path, and it can be reached."""
+    for _ in range(30):
+        if stale:
+            leave_stale(path)
+        with ThreadPoolExecutor(4) as executor:
+            ready = threading.Barrier(4)
+            results = [*executor.map(start, [(path, ready)] * 4)]
+        won = [result for result in results if isinstance(result, Listener)]
+        assert len(won) == 1
+        assert results.count(errno.EADDRINUSE) == 3
+        with won[0], Channel.connect(path):
+            pass
+
+
+def test_waits_until_it_listens(path: Path) -> None:
+    """A second one cannot take the file of the first, bound and not yet listened at, for stale."""
+    script = """if True:
+        import socket, sys
+        from fdpass_c import Listener
+        class Slow(socket.socket):
+            def listen(self, backlog):
+                sys.stdout.write("bound\\n"); sys.stdout.flush()
+                sys.stdin.readline()
+                super().listen(backlog)
+        socket.socket = Slow
+        with Listener(sys.argv[1]):
+            print("listening", flush=True)
+            sys.stdin.readline()
+    """
+    with subprocess.Popen(
+        [sys.executable, "-c", script, path],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as first:
+        assert first.stdin is not None
+        assert first.stdout is not None
+        assert first.stdout.readline() == "bound\n"
+        found: list[int | None] = []
+        with beside(lambda: found.append(try_to_listen(path))):
+            first.stdin.write("go\n")
+            first.stdin.flush()
+            assert first.stdout.readline() == "listening\n"
+        with Channel.connect(path):
+            pass
+        assert found == [errno.EADDRINUSE]
+        first.stdin.write("stop\n")
+
+
+def try_to_listen(path: Path) -> int | None:
+    """The errno of the error, or None."""
+    try:
+        Listener(path).close()
+    except OSError as error:
+        return error.errno
+    return None
+
+
+def test_file_removed_meanwhile(path: Path) -> None:
+    """An owner that closes just while another starts is no error there."""
+    for _ in range(50):
+        first = Listener(path)
+        with beside(first.close):
+            assert try_to_listen(path) in (None, errno.EADDRINUSE)
+
+
+def test_timeouts(path: Path) -> None:
+    """accept waits as settimeout says; channels start blocking all the same."""
+    with Listener(path) as listener:
+        listener.settimeout(0)
+        with pytest.raises(BlockingIOError):
+            listener.accept()
+        listener.settimeout(0.001)
+        with pytest.raises(TimeoutError):
+            listener.accept()
+        listener.settimeout(30)
+        with Channel.connect(path, timeout=7) as client, listener.accept() as server:
+            assert server.gettimeout() is None
+            assert client.gettimeout() == 7
+
+
+def test_connect_errors(path: Path) -> None:
+    """Connecting fails as a socket does, and leaves nothing open."""
+    with pytest.raises(FileNotFoundError):
+        Channel.connect(path)
+    leave_stale(path)
+    with pytest.raises(ConnectionRefusedError):
+        Channel.connect(path)
+
+
+def test_listening_errors(tmp_path: Path) -> None:
+    """Errors of bind are handed on, and leave nothing open."""
+    with pytest.raises(FileNotFoundError):
+        Listener(tmp_path / "missing" / "socket")
+    with pytest.raises(OSError, match="too long"):
+        Listener(tmp_path / ("x" * 200))
+
+
+def test_options_hold_for_the_accepted(path: Path) -> None:
+    """Options of the listener are those of its channels."""
+    with (
+        Listener(path, max_payload=3, max_fds=0) as listener,
+        Channel.connect(path) as client,
+        listener.accept() as server,
+    ):
+        client.send(b"four")
+        with pytest.raises(fdpass_c.ProtocolError, match="max_payload is 3"):
+            server.recv()
+
+
+def test_allowed_users(path: Path) -> None:
+    """allow_uids lets in whom it names."""
+    with (
+        Listener(path, allow_uids={os.getuid()}) as listener,
+        Channel.connect(path) as client,
+        listener.accept() as server,
+    ):
+        assert server.peer.uid == os.getuid()
+        server.send(b"welcome")
+        assert client.recv()[0] == b"welcome"
+
+
+@linux_only
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs another user, and privileges to become one")
+def test_turned_away() -> None:
+    """A user that allow_uids does not name is turned away, and the next one accepted."""
+    name = f"\0fdpass-c-users-{os.getpid()}"
+
+    def stranger() -> None:
+        os.setresuid(NOBODY, NOBODY, NOBODY)
+        refusals = (fdpass_c.PeerClosedError, ConnectionResetError)
+        with Channel.connect(name) as client, pytest.raises(refusals):
+            client.recv()
+
+    def connect() -> None:
+        run_in_child(stranger)
+        with Channel.connect(name) as client:
+            client.send(b"from root")
+
+    with (
+        Listener(name, allow_uids=[0]) as listener,
+        beside(connect),
+        listener.accept() as server,
+    ):
+        assert server.recv()[0] == b"from root"
+
+
+def test_nobody_is_allowed() -> None:
+    """Channel itself closes a socket whose peer is not allowed, and pair() both."""
+    left, right = socket.socketpair()
+    with right, pytest.raises(PermissionError, match="not allowed"):
+        Channel(left, allow_uids=[])
+    with pytest.raises(PermissionError):
+        Channel.pair(allow_uids=[])
+    with pytest.raises(TypeError):
+        Channel.pair(no_such_option=1)
+
+
+def test_accepted_refuse_descriptors_from_the_first_on(path: Path, file: int) -> None:
+    """With receive_fds=False not even what is sent before accept gets in."""
+    with Listener(path, receive_fds=False) as listener:
+        set_option(listener._sock, 83, 0)
+        with Channel.connect(path) as client:
+            with pytest.raises(PermissionError):
+                client.send(b"", [file])
+            client.send(b"fine")
+            with listener.accept() as server:
+                assert take(server.recv()) == (b"fine", [])
+                with pytest.raises(PermissionError):
+                    client.send(b"", [file])
+
+
+@linux_only
+def test_peer_pidfd() -> None:
+    """peer_pidfd gives a descriptor of the peer's process, which the caller owns."""
+    ours, theirs = Channel.pair()
+    with ours, theirs:
+        pidfd = ours.peer_pidfd()
+        if pidfd is None:
+            pytest.skip("no SO_PEERPIDFD")
+        info = Path(f"/proc/self/fdinfo/{pidfd}").read_text()
+        os.close(pidfd)
+        assert f"Pid:\t{os.getpid()}\n" in info
+
+
+def test_wrong_sockets(file: int) -> None:
+    """Channel takes connected stream and seqpacket Unix sockets; what it refuses stays open."""
+    with socket.socket(socket.AF_INET) as inet, pytest.raises(OSError, match="Unix domain"):
+        Channel(inet)
+    left, right = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    with left, right, pytest.raises(ValueError, match="stream or seqpacket"):
+        Channel(left)
+    with socket.socket(socket.AF_UNIX) as alone:
+        with pytest.raises(OSError, match=r"[Nn]ot connected") as caught:
+            Channel(alone)
+        assert caught.value.errno == errno.ENOTCONN
+    assert os.fstat(file)

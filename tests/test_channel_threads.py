@@ -1,0 +1,305 @@
+"""Threads take turns, forks keep to what the documentation says, selectors and timeouts work."""
+
+import contextlib
+import os
+import selectors
+import signal
+import socket
+import threading
+import warnings
+from collections.abc import Callable
+
+import pytest
+from channel_helpers import beside, channels, first, one, pack, raw_pair, take, take_batch
+from helpers import handling, identity, interrupt_main_thread, is_open, run_in_child
+
+import fdpass_c
+from fdpass_c import Channel
+
+
+@pytest.mark.parametrize("kind", [socket.SOCK_STREAM, socket.SOCK_SEQPACKET])
+def test_several_senders_and_receivers(kind: socket.SocketKind, file: int) -> None:
+    """Messages of several senders never mix, and each comes to one receiver, once."""
+    senders, each = 3, 60
+    received: list[bytes] = []
+    buffer = 20_000 if kind == socket.SOCK_STREAM else None
+    with channels(kind, buffer) as (sender, receiver):
+
+        def send(number: int) -> None:
+            for index in range(each):
+                tag = b"%d %d " % (number, index)
+                if index % 3 == 0:
+                    sender.send(tag * 20_000, [file] * 260)
+                elif index % 3 == 1:
+                    sender.send(tag, [file])
+                else:
+                    sender.send_many([tag + b"a", tag + b"b"], [file, file])
+
+        def receive(most: int) -> None:
+            mine: list[bytes] = []
+            try:
+                while True:
+                    if most == 1:
+                        mine.append(take(receiver.recv())[0])
+                    else:
+                        mine += [payload for payload, _ in take_batch(receiver.recv_many(most))]
+            except fdpass_c.PeerClosedError:
+                received.extend(mine)
+
+        sending = [threading.Thread(target=send, args=(n,)) for n in range(senders)]
+        receiving = [threading.Thread(target=receive, args=(n,)) for n in (1, 1, 50)]
+        for thread in sending + receiving:
+            thread.start()
+        for thread in sending:
+            thread.join()
+        sender.close()
+        for thread in receiving:
+            thread.join()
+
+    wanted: list[bytes] = []
+    for number in range(senders):
+        for index in range(each):
+            tag = b"%d %d " % (number, index)
+            wanted += [[tag * 20_000], [tag], [tag + b"a", tag + b"b"]][index % 3]
+    assert sorted(received) in (sorted(wanted),)
+
+
+def test_sending_while_receiving(file: int) -> None:
+    """One thread sends while another waits in recv of the same channel."""
+    with channels() as (left, right):
+        for _ in range(100):
+            with beside(lambda: left.send(b"ping", [file])):
+                assert take(right.recv())[0] == b"ping"
+            with beside(lambda: take(left.recv())):
+                right.send(b"pong", [file])
+
+
+def test_fork(file: int) -> None:
+    """A child has its copy: it goes on with it, or closes it, and the parent's stays."""
+    with channels() as (sender, receiver):
+        sender.send_many([b"one", b"two"], [file, file])
+        assert take(receiver.recv())[0] == b"one"
+
+        def child() -> None:
+            assert receiver.pending == 1
+            assert take(receiver.recv()) == (b"two", [identity(file)])
+            receiver.close()
+            sender.send(b"from the child", [file])
+            sender.close()
+
+        run_in_child(child)
+        assert take(receiver.recv()) == (b"two", [identity(file)])
+        assert take(receiver.recv()) == (b"from the child", [identity(file)])
+
+
+def test_child_that_goes_on_alone(file: int) -> None:
+    """A child receives what arrives later where the parent has closed its copy."""
+    with channels() as (sender, receiver):
+
+        def child() -> None:
+            sender.close()
+            assert take(receiver.recv()) == (b"for the child", [identity(file)])
+
+        with beside(lambda: run_in_child(child)):
+            sender.send(b"for the child", [file])
+
+
+def test_selectors(file: int) -> None:
+    """What a selector shows, and pending after it, leads to every message and to no other call."""
+    payloads = [b"%d" % number for number in range(500)]
+    with channels() as (sender, receiver), selectors.DefaultSelector() as selector:
+        selector.register(receiver, selectors.EVENT_READ)
+        assert selector.select(0) == []
+        sender.send_many(payloads[:200], [file] * 200)
+        for payload in payloads[200:300]:
+            sender.send(payload)
+        sender.send_many(payloads[300:])
+        received: list[bytes] = []
+        while selector.select(0):
+            received.append(take(receiver.recv())[0])
+            while receiver.pending:
+                received.append(take(receiver.recv())[0])
+        assert received == payloads
+
+
+@pytest.mark.parametrize(
+    ("frames", "counts"),
+    [
+        ([one(b"a"), one(b"b")], [1, 0]),
+        ([one(b"a"), pack(1, 1, 0, 3, bytes(4)), one(b"c")], [4, 3, 2, 1, 0]),
+        ([one(b"a"), one(b"b")[:-1]], [0]),
+        ([one(b"a"), first(2, 0, b"x")], [0]),
+        ([one(b"a"), first(2, 0, b"x"), pack(3, body=b"y")], [1, 0]),
+        ([one(b"a"), first(2, 0, b"x"), pack(4), one(b"b")], [1, 0]),
+        ([one(b"a"), b"rubbish"], [0]),
+    ],
+)
+@pytest.mark.parametrize("many", [False, True])
+def test_pending(frames: list[bytes], counts: list[int], many: bool) -> None:
+    """pending counts the messages that are here whole, however they came."""
+    with raw_pair() as (peer, channel):
+        assert channel.pending == 0
+        peer.send(b"".join(frames))
+        for count in counts:
+            if many:
+                assert len(channel.recv_many(1)) == 1
+            else:
+                channel.recv()
+            assert channel.pending == count
+
+
+def test_pending_of_messages_with_descriptors(file: int) -> None:
+    """A large message of which only some descriptors are here is not pending."""
+    with raw_pair() as (peer, channel):
+        socket.send_fds(peer, [one(b"a") + first(0, 3, b"", 2)], [file] * 2)
+        assert take(channel.recv())[0] == b"a"
+        assert channel.pending == 0
+        socket.send_fds(peer, [pack(3, 0, 1)], [file])
+        assert take(channel.recv()) == (b"", [identity(file)] * 3)
+
+
+@pytest.mark.parametrize("receive", ["recv", "recv_many"])
+def test_timeouts_while_receiving(receive: str) -> None:
+    """BlockingIOError and TimeoutError where nothing is there, or not all; it comes later."""
+    with raw_pair() as (peer, channel):
+        for timeout, error in [(0.0, BlockingIOError), (0.001, TimeoutError)]:
+            channel.settimeout(timeout)
+            assert channel.gettimeout() == timeout
+            with pytest.raises(error):
+                getattr(channel, receive)()
+            peer.send(one(b"hello")[:9])
+            with pytest.raises(error):
+                getattr(channel, receive)()
+            peer.send(one(b"hello")[9:])
+            peer.send(first(2, 0, b"x"))
+            assert channel.recv()[0] == b"hello"
+            with pytest.raises(error):
+                getattr(channel, receive)()
+            peer.send(pack(3, body=b"y"))
+            assert channel.recv()[0] == b"xy"
+        channel.setblocking(True)
+        assert channel.gettimeout() is None
+
+
+def test_timeout_while_sending(file: int) -> None:
+    """TimeoutError where the buffer stays full; what was begun is sent later."""
+    with channels() as (sender, receiver):
+        sender.settimeout(0.001)
+        sent = 0
+        with contextlib.suppress(TimeoutError):
+            while True:
+                sender.send(bytes(30_000), [file])
+                sent += 1
+        rest = sender.unsent
+        with pytest.raises(TimeoutError):
+            sender.send(b"nor this", [file])
+        if rest:
+            with pytest.raises(TimeoutError):
+                sender.flush()
+        sender.settimeout(None)
+        with beside(lambda: sender.send(b"next")):
+            for _ in range(sent):
+                assert take(receiver.recv()) == (bytes(30_000), [identity(file)])
+            assert receiver.recv()[0] == b"next"
+
+
+def test_timeout_in_a_large_message(file: int) -> None:
+    """A large message that runs out of time is withdrawn, whatever it takes."""
+    with channels() as (sender, receiver):
+        sender.settimeout(0.001)
+        with pytest.raises(TimeoutError):
+            sender.send(bytes(10_000_000), [file] * 300)
+        sender.settimeout(None)
+        with beside(lambda: sender.send(b"next", [file])):
+            assert take(receiver.recv()) == (b"next", [identity(file)])
+
+
+def test_interrupted_without_an_exception(file: int) -> None:
+    """A handler that returns is not noticed: the call goes on (PEP 475)."""
+    handled: list[int] = []
+
+    def send() -> None:
+        interrupt_main_thread()
+        sender.send(bytes(50_000), [file])
+
+    with (
+        channels(buffer=5000) as (sender, receiver),
+        handling(signal.SIGUSR1, lambda: handled.append(1)),
+        beside(send),
+    ):
+        assert take(receiver.recv()) == (bytes(50_000), [identity(file)])
+    assert handled == [1]
+
+
+def test_dropped_open(file: int) -> None:
+    """A channel that is dropped open warns, and closes all that it holds."""
+    left, right = socket.socketpair()
+    with left:
+        fd = right.fileno()
+        channel = Channel(right)
+        socket.send_fds(left, [one(b"a") + one(b"b", 1)], [file])
+        channel.recv()
+        del right
+        with pytest.warns(ResourceWarning, match="unclosed <Channel fd="):
+            del channel
+        assert not is_open(fd)
+
+
+def test_dropped_descriptors(file: int) -> None:
+    """Received descriptors that are dropped open warn too."""
+    with channels() as (sender, receiver):
+        sender.send(b"", [file])
+        with pytest.warns(ResourceWarning, match="unclosed <Descriptors"):
+            receiver.recv()
+
+
+def test_closed() -> None:
+    """Every call on a closed channel is EBADF, and no other socket is touched."""
+    with channels() as (sender, _):
+        sender.close()
+        assert sender.closed
+        assert sender.fileno() == -1
+        assert repr(sender) == "<Channel closed>"
+        assert sender.pending == 0
+        assert sender.unsent == 0
+        calls: list[Callable[[], object]] = [
+            lambda: sender.send(b""),
+            lambda: sender.send(b"", [0]),
+            lambda: sender.send(bytes(100_000)),
+            lambda: sender.send_many([b""]),
+            sender.recv,
+            sender.recv_many,
+        ]
+        for call in calls:
+            with pytest.raises(OSError, match="Bad file descriptor"):
+                call()
+        sender.flush()
+        sender.close()
+
+
+def test_state_is_shown() -> None:
+    """repr tells the descriptor and the peer; peer is who connected."""
+    with channels() as (sender, _):
+        assert repr(sender) == f"<Channel fd={sender.fileno()}, peer pid={os.getpid()}>"
+        assert sender.peer == (os.getpid(), os.getuid(), os.getgid())
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert not sender.closed
+
+
+def test_a_peer_that_has_closed(file: int) -> None:
+    """Sending to a peer that has closed is BrokenPipeError; receiving says PeerClosedError."""
+    with channels() as (sender, receiver):
+        sender.send(b"last", [file])
+        sender.close()
+        assert take(receiver.recv()) == (b"last", [identity(file)])
+        for _ in range(2):
+            with pytest.raises(fdpass_c.PeerClosedError):
+                receiver.recv()
+            with pytest.raises(EOFError):
+                receiver.recv_many()
+            with pytest.raises(BrokenPipeError):
+                receiver.send(b"", [file])
+            with pytest.raises(BrokenPipeError):
+                receiver.send(bytes(100_000), [file] * 300)
+        assert [*receiver] == []
