@@ -25,9 +25,9 @@ def test_random_kills(handler: str, capacity: str) -> None:
     random.seed(1)
     unanswered = 0
     with Server(handler, "--workers", str(WORKERS), "--capacity", capacity) as server:
-        before = server.settled(WORKERS)
+        server.settled(WORKERS)
         fds = server.list_fds()
-        killed = 0
+        victims = set()
         for number in range(0, CONNECTIONS, AT_ONCE):
             victim = None
             if number % 100 == 0:
@@ -37,17 +37,17 @@ def test_random_kills(handler: str, capacity: str) -> None:
                     sock.sendall(b"request")
                     if victim and position == AT_ONCE // 2:
                         os.kill(victim, signal.SIGKILL)
-                        killed += 1
+                        victims.add(victim)
                 for sock in socks:
                     answer = read_some(sock)
                     assert answer.endswith(b"request") or not answer
                     unanswered += not answer
         after = server.settled(WORKERS)
-        assert killed == CONNECTIONS // 100
         assert unanswered <= after.lost
         assert after.handled + after.lost == CONNECTIONS
-        assert sum(worker.restarts for worker in after.workers) == killed
-        assert not {*before.pids} & {*after.pids} or killed < WORKERS
+        # A process may take long enough to die to be chosen again.
+        assert sum(worker.restarts for worker in after.workers) == len(victims)
+        assert CONNECTIONS // 200 < len(victims) <= CONNECTIONS // 100
         assert server.settled_fds(fds) == fds
         assert server.stop() == 0
 
