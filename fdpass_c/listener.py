@@ -1,17 +1,14 @@
 """Listener: channels from a named Unix socket."""
 
 import contextlib
-import errno
-import fcntl
 import os
 import socket
-import stat
 from collections.abc import Iterator
 from types import TracebackType
 from typing import Any
 
 from fdpass_c.channel import Channel, refuse_fds
-from fdpass_c.errors import raise_oserror
+from fdpass_c.unix import identify, listen_at
 
 Path = str | bytes | os.PathLike[str]
 
@@ -43,11 +40,7 @@ class Listener:
                 self._sock.bind(self._path)
                 self._sock.listen(backlog)
             else:
-                with _locked_directory(self._path):
-                    self._file = _bind_file(self._sock, self._path)
-                    # Nobody gets around it: to connect needs listen, which comes after.
-                    os.chmod(self._path, mode)
-                    self._sock.listen(backlog)
+                self._file = listen_at(self._sock, self._path, backlog=backlog, mode=mode)
         except BaseException:
             self.close()
             raise
@@ -88,7 +81,7 @@ class Listener:
         if self._file is not None and self._pid == os.getpid():
             # Before the socket closes: a file that nobody listens at is anybody's to replace.
             with contextlib.suppress(OSError):
-                if _identify(self._path) == self._file:
+                if identify(self._path) == self._file:
                     os.unlink(self._path)
         self._file = None
         self._sock.close()
@@ -103,52 +96,3 @@ class Listener:
         traceback: TracebackType | None,
     ) -> None:
         self.close()
-
-
-@contextlib.contextmanager
-def _locked_directory(path: str | bytes) -> Iterator[None]:
-    """Two starting at once must not take each other's new file, not listened at yet, for a stale
-    one."""
-    directory = os.open(os.path.dirname(path) or ".", os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        fcntl.flock(directory, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(directory)
-
-
-def _identify(path: str | bytes) -> tuple[int, int]:
-    found = os.lstat(path)
-    return found.st_dev, found.st_ino
-
-
-def _bind_file(sock: socket.socket, path: str | bytes) -> tuple[int, int]:
-    """Returns the new file's device and inode."""
-    try:
-        sock.bind(path)
-    except OSError as error:
-        if error.errno != errno.EADDRINUSE:
-            raise
-        with contextlib.suppress(FileNotFoundError):  # Its owner has just removed it.
-            _remove_stale(path)
-        sock.bind(path)
-    return _identify(path)
-
-
-def _remove_stale(path: str | bytes) -> None:
-    if not stat.S_ISSOCK(os.lstat(path).st_mode):
-        raise FileExistsError(errno.EEXIST, "exists and is not a socket", path)
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        probe.setblocking(False)
-        try:
-            probe.connect(path)
-        except ConnectionRefusedError:
-            os.unlink(path)
-        except BlockingIOError:
-            raise_oserror(errno.EADDRINUSE, "somebody listens there, with a full backlog")
-        except OSError as error:
-            if error.errno != errno.EPROTOTYPE:
-                raise
-            raise_oserror(errno.EADDRINUSE, "a socket of another type is bound there")
-        else:
-            raise_oserror(errno.EADDRINUSE, "somebody listens there")
