@@ -168,8 +168,10 @@ class Descriptors(Sequence[int]):
         self.close()
 
     def __del__(self) -> None:
-        if self._fds:
-            if self._fds.count(_TAKEN) < len(self._fds):
+        # Without _fds: an exception came between making it and giving it something to own.
+        fds: list[int] | None = getattr(self, "_fds", None)
+        if fds:
+            if fds.count(_TAKEN) < len(fds):
                 tracing = tracemalloc is not None and tracemalloc.is_tracing()
                 origin = tracemalloc.get_object_traceback(self) if tracing else None
                 where = "\n".join(["", "received at:", *origin.format()]) if origin else ""

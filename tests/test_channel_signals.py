@@ -24,7 +24,9 @@ from channel_helpers import (
 )
 from helpers import handling, identity, interrupt_main_thread, once_blocked
 
-from fdpass_c import Channel, channel
+from fdpass_c import Channel, channel, receiving, sending
+
+HALVES = {channel.__file__, receiving.__file__, sending.__file__}
 
 
 class Interruption(Exception):
@@ -53,12 +55,12 @@ def test_raising_while_receiving(receive: str, timeout: float | None, file: int)
 
 @contextmanager
 def stopping_at(count: int) -> Iterator[None]:
-    """As if a handler raised at the count-th place in channel.py where Python may run one: at the
+    """As if a handler raised at the count-th place in a Channel where Python may run one: at the
     start of a function, and after a call of one that is written in C."""
     steps = itertools.count()
 
     def profile(frame: FrameType, event: str, _: object) -> None:
-        inside = frame.f_code.co_filename == channel.__file__
+        inside = frame.f_code.co_filename in HALVES
         if inside and event in ("call", "c_return") and next(steps) == count:
             raise Interruption
 
@@ -162,7 +164,7 @@ def test_raising_at_any_step_of_a_large_send(
     fds: int, file: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """At any step of a send of many groups of frames, the stream stays whole."""
-    monkeypatch.setattr(channel, "_GROUP", 1)
+    monkeypatch.setattr(sending, "_GROUP", 1)
     data = bytes(200_000)
     for count in itertools.count():
         with channels(buffer=1_000_000) as (sender, receiver):
