@@ -5,12 +5,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks import batches, plot, report, single, soak, vectors
+from benchmarks import batches, channel, plot, report, single, soak, vectors
 from benchmarks.floor import COMPILER, load_floor
 from benchmarks.results import Results, collect_metadata, describe
 from benchmarks.runner import Progress, choose_effort, measure_table
 
-TABLES = [*single.TABLES, *batches.TABLES, *vectors.TABLES]
+TABLES = [*single.TABLES, *batches.TABLES, *vectors.TABLES, *channel.TABLES]
 COMMANDS = {"plot": plot.main, "soak": soak.main}
 
 

@@ -39,10 +39,10 @@ _SCALING_TOTALS = (1_000, 10_000, 100_000, 1_000_000)
 _MakeWay = Callable[[socket.socket, socket.socket, list[bytes], list[int]], Way]
 
 
-def _standard(
+def one_message_each(
     left: socket.socket, right: socket.socket, payloads: list[bytes], fds: list[int]
 ) -> Way:
-    """One message a call: the standard library has no other."""
+    """The standard library, which has no other way than one message a call."""
     size = len(payloads[0])
 
     def send() -> None:
@@ -80,7 +80,7 @@ def _floor(left: socket.socket, right: socket.socket, payloads: list[bytes], fds
     return FloorWay(left.fileno(), right.fileno(), payloads, fds)
 
 
-_MAKE_WAYS: tuple[_MakeWay, ...] = (_standard, _ours, _floor)
+_MAKE_WAYS: tuple[_MakeWay, ...] = (one_message_each, _ours, _floor)
 
 
 def _make_batch(stack: ExitStack, count: int, size: int) -> tuple[list[bytes], list[int]]:

@@ -17,7 +17,8 @@
 #define MAX_FDS 253
 #define MAX_BYTES (1 << 20)
 
-/* fds holds fds_per_message for each message, payloads size bytes for each, one after the other. */
+/* fds holds fds_per_message for each message, payloads size bytes for each, one after the other.
+ * packed: all messages travel in one, up to MAX_FDS descriptors with it. */
 struct plan {
     int sender;
     int receiver;
@@ -26,6 +27,7 @@ struct plan {
     size_t size;
     const int *fds;
     const char *payloads;
+    int packed;
 };
 
 /* Headers that stay filled in from one pass to the next. */
@@ -37,11 +39,12 @@ struct lane {
 
 static struct lane out, in;
 static char arrived[MAX_BYTES];
+static char packed[MAX_BYTES], unpacked[MAX_BYTES];
 static int arrived_fds[MAX_MESSAGES * MAX_FDS];
 
 static void prepare(struct lane *lane, const struct plan *plan, char *payloads) {
     size_t room = CMSG_SPACE((size_t)plan->fds_per_message * sizeof(int));
-    memset(lane->headers, 0, sizeof lane->headers);
+    memset(lane->headers, 0, (size_t)plan->messages * sizeof lane->headers[0]);
     memset(lane->control, 0, room * (size_t)plan->messages);
     for (int i = 0; i < plan->messages; i++) {
         lane->buffers[i] = (struct iovec){payloads + (size_t)i * plan->size, plan->size};
@@ -136,46 +139,98 @@ static int close_fds(const int *fds, int count) {
     return 0;
 }
 
+/* What a packed message starts with; the payloads follow. */
+struct header {
+    unsigned magic;
+    unsigned messages;
+    unsigned fds;
+    unsigned size;
+};
+
+static struct header make_header(const struct plan *plan) {
+    return (struct header){0x30524c46, (unsigned)plan->messages,
+                           (unsigned)(plan->messages * plan->fds_per_message),
+                           (unsigned)((size_t)plan->messages * plan->size)};
+}
+
+/* The plan as it stands on the wire: of one message if packed. */
+static struct plan put_on_wire(const struct plan *plan) {
+    struct plan wire = *plan;
+    if (plan->packed) {
+        struct header header = make_header(plan);
+        wire.messages = 1;
+        wire.fds_per_message = (int)header.fds;
+        wire.size = sizeof header + header.size;
+        wire.payloads = packed;
+    }
+    return wire;
+}
+
+static int send_pass(const struct plan *plan, const struct plan *wire) {
+    if (plan->packed) {
+        struct header header = make_header(plan);
+        memcpy(packed, &header, sizeof header);
+        memcpy(packed + sizeof header, plan->payloads, header.size);
+    }
+    return send_messages(wire);
+}
+
+static int recv_pass(const struct plan *plan, const struct plan *wire) {
+    int error = recv_messages(wire);
+    if (error == 0 && plan->packed) {
+        struct header header = make_header(plan);
+        if (memcmp(arrived, &header, sizeof header) != 0)
+            return -EPROTO;
+        memcpy(unpacked, arrived + sizeof header, header.size);
+    }
+    return error;
+}
+
 static int close_arrived(const struct plan *plan) {
     return close_fds(arrived_fds, plan->messages * plan->fds_per_message);
 }
 
 int floor_send(const struct plan *plan, long passes) {
     int error = 0;
-    prepare(&out, plan, (char *)(size_t)plan->payloads);
+    struct plan wire = put_on_wire(plan);
+    prepare(&out, &wire, (char *)(size_t)wire.payloads);
     while (error == 0 && passes-- > 0)
-        error = send_messages(plan);
+        error = send_pass(plan, &wire);
     return error;
 }
 
 int floor_receive(const struct plan *plan, long passes) {
     int error = 0;
-    prepare(&in, plan, arrived);
+    struct plan wire = put_on_wire(plan);
+    prepare(&in, &wire, arrived);
     while (error == 0 && passes-- > 0)
-        if ((error = recv_messages(plan)) == 0)
+        if ((error = recv_pass(plan, &wire)) == 0)
             error = close_arrived(plan);
     return error;
 }
 
 int floor_exchange(const struct plan *plan, long passes) {
     int error = 0;
-    prepare(&out, plan, (char *)(size_t)plan->payloads);
-    prepare(&in, plan, arrived);
+    struct plan wire = put_on_wire(plan);
+    prepare(&out, &wire, (char *)(size_t)wire.payloads);
+    prepare(&in, &wire, arrived);
     while (error == 0 && passes-- > 0)
-        if ((error = send_messages(plan)) == 0 && (error = recv_messages(plan)) == 0)
+        if ((error = send_pass(plan, &wire)) == 0 && (error = recv_pass(plan, &wire)) == 0)
             error = close_arrived(plan);
     return error;
 }
 
 /* One pass whose result is kept: the caller owns ret_fds. */
 int floor_observe(const struct plan *plan, int *ret_fds, char *ret_payloads) {
-    prepare(&in, plan, arrived);
-    int error = recv_messages(plan);
+    struct plan wire = put_on_wire(plan);
+    prepare(&in, &wire, arrived);
+    int error = recv_pass(plan, &wire);
     if (error < 0)
         return error;
     memcpy(ret_fds, arrived_fds,
            (size_t)(plan->messages * plan->fds_per_message) * sizeof(int));
-    memcpy(ret_payloads, arrived, (size_t)plan->messages * plan->size);
+    memcpy(ret_payloads, plan->packed ? unpacked : arrived,
+           (size_t)plan->messages * plan->size);
     return 0;
 }
 

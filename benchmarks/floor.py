@@ -26,6 +26,7 @@ class Plan(ctypes.Structure):
         ("size", ctypes.c_size_t),
         ("fds", ctypes.POINTER(ctypes.c_int)),
         ("payloads", ctypes.c_char_p),
+        ("packed", ctypes.c_int),
     )
 
 
@@ -63,10 +64,18 @@ def _check(result: int) -> None:
 
 
 class FloorWay(Way):
-    """Messages of equal size, each with the same number of descriptors, in C."""
+    """Messages of equal size, each with the same number of descriptors, in C.
+
+    packed: all of them travel in one message, up to 253 descriptors with it.
+    """
 
     def __init__(
-        self, sender: int, receiver: int, payloads: Sequence[bytes], fds: Sequence[int]
+        self,
+        sender: int,
+        receiver: int,
+        payloads: Sequence[bytes],
+        fds: Sequence[int],
+        packed: bool = False,
     ) -> None:
         super().__init__(FLOOR)
         self._lib = load_floor()
@@ -80,6 +89,7 @@ class FloorWay(Way):
             size=len(payloads[0]),
             fds=(ctypes.c_int * len(fds))(*fds),
             payloads=b"".join(payloads),
+            packed=packed,
         )
 
     def _repeat(self, function: Callable[..., int], passes: int) -> None:

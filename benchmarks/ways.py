@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import repeat
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Protocol
 
 from benchmarks.runner import Contender, SkipCase, garbage_untouched, timed
 
@@ -127,6 +127,12 @@ def _pin(cpus: Sequence[int]) -> None:
         os.sched_setaffinity(0, cpus)
 
 
+class Closable(Protocol):
+    """What has to be closed."""
+
+    def close(self) -> object: ...
+
+
 class Peer:
     """A forked process, on a CPU of its own, that does its part of the work on command.
 
@@ -138,14 +144,14 @@ class Peer:
         self,
         receive: Callable[[int], object],
         observe: Callable[[], object],
-        close_in_child: Sequence[socket.socket] = (),
+        close_in_child: Sequence[Closable] = (),
     ) -> None:
         self._control, remote = multiprocessing.Pipe()
         self._pid = os.fork()
         if self._pid == 0:
             self._control.close()
-            for sock in close_in_child:
-                sock.close()
+            for one in close_in_child:
+                one.close()
             _pin(_CPUS[-1:])
             self._serve(remote, receive, observe)
         remote.close()
@@ -181,6 +187,52 @@ class Peer:
         os.waitpid(self._pid, 0)
         self._control.close()
         _pin(_CPUS)
+
+
+_MOST_CHUNKS = 4
+
+
+class Window:
+    """Keeps a sender from running ahead: at most four chunks are sent and not yet received.
+
+    Without it a socket's buffer may hold more descriptors than a user may have in flight, which
+    is RLIMIT_NOFILE (man 7 unix, ETOOMANYREFS). The sender calls send(); the peer, a Peer,
+    receive() and observe(), and says through a pipe when it has closed a chunk of passes.
+    """
+
+    def __init__(self, way: Way, chunk: int, stack: ExitStack) -> None:
+        self._way = way
+        self._chunk = chunk
+        self._from_peer, self._to_sender = os.pipe()
+        stack.callback(os.close, self._from_peer)
+        stack.callback(os.close, self._to_sender)
+
+    def _steps(self, passes: int) -> Iterator[int]:
+        for start in range(0, passes, self._chunk):
+            yield min(self._chunk, passes - start)
+
+    def send(self, passes: int) -> None:
+        ahead = 0
+        for step in self._steps(passes):
+            if ahead == _MOST_CHUNKS:
+                ahead -= self._wait()
+            self._way.send(step)
+            ahead += 1
+        while ahead:
+            ahead -= self._wait()
+
+    def _wait(self) -> int:
+        return len(os.read(self._from_peer, _MOST_CHUNKS))
+
+    def receive(self, passes: int) -> None:
+        for step in self._steps(passes):
+            self._way.receive(step)
+            os.write(self._to_sender, b"x")
+
+    def observe(self) -> Observation:
+        observation = self._way.observe()
+        os.write(self._to_sender, b"x")
+        return observation
 
 
 def across(
