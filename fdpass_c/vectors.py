@@ -204,7 +204,9 @@ def broadcast(fds: Iterable[int | HasFileno], buffers: Iterable[Buffer]) -> list
 
     TypeError for a wrong element of fds or buffers, before anything is written.
     """
-    targets = as_fd_list(fds)
+    targets: list[Any] = [*fds]
+    if not {*map(type, targets)} <= {int}:
+        targets = as_fd_list(targets)
     data = _join(buffers)
     total = len(data)
     results = ffi.new("ssize_t[]", len(targets))
