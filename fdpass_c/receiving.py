@@ -139,17 +139,37 @@ class Receiving:
             raise ValueError(f"max_messages is positive, got {max_messages}")
         owner = _new_owner(Descriptors)
         owner._fds = []
+        reader, head, received, ints = self._incoming
         with self._receiving:
             more = False
             if not self._ready:
-                # The usual frame is all there is, and becomes the batch as it stands.
-                packed = self._receive(_read_frame(self._fd, self._reader, self._wait))
+                result = _read_frame(self._fd, reader, self._wait)
+                # fmt: off
+                (buffered, _, size, kind, count, fd_count, offset, same_length, one_each,
+                 length) = _unpack_frame(head)
+                # fmt: on
+                if (
+                    result == 1
+                    and one_each
+                    and same_length
+                    and kind == _PACKED
+                    and count <= max_messages
+                    and buffered == size
+                    and length <= self._small
+                    and self._partial is None
+                ):
+                    # The usual column is all there is, and becomes the batch as it stands.
+                    batch = Batch([*_cut_same(count, length)(received, offset)], owner)
+                    owner._fds = _unpack_fds(self._reader_fds, fd_count)
+                    ints[0] = 1
+                    return batch
+                packed = self._receive(result)
                 if packed is not None:
                     payloads, fds, counts, more = packed
                     if not more and len(payloads) <= max_messages:
                         batch = Batch([*payloads], owner, counts)
                         owner._fds = fds
-                        self._ints[0] = 1
+                        ints[0] = 1
                         return batch
                     self._store(packed)
             # All by way of self._ready, so that an exception on the way loses nothing.
