@@ -1,0 +1,181 @@
+"""What docs/threads.md promises: threads share what it says they may, and nothing goes astray."""
+
+import contextlib
+import os
+import socket
+import tempfile
+import threading
+from collections import Counter
+from collections.abc import Callable
+from functools import partial
+
+import pytest
+from helpers import MakeFiles, identity
+
+import fdpass_c
+
+THREADS = 8
+ROUNDS = 50
+
+
+def run_together(jobs: list[Callable[[], object]], *sockets: socket.socket) -> None:
+    """Runs each job in a thread, all starting at once; what one raises fails the test.
+
+    It also shuts down sockets, so that the others need not wait for it.
+    """
+    start = threading.Barrier(len(jobs))
+    errors: list[BaseException] = []
+
+    def work(job: Callable[[], object]) -> None:
+        start.wait()
+        try:
+            job()
+        except BaseException as error:
+            errors.append(error)
+            for sock in sockets:
+                with contextlib.suppress(OSError):
+                    sock.shutdown(socket.SHUT_RDWR)
+
+    threads = [threading.Thread(target=work, args=(job,)) for job in jobs]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if errors:
+        raise errors[0]
+
+
+def test_sockets_of_their_own() -> None:
+    """Threads with a socket each never see another's bytes or descriptors."""
+
+    def work(number: int) -> None:
+        left, right = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with left, right, tempfile.TemporaryFile() as file:
+            wanted = identity(file.fileno())
+            for i in range(ROUNDS):
+                text = f"{number} {i}".encode()
+                fdpass_c.send_fds(left, [text], [file] * 3)
+                data, fds, _, _ = fdpass_c.recv_fds(right, 100, 3)
+                assert data == text
+                assert [identity(fd) for fd in fds] == [wanted] * 3
+                fdpass_c.close_fds(fds)
+
+                fdpass_c.send_many(left, [text] * 4, [file] * 4)
+                with fdpass_c.recv_many(right) as batch:
+                    assert list(batch.payloads) == [text] * 4
+                    assert [identity(fd) for fd in batch.fds] == [wanted] * 4
+
+                fdpass_c.send_fd(left, file, text)
+                data, owner = fdpass_c.recv_fd(right)
+                with owner:
+                    assert (data, identity(owner[0])) == (text, wanted)
+
+    run_together([partial(work, number) for number in range(THREADS)])
+
+
+@pytest.mark.parametrize("batched", [False, True])
+def test_one_socket_for_all(batched: bool, make_files: MakeFiles) -> None:
+    """Messages of many threads over one socket arrive exactly once, each with its descriptor."""
+    left, right = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    files = make_files(THREADS)
+    received: list[tuple[bytes, tuple[int, int]]] = []
+
+    def send(number: int) -> None:
+        for i in range(ROUNDS):
+            text = f"{number} {i}".encode()
+            if batched:
+                fdpass_c.send_many(left, [text, text], [files[number]] * 2)
+            else:
+                fdpass_c.send_fds(left, [text], [files[number]])
+                fdpass_c.send_fds(left, [text], [files[number]])
+
+    def receive() -> None:
+        while True:
+            if batched:
+                with fdpass_c.recv_many(right, 5) as batch:
+                    if not batch:
+                        return
+                    for data, fd in zip(batch.payloads, batch.fds, strict=True):
+                        received.append((data, identity(fd)))
+            else:
+                data, fds, _, _ = fdpass_c.recv_fds(right, 100, 1)
+                if not data:
+                    return
+                received.append((data, identity(fds[0])))
+                fdpass_c.close_fds(fds)
+
+    def send_all() -> None:
+        run_together([partial(send, number) for number in range(THREADS)])
+        left.shutdown(socket.SHUT_WR)
+
+    with left, right:
+        run_together([send_all, *[receive] * 4], left, right)
+    assert Counter(received) == {
+        (f"{number} {i}".encode(), identity(files[number])): 2
+        for number in range(THREADS)
+        for i in range(ROUNDS)
+    }
+
+
+def test_one_channel_for_all() -> None:
+    """Several threads send over one channel and several receive: no message mixes with another."""
+    sockets = socket.socketpair()
+    left, right = map(fdpass_c.Channel, sockets)
+    received: list[tuple[bytes, int]] = []
+
+    def send(number: int) -> None:
+        reader, writer = os.pipe()
+        for i in range(ROUNDS):
+            # From one small message to one in several pieces.
+            count = [0, 1, 2, 300][i % 4]
+            left.send(bytes([number]) * (1 + i * 4000), [reader] * count)
+        os.close(reader)
+        os.close(writer)
+
+    def receive() -> None:
+        while True:
+            try:
+                data, fds = right.recv()
+            except fdpass_c.PeerClosedError:
+                return
+            with fds:
+                assert data == data[:1] * len(data)
+                assert len({identity(fd) for fd in fds}) <= 1
+                received.append((data, len(fds)))
+
+    def send_all() -> None:
+        run_together([partial(send, number) for number in range(THREADS)])
+        left.close()
+
+    with left, right:
+        run_together([send_all, *[receive] * 3], *sockets)
+    assert Counter(received) == {
+        (bytes([number]) * (1 + i * 4000), [0, 1, 2, 300][i % 4]): 1
+        for number in range(THREADS)
+        for i in range(ROUNDS)
+    }
+
+
+def test_both_directions_of_a_channel() -> None:
+    """One thread sends while another receives on the same channel."""
+    sockets = socket.socketpair()
+    left, right = map(fdpass_c.Channel, sockets)
+
+    def echo() -> None:
+        for data, fds in right:
+            with fds:
+                right.send(data, fds)
+
+    def send() -> None:
+        for i in range(ROUNDS):
+            left.send(str(i).encode(), [0])
+
+    def receive() -> None:
+        for i in range(ROUNDS):
+            data, fds = left.recv()
+            with fds:
+                assert (data, len(fds)) == (str(i).encode(), 1)
+        left.close()
+
+    with left, right:
+        run_together([echo, send, receive], *sockets)
