@@ -6,8 +6,8 @@ import platform
 import resource
 import socket
 import struct
-import tempfile
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
