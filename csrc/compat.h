@@ -16,6 +16,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <poll.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -277,7 +278,18 @@ static inline ssize_t fdp_writev_nowait(int fd, const struct iovec *buffers, int
     struct pollfd target = {.fd = fd, .events = POLLOUT};
     if (poll(&target, 1, 0) == 0)
         return -EAGAIN;
-    ssize_t now = writev(fd, buffers, count);
+    struct stat kind;
+    if (fstat(fd, &kind) != 0 || !S_ISFIFO(kind.st_mode)) {
+        ssize_t now = writev(fd, buffers, count);
+        return now >= 0 ? now : -errno;
+    }
+    /* A pipe that is not full has room for PIPE_BUF bytes, and may wait for room for more. */
+    while (count > 1 && buffers->iov_len == 0) {
+        buffers++;
+        count--;
+    }
+    size_t piece = buffers->iov_len < PIPE_BUF ? buffers->iov_len : PIPE_BUF;
+    ssize_t now = write(fd, buffers->iov_base, piece);
     return now >= 0 ? now : -errno;
 }
 

@@ -143,8 +143,8 @@ ssize_t fdp_recv_batch(int sock, void *ret_data, size_t capacity, size_t fd_capa
 /* vector.c: gather writes. */
 
 /* Writes buffers to each of fds without waiting for any that is full. ret_results[i]: the bytes
- * that fds[i] took, or a negative errno where it took none, -EAGAIN if it is full. A pipe on
- * Linux before 6.4, and a device, may make it wait; a pipe without a reader raises SIGPIPE. */
+ * that fds[i] took, or a negative errno where it took none, -EAGAIN if it is full. A device may
+ * make it wait; a pipe without a reader raises SIGPIPE. */
 void fdp_broadcast(const int *fds, size_t fd_count, const struct iovec *buffers, size_t count,
                    ssize_t *ret_results);
 

@@ -200,7 +200,7 @@ def broadcast(fds: Iterable[int | HasFileno], buffers: Iterable[Buffer]) -> list
     Returns one result for each of fds, in their order: the number of bytes that it took, fewer
     than all where it filled up on the way, or the OSError that it gave: BlockingIOError where it
     was full, BrokenPipeError where its peer had gone. No target disturbs the others, and no
-    socket's timeout is waited for. A pipe on Linux before 6.4, and a device, may make it wait.
+    socket's timeout is waited for. A device may make it wait.
 
     TypeError for a wrong element of fds or buffers, before anything is written.
     """

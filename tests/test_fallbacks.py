@@ -243,6 +243,19 @@ def test_broadcast_to_pipes(code: int, keep: Keep) -> None:
     run_without([Denial(numbers().pwritev2, code)], act)
 
 
+def test_large_write_to_a_pipe(keep: Keep) -> None:
+    """A pipe with room for a part takes that part, and nobody waits for the rest."""
+    reader, writer = os.pipe()
+    keep([reader, writer])
+    size = fcntl.fcntl(writer, F_GETPIPE_SZ)
+
+    def act() -> None:
+        (taken,) = fdpass_c.broadcast([writer], [b"", bytes(2 * size)])
+        assert taken == size
+
+    run_without([Denial(numbers().pwritev2, errno.ENOSYS)], act)
+
+
 def test_without_any(stream: Pair, make_files: MakeFiles) -> None:
     """The oldest kernel lacks all of them at once."""
     names = ["sendmmsg", "recvmmsg", "close_range"]
