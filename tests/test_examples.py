@@ -124,7 +124,9 @@ def test_process_pool() -> None:
     with listening("process_pool", 4) as (_, address):
         lines = run(example("pool_client"), address, 100).splitlines()
         counts = sorted(int(line.split()[-1]) for line in lines)
-        assert counts == [25, 25, 25, 25]
+        # Which of two workers is heard first to be free again is the scheduler's to say.
+        assert (len(counts), sum(counts)) == (4, 100)
+        assert max(counts) <= 1.1 * 25
 
 
 def test_http_server() -> None:
