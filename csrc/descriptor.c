@@ -26,6 +26,10 @@ void fdp_close_fds(const int *fds, size_t fd_count) {
     }
 }
 
+void fdp_close_fd(int fd) {
+    fdp_close_fds(&fd, 1);
+}
+
 ssize_t fdp_count_room(void) {
     struct rlimit limit;
     ssize_t open = fdp_count_open();

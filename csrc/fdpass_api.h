@@ -168,6 +168,7 @@ int fdp_check_family(int sock);
 #define FDP_FRAME_SIZE 65536
 #define FDP_FRAME_MESSAGES 1024
 #define FDP_HEADER_SIZE 16
+#define FDP_COLUMN_SIZE 20
 #define FDP_TOTALS_SIZE 12
 
 /* Kinds: many whole messages; the first and the next pieces of one large message; and what says
@@ -203,15 +204,31 @@ struct fdp_frame {
 void fdp_write_header(unsigned char *ret_header, unsigned int kind, unsigned int flags,
                       unsigned int fd_count, unsigned int message_count, unsigned int body_size);
 
-/* Sends one frame, or any other run of bytes, as fdp_send_bytes does. *ret_sent is what it returns,
- * or 0 where it failed, for a caller whose language can lose a returned value to an exception. */
-ssize_t fdp_send_frame(int sock, const void *data, size_t length, const int *fds, size_t fd_count,
-                       int flags, size_t *ret_sent);
+/* Writes the FDP_COLUMN_SIZE bytes that a packed frame starts with whose count messages have length
+ * bytes and one descriptor each. */
+void fdp_write_column(unsigned char *ret_head, size_t length, size_t count);
 
 /* Reads the frame at the start of bytes. Returns 1 if all of it is there, 0 if more bytes must
  * come first (ret_frame->size is its size once the header is there, else 0), -EPROTO if no frame
  * starts so. Counts and lengths are checked against each other and against the caps above. */
 int fdp_parse_frame(const unsigned char *bytes, size_t size, struct fdp_frame *ret_frame);
+
+/* writer.c: sending frames. */
+
+/* Sends one frame, or any other run of bytes, as fdp_send_bytes does. *ret_sent is what it returns,
+ * or 0 where it failed, for a caller whose language can lose a returned value to an exception. */
+ssize_t fdp_send_frame(int sock, const void *data, size_t length, const int *fds, size_t fd_count,
+                       int flags, size_t *ret_sent);
+
+/* Sends count messages of length bytes and one descriptor each as one packed frame; payloads has
+ * them one after the other. Borrows everything. Returns the bytes sent, FDP_COLUMN_SIZE and the
+ * payloads where all of it was. Errors as for fdp_send_bytes, and -EMSGSIZE for more than a frame
+ * takes. */
+ssize_t fdp_send_column(int sock, const void *payloads, size_t length, const int *fds,
+                        size_t count);
+
+/* The same for one message. */
+ssize_t fdp_send_tagged(int sock, const void *payload, size_t length, int fd);
 
 /* reader.c: receiving frames. */
 
@@ -223,7 +240,7 @@ int fdp_parse_frame(const unsigned char *bytes, size_t size, struct fdp_frame *r
 #define FDP_UNWANTED 5
 #define FDP_TRUNCATED 6
 
-/* frame is the one at the front; set taken once its payload, at bytes + frame.payload_offset, and
+/* sock and wait are the caller's to change. frame is the one at the front; set taken once its payload, at bytes + frame.payload_offset, and
  * its descriptors, fds[0..frame.fd_count), are the caller's: the next call drops it then, and
  * hands it out again if not. needed and room belong to -EMFILE, violation to -EPROTO. */
 struct fdp_reader {
@@ -233,6 +250,8 @@ struct fdp_reader {
     unsigned int room;
     unsigned int byte_count;
     unsigned int fd_count;
+    int sock;
+    int wait;
     int accept_fds;
     int fds[506];
     struct fdp_frame frame;
@@ -240,16 +259,20 @@ struct fdp_reader {
     unsigned char bytes[FDP_FRAME_SIZE];
 };
 
-/* Starts with nothing received. With accept_fds 0 any descriptor is a violation. */
-void fdp_start_reader(struct fdp_reader *ret_reader, int accept_fds);
+/* Starts with nothing received. sock is a stream or seqpacket socket, borrowed. With accept_fds 0
+ * any descriptor is a violation. wait starts as 1. */
+void fdp_start_reader(struct fdp_reader *ret_reader, int sock, int accept_fds);
 
-/* Receives until a whole frame is at the front. sock is a stream or seqpacket socket. With wait
- * it waits in poll, whatever O_NONBLOCK says; without it returns -EAGAIN. Returns 1 with a frame,
- * 0 at end of file between two frames.
+/* Receives until a whole frame is at the front. With reader->wait it waits in poll, whatever
+ * O_NONBLOCK says; without it returns -EAGAIN. Returns 1 with a frame, 0 at end of file between
+ * two frames.
  * -EMFILE: the descriptor table has no room for the next frame's; it is still queued, and a later
  * call takes it (Linux; elsewhere this is a violation).  -EPROTO: the peer broke the protocol, or
  * closed inside a frame; every descriptor is closed, and every later call says the same. */
-ssize_t fdp_read_frame(int sock, struct fdp_reader *reader, int wait);
+ssize_t fdp_read_frame(struct fdp_reader *reader);
+
+/* The same without waiting. */
+ssize_t fdp_poll_frame(struct fdp_reader *reader);
 
 /* Closes the descriptors that were received and not taken. */
 void fdp_close_reader(struct fdp_reader *reader);
@@ -264,6 +287,9 @@ ssize_t fdp_count_room(void);
  * close_range (Linux 5.9, FreeBSD 12.2). Negative slots are skipped. Errors are ignored: the
  * descriptor is gone all the same (man 2 close), and one that was not open cannot be told. */
 void fdp_close_fds(const int *fds, size_t fd_count);
+
+/* The same for one. */
+void fdp_close_fd(int fd);
 
 /* feature.c */
 

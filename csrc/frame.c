@@ -32,6 +32,12 @@ void fdp_write_header(unsigned char *ret_header, unsigned kind, unsigned flags, 
     put_u32(ret_header + 12, body_size);
 }
 
+void fdp_write_column(unsigned char *ret_head, size_t length, size_t count) {
+    fdp_write_header(ret_head, FDP_PACKED, FDP_SAME_LENGTH | FDP_ONE_EACH, (unsigned)count,
+                     (unsigned)count, (unsigned)(4 + length * count));
+    put_u32(ret_head + FDP_HEADER_SIZE, (uint32_t)length);
+}
+
 /* The lengths, then the counts, of a packed frame. Returns the bytes they take, or -EPROTO. */
 static int read_tables(const unsigned char *body, size_t body_size, unsigned flags,
                        struct fdp_frame *frame) {

@@ -54,13 +54,6 @@ ssize_t fdp_send_fd(int sock, const void *data, size_t length, int fd, int flags
     return fdp_send_bytes(sock, data, length, &fd, 1, flags);
 }
 
-ssize_t fdp_send_frame(int sock, const void *data, size_t length, const int *fds, size_t fd_count,
-                       int flags, size_t *ret_sent) {
-    ssize_t sent = fdp_send_bytes(sock, data, length, fds, fd_count, flags);
-    *ret_sent = sent > 0 ? (size_t)sent : 0;
-    return sent;
-}
-
 ssize_t fdp_recv_message(int sock, const struct iovec *buffers, size_t buffer_count,
                          size_t fd_capacity, int flags, struct fdp_received *ret_received) {
     FDP_CONTROL(control, FDP_CONTROL_SIZE);

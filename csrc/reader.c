@@ -7,7 +7,9 @@
 #define AMPLE_ROOM (FDP_MAX_FDS + 512)
 #define FRESH_NS 100000
 
-void fdp_start_reader(struct fdp_reader *ret_reader, int accept_fds) {
+void fdp_start_reader(struct fdp_reader *ret_reader, int sock, int accept_fds) {
+    ret_reader->sock = sock;
+    ret_reader->wait = 1;
     ret_reader->taken = 0;
     ret_reader->violation = 0;
     ret_reader->frame.size = 0;
@@ -72,7 +74,7 @@ static int discard(int sock, unsigned char *bytes, size_t size) {
  * a full table, or a thread that fills it just now, loses nothing. */
 enum mode { TAKE, PEEK, PEEK_FRONT };
 
-static ssize_t receive_front(int sock, struct fdp_reader *reader, size_t present);
+static ssize_t receive_front(struct fdp_reader *reader, size_t present);
 
 static int refuse(struct fdp_reader *reader) {
     ssize_t room = fdp_count_room();
@@ -81,7 +83,7 @@ static int refuse(struct fdp_reader *reader) {
 }
 
 /* One recvmsg. */
-static ssize_t receive(int sock, struct fdp_reader *reader, size_t wanted, enum mode mode) {
+static ssize_t receive(struct fdp_reader *reader, size_t wanted, enum mode mode) {
     FDP_CONTROL(control, FDP_CONTROL_SIZE);
     unsigned char *target = reader->bytes + reader->byte_count;
     int *fds = reader->fds + reader->fd_count;
@@ -93,7 +95,7 @@ static ssize_t receive(int sock, struct fdp_reader *reader, size_t wanted, enum 
         .msg_controllen = (fdp_controllen_t)fdp_size_control(FDP_MAX_FDS),
     };
     int peek = mode == TAKE ? 0 : MSG_PEEK;
-    ssize_t received = recvmsg(sock, &header, MSG_DONTWAIT | FDP_RECV_FLAGS | peek);
+    ssize_t received = recvmsg(reader->sock, &header, MSG_DONTWAIT | FDP_RECV_FLAGS | peek);
     if (received < 0)
         return -errno;
 
@@ -112,9 +114,9 @@ static ssize_t receive(int sock, struct fdp_reader *reader, size_t wanted, enum 
     if (lost || ahead) {
         fdp_close_fds(fds, arrival.fd_count);
         reader->fd_count -= arrival.fd_count;
-        return mode == PEEK ? receive_front(sock, reader, (size_t)received) : refuse(reader);
+        return mode == PEEK ? receive_front(reader, (size_t)received) : refuse(reader);
     }
-    if (peek && discard(sock, target, (size_t)received) < 0)
+    if (peek && discard(reader->sock, target, (size_t)received) < 0)
         return violate(reader, FDP_TORN);
     if (arrival.flags & MSG_TRUNC)
         return violate(reader, FDP_MALFORMED);
@@ -123,14 +125,14 @@ static ssize_t receive(int sock, struct fdp_reader *reader, size_t wanted, enum 
 
 /* Receives the frame at the front alone, because a peek of as many bytes as are present found no
  * room for descriptors that may belong to a later one. */
-static ssize_t receive_front(int sock, struct fdp_reader *reader, size_t present) {
+static ssize_t receive_front(struct fdp_reader *reader, size_t present) {
     struct fdp_frame front = {.size = 0};
     (void)fdp_parse_frame(reader->bytes, reader->byte_count + present, &front);
     int more = front.fd_count > reader->fd_count;
     reader->needed = more ? front.fd_count - reader->fd_count : 1;
     if (front.size <= reader->byte_count)
         return refuse(reader);
-    return receive(sock, reader, front.size - reader->byte_count, more ? PEEK_FRONT : TAKE);
+    return receive(reader, front.size - reader->byte_count, more ? PEEK_FRONT : TAKE);
 }
 
 static int find_frame(struct fdp_reader *reader) {
@@ -151,7 +153,7 @@ static int find_frame(struct fdp_reader *reader) {
     return found;
 }
 
-ssize_t fdp_read_frame(int sock, struct fdp_reader *reader, int wait) {
+static ssize_t read_frame(struct fdp_reader *reader, int wait) {
     if (reader->violation != 0)
         return -EPROTO;
     if (reader->taken)
@@ -170,17 +172,16 @@ ssize_t fdp_read_frame(int sock, struct fdp_reader *reader, int wait) {
         if (reader->fd_count > FDP_MAX_FDS)
             return violate(reader, FDP_SURPLUS);
         int careful = FDP_CAN_PEEK_FDS && reader->frame.size == 0 && !has_ample_room(reader);
-        ssize_t received =
-            receive(sock, reader, end - reader->byte_count, careful ? PEEK : TAKE);
+        ssize_t received = receive(reader, end - reader->byte_count, careful ? PEEK : TAKE);
         if (received == -EAGAIN && wait) {
-            struct pollfd readable = {.fd = sock, .events = POLLIN};
+            struct pollfd readable = {.fd = reader->sock, .events = POLLIN};
             if (poll(&readable, 1, -1) < 0)
                 return -errno;
             continue;
         }
         if (received < 0)
             return received;
-        if (received == 0 && !fdp_is_shut(sock))
+        if (received == 0 && !fdp_is_shut(reader->sock))
             return violate(reader, FDP_MALFORMED); /* An empty packet. */
         if (received == 0 && reader->byte_count == 0 && reader->fd_count == 0)
             return 0;
@@ -188,4 +189,12 @@ ssize_t fdp_read_frame(int sock, struct fdp_reader *reader, int wait) {
             return violate(reader, FDP_TORN);
         reader->byte_count += (unsigned)received;
     }
+}
+
+ssize_t fdp_read_frame(struct fdp_reader *reader) {
+    return read_frame(reader, reader->wait);
+}
+
+ssize_t fdp_poll_frame(struct fdp_reader *reader) {
+    return read_frame(reader, 0);
 }

@@ -231,6 +231,7 @@ def _check_batch(
 # message_count, fd_count, all_flags, one_each, same_length, the first of lengths
 _unpack_head = struct.Struct("=IIii4xiI").unpack_from
 _IS_FULL = 4  # the int behind them
+_FDS_AT = ffi.offsetof("struct fdp_inbox", "fds") // 4
 _INLINE_SIZE = 4096
 
 _LOSSY = socket.MSG_CTRUNC | socket.MSG_TRUNC
@@ -246,7 +247,7 @@ def _make_memory() -> tuple[Any, Any, Any, Any]:
     """
     data = _new_uncleared("char[]", lib.FDP_BATCH * _INLINE_SIZE)
     inbox = ffi.new("struct fdp_inbox *")
-    return data, ffi.buffer(data), inbox, memoryview(ffi.buffer(inbox)).cast("I")
+    return data, ffi.buffer(data), inbox, memoryview(ffi.buffer(inbox)).cast("i")
 
 
 _idle: list[tuple[Any, Any, Any, Any]] = []
@@ -324,7 +325,7 @@ def _collect(batch: Batch, view: Any, inbox: Any, head: Any, bufsize: int) -> in
     if batch._counts is None and not one_each:
         batch._counts = [1] * len(batch)
     # From the inbox to the batch by assignments, between which no signal handler runs.
-    fds = ffi.unpack(inbox.fds, fd_count)
+    fds = head[_FDS_AT : _FDS_AT + fd_count].tolist()
     owned = batch.fds._fds
     owned += fds
     head[1] = 0

@@ -42,7 +42,7 @@ class Channel(Sending, Receiving):
     because messages that came in one frame are not seen by a selector again.
 
     A violation of the protocol, by accident or by malice, closes every descriptor received and
-    not handed out, and every later receive raises the same ProtocolError.
+    not handed out, and ends the connection; every later call raises the same ProtocolError.
     """
 
     def __init__(
@@ -76,9 +76,9 @@ class Channel(Sending, Receiving):
             refuse_fds(sock)
         self._sock = sock
         self._fd = sock.fileno()
-        self._wait = sock.gettimeout() is None
         self._start_sending()
         self._start_receiving(max_payload, max_fds, receive_fds)
+        self._reader.wait = sock.gettimeout() is None
 
     @classmethod
     def pair(cls, **options: Any) -> tuple["Channel", "Channel"]:
@@ -121,7 +121,7 @@ class Channel(Sending, Receiving):
     def settimeout(self, timeout: float | None) -> None:
         """Sets what gettimeout returns."""
         self._sock.settimeout(timeout)
-        self._wait = timeout is None
+        self._reader.wait = timeout is None
 
     def setblocking(self, flag: bool) -> None:
         """True waits for ever, False not at all."""

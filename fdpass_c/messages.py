@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from typing import Any, NoReturn
 
 from fdpass_c._native import ffi, lib
-from fdpass_c.descriptors import Descriptors, as_fd_list, close_fds
+from fdpass_c.descriptors import Descriptors, as_fd_list, as_ints, close_fds
 from fdpass_c.errors import (
     MAX_FDS,
     PeerClosedError,
@@ -84,7 +84,7 @@ def send_fds(
         if len(listed) == 1:
             sent = _send_fd(fd, data, len(data), listed[0], flags)
         else:
-            sent = _send_bytes(fd, data, len(data), listed, len(listed), flags)
+            sent = _send_bytes(fd, data, len(data), as_ints(listed), len(listed), flags)
     except TypeError:
         listed = as_fd_list(listed)
         sent = _send_bytes(fd, data, len(data), listed, len(listed), flags)
@@ -112,6 +112,7 @@ _INLINE_SIZE = 4096
 
 # fd_count, flags; past the credentials, address_length and the first descriptor.
 _unpack_head = struct.Struct("=Ii16xIi").unpack_from
+_FDS_AT = ffi.offsetof("struct fdp_received", "fds") // 4
 
 
 def _make_memory() -> tuple[Any, Any, Any, Any]:
@@ -189,7 +190,7 @@ def recv_fds(
             )
         count, msg_flags, length, first = _unpack_head(head)
         if count:
-            fds = [first] if count == 1 else ffi.unpack(received.fds, count)
+            fds = [first] if count == 1 else head[_FDS_AT : _FDS_AT + count].tolist()
             head[0] = 0
             if _into is not None:
                 _into += fds

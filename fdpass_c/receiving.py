@@ -1,5 +1,6 @@
 """The receiving half of a Channel."""
 
+import contextlib
 import errno
 import socket
 import struct
@@ -8,7 +9,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from itertools import accumulate, chain, islice
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from fdpass_c._native import ffi, lib
 from fdpass_c.batches import Batch
@@ -23,25 +24,30 @@ from fdpass_c.errors import (
 from fdpass_c.waiting import READABLE, Deadline
 
 _read_frame = lib.fdp_read_frame
+_poll_frame = lib.fdp_poll_frame
 _new_owner = Descriptors.__new__
-_unpack_fds = ffi.unpack
+_new_batch = Batch.__new__
 _join = b"".join
 _new_uncleared = ffi.new_allocator(should_clear_after_alloc=False)
 
 _BYTES_AT = ffi.offsetof("struct fdp_reader", "bytes")
+_FDS_AT = ffi.offsetof("struct fdp_reader", "fds")
 _FRAME_AT = ffi.offsetof("struct fdp_reader", "frame")
 _LENGTHS_AT = _FRAME_AT + ffi.offsetof("struct fdp_frame", "lengths")
+_FD_COUNTS_AT = _FRAME_AT + ffi.offsetof("struct fdp_frame", "fd_counts")
+
+_FIRST_FD = _FDS_AT // 4
 
 # Of struct fdp_reader: byte_count, the first descriptor; of its frame: size, kind, message_count,
 # fd_count, payload_offset, same_length, one_each; and the first of its lengths.
 _unpack_frame = struct.Struct(
-    f"=16xI8xi{_FRAME_AT - 32}xI4x4I2i{_LENGTHS_AT - _FRAME_AT - 32}xI"
+    f"=16xI{_FDS_AT - 20}xi{_FRAME_AT - _FDS_AT - 4}xI4x4I2i{_LENGTHS_AT - _FRAME_AT - 32}xI"
 ).unpack_from
 
 # What a frame of one message needs of that: the first descriptor, kind, message_count, fd_count,
 # payload_offset; and the length.
 _unpack_single = struct.Struct(
-    f"=28xi{_FRAME_AT - 24}x4I{_LENGTHS_AT - _FRAME_AT - 24}xI"
+    f"={_FDS_AT}xi{_FRAME_AT - _FDS_AT + 4}x4I{_LENGTHS_AT - _FRAME_AT - 24}xI"
 ).unpack_from
 
 _PACKED = lib.FDP_PACKED
@@ -77,7 +83,6 @@ class Receiving:
 
     _sock: socket.socket
     _fd: int
-    _wait: bool
 
     def _start_receiving(self, max_payload: int, max_fds: int, receive_fds: bool) -> None:
         self._max_payload = max_payload
@@ -89,8 +94,7 @@ class Receiving:
         self._ready: deque[tuple[bytes, list[int]]] = deque()
         self._partial: _Partial | None = None
         self._reader = _new_uncleared("struct fdp_reader *")
-        lib.fdp_start_reader(self._reader, receive_fds)
-        self._reader_fds = self._reader.fds
+        lib.fdp_start_reader(self._reader, self._fd, receive_fds)
         self._bytes = ffi.buffer(self._reader)
         self._ints = memoryview(self._bytes).cast("i")
         self._incoming = (self._reader, self._bytes, ffi.buffer(self._reader.bytes), self._ints)
@@ -109,7 +113,7 @@ class Receiving:
         with self._receiving:
             ready = self._ready
             if not ready:
-                result = _read_frame(self._fd, reader, self._wait)
+                result = _read_frame(reader)
                 if result == 1 and self._partial is None:
                     fd, kind, count, fd_count, offset, length = _unpack_single(head)
                     if kind == _PACKED and count == 1 and fd_count < 2 and length <= self._small:
@@ -138,12 +142,11 @@ class Receiving:
         if max_messages < 1:
             raise ValueError(f"max_messages is positive, got {max_messages}")
         owner = _new_owner(Descriptors)
-        owner._fds = []
         reader, head, received, ints = self._incoming
         with self._receiving:
             more = False
             if not self._ready:
-                result = _read_frame(self._fd, reader, self._wait)
+                result = _read_frame(reader)
                 # fmt: off
                 (buffered, _, size, kind, count, fd_count, offset, same_length, one_each,
                  length) = _unpack_frame(head)
@@ -159,8 +162,11 @@ class Receiving:
                     and self._partial is None
                 ):
                     # The usual column is all there is, and becomes the batch as it stands.
-                    batch = Batch([*_cut_same(count, length)(received, offset)], owner)
-                    owner._fds = _unpack_fds(self._reader_fds, fd_count)
+                    batch = _new_batch(Batch)
+                    batch.payloads = [*_cut_same(count, length)(received, offset)]
+                    batch.fds = owner
+                    batch._counts = None
+                    owner._fds = ints[_FIRST_FD : _FIRST_FD + fd_count].tolist()
                     ints[0] = 1
                     return batch
                 packed = self._receive(result)
@@ -175,7 +181,7 @@ class Receiving:
             # All by way of self._ready, so that an exception on the way loses nothing.
             while more and len(self._ready) < max_messages:
                 try:
-                    packed = self._receive(_read_frame(self._fd, self._reader, 0), wait=False)
+                    packed = self._receive(_poll_frame(self._reader), _poll_frame)
                 except (OSError, FdpassError):
                     if not self._ready:
                         raise
@@ -241,8 +247,8 @@ class Receiving:
             count += frame.kind != lib.FDP_WITHDRAWN and not missing_bytes and not missing_fds
         return count
 
-    def _receive(self, result: int, wait: bool = True) -> "_Packed | None":
-        """The messages of the next packed frame; result is what reading it returned.
+    def _receive(self, result: int, read: Callable[[Any], int] = _read_frame) -> "_Packed | None":
+        """The messages of the next packed frame; result is what read returned.
 
         They stay the reader's until the caller has stored them and sets self._ints[0] to 1; until
         then the next call finds them again.
@@ -252,39 +258,34 @@ class Receiving:
         deadline = None
         while True:
             while result != 1:
-                if result == -errno.EAGAIN and not wait:
+                if result == -errno.EAGAIN and read is _poll_frame:
                     raise_oserror(errno.EAGAIN)
                 deadline = deadline or Deadline(self._sock, READABLE)
                 self._explain(result, deadline)
-                result = _read_frame(self._fd, self._reader, wait and self._wait)
+                result = read(self._reader)
             # fmt: off
             (buffered, first_fd, size, kind, count, fd_count, offset, same_length, one_each,
              length) = _unpack_frame(self._bytes)
             # fmt: on
-            if fd_count == 1:
-                fds = [first_fd]
-            else:
-                fds = _unpack_fds(self._reader_fds, fd_count) if fd_count else []
+            fds = [first_fd] if fd_count == 1 else self._ints_at(_FDS_AT, fd_count)
             start = _BYTES_AT + offset
             if kind != _PACKED:
                 if self._add_piece(kind, self._bytes[start : _BYTES_AT + size], fds):
                     return None
-                result = _read_frame(self._fd, self._reader, wait and self._wait)
+                result = read(self._reader)
                 continue
             if self._partial is not None:
                 self._violate(_VIOLATIONS[lib.FDP_MALFORMED])
             counts = None
             if not one_each:
-                counts = (
-                    _unpack_fds(self._reader.frame.fd_counts, count) if fd_count else [0] * count
-                )
+                counts = self._ints_at(_FD_COUNTS_AT, count) if fd_count else [0] * count
             payloads: Sequence[bytes]
             if count == 1:
                 payloads = (self._bytes[start : start + length],)
             elif same_length:
                 payloads = _cut_same(count, length)(self._bytes, start)
             else:
-                lengths = _unpack_fds(self._reader.frame.lengths, count)
+                lengths = self._ints_at(_LENGTHS_AT, count)
                 length = max(lengths)
                 ends = accumulate(lengths, initial=start)
                 payloads = [self._bytes[at : at + size] for at, size in zip(ends, lengths)]  # noqa: B905
@@ -294,6 +295,10 @@ class Receiving:
             if most > self._max_fds:
                 self._violate(f"a message with {most} descriptors, max_fds is {self._max_fds}")
             return payloads, fds, counts, buffered > size
+
+    def _ints_at(self, offset: int, count: int) -> list[int]:
+        first = offset // 4
+        return self._ints[first : first + count].tolist()
 
     def _explain(self, result: int, deadline: Deadline) -> None:
         """Raises what a result of the reader means, or returns where it is worth another try."""
@@ -317,6 +322,9 @@ class Receiving:
     def _violate(self, text: str) -> NoReturn:
         """Poisons the channel: closes all that was received and not handed out."""
         self._poison = f"{text}; every descriptor received and not handed out is closed"
+        # The peer, and a thread that sends, shall hear of it now and not when a buffer is full.
+        with contextlib.suppress(OSError):
+            self._sock.shutdown(socket.SHUT_RDWR)
         self._drop_received()
         raise ProtocolError(self._poison)
 

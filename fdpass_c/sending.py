@@ -11,23 +11,22 @@ from typing import Any
 
 from fdpass_c._native import ffi, lib
 from fdpass_c.batches import Progress, flatten_fds
-from fdpass_c.descriptors import as_fd_list
-from fdpass_c.errors import MAX_FDS
+from fdpass_c.descriptors import as_fd_list, as_ints
+from fdpass_c.errors import MAX_FDS, ProtocolError
 from fdpass_c.frames import (
     SINGLE_LIMIT,
-    TAGGED,
     WITHDRAWN,
     Column,
     Frame,
     make_frames,
-    pack_tagged,
     start_column,
     start_single,
 )
 from fdpass_c.messages import Buffer
 from fdpass_c.waiting import WRITABLE, Deadline, HasFileno, persist
 
-_send_fd = lib.fdp_send_fd
+_send_tagged = lib.fdp_send_tagged
+_send_same = lib.fdp_send_column
 _send_frame = lib.fdp_send_frame
 _join = b"".join
 
@@ -37,6 +36,14 @@ _ATOMIC = 2000 if sys.platform == "linux" else -1
 
 # Frames for one call of the C core, which sends them with one system call.
 _GROUP = 64
+
+
+def _convert(fds: list[Any]) -> list[int]:
+    """Ints for what the C core would not take: called where it raised TypeError."""
+    converted = as_fd_list(fds)
+    if converted == fds:
+        raise  # A signal handler's, after the call.
+    return converted
 
 
 class _Once:
@@ -59,6 +66,7 @@ class Sending:
 
     _sock: socket.socket
     _fd: int
+    _poison: str
 
     def _start_sending(self) -> None:
         self._sending = threading.Lock()
@@ -74,17 +82,17 @@ class Sending:
         socket's buffer is full; in non-blocking mode a message must fit into it. OSError: EBADF
         for a descriptor that is not open, ETOOMANYREFS where the user has RLIMIT_NOFILE in flight,
         PermissionError where the peer refuses descriptors, BrokenPipeError where it has closed.
-        TypeError for a wrong element. A frame that is begun when time runs out counts as sent:
-        its rest is kept, see unsent.
+        ProtocolError where a receive found the peer to have broken the protocol. TypeError for a
+        wrong element. A frame that is begun when time runs out counts as sent: its rest is kept,
+        see unsent.
         """
         listed: list[Any] = [*fds]
         data = payload if type(payload) is bytes else _join((payload,))
         count = len(listed)
         size = len(data)
         if count == 1 and size <= _ATOMIC and type(listed[0]) is int:
-            frame = pack_tagged(TAGGED, size + 4, size) + data
             with self._sending:
-                if not self._unsent and _send_fd(self._fd, frame, len(frame), listed[0], 0) > 0:
+                if not self._unsent and _send_tagged(self._fd, data, size, listed[0]) > 0:
                     return
         if size <= SINGLE_LIMIT and count <= MAX_FDS:
             self._send_frame(start_single(size, count) + data, listed)
@@ -93,24 +101,22 @@ class Sending:
 
     def _send_frame(self, frame: bytes, fds: list[Any]) -> None:
         size = len(frame)
+        count = len(fds)
+        ints = as_ints(fds)
         memory, head = self._sent
         with self._sending:
-            if self._unsent:
-                self._flush()
+            self._catch_up()
             head[0] = 0
             try:
                 try:
-                    sent = _send_frame(self._fd, frame, size, fds, len(fds), 0, memory)
+                    sent = _send_frame(self._fd, frame, size, ints, count, 0, memory)
                 except TypeError:
-                    converted = as_fd_list(fds)
-                    if converted == fds:
-                        raise  # A signal handler's, after the frame was sent.
-                    fds = converted
-                    sent = _send_frame(self._fd, frame, size, fds, len(fds), 0, memory)
+                    ints = _convert(fds)
+                    sent = _send_frame(self._fd, frame, size, ints, count, 0, memory)
                 if sent < 0:
                     persist(
                         self._sock, WRITABLE, sent,
-                        _send_frame, self._fd, frame, size, fds, len(fds), 0, memory,
+                        _send_frame, self._fd, frame, size, ints, count, 0, memory,
                     )  # fmt: skip
             finally:
                 # What is begun is sent, whatever a signal handler raises.
@@ -137,18 +143,11 @@ class Sending:
         data = [*payloads]
         listed = [*fds]
         if 0 < len(data) == len(listed) <= MAX_FDS and type(listed[0]) is int:
-            # The usual column, which fits into one frame.
-            body = _join(data)
             try:
-                head = start_column([*map(len, data)], len(body))
+                lengths = [*map(len, data)]
             except TypeError:
-                head = None  # A buffer without a length.
-            if head is not None:
-                try:
-                    self._send_frame(head + body, listed)
-                except OSError as error:
-                    error.progress = Progress(0, 0)  # type: ignore[attr-defined]
-                    raise
+                lengths = []  # A buffer without a length.
+            if lengths and self._send_usual(_join(data), lengths, listed):
                 return len(data)
         if not {*map(type, data)} <= {bytes}:
             data = [_join((payload,)) for payload in data]
@@ -166,6 +165,29 @@ class Sending:
             )
         return len(data)
 
+    def _send_usual(self, body: bytes, lengths: list[int], fds: list[Any]) -> bool:
+        """Sends a column of one descriptor each as one frame; False where it is too large."""
+        count = len(lengths)
+        length = lengths[0]
+        size = len(body)
+        if size <= _ATOMIC and length * count == size and lengths.count(length) == count:
+            ints = as_ints(fds)
+            try:
+                with self._sending:
+                    if not self._unsent and _send_same(self._fd, body, length, ints, count) > 0:
+                        return True
+            except TypeError:
+                _convert(fds)
+        head = start_column(lengths, size)
+        if head is None:
+            return False
+        try:
+            self._send_frame(head + body, fds)
+        except OSError as error:
+            error.progress = Progress(0, 0)  # type: ignore[attr-defined]
+            raise
+        return True
+
     def _send_column(self, column: Column) -> None:
         frames = make_frames(column)
         total = len(column.payloads)
@@ -179,8 +201,7 @@ class Sending:
         done, inside = 0, False
         with self._sending:
             try:
-                if self._unsent:
-                    self._flush(deadline=deadline)
+                self._catch_up(deadline)
             except OSError as error:
                 error.progress = Progress(0, 0)  # type: ignore[attr-defined]
                 raise
@@ -242,6 +263,13 @@ class Sending:
                     return
                 deadline.handle(-sent)
 
+    def _catch_up(self, deadline: "_Once | None" = None) -> None:
+        """What comes before a frame."""
+        if self._poison:
+            raise ProtocolError(self._poison)
+        if self._unsent:
+            self._flush(deadline=deadline)
+
     def _flush(self, flags: int = 0, deadline: "_Once | None" = None) -> None:
         """With MSG_DONTWAIT as flags, what can be sent now and no complaint about the rest."""
         progress = ffi.new("struct fdp_progress *")
@@ -261,5 +289,4 @@ class Sending:
     def flush(self) -> None:
         """Sends what unsent counts. BlockingIOError or TimeoutError where the buffer is full."""
         with self._sending:
-            if self._unsent:
-                self._flush()
+            self._catch_up()

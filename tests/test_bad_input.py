@@ -116,7 +116,7 @@ def test_descriptor_that_is_not_open(pair: Pair, file: int) -> None:
     """An int that is no open descriptor among the descriptors is EBADF, and nothing is sent."""
     closed = os.open(os.devnull, os.O_RDONLY)
     os.close(closed)
-    for fds in ([closed], [file, closed], [-1], [file, -1], [2**31 - 1]):
+    for fds in ([closed], [file, closed], [-1], [file, -1], [2**31 - 1], [file] * 40 + [-1]):
         with pytest.raises(OSError) as caught:  # noqa: PT011
             fdpass_c.send_fds(pair[0], [b"x"], fds)
         assert caught.value.errno == errno.EBADF
@@ -141,10 +141,10 @@ class WrongFileno:
 
 
 @pytest.mark.parametrize("wrong", [None, "3", 3.0, b"3", [0], WrongFileno()])
-@pytest.mark.parametrize("position", [0, 1, 2])
-def test_wrong_element(wrong: Any, position: int, pair: Pair, file: int) -> None:
+@pytest.mark.parametrize(("count", "position"), [(3, 0), (3, 1), (3, 2), (40, 39)])
+def test_wrong_element(wrong: Any, count: int, position: int, pair: Pair, file: int) -> None:
     """A wrong element is a TypeError that names its position, and nothing is sent."""
-    fds = [file] * 3
+    fds = [file] * count
     fds[position] = wrong
     with pytest.raises(TypeError, match=rf"fds\[{position}\]"):
         fdpass_c.send_fds(pair[0], [b"x"], fds)
@@ -163,7 +163,7 @@ def test_wrong_single_element(pair: Pair) -> None:
 @pytest.mark.parametrize("number", [2**31, -(2**31) - 1, 2**64])
 def test_number_too_large_for_a_descriptor(number: int, pair: Pair, file: int) -> None:
     """An int that no C int holds is an OverflowError, as in the standard library."""
-    for fds in ([number], [file, number]):
+    for fds in ([number], [file, number], [file] * 40 + [number]):
         with pytest.raises(OverflowError):
             socket.send_fds(pair[0], [b"x"], fds)
         with pytest.raises(OverflowError):

@@ -3,6 +3,7 @@
 import os
 import socket
 import struct
+from collections.abc import Callable
 
 import pytest
 from channel_helpers import (
@@ -135,8 +136,18 @@ def receive(channel: Channel) -> list[tuple[bytes, int]]:
 
 
 def assert_poisoned(channel: Channel, text: str) -> None:
-    """Every receive says the same, no descriptor is left, and closing is fine."""
-    for call in (channel.recv, channel.recv_many, lambda: next(iter(channel))):
+    """Every call says the same, no descriptor is left, and closing is fine."""
+    calls: list[Callable[[], object]] = [
+        channel.recv,
+        channel.recv_many,
+        lambda: next(iter(channel)),
+        lambda: channel.send(b"x"),
+        lambda: channel.send(b"x", [0]),
+        lambda: channel.send_many([b"x", b"y"], [0, 0]),
+        lambda: channel.send_many([b"x", b"yz"]),
+        channel.flush,
+    ]
+    for call in calls:
         with pytest.raises(ProtocolError, match=text):
             call()
     assert channel.pending == 0
@@ -161,6 +172,17 @@ def test_forged(name: str, kind: socket.SocketKind, file: int) -> None:
         assert_poisoned(channel, text)
         channel.close()
         channel.close()
+
+
+def test_peer_hears_of_it() -> None:
+    """A violation ends the connection there and then, though the channel is still open."""
+    with raw_pair() as (peer, channel):
+        peer.sendall(b"rubbish")
+        with pytest.raises(ProtocolError):
+            channel.recv()
+        assert peer.recv(1) == b""
+        with pytest.raises(BrokenPipeError):
+            peer.send(b"more")
 
 
 @pytest.mark.parametrize("many", [False, True], ids=["recv", "recv_many"])

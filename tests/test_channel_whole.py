@@ -167,8 +167,10 @@ def test_objects_with_fileno(file: int) -> None:
         sender.send(b"", [opened] * 300)
         sender.send_many([b"", b""], [opened, opened])
         sender.send_many([b"", b""], [[opened], [opened, opened]])
-        received = [len(take(receiver.recv())[1]) for _ in range(6)]
-    assert received == [2, 300, 1, 1, 1, 2]
+        sender.send_many([b""] * 40, [file] * 39 + [opened])
+        sender.send(b"", [file] * 39 + [opened])
+        received = [len(take(receiver.recv())[1]) for _ in range(47)]
+    assert received == [2, 300, 1, 1, 1, 2, *[1] * 40, 40]
 
 
 def test_nothing_to_send() -> None:
@@ -192,6 +194,8 @@ def test_wrong_elements_send_nothing(file: int) -> None:
             sender.send_many([b"fine", "text"])
         with pytest.raises(TypeError):
             sender.send_many([b"fine", b"wrong"], [file, "x"])  # type: ignore[arg-type]
+        with pytest.raises(TypeError, match=r"fds\[39\]"):
+            sender.send_many([b""] * 40, [file] * 39 + ["x"])  # type: ignore[list-item]
         with pytest.raises(ValueError, match="2 payloads, but descriptors for 1"):
             sender.send_many([b"", b""], [file])
         with pytest.raises(ValueError, match="1 payloads, but descriptors for 2"):

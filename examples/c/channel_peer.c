@@ -105,9 +105,9 @@ int main(int argc, char **argv) {
         return fail(argv[1], sock);
 
     static struct fdp_reader reader;
-    fdp_start_reader(&reader, 1);
+    fdp_start_reader(&reader, sock, 1);
     ssize_t result;
-    while ((result = fdp_read_frame(sock, &reader, 1)) != 0) {
+    while ((result = fdp_read_frame(&reader)) != 0) {
         if (result == -EINTR)
             continue;
         if (result < 0)

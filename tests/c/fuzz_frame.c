@@ -150,7 +150,7 @@ static void connect_pair(void) {
     }
     int type = below(4) == 0 ? SOCK_SEQPACKET : SOCK_STREAM;
     CHECK(socketpair(AF_UNIX, type | SOCK_CLOEXEC, 0, pair) == 0);
-    fdp_start_reader(&reader, below(8) != 0);
+    fdp_start_reader(&reader, pair[1], below(8) != 0);
 }
 
 /* Sends the bytes in one piece or two, with that many descriptors, and takes what frames come. */
@@ -166,7 +166,7 @@ static void feed_reader(const unsigned char *bytes, size_t size, unsigned fd_cou
     if (below(50) == 0)
         CHECK(shutdown(pair[0], SHUT_WR) == 0);
     ssize_t result;
-    while ((result = fdp_read_frame(pair[1], &reader, 0)) == 1) {
+    while ((result = fdp_poll_frame(&reader)) == 1) {
         check_frame(&reader.frame, reader.byte_count);
         CHECK(reader.frame.fd_count <= reader.fd_count);
         if (below(8) == 0)

@@ -9,7 +9,7 @@ static struct fdp_reader reader;
 
 static void open_pair(int type, int *ret_pair) {
     CHECK(socketpair(AF_UNIX, type | SOCK_CLOEXEC, 0, ret_pair) == 0);
-    fdp_start_reader(&reader, 1);
+    fdp_start_reader(&reader, ret_pair[1], 1);
 }
 
 static void close_pair(const int *pair) {
@@ -45,8 +45,8 @@ static void send_frame(int sock, unsigned length, unsigned fd_count) {
 }
 
 /* Takes a frame with that much in it and closes its descriptors. */
-static void take_frame(int sock, unsigned length, unsigned fd_count) {
-    CHECK(fdp_read_frame(sock, &reader, 0) == 1);
+static void take_frame(unsigned length, unsigned fd_count) {
+    CHECK(fdp_poll_frame(&reader) == 1);
     CHECK(reader.frame.kind == FDP_PACKED);
     CHECK(reader.frame.message_count == 1);
     CHECK(reader.frame.lengths[0] == length);
@@ -83,18 +83,21 @@ static void test_frames(void) {
     for (size_t i = 0; i < COUNT(types); i++) {
         int pair[2];
         open_pair(types[i], pair);
-        CHECK(fdp_read_frame(pair[1], &reader, 0) == -EAGAIN);
+        CHECK(fdp_poll_frame(&reader) == -EAGAIN);
+        reader.wait = 0;
+        CHECK(fdp_read_frame(&reader) == -EAGAIN);
+        reader.wait = 1;
         send_frame(pair[0], 0, 0);
         send_frame(pair[0], 5, 3);
         send_frame(pair[0], FDP_FRAME_SIZE - 22, 253);
         send_frame(pair[0], 7, 0);
-        take_frame(pair[1], 0, 0);
-        take_frame(pair[1], 5, 3);
-        take_frame(pair[1], FDP_FRAME_SIZE - 22, 253);
-        take_frame(pair[1], 7, 0);
+        take_frame(0, 0);
+        take_frame(5, 3);
+        take_frame(FDP_FRAME_SIZE - 22, 253);
+        take_frame(7, 0);
         CHECK(shutdown(pair[0], SHUT_WR) == 0);
-        CHECK(fdp_read_frame(pair[1], &reader, 1) == 0);
-        CHECK(fdp_read_frame(pair[1], &reader, 1) == 0);
+        CHECK(fdp_read_frame(&reader) == 0);
+        CHECK(fdp_read_frame(&reader) == 0);
         close_pair(pair);
     }
 }
@@ -104,15 +107,15 @@ static void test_taken(void) {
     int pair[2];
     open_pair(SOCK_STREAM, pair);
     send_frame(pair[0], 1, 2);
-    CHECK(fdp_read_frame(pair[1], &reader, 0) == 1);
-    CHECK(fdp_read_frame(pair[1], &reader, 0) == 1);
+    CHECK(fdp_poll_frame(&reader) == 1);
+    CHECK(fdp_poll_frame(&reader) == 1);
     CHECK(reader.frame.fd_count == 2);
     const int kept[] = {reader.fds[0], reader.fds[1]};
     reader.taken = 1;
     fdp_close_reader(&reader);
     CHECK(is_open(kept[0]) && is_open(kept[1]));
     send_frame(pair[0], 2, 1);
-    CHECK(fdp_read_frame(pair[1], &reader, 0) == 1);
+    CHECK(fdp_poll_frame(&reader) == 1);
     CHECK(is_open(kept[0]) && is_open(kept[1]));
     fdp_close_fds(kept, 2);
     close_pair(pair);
@@ -127,17 +130,17 @@ static void test_full_table(void) {
     send_frame(pair[0], 3, 3);
     send_frame(pair[0], 4, 0);
     int count = fill_table(filler, 2);
-    take_frame(pair[1], 1, 0);
-    take_frame(pair[1], 2, 0);
+    take_frame(1, 0);
+    take_frame(2, 0);
     for (int i = 0; i < 3; i++) {
-        CHECK(fdp_read_frame(pair[1], &reader, 1) == -EMFILE);
+        CHECK(fdp_read_frame(&reader) == -EMFILE);
         CHECK(reader.needed == 3);
         /* Fewer where something above the limit is open. */
         CHECK(reader.room <= 2);
     }
     CHECK(close(filler[--count]) == 0);
-    take_frame(pair[1], 3, 3);
-    take_frame(pair[1], 4, 0);
+    take_frame(3, 3);
+    take_frame(4, 0);
     empty_table(filler, count);
     close_pair(pair);
 }
@@ -153,11 +156,11 @@ static void test_little_room(void) {
             int count = fill_table(filler, 10);
             size_t size = put_frame(bytes, 60, fd_count);
             send_bytes(pair[0], bytes, first, fd_count);
-            CHECK(fdp_read_frame(pair[1], &reader, 0) == -EAGAIN);
+            CHECK(fdp_poll_frame(&reader) == -EAGAIN);
             send_bytes(pair[0], bytes + first, size - first, 0);
             send_frame(pair[0], 2, 2);
-            take_frame(pair[1], 60, fd_count);
-            take_frame(pair[1], 2, 2);
+            take_frame(60, fd_count);
+            take_frame(2, 2);
             empty_table(filler, count);
             close_pair(pair);
         }
@@ -176,10 +179,10 @@ static void test_little_room_and_many_bytes(void) {
     send_frame(pair[0], FDP_FRAME_SIZE - 30000 - 20, 0);
     send_frame(pair[0], 2, 2);
     send_frame(pair[0], FDP_FRAME_SIZE - 22, 9);
-    take_frame(pair[1], 30000 - 20, 0);
-    take_frame(pair[1], FDP_FRAME_SIZE - 30000 - 20, 0);
-    take_frame(pair[1], 2, 2);
-    take_frame(pair[1], FDP_FRAME_SIZE - 22, 9);
+    take_frame(30000 - 20, 0);
+    take_frame(FDP_FRAME_SIZE - 30000 - 20, 0);
+    take_frame(2, 2);
+    take_frame(FDP_FRAME_SIZE - 22, 9);
     empty_table(filler, count);
     close_pair(pair);
 }
@@ -206,12 +209,12 @@ static void test_violations(void) {
     for (size_t i = 0; i < COUNT(cases); i++) {
         int pair[2];
         open_pair(SOCK_STREAM, pair);
-        fdp_start_reader(&reader, cases[i].accept_fds);
+        fdp_start_reader(&reader, pair[1], cases[i].accept_fds);
         send_bytes(pair[0], (const unsigned char *)cases[i].bytes, cases[i].size, cases[i].fd_count);
         if (cases[i].close)
             CHECK(shutdown(pair[0], SHUT_WR) == 0);
         for (int again = 0; again < 2; again++) {
-            CHECK(fdp_read_frame(pair[1], &reader, 1) == -EPROTO);
+            CHECK(fdp_read_frame(&reader) == -EPROTO);
             CHECK(reader.violation == cases[i].violation);
             CHECK(reader.fd_count == 0);
         }
@@ -223,7 +226,7 @@ static void test_empty_packet(void) {
     int pair[2];
     open_pair(SOCK_SEQPACKET, pair);
     CHECK(send(pair[0], "", 0, 0) == 0);
-    CHECK(fdp_read_frame(pair[1], &reader, 1) == -EPROTO);
+    CHECK(fdp_read_frame(&reader) == -EPROTO);
     CHECK(reader.violation == FDP_MALFORMED);
     close_pair(pair);
 }
