@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, NoReturn
 
 from fdpass_c._native import ffi, lib
-from fdpass_c.descriptors import as_fd_list
+from fdpass_c.descriptors import as_fd_list, as_ints
 from fdpass_c.errors import raise_oserror
 from fdpass_c.messages import Buffer
 from fdpass_c.waiting import WRITABLE, Deadline, HasFileno, fileno
@@ -211,7 +211,7 @@ def broadcast(fds: Iterable[int | HasFileno], buffers: Iterable[Buffer]) -> list
     total = len(data)
     results = ffi.new("ssize_t[]", len(targets))
     view = ffi.new("struct iovec *", (ffi.from_buffer("char[]", data), total))
-    lib.fdp_broadcast(targets, len(targets), view, 1, results)
+    lib.fdp_broadcast(as_ints(targets), len(targets), view, 1, results)
     listed: list[Any] = ffi.unpack(results, len(targets))
     if min(listed, default=0) < 0:
         listed = [result if result >= 0 else _as_error(-result) for result in listed]
