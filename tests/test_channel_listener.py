@@ -57,7 +57,7 @@ def test_iterates(path: Path) -> None:
 @linux_only
 def test_abstract_name() -> None:
     """A name behind a NUL is in the abstract namespace, and no file."""
-    name = f"\0fdpass-c-{os.getpid()}"
+    name = f"\0fdpass-c-{os.getpid()}-{threading.get_ident()}"
     with Listener(name) as listener:
         with Channel.connect(name) as client, listener.accept() as server:
             client.send(b"x")
