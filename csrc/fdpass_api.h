@@ -279,8 +279,9 @@ void fdp_close_reader(struct fdp_reader *reader);
 
 /* descriptor.c */
 
-/* How many more descriptors this process may open: RLIMIT_NOFILE less what is open. -ENOTSUP
- * where the system does not tell (Linux before 6.2, other systems). */
+/* How many more descriptors this process may open: RLIMIT_NOFILE less what is open; too few where
+ * the limit was lowered and some above it are still open. -ENOTSUP where the system does not tell
+ * (Linux before 6.2, other systems). */
 ssize_t fdp_count_room(void);
 
 /* Closes fds[0..fd_count) in few system calls: neighbours in ascending order go together through
