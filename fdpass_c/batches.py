@@ -7,7 +7,6 @@ from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache
 from itertools import accumulate, chain
-from types import TracebackType
 from typing import Any, NamedTuple
 
 from fdpass_c._native import ffi, lib
@@ -78,12 +77,7 @@ class Batch:
     def __enter__(self) -> "Batch":
         return self
 
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 

@@ -6,7 +6,6 @@ import os
 import socket
 import warnings
 from collections.abc import Collection
-from types import TracebackType
 from typing import Any
 
 from fdpass_c.errors import raise_oserror
@@ -155,12 +154,7 @@ class Channel(Sending, Receiving):
     def __enter__(self) -> "Channel":
         return self
 
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def __del__(self) -> None:

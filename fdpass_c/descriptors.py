@@ -4,7 +4,6 @@ import socket
 import struct
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from types import TracebackType
 from typing import IO, Any, overload
 
 try:
@@ -189,12 +188,7 @@ class Descriptors(Sequence[int]):
     def __enter__(self) -> "Descriptors":
         return self
 
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def __del__(self) -> None:

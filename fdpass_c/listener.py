@@ -4,7 +4,6 @@ import contextlib
 import os
 import socket
 from collections.abc import Iterator
-from types import TracebackType
 from typing import Any
 
 from fdpass_c.channel import Channel, refuse_fds
@@ -89,10 +88,5 @@ class Listener:
     def __enter__(self) -> "Listener":
         return self
 
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
