@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType, ModuleType
 
 import pytest
 
@@ -162,3 +163,37 @@ def interrupt_main_thread() -> None:
     ident = threading.main_thread().ident
     assert ident is not None
     signal.pthread_kill(ident, signal.SIGUSR1)
+
+
+class Interruption(Exception):
+    """Raised by a handler."""
+
+
+def interrupt() -> None:
+    raise Interruption
+
+
+def interrupt_call(module: ModuleType, number: int, function: Callable[[], object]) -> bool:
+    """Runs function; raises Interruption when the number-th call out of module has returned.
+
+    That is where Python runs signal handlers. Returns whether there were as many calls.
+    """
+    left = number
+
+    def profile(frame: FrameType, event: str, _argument: object) -> None:
+        nonlocal left
+        caller = frame.f_back if event == "return" else frame
+        inside = caller is not None and caller.f_code.co_filename == module.__file__
+        if inside and event in ("c_return", "return"):
+            left -= 1
+            if left == 0:
+                raise Interruption
+
+    sys.setprofile(profile)
+    try:
+        function()
+    except Interruption:
+        return True
+    finally:
+        sys.setprofile(None)
+    return False

@@ -19,10 +19,12 @@ from batch_helpers import (
     recv_until_closed,
 )
 from helpers import (
+    Interruption,
     MakeFiles,
     Pair,
     assert_empty,
     handling,
+    interrupt,
     interrupt_main_thread,
     linux_only,
     once_blocked,
@@ -33,14 +35,6 @@ from hypothesis import strategies as st
 
 import fdpass_c
 from fdpass_c import Progress
-
-
-class Interruption(Exception):
-    """Raised by a handler."""
-
-
-def interrupt() -> None:
-    raise Interruption
 
 
 def send_in_parts(

@@ -6,21 +6,20 @@ import os
 import resource
 import signal
 import socket
-import sys
 import warnings
-from collections.abc import Callable
-from types import FrameType
-from typing import Any
 
 import pytest
 from batch_helpers import described, many_allowed, recv_each
 from helpers import (
+    Interruption,
     MakeFiles,
     Pair,
     assert_empty,
     handling,
     identities,
     identity,
+    interrupt,
+    interrupt_call,
     interrupt_main_thread,
     is_open,
     linux_only,
@@ -35,14 +34,6 @@ from fdpass_c import Batch, TruncatedBatchError, batches
 
 SO_PASSCRED = getattr(socket, "SO_PASSCRED", 16)
 SO_PASSPIDFD = 76
-
-
-class Interruption(Exception):
-    """Raised by a handler."""
-
-
-def interrupt() -> None:
-    raise Interruption
 
 
 def contents(batch: Batch) -> list[tuple[bytes, list[tuple[int, int]]]]:
@@ -370,34 +361,6 @@ def test_handler_raises_right_after_the_arrival(stream: Pair, file: int) -> None
         fdpass_c.recv_many(stream[1], maxfds=5)
 
 
-def interrupt_call(number: int, function: Callable[[], object]) -> bool:
-    """Runs function; raises Interruption when the number-th call in batches.py has returned.
-
-    That is where Python runs signal handlers. Returns whether there were as many calls.
-    """
-    left = number
-
-    def profile(frame: FrameType, event: str, _argument: Any) -> None:
-        nonlocal left
-        inside = frame.f_code.co_filename == batches.__file__
-        if event == "return":
-            caller = frame.f_back
-            inside = caller is not None and caller.f_code.co_filename == batches.__file__
-        if inside and event in ("c_return", "return"):
-            left -= 1
-            if left == 0:
-                raise Interruption
-
-    sys.setprofile(profile)
-    try:
-        function()
-    except Interruption:
-        return True
-    finally:
-        sys.setprofile(None)
-    return False
-
-
 @pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
 @pytest.mark.parametrize("bufsize", [10, 10_000])
 @pytest.mark.parametrize("rows", [[1, 1, 1], [1, 2, 0, 5], [1] * 70, [1] * 64 + [3] * 2])
@@ -417,7 +380,7 @@ def test_exception_after_every_call(
     while interrupted:
         with no_leak():
             fdpass_c.send_many(seqpacket[0], [b"x"] * len(rows), [[file] * n for n in rows])
-            interrupted = interrupt_call(number, receive)
+            interrupted = interrupt_call(batches, number, receive)
             drain(seqpacket[1])
         number += 1
     assert number > 10

@@ -22,19 +22,11 @@ from channel_helpers import (
     table_of,
     take,
 )
-from helpers import handling, identity, interrupt_main_thread, once_blocked
+from helpers import Interruption, handling, identity, interrupt, interrupt_main_thread, once_blocked
 
 from fdpass_c import Channel, channel, receiving, sending
 
 HALVES = {channel.__file__, receiving.__file__, sending.__file__}
-
-
-class Interruption(Exception):
-    """Raised by a handler."""
-
-
-def interrupt() -> None:
-    raise Interruption
 
 
 @pytest.mark.parametrize("timeout", [None, 1000.0])

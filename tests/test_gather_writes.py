@@ -18,6 +18,7 @@ from typing import IO, Any
 
 import pytest
 from helpers import (
+    Interruption,
     Pair,
     assert_empty,
     fill,
@@ -31,14 +32,6 @@ from helpers import (
 import fdpass_c
 
 COUNTS = [0, 1, 2, 3, 15, 16, 17, 18, 100, 1023, 1024, 1025, 2047, 2048, 2049, 100_000]
-
-
-class Interruption(Exception):
-    """Raised by a handler."""
-
-
-def interrupt() -> None:
-    raise Interruption
 
 
 @pytest.fixture

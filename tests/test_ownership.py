@@ -8,10 +8,10 @@ import warnings
 from collections.abc import Callable, Iterable, Sequence
 
 import pytest
-from helpers import MakeFiles, Pair, identities, identity, is_open
+from helpers import MakeFiles, Pair, identities, identity, interrupt_call, is_open
 
 import fdpass_c
-from fdpass_c import Descriptors
+from fdpass_c import Descriptors, descriptors
 
 
 def own(count: int) -> Descriptors:
@@ -417,3 +417,19 @@ def test_close_fds_refuses_before_it_closes(wrong: object, file: int) -> None:
     with pytest.raises(TypeError, match=r"fds\[1\]"):
         fdpass_c.close_fds([file, wrong])  # type: ignore[list-item]
     assert is_open(file)
+
+
+@pytest.mark.parametrize("count", [1, 2, 40])
+def test_exception_after_every_call(count: int) -> None:
+    """Wherever in a close a handler may raise, each descriptor is closed once: then or later."""
+    number = 1
+    interrupted = True
+    while interrupted:
+        owner = own(count)
+        fds = [*owner]
+        interrupted = interrupt_call(descriptors, number, owner.close)
+        with own(len([fd for fd in fds if not is_open(fd)])) as others:  # The same numbers.
+            owner.close()
+            assert all(map(is_open, others))
+        assert not any(map(is_open, fds))
+        number += 1

@@ -2,13 +2,12 @@
 
 import signal
 import socket
-import sys
 from collections.abc import Callable
-from types import FrameType
 from typing import Any
 
 import pytest
 from helpers import (
+    Interruption,
     Keep,
     MakeFiles,
     Pair,
@@ -16,6 +15,8 @@ from helpers import (
     handling,
     identities,
     identity,
+    interrupt,
+    interrupt_call,
     interrupt_main_thread,
     no_leak,
     once_blocked,
@@ -23,14 +24,6 @@ from helpers import (
 
 import fdpass_c
 from fdpass_c import messages
-
-
-class Interruption(Exception):
-    """Raised by a handler."""
-
-
-def interrupt() -> None:
-    raise Interruption
 
 
 def drain(sock: socket.socket) -> None:
@@ -185,34 +178,6 @@ def test_handler_raises_right_after_the_arrival(
         receive(stream[1])
 
 
-def interrupt_call(number: int, function: Callable[[], object]) -> bool:
-    """Runs function and raises Interruption when the number-th call in messages.py has returned.
-
-    That is where Python runs signal handlers. Returns whether there were as many calls.
-    """
-    left = number
-
-    def profile(frame: FrameType, event: str, _argument: Any) -> None:
-        nonlocal left
-        inside = frame.f_code.co_filename == messages.__file__
-        if event == "return":
-            caller = frame.f_back
-            inside = caller is not None and caller.f_code.co_filename == messages.__file__
-        if inside and event in ("c_return", "return"):
-            left -= 1
-            if left == 0:
-                raise Interruption
-
-    sys.setprofile(profile)
-    try:
-        function()
-    except Interruption:
-        return True
-    finally:
-        sys.setprofile(None)
-    return False
-
-
 @pytest.mark.parametrize("count", [1, 2, 5])
 @pytest.mark.parametrize("bufsize", [10, 10_000])
 @pytest.mark.parametrize("name", ["recv_fds", "recv_fd"])
@@ -239,6 +204,6 @@ def test_exception_after_every_call(
                 left.bind(str(tmp_path / f"sender{number}"))
                 left.connect(right.getsockname())
                 fdpass_c.send_fds(left, [b"x"], [file] * count)
-            interrupted = interrupt_call(number, receive)
+            interrupted = interrupt_call(messages, number, receive)
         number += 1
     assert number > 3
