@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from fdpass_c.batches import Batch
+from fdpass_c.batches import Batch, Progress
 from fdpass_c.descriptors import Descriptors
 from fdpass_c.errors import PeerClosedError
-from fdpass_c.pool import Pool, crew, listeners, master, worker
+from fdpass_c.pool import Pool, crew, dispatch, intake, worker
 
 WORKERS = 4
 LONG = 0.05
@@ -98,7 +98,7 @@ class _PureChannel:
                 socket.send_fds(self._sock, [payload], [fd])
                 sent += 1
         except OSError as error:
-            error.progress = (sent, 0)  # type: ignore[attr-defined]
+            error.progress = Progress(sent, 0)  # type: ignore[attr-defined]
             raise
 
     def recv(self) -> tuple[bytes, Descriptors]:
@@ -125,7 +125,7 @@ class _PureChannel:
         self.close()
 
 
-class _PureIntake(listeners.Intake):
+class _PureIntake(intake.Intake):
     """Accepts with socket.accept, as a program on the standard library does."""
 
     def __init__(self, sock: socket.socket, selector: Any) -> None:
@@ -150,8 +150,8 @@ def serve_pure(handler: Any, capacity: int) -> Callable[[socket.socket], object]
         replaced: list[tuple[Any, str, Any]] = [
             (crew, "Channel", _PureChannel),
             (worker, "Channel", _PureChannel),
-            (master, "Intake", _PureIntake),
-            (master, "close_fds", _close_each),
+            (intake, "Intake", _PureIntake),
+            (dispatch, "close_fds", _close_each),
         ]
         for module, name, value in replaced:
             setattr(module, name, value)

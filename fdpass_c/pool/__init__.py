@@ -6,10 +6,14 @@
     Pool(handler, workers=4).serve("127.0.0.1:8000")
 
 docs/pool.md tells how it works and what it promises.
+
+Arrows point down only: pool (what a program sees) -> master (the loop) -> staff (death, respawn,
+replacement) -> dispatch (who gets what) -> crew (the master's side of one worker) -> worker (the
+worker's own side), intake (accepting) -> listeners, signals, tally, status, log.
 """
 
 from fdpass_c.pool.listeners import Address, inherit_listeners, open_listener
-from fdpass_c.pool.master import Pool, PoolError
+from fdpass_c.pool.pool import Pool, PoolError
 from fdpass_c.pool.status import Status, WorkerStatus
 
 __all__ = [

@@ -9,15 +9,15 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import NamedTuple
 
 from fdpass_c.channel import Channel
+from fdpass_c.descriptors import close_fds
+from fdpass_c.pool.intake import Connection
+from fdpass_c.pool.log import logger
 from fdpass_c.pool.status import WorkerStatus
 from fdpass_c.pool.tally import Tally
-from fdpass_c.pool.worker import dump_address, leave_signals_to_master, logger
-
-Connection = tuple[int, Any]
-"""A connected socket's descriptor and the peer's address."""
+from fdpass_c.pool.worker import dump_address, leave_signals_to_master
 
 Work = Callable[[socket.socket, Tally], None]
 """What a worker does, with its side of the connection to the master."""
@@ -29,19 +29,29 @@ class State(enum.Enum):
     LEAVING = enum.auto()
 
 
+class Place(NamedTuple):
+    """What a worker is started for.
+
+    slot: its number, which its successor gets too. restarts: workers that had it before. capacity:
+    connections that it has in hand at most. most: connections that it is given in all.
+    """
+
+    slot: int
+    restarts: int
+    capacity: int
+    most: int
+
+
 class Worker:
     """A forked process, and the copies of the connections that it may not have begun."""
 
-    def __init__(
-        self, slot: int, restarts: int, pid: int, sock: socket.socket, tally: Tally
-    ) -> None:
+    def __init__(self, place: Place, pid: int, sock: socket.socket, tally: Tally) -> None:
         """Takes ownership of sock, this side of the connection to the worker."""
-        self.slot = slot
-        self.restarts = restarts
+        self.place = place
         self.pid = pid
         self.state = State.STARTING
         self.tally = tally
-        self.given = self.in_hand = 0
+        self.given = self.in_hand = self.room = 0
         self.turn = 0
         self.leave_by = float("inf")
         self.copies: deque[Connection] = deque()
@@ -50,28 +60,44 @@ class Worker:
         self.channel = Channel(sock)
         self.channel.setblocking(False)
 
-    def give(self, connections: Sequence[Connection]) -> OSError | None:
-        """Passes connections and keeps copies of those that left, which are the first ones.
+    def give(self, connections: Sequence[Connection]) -> tuple[int, OSError | None]:
+        """Passes connections and keeps copies of those that left.
 
-        Returns what kept the others: the worker's buffer or the user's allowance of descriptors in
-        flight is full, or the worker has gone.
+        Returns how many left, which are the first ones, and what kept the others: the worker's
+        buffer or the user's allowance of descriptors in flight is full, or the worker has gone.
         """
-        payloads = [dump_address(address) for _, address in connections]
         fds = [fd for fd, _ in connections]
         reason = None
         sent = len(fds)
         try:
             if sent == 1:
-                self.channel.send(payloads[0], fds)
+                self.channel.send(dump_address(connections[0][1]), fds)
             else:
-                self.channel.send_many(payloads, fds)
+                self.channel.send_many([dump_address(address) for _, address in connections], fds)
         except OSError as error:
             reason = error
-            sent = getattr(error, "progress", (0,))[0]
+            sent = error.progress.messages if sent > 1 else 0  # type: ignore[attr-defined]
         self.given += sent
-        self.in_hand += sent
         self.copies.extend(connections[:sent])
-        return reason
+        self._count()
+        if isinstance(reason, (BlockingIOError, BrokenPipeError, ConnectionResetError)):
+            self.room = 0  # Until it has begun some, or is found dead.
+        return sent, reason
+
+    @property
+    def is_used_up(self) -> bool:
+        return self.given >= self.place.most
+
+    def welcome(self) -> None:
+        """It has started."""
+        self.state = State.READY
+        self._count()
+
+    def _count(self) -> None:
+        self.in_hand = self.given - self.tally.handled
+        self.room = 0
+        if self.state is State.READY:
+            self.room = min(self.place.capacity - self.in_hand, self.place.most - self.given)
 
     def hear(self) -> bool:
         """Takes the wakes that have come; returns False once there is nothing more to come.
@@ -83,15 +109,19 @@ class Worker:
         except ConnectionResetError:
             return False  # It closed with connections unread.
 
-    def look(self) -> list[int]:
+    def look(self) -> Sequence[int]:
         """Reads the tally; returns the copies that are no longer needed, to be closed."""
+        before = self.tally.handled
         begun = self.tally.read()
-        self.in_hand = self.given - self.tally.handled
+        if not begun and self.tally.handled == before:
+            return ()
+        self._count()
         return [self.copies.popleft()[0] for _ in range(begun)]
 
     def retire(self, deadline: float) -> None:
         """Has it finish what it was given and exit; deadline: seconds from now."""
         self.state = State.LEAVING
+        self.room = 0
         self.leave_by = time.monotonic() + deadline
         self.flush()
 
@@ -118,21 +148,20 @@ class Worker:
         assert self._status is not None
         return self._status
 
-    def describe(self, capacity: int) -> WorkerStatus:
+    def forget(self) -> None:
+        """In a forked child: closes its copies."""
+        self.channel.close()
+        close_fds(fd for fd, _ in self.copies)
+
+    def describe(self) -> WorkerStatus:
         state = self.state.name
         if self.state is State.READY:
-            state = "FREE" if self.in_hand < capacity else "BUSY"
-        return WorkerStatus(
-            self.slot, self.pid, state, self.in_hand, self.tally.handled, self.restarts
-        )
+            state = "FREE" if self.in_hand < self.place.capacity else "BUSY"
+        slot, restarts = self.place.slot, self.place.restarts
+        return WorkerStatus(slot, self.pid, state, self.in_hand, self.tally.handled, restarts)
 
 
-def fork_worker(
-    slot: int,
-    restarts: int,
-    forget: Callable[[], None],
-    work: Work,
-) -> Worker:
+def fork_worker(place: Place, forget: Callable[[], None], work: Work) -> Worker:
     """Starts a process that calls work. forget closes, in the child, what only the master needs.
 
     OSError: EAGAIN or ENOMEM where the system has no process for it, EMFILE.
@@ -148,7 +177,7 @@ def fork_worker(
             if pid == 0:
                 ours.close()
                 _become_worker(theirs, tally, forget, work)
-            return Worker(slot, restarts, pid, ours, tally)
+            return Worker(place, pid, ours, tally)
         except BaseException:
             ours.close()
             raise

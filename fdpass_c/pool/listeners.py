@@ -1,8 +1,6 @@
 """Where a pool listens: TCP, Unix, and sockets that somebody else opened."""
 
-import errno
 import os
-import selectors
 import socket
 from typing import Any
 
@@ -82,77 +80,3 @@ def describe_listener(sock: socket.socket) -> str:
     if sock.family == socket.AF_INET6:
         return f"[{name[0]}]:{name[1]}"
     return f"{name[0]}:{name[1]}" if isinstance(name, tuple) else os.fsdecode(name)
-
-
-# One connection failed before it was accepted (man 2 accept); the next may be fine.
-_ONE_FAILED = {
-    errno.ECONNABORTED,
-    errno.EPERM,
-    errno.EPROTO,
-    errno.ENETDOWN,
-    errno.ENETUNREACH,
-    errno.EHOSTDOWN,
-    errno.EHOSTUNREACH,
-    errno.ENOPROTOOPT,
-    errno.EOPNOTSUPP,
-}
-
-
-class Intake:
-    """One listening socket as the master sees it.
-
-    ready: a connection may be waiting. Only where none is does a selector watch the socket, so
-    that neither a pool that is full nor one that is flooded has it armed and disarmed.
-    """
-
-    def __init__(self, sock: socket.socket, selector: selectors.BaseSelector) -> None:
-        """Borrows sock and makes it non-blocking until close()."""
-        self._sock = sock
-        self._timeout = sock.gettimeout()
-        self._selector = selector
-        self._watched = False
-        sock.setblocking(False)
-        # accept() would make a socket object, only for its descriptor to be passed on.
-        self._accept = sock._accept  # type: ignore[attr-defined]
-        self.ready = True
-
-    def accept(self, most: int) -> list[tuple[int, Any]]:
-        """The connections waiting, at most so many: (descriptor, peer's address), the caller's.
-
-        ready is False after it where no more are waiting. OSError: EMFILE, ENFILE, ENOBUFS or
-        ENOMEM, with what was accepted before in its attribute accepted; and what means that the
-        socket does not listen.
-        """
-        accepted: list[tuple[int, Any]] = []
-        accept = self._accept
-        while len(accepted) < most:
-            try:
-                accepted.append(accept())
-            except BlockingIOError:
-                self.ready = False
-                break
-            except OSError as error:
-                if error.errno in _ONE_FAILED:
-                    continue
-                error.accepted = accepted  # type: ignore[attr-defined]
-                raise
-        return accepted
-
-    def watch(self, wanted: bool) -> None:
-        """Has the selector report this object when a connection comes, or no longer."""
-        if wanted != self._watched:
-            self._watched = wanted
-            if wanted:
-                self._selector.register(self._sock, selectors.EVENT_READ, self)
-            else:
-                self._selector.unregister(self._sock)
-
-    def forget(self) -> None:
-        """Closes a forked child's copy; what is the same open socket stays as it is."""
-        self._sock.close()
-
-    def close(self) -> None:
-        """Gives the socket back as it was."""
-        self.watch(False)
-        if self._sock.fileno() >= 0:
-            self._sock.settimeout(self._timeout)

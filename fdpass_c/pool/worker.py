@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import inspect
-import logging
 import marshal
 import signal
 import socket
@@ -12,12 +11,12 @@ from typing import Any
 
 from fdpass_c.channel import Channel
 from fdpass_c.errors import PeerClosedError
+from fdpass_c.pool.log import logger
+from fdpass_c.pool.signals import MASTERS_SIGNALS
 from fdpass_c.pool.tally import Tally
 
 Handler = Callable[[socket.socket, Any], Any]
 """A plain function or a coroutine function of a connected socket and the peer's address."""
-
-logger = logging.getLogger("fdpass_c.pool")
 
 dump_address = marshal.dumps
 """The payload of a connection. The worker was forked, so that both run the same Python."""
@@ -26,8 +25,6 @@ _GONE = (PeerClosedError, ConnectionResetError)
 """The master has closed its side, or died; ConnectionResetError where wakes were unread."""
 
 _SOON = 0.005
-
-_MASTERS_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
 
 
 def run_worker(sock: socket.socket, tally: Tally, handler: Handler, capacity: int) -> None:
@@ -53,7 +50,7 @@ def leave_signals_to_master() -> None:
     executes.
     """
     signal.set_wakeup_fd(-1)
-    for signum in _MASTERS_SIGNALS:
+    for signum in MASTERS_SIGNALS:
         signal.signal(signum, lambda _signum, _frame: None)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
 

@@ -1,0 +1,5 @@
+"""Where the pool logs."""
+
+import logging
+
+logger = logging.getLogger("fdpass_c.pool")

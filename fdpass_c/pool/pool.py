@@ -1,0 +1,107 @@
+"""Pool: what a program sees of it."""
+
+import selectors
+import signal
+import socket
+import sys
+from collections.abc import Callable
+from contextlib import ExitStack
+
+from fdpass_c.errors import FdpassError
+from fdpass_c.pool.intake import Entrance
+from fdpass_c.pool.listeners import Address
+from fdpass_c.pool.master import Master, Plan
+from fdpass_c.pool.signals import Signals
+from fdpass_c.pool.status import Status
+from fdpass_c.pool.worker import Handler
+
+
+class PoolError(FdpassError):
+    """Workers die at start again and again. Those that ran have finished what they had."""
+
+
+class Pool:
+    """Workers, each a forked process, that get connections while they are free.
+
+    handler(sock, address) runs in a worker. sock: a connected socket.socket, blocking, closed
+    when the handler returns or raises; detach() it to keep the descriptor. address: the peer's,
+    as from socket.accept. A coroutine function gets a non-blocking socket, and runs in an event
+    loop beside others of the same worker. An exception is logged, and the worker goes on.
+
+    A connection is begun when a worker has taken it from its queue. One that is given to a worker
+    but not begun when that dies goes to another worker; one that is begun is lost with it.
+    """
+
+    def __init__(
+        self,
+        handler: Handler,
+        workers: int,
+        capacity: int = 1,
+        *,
+        max_requests: int | None = None,
+        drain: float = 30.0,
+        setup: Callable[[], object] | None = None,
+    ) -> None:
+        """workers: how many processes. capacity: how many connections a worker has in hand at most.
+
+        With a plain function a capacity over 1 is a queue in the worker: fewer system calls a
+        connection, but a short one waits behind a long one. max_requests: a worker is replaced
+        after so many connections; None for never. drain: seconds that a worker has to finish
+        when it is to stop or to be replaced; then it is killed. setup: called in each worker
+        before its first connection; one that raises is a worker that died at start.
+
+        ValueError: workers, capacity or max_requests below 1, or a negative drain.
+        """
+        if workers < 1 or capacity < 1 or (max_requests is not None and max_requests < 1):
+            raise ValueError(
+                "workers, capacity and max_requests are at least 1, "
+                f"got {workers}, {capacity} and {max_requests}"
+            )
+        if drain < 0:
+            raise ValueError(f"drain is a number of seconds, not negative, got {drain}")
+        most = max_requests or sys.maxsize
+        self._plan = Plan(handler, workers, capacity, most, drain, setup)
+        self._signals = Signals()
+        self._master: Master | None = None
+
+    def serve(self, *listeners: socket.socket | Address) -> None:
+        """Accepts and passes on until SIGTERM, SIGINT or stop(); then drains and returns.
+
+        listeners: at least one. A socket.socket that listens is borrowed, and non-blocking while
+        the pool serves; an Address is opened, and closed at the end.
+
+        Call it in the main thread. It handles signals and puts the handlers back when it returns:
+        SIGTERM and SIGINT stop accepting and let workers finish, a second one kills them; SIGHUP
+        is reload(); SIGUSR1 logs the status table.
+
+        PoolError: workers die at start again and again. ValueError: no listener, an address of no
+        known form, or another thread than the main one. OSError: as for socket.bind.
+        """
+        if not listeners:
+            raise ValueError("a pool needs at least one listener")
+        with ExitStack() as stack:
+            selector = stack.enter_context(selectors.DefaultSelector())
+            entrance = Entrance(selector)
+            stack.callback(entrance.close)
+            entrance.open(listeners)
+            stack.enter_context(self._signals.handling(selector))
+            self._master = Master(self._plan, self._signals, entrance, selector)
+            failure = self._master.run()
+        if failure:
+            raise PoolError(failure)
+
+    def stop(self) -> None:
+        """Has serve() drain and return, as SIGTERM does. From any thread or signal handler."""
+        self._signals.add(signal.SIGTERM)
+
+    def reload(self) -> None:
+        """Replaces the workers one by one while the pool serves on, as SIGHUP does.
+
+        A worker's successor is ready before it stops taking connections. From any thread or
+        signal handler.
+        """
+        self._signals.add(signal.SIGHUP)
+
+    def status(self) -> Status:
+        """What the pool is doing. From any thread of the master or a signal handler."""
+        return self._master.status() if self._master else Status((), 0, 0, 0)

@@ -1,0 +1,197 @@
+"""Staffing: as many workers as were asked for, whoever dies, leaves or is to be replaced."""
+
+import selectors
+import time
+from collections import deque
+from collections.abc import Callable
+from functools import partial
+
+from fdpass_c.pool.crew import State, Worker, describe_exit
+from fdpass_c.pool.dispatch import Dispatcher
+from fdpass_c.pool.log import logger
+
+_FAILED_STARTS = 5
+"""Workers in a row that may die at start, or before they begin any of what they were given; the
+next attempt waits twice as long each time."""
+
+_FIRST_DELAY = 0.05
+
+
+class Staff:
+    """Starts, replaces and ends workers.
+
+    alarm: when check is to be called if nothing happens before, as time.monotonic. failed_starts:
+    in a row. failure: why there can be no workers, or nothing. handled_before: by workers that
+    have ended. lost: connections that a worker had begun when it died.
+    """
+
+    def __init__(
+        self,
+        workers: list[Worker],
+        dispatcher: Dispatcher,
+        selector: selectors.BaseSelector,
+        start: Callable[[int, int], Worker],
+        slots: int,
+        drain: float,
+    ) -> None:
+        """workers: none yet, kept up to date. start: takes a slot and the number of workers that
+        had it before; OSError where there is no process. drain: seconds that a worker may take to
+        finish."""
+        self.alarm = 0.0
+        self.stopping = False
+        self.failed_starts = 0
+        self.failure = ""
+        self.handled_before = self.lost = 0
+        self._workers = workers
+        self._dispatcher = dispatcher
+        self._selector = selector
+        self._start = start
+        self._drain = drain
+        self._restarts = [-1] * slots
+        self._outdated: deque[Worker] = deque()
+        self._stop_by = float("inf")
+        self._start_at = 0.0
+
+    def check(self) -> None:
+        """Ends those whose time is over, starts those that are missing, and sets the alarm."""
+        self.alarm = float("inf")
+        now = time.monotonic()
+        waiting = self._dispatcher.waiting
+        hopeless = self.failure and all(w.state is State.LEAVING for w in self._workers)
+        if waiting and (hopeless or now >= self._stop_by):
+            logger.warning("dropping %d connections that nobody took", len(waiting))
+            self._dispatcher.drop_waiting()
+        for worker in [*self._workers]:
+            if now >= min(worker.leave_by, self._stop_by):
+                logger.warning("worker %d did not finish in time", worker.pid)
+                self.bury(worker)
+            elif worker.state is not State.LEAVING and (
+                worker.is_used_up or (self.stopping and not waiting)
+            ):
+                worker.retire(min(self._drain, self._stop_by - now))
+        self._fill(now)
+
+    def _fill(self, now: float) -> None:
+        missing = self._find_missing()
+        if now >= self._start_at:
+            for slot in missing:
+                self._spawn(slot)
+            missing = self._find_missing()
+        moments = [worker.leave_by for worker in self._workers]
+        if missing:
+            moments.append(self._start_at)
+        self.alarm = min([self.alarm, self._stop_by, *moments])
+
+    def _find_missing(self) -> list[int]:
+        """The slots that need a worker: nobody's, and that of the next one to be replaced."""
+        active = [worker for worker in self._workers if worker.state is not State.LEAVING]
+        if self.stopping:
+            return [0] if self._dispatcher.waiting and not active else []
+        missing = [*({*range(len(self._restarts))} - {worker.place.slot for worker in active})]
+        while self._outdated and self._outdated[0] not in active:
+            self._outdated.popleft()
+        if self._outdated and not missing and all(w.state is State.READY for w in active):
+            missing = [self._outdated[0].place.slot]
+        return missing
+
+    def _spawn(self, slot: int) -> None:
+        self._restarts[slot] += 1
+        try:
+            worker = self._start(slot, self._restarts[slot])
+        except OSError as error:
+            self._count_failed_start(f"cannot start a worker: {error.strerror}")
+            return
+        self._workers.append(worker)
+        self._selector.register(worker.channel, selectors.EVENT_READ, partial(self.hear, worker))
+        logger.info("worker %d started", worker.pid)
+
+    def hear(self, worker: Worker, events: int) -> None:
+        """The selector has found that a worker woke the master, or ended, or takes more."""
+        if worker.channel.closed:
+            return  # Found dead earlier in this turn.
+        if events & selectors.EVENT_WRITE and worker.flush():
+            self._selector.modify(worker.channel, selectors.EVENT_READ, partial(self.hear, worker))
+        if events & selectors.EVENT_READ:
+            try:
+                alive = worker.hear()
+            except BlockingIOError:
+                return
+            if not alive:
+                self.bury(worker)
+            elif worker.state is State.STARTING:
+                self._welcome(worker)
+
+    def _welcome(self, worker: Worker) -> None:
+        worker.welcome()
+        if not self._dispatcher.waiting:
+            self.failed_starts = 0
+        for other in self._workers:
+            if (
+                other.place.slot == worker.place.slot
+                and other.state is State.READY
+                and other != worker
+            ):
+                other.retire(self._drain)
+        self.alarm = 0.0
+
+    def replace_all(self) -> None:
+        """One by one: a successor is ready before a worker stops taking connections."""
+        logger.info("replacing the workers")
+        self._outdated = deque(w for w in self._workers if w.state is not State.LEAVING)
+        self.alarm = 0.0
+
+    def stop(self) -> None:
+        """Lets all finish; again: without delay."""
+        if self.stopping:
+            self._stop_by = 0.0
+        else:
+            logger.info("stopping")
+            self.stopping = True
+            self._stop_by = time.monotonic() + self._drain
+            self._outdated.clear()
+        self.alarm = 0.0
+
+    def reap(self) -> None:
+        """Finds the workers whose end nobody hears of, because a child of theirs lives on."""
+        for worker in [*self._workers]:
+            if worker.has_exited():
+                self.bury(worker)
+
+    def bury(self, worker: Worker) -> None:
+        """Ends a worker; what it had not begun goes to others."""
+        status = worker.end()
+        self._dispatcher.take_back(worker)
+        self._selector.unregister(worker.channel)
+        worker.channel.close()
+        self._workers.remove(worker)
+        lost = worker.tally.begun - worker.tally.handled
+        self.handled_before += worker.tally.handled
+        self.lost += lost
+        self.alarm = 0.0
+        ended = f"worker {worker.pid} {describe_exit(status)}"
+        if worker.state is State.LEAVING and status == 0 and not lost and not worker.copies:
+            logger.info("%s", ended)
+            return
+        logger.warning("%s: %d connections lost, %d go to others", ended, lost, len(worker.copies))
+        if worker.state is State.STARTING or (worker.copies and not worker.tally.begun):
+            self._count_failed_start(ended)
+
+    def _count_failed_start(self, reason: str) -> None:
+        self.failed_starts += 1
+        self._start_at = time.monotonic() + _FIRST_DELAY * 2 ** (self.failed_starts - 1)
+        if self.failed_starts < _FAILED_STARTS or self.stopping:
+            return
+        failure = (
+            f"{_FAILED_STARTS} workers in a row died before they began anything, the last: {reason}"
+        )
+        if self._outdated:
+            logger.error("%s; the old workers stay", failure)
+            self._outdated.clear()
+            self.failed_starts = 0
+        else:
+            self.failure = failure
+            self.stop()
+
+    def end_all(self) -> None:
+        for worker in [*self._workers]:
+            self.bury(worker)
