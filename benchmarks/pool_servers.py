@@ -128,8 +128,8 @@ class _PureChannel:
 class _PureIntake(intake.Intake):
     """Accepts with socket.accept, as a program on the standard library does."""
 
-    def __init__(self, sock: socket.socket, selector: Any) -> None:
-        super().__init__(sock, selector)
+    def __init__(self, sock: socket.socket, entrance: Any) -> None:
+        super().__init__(sock, entrance)
 
         def accept() -> tuple[int, Any]:
             accepted, address = sock.accept()

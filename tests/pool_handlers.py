@@ -88,9 +88,9 @@ def close_and_wait(sock: socket.socket, _address: object) -> None:
 
 def _start_unless(path: Path) -> None:
     if path.exists() and path.read_text() == "full":
-        # Room for the channel that the worker makes, and for nothing that it receives.
+        # No room for anything that it receives.
         os.close(free := os.dup(0))
-        resource.setrlimit(resource.RLIMIT_NOFILE, (free + 1, free + 1))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (free, free))
     elif path.exists():
         raise RuntimeError("no start today")
 

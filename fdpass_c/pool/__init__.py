@@ -9,7 +9,8 @@ docs/pool.md tells how it works and what it promises.
 
 Arrows point down only: pool (what a program sees) -> master (the loop) -> staff (death, respawn,
 replacement) -> dispatch (who gets what) -> crew (the master's side of one worker) -> worker (the
-worker's own side), intake (accepting) -> listeners, signals, tally, status, log.
+worker's own side), intake (accepting) -> listeners, signals, bell (waking the master), tally,
+status, log.
 """
 
 from fdpass_c.pool.listeners import Address, inherit_listeners, open_listener

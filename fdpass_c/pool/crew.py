@@ -19,8 +19,8 @@ from fdpass_c.pool.status import WorkerStatus
 from fdpass_c.pool.tally import Tally
 from fdpass_c.pool.worker import dump_address, leave_signals_to_master
 
-Work = Callable[[socket.socket, Tally], None]
-"""What a worker does, with its side of the connection to the master."""
+Work = Callable[[Channel, Tally], None]
+"""What a worker does, with its end of the channel."""
 
 
 class State(enum.Enum):
@@ -66,14 +66,15 @@ class Worker:
         Returns how many left, which are the first ones, and what kept the others: the worker's
         buffer or the user's allowance of descriptors in flight is full, or the worker has gone.
         """
-        fds = [fd for fd, _ in connections]
         reason = None
-        sent = len(fds)
+        sent = len(connections)
         try:
             if sent == 1:
-                self.channel.send(dump_address(connections[0][1]), fds)
+                fd, address = connections[0]
+                self.channel.send(dump_address(address), (fd,))
             else:
-                self.channel.send_many([dump_address(address) for _, address in connections], fds)
+                payloads = [dump_address(address) for _, address in connections]
+                self.channel.send_many(payloads, [fd for fd, _ in connections])
         except OSError as error:
             reason = error
             sent = error.progress.messages if sent > 1 else 0  # type: ignore[attr-defined]
@@ -99,23 +100,12 @@ class Worker:
         if self.state is State.READY:
             self.room = min(self.place.capacity - self.in_hand, self.place.most - self.given)
 
-    def hear(self) -> bool:
-        """Takes the wakes that have come; returns False once there is nothing more to come.
-
-        BlockingIOError where there is nothing now.
-        """
-        try:
-            return bool(self._sock.recv(4096))
-        except ConnectionResetError:
-            return False  # It closed with connections unread.
-
     def look(self) -> Sequence[int]:
         """Reads the tally; returns the copies that are no longer needed, to be closed."""
-        before = self.tally.handled
-        begun = self.tally.read()
-        if not begun and self.tally.handled == before:
+        if not self.tally.read():
             return ()
         self._count()
+        begun = len(self.copies) - (self.given - self.tally.begun)
         return [self.copies.popleft()[0] for _ in range(begun)]
 
     def retire(self, deadline: float) -> None:
@@ -154,11 +144,13 @@ class Worker:
         close_fds(fd for fd, _ in self.copies)
 
     def describe(self) -> WorkerStatus:
+        handled = self.tally.count_handled()
+        in_hand = self.given - handled
         state = self.state.name
         if self.state is State.READY:
-            state = "FREE" if self.in_hand < self.place.capacity else "BUSY"
+            state = "FREE" if in_hand < self.place.capacity else "BUSY"
         slot, restarts = self.place.slot, self.place.restarts
-        return WorkerStatus(slot, self.pid, state, self.in_hand, self.tally.handled, restarts)
+        return WorkerStatus(slot, self.pid, state, in_hand, handled, restarts)
 
 
 def fork_worker(place: Place, forget: Callable[[], None], work: Work) -> Worker:
@@ -194,7 +186,9 @@ def _become_worker(
     try:
         leave_signals_to_master()
         forget()
-        work(sock, tally)
+        # Open to the end of the process, for which the master takes its closing.
+        channel = Channel(sock)
+        work(channel, tally)
         status = 0
     except SystemExit as stop:
         status = stop.code if isinstance(stop.code, int) else int(stop.code is not None)

@@ -4,10 +4,11 @@ import heapq
 import selectors
 import time
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Sequence
 from operator import attrgetter
 
 from fdpass_c.descriptors import close_fds
+from fdpass_c.pool.bell import Bell
 from fdpass_c.pool.crew import Worker
 from fdpass_c.pool.intake import SHORT_OF, Connection, Entrance
 from fdpass_c.pool.log import logger
@@ -16,7 +17,7 @@ _REST = 0.05
 """Seconds until the next attempt where a limit of the system is reached."""
 
 _LEAST_PATIENCE, _MOST_PATIENCE = 0.005, 1.0
-"""Seconds after which the master sees for itself whether a worker has begun."""
+"""Seconds after which the master sees for itself how far the workers are."""
 
 # Among those with as much in hand comes first who has waited longest.
 _rank = attrgetter("in_hand", "turn")
@@ -26,55 +27,74 @@ class Dispatcher:
     """Accepts what there is room for, and gives each connection to the worker with the least in
     hand.
 
-    waiting: connections accepted and given to nobody yet. alarm: when distribute is to be called
-    again if nothing happens before, as time.monotonic.
+    waiting: connections accepted and given to nobody yet. begun: how many workers have begun, in
+    all. alarm: when distribute is to be called if nothing happens before, as time.monotonic.
     """
 
     def __init__(
-        self, entrance: Entrance, workers: list[Worker], selector: selectors.BaseSelector
+        self,
+        entrance: Entrance,
+        workers: list[Worker],
+        bell: Bell,
+        selector: selectors.BaseSelector,
     ) -> None:
         """workers: the living ones, which somebody else keeps up to date."""
         self.waiting: deque[Connection] = deque()
+        self.begun = 0
         self.alarm = 0.0
         self._entrance = entrance
         self._workers = workers
+        self._bell = bell
         self._selector = selector
         self._done: list[int] = []
         self._turn = 0
         self._rest_until = 0.0
         self._patience = _LEAST_PATIENCE
-
-    def look(self) -> bool:
-        """Sees how far the workers are, those that said nothing too; whether any has begun more."""
-        before = len(self._done)
-        for worker in self._workers:
-            if worker.in_hand:
-                self._done += worker.look()
-        return len(self._done) > before
+        self._copies_out = self._calls_staff = False
 
     def distribute(self) -> bool:
         """Returns whether there is reason to look at the staff: a worker was given its last
         connection, or one that waited was given while no more are accepted."""
+        self._calls_staff = False
         now = time.monotonic()
-        has_given = has_room = False
-        if now >= self._rest_until:
-            takers = [worker for worker in self._workers if worker.room > 0]
-            room = sum(worker.room for worker in takers) - len(self.waiting)
-            if room > 0 and self._entrance.is_ready:
-                room -= self._accept(room)
-            if self.waiting and takers:
-                self._pass_on(takers)
-                has_given = True
-            has_room = room > 0 and now >= self._rest_until
-        self._entrance.watch(has_room)
-        self._set_alarm(now, has_room and self._entrance.is_ready)
-        return has_given and (
-            not self._entrance.is_open or any(worker.is_used_up for worker in takers)
-        )
+        is_full = self._fill_up(now)
+        if is_full != self._bell.wanted:
+            self._bell.wanted = is_full
+            if is_full:
+                # Somebody may have finished just before it could know.
+                is_full = self._fill_up(now)
+        self._entrance.settle()
+        self._set_alarm(now, is_full)
+        return self._calls_staff
+
+    def _fill_up(self, now: float) -> bool:
+        """One round; returns whether there is no room for more."""
+        self._copies_out = False
+        takers = []
+        room = -len(self.waiting)
+        for worker in self._workers:
+            if worker.in_hand and (begun := worker.look()):
+                self._note_begun(begun)
+            if worker.copies:
+                self._copies_out = True
+            if worker.room > 0:
+                takers.append(worker)
+                room += worker.room
+        if now < self._rest_until:
+            return True
+        if room > 0 and self._entrance.ready:
+            room -= self._accept(room)
+        if self.waiting and takers:
+            self._pass_on(takers)
+        return room <= 0
+
+    def _note_begun(self, copies: Sequence[int]) -> None:
+        self._done += copies
+        self.begun += len(copies)
 
     def take_back(self, worker: Worker) -> None:
         """What a dead worker had not begun waits for another, before all that came later."""
-        self._done += worker.look()
+        self._note_begun(worker.look())
         self.waiting.extendleft(reversed(worker.copies))
 
     def close_done(self) -> None:
@@ -93,13 +113,14 @@ class Dispatcher:
         """In a forked child: closes its copies."""
         close_fds([*self._done, *(fd for fd, _ in self.waiting)])
 
-    def _set_alarm(self, now: float, more: bool) -> None:
-        if more:
+    def _set_alarm(self, now: float, is_full: bool) -> None:
+        self.alarm = float("inf")
+        if self._rest_until > now:
+            self.alarm = self._rest_until
+        elif self._entrance.ready and not is_full:
             self.alarm = 0.0
-            return
-        self.alarm = self._rest_until if self._rest_until > now else float("inf")
-        if any(worker.copies for worker in self._workers):
-            # Usually somebody is done before; else these looks become rare.
+        if self._copies_out or is_full:
+            # Usually somebody rings before; else these looks become rare.
             self.alarm = min(self.alarm, now + self._patience)
             self._patience = min(2 * self._patience, _MOST_PATIENCE)
 
@@ -119,16 +140,19 @@ class Dispatcher:
 
     def _pass_on(self, takers: list[Worker]) -> None:
         self._patience = _LEAST_PATIENCE
+        self._copies_out = True
+        if not self._entrance.is_open:
+            self._calls_staff = True
         if len(takers) == 1 or len(self.waiting) == 1:
             # Nothing to weigh, which is usual both under a flood and without one.
-            worker = min(takers, key=_rank)
+            worker = takers[0] if len(takers) == 1 else min(takers, key=_rank)
             count = min(worker.room, len(self.waiting))
             self._give(worker, [self.waiting.popleft() for _ in range(count)])
             return
-        for worker, connections in self._deal(takers):
+        for worker, connections in self._deal(takers).items():
             self._give(worker, connections)
 
-    def _deal(self, takers: list[Worker]) -> Iterable[tuple[Worker, list[Connection]]]:
+    def _deal(self, takers: list[Worker]) -> dict[Worker, list[Connection]]:
         """One at a time, each to the worker that then has the least."""
         heap = [(*_rank(worker), worker.pid, worker.room, worker) for worker in takers]
         heapq.heapify(heap)
@@ -141,12 +165,14 @@ class Dispatcher:
                 heapq.heapreplace(heap, (in_hand + 1, self._turn, pid, room - 1, worker))
             else:
                 heapq.heappop(heap)
-        return shares.items()
+        return shares
 
     def _give(self, worker: Worker, connections: list[Connection]) -> None:
         self._turn += 1
         worker.turn = self._turn
         sent, reason = worker.give(connections)
+        if worker.is_used_up:
+            self._calls_staff = True
         if worker.channel.unsent:
             both = selectors.EVENT_READ | selectors.EVENT_WRITE
             self._selector.modify(worker.channel, both, self._selector.get_key(worker.channel).data)

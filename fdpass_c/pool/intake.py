@@ -33,31 +33,25 @@ _ONE_FAILED = {
 
 
 class Intake:
-    """A listening socket that the master borrows.
+    """A listening socket that the master borrows; name: its address."""
 
-    name: its address. ready: a connection may be waiting. Only where none is does a selector watch
-    the socket, so that neither a pool that is full nor one that is flooded has it armed and
-    disarmed.
-    """
-
-    def __init__(self, sock: socket.socket, selector: selectors.BaseSelector) -> None:
+    def __init__(self, sock: socket.socket, entrance: "Entrance") -> None:
         """Makes sock non-blocking until close()."""
+        self.name = describe_listener(sock)
         self._sock = sock
         self._timeout = sock.gettimeout()
-        self.name = describe_listener(sock)
-        self._selector = selector
+        self._entrance = entrance
         self._watched = False
         sock.setblocking(False)
         # Not public, but accept() makes a socket object that has to be detached again: it takes
         # twice as long, which would be a quarter of all that a flood costs the master.
         self._accept = sock._accept  # type: ignore[attr-defined]
-        self.ready = True
 
-    def accept(self, most: int, accepted: deque[Connection]) -> None:
+    def accept(self, most: int, accepted: deque[Connection]) -> bool:
         """Adds the connections waiting, at most so many, to accepted; they are the caller's.
 
-        ready is False after it where no more are waiting. OSError: one of SHORT_OF, and what
-        means that the socket does not listen.
+        Returns whether more may be waiting. OSError: one of SHORT_OF, and what means that the
+        socket does not listen.
         """
         accept = self._accept
         enough = len(accepted) + most
@@ -65,24 +59,23 @@ class Intake:
             try:
                 accepted.append(accept())
             except BlockingIOError:
-                self.ready = False
-                return
+                return False
             except OSError as error:
                 if error.errno not in _ONE_FAILED:
                     raise
-
-    def note(self, _events: int) -> None:
-        """The selector has found a connection."""
-        self.ready = True
+        return True
 
     def watch(self, wanted: bool) -> None:
-        """Has the selector call note when a connection comes, or no longer."""
+        """Has the selector find the next connection, or no longer."""
         if wanted != self._watched:
             self._watched = wanted
             if wanted:
-                self._selector.register(self._sock, selectors.EVENT_READ, self.note)
+                self._entrance.selector.register(self._sock, selectors.EVENT_READ, self._note)
             else:
-                self._selector.unregister(self._sock)
+                self._entrance.selector.unregister(self._sock)
+
+    def _note(self, _events: int) -> None:
+        self._entrance.ready.append(self)
 
     def forget(self) -> None:
         """Closes a forked child's copy; what is the same open socket stays as it is."""
@@ -96,21 +89,23 @@ class Intake:
 
 
 class Entrance:
-    """All listening sockets of a pool, each of which gets its share of what is accepted."""
+    """All listening sockets of a pool, each of which gets its share of what is accepted.
+
+    ready: those where a connection may be waiting. Only the others are watched, so that neither a
+    pool that is full nor one that is flooded has them armed and disarmed.
+    """
 
     def __init__(self, selector: selectors.BaseSelector) -> None:
-        self._selector = selector
+        self.selector = selector
+        self.ready: list[Intake] = []
+        self._intakes: list[Intake] = []
         self._own: list[socket.socket] = []
-        self._intakes: deque[Intake] = deque()
 
     def open(self, listeners: Iterable[socket.socket | Address]) -> None:
         """Borrows the sockets and opens the addresses, until close(). Errors as open_listener."""
         opened = [self._open(listener) for listener in listeners]
-        self._intakes.extend(Intake(sock, self._selector) for sock in opened)
-
-    def announce(self) -> None:
-        for intake in self._intakes:
-            logger.info("listening at %s", intake.name)
+        self._intakes = [Intake(sock, self) for sock in opened]
+        self.ready = [*self._intakes]
 
     def _open(self, listener: socket.socket | Address) -> socket.socket:
         if isinstance(listener, socket.socket):
@@ -118,29 +113,30 @@ class Entrance:
         self._own.append(open_listener(listener))
         return self._own[-1]
 
+    def announce(self) -> None:
+        for intake in self._intakes:
+            logger.info("listening at %s", intake.name)
+
     @property
     def is_open(self) -> bool:
         """Whether connections may still come."""
         return bool(self._intakes)
 
-    @property
-    def is_ready(self) -> bool:
-        """Whether a connection may be waiting."""
-        return any(intake.ready for intake in self._intakes)
-
     def accept(self, room: int, accepted: deque[Connection]) -> None:
         """As Intake.accept: at most room in all, and what came before an error is in accepted."""
-        ready = [intake for intake in self._intakes if intake.ready]
-        # Each gets its share of the room, and the first of the turn what is left over.
-        self._intakes.rotate()
         enough = len(accepted) + room
-        for number, intake in enumerate(ready):
-            intake.accept(-(-(enough - len(accepted)) // (len(ready) - number)), accepted)
+        for left in range(len(self.ready), 0, -1):
+            # Each gets its share of the room, and stands behind the others next time.
+            intake = self.ready.pop(0)
+            self.ready.append(intake)
+            if not intake.accept(-(-(enough - len(accepted)) // left), accepted):
+                self.ready.pop()
+                intake.watch(True)
 
-    def watch(self, wanted: bool) -> None:
-        """Has the selector find the next connection, wherever none is known to wait."""
-        for intake in self._intakes:
-            intake.watch(wanted and not intake.ready)
+    def settle(self) -> None:
+        """Before waiting in the selector, which would find those again that are known."""
+        for intake in self.ready:
+            intake.watch(False)
 
     def forget(self) -> None:
         """In a forked child."""
@@ -152,6 +148,7 @@ class Entrance:
         for intake in self._intakes:
             intake.close()
         self._intakes.clear()
+        self.ready.clear()
         for sock in self._own:
             if sock.family == socket.AF_UNIX:
                 # While it listens, nobody else can have put a socket of theirs there.

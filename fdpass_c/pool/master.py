@@ -3,11 +3,12 @@
 import contextlib
 import selectors
 import signal
-import socket
 import time
 from collections.abc import Callable
 from typing import NamedTuple
 
+from fdpass_c.channel import Channel
+from fdpass_c.pool.bell import Bell
 from fdpass_c.pool.crew import Place, Worker, fork_worker
 from fdpass_c.pool.dispatch import Dispatcher
 from fdpass_c.pool.intake import Entrance
@@ -37,19 +38,22 @@ class Master:
         self,
         plan: Plan,
         signals: Signals,
+        bell: Bell,
         entrance: Entrance,
         selector: selectors.BaseSelector,
     ) -> None:
         """Borrows all of them."""
         self._plan = plan
         self._signals = signals
+        self._bell = bell
         self._entrance = entrance
         self._selector = selector
         self._workers: list[Worker] = []
-        self._dispatcher = Dispatcher(entrance, self._workers, selector)
+        self._dispatcher = Dispatcher(entrance, self._workers, bell, selector)
         self._staff = Staff(
             self._workers, self._dispatcher, selector, self._start, plan.workers, plan.drain
         )
+        selector.register(bell, selectors.EVENT_READ, self._answer)
 
     def run(self) -> str:
         """Serves until it is to stop and all are done; returns why there could be no workers, or
@@ -79,8 +83,6 @@ class Master:
         wait = None if alarm == float("inf") else max(0.0, alarm - time.monotonic())
         for key, events in self._selector.select(wait):
             key.data(events)
-        if self._dispatcher.look():
-            self._staff.failed_starts = 0
         while self._signals.queue:
             self._obey(self._signals.queue.popleft())
         if time.monotonic() >= self._staff.alarm:
@@ -90,6 +92,10 @@ class Master:
         if self._dispatcher.distribute():
             self._staff.alarm = 0.0
         self._dispatcher.close_done()
+
+    def _answer(self, _events: int) -> None:
+        self._bell.hush()
+        self._staff.welcome()
 
     def _obey(self, signum: int) -> None:
         if signum == signal.SIGUSR1:
@@ -106,17 +112,17 @@ class Master:
         place = Place(slot, restarts, self._plan.capacity, self._plan.most)
         return fork_worker(place, self._forget, self._work)
 
-    def _work(self, sock: socket.socket, tally: Tally) -> None:
+    def _work(self, channel: Channel, tally: Tally) -> None:
         """In the worker."""
         if self._plan.setup is not None:
             self._plan.setup()
-        run_worker(sock, tally, self._plan.handler, self._plan.capacity)
+        run_worker(channel, tally, self._bell, self._plan.handler, self._plan.capacity)
 
     def _forget(self) -> None:
         """In the worker: closes its copies of what is the master's."""
         with contextlib.suppress(OSError):  # A kqueue is not inherited.
             self._selector.close()
-        self._signals.forget()
+        self._bell.forget()
         self._entrance.forget()
         self._dispatcher.forget()
         for worker in self._workers:

@@ -84,8 +84,8 @@ class Pool:
             entrance = Entrance(selector)
             stack.callback(entrance.close)
             entrance.open(listeners)
-            stack.enter_context(self._signals.handling(selector))
-            self._master = Master(self._plan, self._signals, entrance, selector)
+            bell = stack.enter_context(self._signals.handling())
+            self._master = Master(self._plan, self._signals, bell, entrance, selector)
             failure = self._master.run()
         if failure:
             raise PoolError(failure)

@@ -1,12 +1,11 @@
-"""Signals of the master: they wait in a queue, and wake a selector."""
+"""Signals of the master: they wait in a queue, and ring."""
 
-import contextlib
-import os
-import selectors
 import signal
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+from fdpass_c.pool.bell import Bell
 
 MASTERS_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
 
@@ -16,39 +15,31 @@ class Signals:
 
     def __init__(self) -> None:
         self.queue: deque[int] = deque()
-        self._pipe: tuple[int, ...] = ()
+        self._bell: Bell | None = None
 
     def add(self, signum: int) -> None:
         """As if it had come. From any thread or signal handler."""
         self.queue.append(signum)
-        with contextlib.suppress(BlockingIOError):
-            for fd in self._pipe[1:]:
-                os.write(fd, b"\0")
+        if bell := self._bell:
+            bell.ring()
 
     @contextmanager
-    def handling(self, selector: selectors.BaseSelector) -> Iterator[None]:
-        """Queues MASTERS_SIGNALS and SIGCHLD, which wake selector; in the main thread."""
-        self._pipe = reader, writer = os.pipe()
-        os.set_blocking(reader, False)
-        os.set_blocking(writer, False)
-        selector.register(reader, selectors.EVENT_READ, lambda _events: os.read(reader, 4096))
+    def handling(self) -> Iterator[Bell]:
+        """Queues MASTERS_SIGNALS and SIGCHLD in the block; in the main thread."""
+        bell = Bell()
         self.queue.clear()
         handlers = {}
         wakeup = -1
         try:
-            wakeup = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+            wakeup = signal.set_wakeup_fd(bell.writer, warn_on_full_buffer=False)
             for signum in (*MASTERS_SIGNALS, signal.SIGCHLD):
                 handlers[signum] = signal.signal(signum, lambda n, _: self.queue.append(n))
-            yield
+            self._bell = bell
+            yield bell
         finally:
+            self._bell = None
             for signum, handler in handlers.items():
                 signal.signal(signum, signal.SIG_DFL if handler is None else handler)
             if handlers:
                 signal.set_wakeup_fd(wakeup)
-            self.forget()
-
-    def forget(self) -> None:
-        """Closes what wakes; in a forked child its copies."""
-        pipe, self._pipe = self._pipe, ()
-        for fd in pipe:
-            os.close(fd)
+            bell.close()

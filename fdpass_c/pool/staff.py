@@ -20,9 +20,9 @@ _FIRST_DELAY = 0.05
 class Staff:
     """Starts, replaces and ends workers.
 
-    alarm: when check is to be called if nothing happens before, as time.monotonic. failed_starts:
-    in a row. failure: why there can be no workers, or nothing. handled_before: by workers that
-    have ended. lost: connections that a worker had begun when it died.
+    alarm: when check is to be called if nothing happens before, as time.monotonic. failure: why
+    there can be no workers, or nothing. handled_before: by workers that have ended. lost:
+    connections that a worker had begun when it died.
     """
 
     def __init__(
@@ -39,7 +39,6 @@ class Staff:
         finish."""
         self.alarm = 0.0
         self.stopping = False
-        self.failed_starts = 0
         self.failure = ""
         self.handled_before = self.lost = 0
         self._workers = workers
@@ -51,6 +50,7 @@ class Staff:
         self._outdated: deque[Worker] = deque()
         self._stop_by = float("inf")
         self._start_at = 0.0
+        self._failed_starts = self._begun_before = 0
 
     def check(self) -> None:
         """Ends those whose time is over, starts those that are missing, and sets the alarm."""
@@ -102,29 +102,28 @@ class Staff:
             self._count_failed_start(f"cannot start a worker: {error.strerror}")
             return
         self._workers.append(worker)
-        self._selector.register(worker.channel, selectors.EVENT_READ, partial(self.hear, worker))
+        self._selector.register(worker.channel, selectors.EVENT_READ, partial(self._hear, worker))
         logger.info("worker %d started", worker.pid)
 
-    def hear(self, worker: Worker, events: int) -> None:
-        """The selector has found that a worker woke the master, or ended, or takes more."""
+    def _hear(self, worker: Worker, events: int) -> None:
+        """The selector has found that a worker ended, or takes more."""
         if worker.channel.closed:
             return  # Found dead earlier in this turn.
         if events & selectors.EVENT_WRITE and worker.flush():
-            self._selector.modify(worker.channel, selectors.EVENT_READ, partial(self.hear, worker))
+            self._selector.modify(worker.channel, selectors.EVENT_READ, partial(self._hear, worker))
         if events & selectors.EVENT_READ:
-            try:
-                alive = worker.hear()
-            except BlockingIOError:
-                return
-            if not alive:
-                self.bury(worker)
-            elif worker.state is State.STARTING:
+            self.bury(worker)  # Workers say nothing there.
+
+    def welcome(self) -> None:
+        """Has those that are ready now get connections, and those before them leave."""
+        for worker in self._workers:
+            if worker.state is State.STARTING and worker.tally.has_started:
                 self._welcome(worker)
 
     def _welcome(self, worker: Worker) -> None:
         worker.welcome()
         if not self._dispatcher.waiting:
-            self.failed_starts = 0
+            self._failed_starts = 0
         for other in self._workers:
             if (
                 other.place.slot == worker.place.slot
@@ -177,9 +176,12 @@ class Staff:
             self._count_failed_start(ended)
 
     def _count_failed_start(self, reason: str) -> None:
-        self.failed_starts += 1
-        self._start_at = time.monotonic() + _FIRST_DELAY * 2 ** (self.failed_starts - 1)
-        if self.failed_starts < _FAILED_STARTS or self.stopping:
+        if self._dispatcher.begun > self._begun_before:
+            self._begun_before = self._dispatcher.begun
+            self._failed_starts = 0
+        self._failed_starts += 1
+        self._start_at = time.monotonic() + _FIRST_DELAY * 2 ** (self._failed_starts - 1)
+        if self._failed_starts < _FAILED_STARTS or self.stopping:
             return
         failure = (
             f"{_FAILED_STARTS} workers in a row died before they began anything, the last: {reason}"
@@ -187,7 +189,7 @@ class Staff:
         if self._outdated:
             logger.error("%s; the old workers stay", failure)
             self._outdated.clear()
-            self.failed_starts = 0
+            self._failed_starts = 0
         else:
             self.failure = failure
             self.stop()

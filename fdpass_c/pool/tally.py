@@ -2,9 +2,12 @@
 
 import mmap
 
+_HANDLED, _BEGUN, _READY = range(3)
+_MASK = 2**32 - 1
+
 
 class Tally:
-    """Two counts that only the worker raises, modulo 2**32.
+    """Two counts that only the worker raises, modulo 2**32, and whether it has started.
 
     A message would have to be sent before each handler runs, to be sure that it is there if the
     worker is killed then. A count in shared memory is, without a system call. Each is an aligned
@@ -13,23 +16,37 @@ class Tally:
 
     def __init__(self) -> None:
         """To be made before the fork."""
-        self._counts = memoryview(mmap.mmap(-1, mmap.PAGESIZE)).cast("I")
+        self._words = memoryview(mmap.mmap(-1, mmap.PAGESIZE)).cast("I")
         self.begun = self.handled = 0
+
+    def start(self) -> None:
+        """In the worker: ready for connections."""
+        self._words[_READY] = 1
 
     def begin(self, count: int) -> None:
         """In the worker: before the handlers of so many connections run."""
         self.begun += count
-        self._counts[0] = self.begun & 0xFFFFFFFF
+        self._words[_BEGUN] = self.begun & _MASK
 
     def finish(self) -> None:
         """In the worker: when the handler of one connection has returned."""
         self.handled += 1
-        self._counts[1] = self.handled & 0xFFFFFFFF
+        self._words[_HANDLED] = self.handled & _MASK
 
-    def read(self) -> int:
-        """In the master: brings begun and handled up to date; returns by how much begun rose."""
+    @property
+    def has_started(self) -> bool:
+        return self._words[_READY] != 0
+
+    def count_handled(self) -> int:
+        """In any thread of the master: what read will find."""
+        handled = self.handled
+        return handled + ((self._words[_HANDLED] - handled) & _MASK)
+
+    def read(self) -> bool:
+        """In the master: brings begun and handled up to date; returns whether one of them rose."""
         # In this order, so that handled is never the greater.
-        self.handled += (self._counts[1] - self.handled) & 0xFFFFFFFF
-        rise = (self._counts[0] - self.begun) & 0xFFFFFFFF
-        self.begun += rise
-        return rise
+        finished = (self._words[_HANDLED] - self.handled) & _MASK
+        begun = (self._words[_BEGUN] - self.begun) & _MASK
+        self.handled += finished
+        self.begun += begun
+        return bool(finished or begun)

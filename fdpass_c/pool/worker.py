@@ -11,6 +11,7 @@ from typing import Any
 
 from fdpass_c.channel import Channel
 from fdpass_c.errors import PeerClosedError
+from fdpass_c.pool.bell import Bell
 from fdpass_c.pool.log import logger
 from fdpass_c.pool.signals import MASTERS_SIGNALS
 from fdpass_c.pool.tally import Tally
@@ -22,21 +23,20 @@ dump_address = marshal.dumps
 """The payload of a connection. The worker was forked, so that both run the same Python."""
 
 _GONE = (PeerClosedError, ConnectionResetError)
-"""The master has closed its side, or died; ConnectionResetError where wakes were unread."""
+"""The master has closed its side, or died; ConnectionResetError with something
+unread."""
 
 _SOON = 0.005
 
 
-def run_worker(sock: socket.socket, tally: Tally, handler: Handler, capacity: int) -> None:
-    """Serves until the master shuts its side of sock down, and what was given is finished.
-
-    sock is open when it returns: the master takes its closing for the end of the process.
-    """
-    with Channel(sock.dup()) as channel:
-        if _is_coroutine_function(handler):
-            asyncio.run(_EventLoopWorker(channel, sock, tally, handler, capacity).run())
-        else:
-            _serve(channel, sock, tally, handler, capacity)
+def run_worker(channel: Channel, tally: Tally, bell: Bell, handler: Handler, capacity: int) -> None:
+    """Serves until the master shuts its side of the channel, and what was given is finished."""
+    tally.start()
+    bell.ring()
+    if _is_coroutine_function(handler):
+        asyncio.run(_EventLoopWorker(channel, tally, bell, handler, capacity).run())
+    else:
+        _serve(channel, tally, bell, handler, capacity)
 
 
 def _is_coroutine_function(handler: Any) -> bool:
@@ -55,25 +55,16 @@ def leave_signals_to_master() -> None:
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
 
 
-def _wake_master(sock: socket.socket) -> None:
-    """Has the master look at the tally; the first time also says that this worker is ready."""
-    # Without a master there is nobody to tell, and what it gave is still to be handled.
-    with contextlib.suppress(BrokenPipeError):
-        sock.send(b"\0")
-
-
-def _serve(
-    channel: Channel, master: socket.socket, tally: Tally, handler: Handler, capacity: int
-) -> None:
-    """One connection after the other. A queue wakes the master when it is empty, and for every
-    quarter of it that is finished."""
-    told = -1
+def _serve(channel: Channel, tally: Tally, bell: Bell, handler: Handler, capacity: int) -> None:
+    """One connection after the other. A queue rings when it is empty, and for every quarter of it
+    that is finished."""
+    many = max(1, capacity // 4)
+    told = 0
     while True:
-        if tally.handled - told >= max(1, capacity // 4) or (
-            not channel.pending and tally.handled > told
-        ):
+        news = tally.handled - told
+        if bell.wanted and (news >= many or (news and not channel.pending)):
             told = tally.handled
-            _wake_master(master)
+            bell.ring()
         try:
             payload, fds = channel.recv()
         except _GONE:
@@ -101,26 +92,20 @@ class _EventLoopWorker:
     """As many connections at once as the master gives."""
 
     def __init__(
-        self,
-        channel: Channel,
-        master: socket.socket,
-        tally: Tally,
-        handler: Handler,
-        capacity: int,
+        self, channel: Channel, tally: Tally, bell: Bell, handler: Handler, capacity: int
     ) -> None:
         self._channel = channel
-        self._master = master
         self._tally = tally
+        self._bell = bell
         self._handler = handler
         self._many = max(1, capacity // 4)
         self._told = 0
-        self._wake_later: asyncio.TimerHandle | None = None
+        self._ring_later: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def run(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._left = asyncio.Event()
-        self._wake()
         self._loop.add_reader(self._channel.fileno(), self._receive)
         await self._left.wait()
         while self._tasks:
@@ -161,18 +146,20 @@ class _EventLoopWorker:
             self._finish()
 
     def _finish(self) -> None:
-        """Wakes the master now where there is nothing else in hand or much is finished, else soon:
-        under a flood one wake is for many."""
+        """Rings now where there is nothing else in hand or much is finished, else soon: under a
+        flood one ring is for many."""
         tally = self._tally
         tally.finish()
+        if not self._bell.wanted:
+            return
         if tally.handled == tally.begun or tally.handled - self._told >= self._many:
-            self._wake()
-        elif self._wake_later is None:
-            self._wake_later = self._loop.call_later(_SOON, self._wake)
+            self._ring()
+        elif self._ring_later is None:
+            self._ring_later = self._loop.call_later(_SOON, self._ring)
 
-    def _wake(self) -> None:
-        if self._wake_later is not None:
-            self._wake_later.cancel()
-            self._wake_later = None
+    def _ring(self) -> None:
+        if self._ring_later is not None:
+            self._ring_later.cancel()
+            self._ring_later = None
         self._told = self._tally.handled
-        _wake_master(self._master)
+        self._bell.ring()
