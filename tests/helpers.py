@@ -19,6 +19,8 @@ Pair = tuple[socket.socket, socket.socket]
 MakeFiles = Callable[[int], list[int]]
 Keep = Callable[[list[int]], list[int]]
 
+_NOBODY = 65534
+
 linux_only = pytest.mark.skipif(sys.platform != "linux", reason="a fact of Linux")
 
 
@@ -93,6 +95,14 @@ def set_option(sock: socket.socket, option: int, value: int) -> None:
         sock.setsockopt(socket.SOL_SOCKET, option, value)
     except OSError as error:
         pytest.skip(f"no socket option {option}: {error}")
+
+
+def become_nobody() -> None:
+    """Makes this process one whom the limits of its user bind; root is exempt from several."""
+    if os.geteuid() == 0:
+        os.setgroups([])
+        os.setresgid(_NOBODY, _NOBODY, _NOBODY)
+        os.setresuid(_NOBODY, _NOBODY, _NOBODY)
 
 
 def fork() -> int:

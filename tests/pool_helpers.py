@@ -47,15 +47,15 @@ class Server:
         handler: str = "echo",
         *options: str,
         addresses: tuple[str, ...] = ("127.0.0.1:0",),
-        setup: Path | None = None,
+        program: tuple[str, ...] = (),
     ) -> None:
-        """setup: serve echo with workers that do not start while this file exists."""
+        """program: in place of fdpass pool, a script of this directory and its arguments."""
         self._lines: list[str] = []
         self._news = threading.Condition()
         self._read = 0
         command = [*COMMAND, "pool", *options, f"pool_handlers:{handler}", *addresses]
-        if setup:
-            command = [sys.executable, "-W", "error", "pool_handlers.py", str(setup), *addresses]
+        if program:
+            command = [sys.executable, "-W", "error", *program, *addresses]
         self.process = subprocess.Popen(
             command,
             cwd=_TESTS,

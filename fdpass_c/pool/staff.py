@@ -46,7 +46,7 @@ class Staff:
         self._selector = selector
         self._start = start
         self._drain = drain
-        self._restarts = [-1] * slots
+        self._restarts = [0] * slots
         self._outdated: deque[Worker] = deque()
         self._stop_by = float("inf")
         self._start_at = 0.0
@@ -74,9 +74,8 @@ class Staff:
     def _fill(self, now: float) -> None:
         missing = self._find_missing()
         if now >= self._start_at:
-            for slot in missing:
-                self._spawn(slot)
-            missing = self._find_missing()
+            while missing and self._spawn(missing[0]):
+                missing = self._find_missing()
         moments = [worker.leave_by for worker in self._workers]
         if missing:
             moments.append(self._start_at)
@@ -94,16 +93,22 @@ class Staff:
             missing = [self._outdated[0].place.slot]
         return missing
 
-    def _spawn(self, slot: int) -> None:
-        self._restarts[slot] += 1
+    def _spawn(self, slot: int) -> bool:
         try:
             worker = self._start(slot, self._restarts[slot])
         except OSError as error:
-            self._count_failed_start(f"cannot start a worker: {error.strerror}")
-            return
+            reason = f"cannot start a worker: {error.strerror}"
+            logger.warning("%s", reason)
+            if any(worker.state is State.READY for worker in self._workers):
+                # Not a reason to give up: these serve, and there may be room for more again.
+                self._failed_starts = min(self._failed_starts, _FAILED_STARTS - 2)
+            self._count_failed_start(reason)
+            return False
+        self._restarts[slot] += 1
         self._workers.append(worker)
         self._selector.register(worker.channel, selectors.EVENT_READ, partial(self._hear, worker))
         logger.info("worker %d started", worker.pid)
+        return True
 
     def _hear(self, worker: Worker, events: int) -> None:
         """The selector has found that a worker ended, or takes more."""
@@ -184,7 +189,8 @@ class Staff:
         if self._failed_starts < _FAILED_STARTS or self.stopping:
             return
         failure = (
-            f"{_FAILED_STARTS} workers in a row died before they began anything, the last: {reason}"
+            f"{_FAILED_STARTS} workers in a row died before they began anything, "
+            f"or could not be started, the last: {reason}"
         )
         if self._outdated:
             logger.error("%s; the old workers stay", failure)

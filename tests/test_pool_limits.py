@@ -1,0 +1,117 @@
+"""A pool that runs into a limit waits for what it lacks, loses nothing, and serves on."""
+
+import os
+import resource
+import signal
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
+
+import pytest
+from helpers import become_nobody, fork, run_in_child
+from pool_helpers import Server, read_all
+
+import fdpass_c
+from fdpass_c import Channel
+
+pytestmark = pytest.mark.skipif(not hasattr(resource, "prlimit"), reason="limits another process")
+
+OF_NOBODY = ("pool_of_nobody.py", "any")
+
+
+@contextmanager
+def limited(pid: int, what: int, soft: int) -> Iterator[None]:
+    """Gives a process of nobody's another limit while the block runs."""
+    before, hard = resource.getrlimit(what)
+
+    def set_to(limit: int) -> None:
+        become_nobody()
+        resource.prlimit(pid, what, (limit, hard))
+
+    run_in_child(partial(set_to, soft))
+    yield
+    run_in_child(partial(set_to, before))
+
+
+@contextmanager
+def in_flight(count: int) -> Iterator[None]:
+    """While the block runs, the user of a pool_of_nobody has so many descriptors in flight."""
+    told, tell = os.pipe()
+    wait, go = os.pipe()
+    pid = fork()
+    if pid == 0:
+        os.close(go)
+        become_nobody()
+        left, _right = Channel.pair()
+        left.send_many([b""] * count, [0] * count)
+        os.write(tell, b"x")
+        os.read(wait, 1)
+        os._exit(0)
+    os.close(wait)
+    assert os.read(told, 1) == b"x"
+    try:
+        yield
+    finally:
+        fdpass_c.close_fds([told, tell, go])
+        os.waitpid(pid, 0)
+
+
+def test_too_many_in_flight() -> None:
+    """While the user has too many descriptors in flight, a connection waits; then it is served."""
+    with Server(program=OF_NOBODY) as server, ExitStack() as stack:
+        server.settled(2)
+        with limited(server.pid, resource.RLIMIT_NOFILE, 64), in_flight(100):
+            sock = stack.enter_context(server.connect())
+            sock.sendall(b"hello")
+            server.wait_for(r"cannot pass connections to worker \d+: Too many references")
+            assert server.status().waiting == 1
+        assert read_all(sock).endswith(b"hello")
+        status = server.settled(2)
+        assert (status.handled, status.lost) == (1, 0)
+
+
+def test_a_full_channel() -> None:
+    """A worker that takes nothing out of a full channel gets no more; the others do, at once, and
+    it serves all that it has when it goes on."""
+    with Server("begin_and_wait_async", "--workers", "2", "--capacity", "450") as server:
+        stopped, running = server.settled(2).pids
+        os.kill(stopped, signal.SIGSTOP)
+        with ExitStack() as stack:
+            socks = []
+            in_hand = {stopped: 0, running: 0}
+            while in_hand[running] < in_hand[stopped] + 10:
+                socks.append(stack.enter_context(server.connect()))
+                while sum(in_hand.values()) < len(socks):  # One a message.
+                    in_hand = {worker.pid: worker.in_hand for worker in server.status().workers}
+            assert 0 < in_hand[stopped] < 450
+            os.kill(stopped, signal.SIGCONT)
+            for sock in socks:
+                sock.sendall(b"hello")
+            pids = [int(read_all(sock).removesuffix(b"hello")) for sock in socks]
+        assert pids.count(stopped) >= in_hand[stopped]
+        status = server.settled(2)
+        assert (status.handled, status.lost) == (len(socks), 0)
+        assert "cannot pass" not in server.log
+
+
+def test_no_process_for_a_successor() -> None:
+    """While there is no process for a dead worker's successor the others serve on, and it starts
+    as soon as there is one."""
+    with Server(program=OF_NOBODY) as server:
+        old = server.settled(2).pids
+        with limited(server.pid, resource.RLIMIT_NPROC, 0):
+            os.kill(old[0], signal.SIGKILL)
+            for _ in range(6):
+                server.wait_for("cannot start a worker: Resource temporarily unavailable")
+            assert server.status().pids == old[1:]
+            assert server.ask().endswith(b"hello")
+        assert old[1] in server.settled(2).pids
+        assert server.stop() == 0
+
+
+def test_no_process_at_all() -> None:
+    """Where there is no process for the first worker, the pool ends with an error that says so."""
+    with Server(program=("pool_of_nobody.py", "0")) as server:
+        server.wait_for("stopping")
+        assert server.process.wait() == 1
+        server.wait_for(r"PoolError: 5 workers in a row.*cannot start a worker: Resource temp")
