@@ -1,9 +1,11 @@
-"""Draws results: bars as the ratio to the baseline at 1x, the C floor marked. Reads only JSON."""
+"""Draws results: bars as the ratio to the baseline at 1x, the C floor marked; of the pool, what
+share of short requests is answered within which time. Reads only JSON."""
 
 import argparse
 import importlib
+import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +64,42 @@ def draw_table(pyplot: Any, table: TableResult, caption: str) -> Any:
     return figure
 
 
+def draw_latency(pyplot: Any, took: dict[str, list[int]], caption: str) -> Any:
+    """A curve for each server, by the logarithm of the share that still waits: the slowest are what
+    it is about."""
+    figure, axes = pyplot.subplots(figsize=(8, 4.5), layout="constrained")
+    for name, values in took.items():
+        milliseconds = [value / 1e6 for value in sorted(values)]
+        left = [1 - rank / len(values) for rank in range(len(values))]
+        axes.plot(milliseconds, left, label=name)
+    axes.set_xscale("log")
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.set_yscale("log")
+    axes.set_ylim(0.002, 1)
+    axes.set_yticks([1, 0.5, 0.1, 0.01], ["all", "p50", "p90", "p99"])
+    axes.grid(alpha=0.3)
+    axes.set_xlabel(
+        f"ms until a short request is answered; left is better\n{caption}", fontsize="small"
+    )
+    axes.set_title("pool: short requests beside long ones", fontsize="medium", loc="left")
+    figure.legend(loc="outside lower center", ncols=3, fontsize="small", frameon=False)
+    return figure
+
+
+def _draw_all(pyplot: Any, path: Path) -> Iterator[tuple[str, Any]]:
+    """The name and the figure of each table in a file that --json kept."""
+    raw = json.loads(path.read_text())
+    if "latency_ns" in raw:
+        caption = describe(raw["metadata"]).replace(", cffi", ",\ncffi")
+        yield "pool-latency", draw_latency(pyplot, raw["latency_ns"], caption)
+        return
+    results = load(path)
+    caption = describe(results.metadata).replace(", cffi", ",\ncffi")
+    for table in results.tables:
+        if not all(case.skipped for case in table.cases):
+            yield table.name, draw_table(pyplot, table, caption)
+
+
 def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks plot", description="Draws each table as SVG and PNG."
@@ -69,22 +107,18 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("results", type=Path, help="what --json kept")
     parser.add_argument("--output", type=Path, default=Path(), metavar="DIR", help="where to")
     options = parser.parse_args(arguments)
-    try:
-        results = load(options.results)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        print(f"benchmarks: cannot read {options.results}: {error}", file=sys.stderr)
-        return 1
     pyplot = _import_pyplot()
     options.output.mkdir(parents=True, exist_ok=True)
-    for table in results.tables:
-        if all(case.skipped for case in table.cases):
-            continue
-        figure = draw_table(pyplot, table, describe(results.metadata).replace(", cffi", ",\ncffi"))
-        for form in _FORMATS:
-            path = options.output / f"{table.name}.{form}"
-            # No date: the same results give the same file.
-            metadata = {"Date": None} if form == "svg" else None
-            figure.savefig(path, dpi=150, metadata=metadata)
-            print(path)
-        pyplot.close(figure)
+    try:
+        for name, figure in _draw_all(pyplot, options.results):
+            for form in _FORMATS:
+                path = options.output / f"{name}.{form}"
+                # No date: the same results give the same file.
+                metadata = {"Date": None} if form == "svg" else None
+                figure.savefig(path, dpi=150, metadata=metadata)
+                print(path)
+            pyplot.close(figure)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        print(f"benchmarks: cannot draw {options.results}: {error}", file=sys.stderr)
+        return 1
     return 0

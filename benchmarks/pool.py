@@ -1,4 +1,4 @@
-"""python -m benchmarks.pool: what the pool costs, and what a request waits for.
+"""What the pool costs, and what a request waits for.
 
 Load comes from ab (Debian: apache2-utils) where it is installed, else from a client of our own.
 """
@@ -11,7 +11,6 @@ import shutil
 import socket
 import statistics
 import subprocess
-import sys
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
@@ -251,7 +250,7 @@ def render_spread(spread: dict[str, list[int]]) -> str:
 
 
 def main(arguments: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.pool", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks pool", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="a few seconds in all")
     parser.add_argument("--json", type=Path, metavar="FILE", help="keep the raw results")
     options = parser.parse_args(arguments)
@@ -268,10 +267,3 @@ def main(arguments: Sequence[str]) -> int:
         found = {"metadata": metadata, "flood": rows, "latency_ns": took, "spread": spread}
         options.json.write_text(json.dumps(found, indent=1) + "\n")
     return 0
-
-
-if __name__ == "__main__":
-    try:
-        sys.exit(main(sys.argv[1:]))
-    except KeyboardInterrupt:
-        sys.exit(130)
