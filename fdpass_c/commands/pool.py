@@ -18,7 +18,8 @@ HANDLER(socket, address) of the Python module MODULE; a coroutine function runs 
 
 _EPILOG = """\
 ADDRESS is HOST:PORT, [IPV6]:PORT or the path of a Unix socket with a slash in it; without one the
-sockets that a service manager passed are served (LISTEN_FDS). The log goes to standard error.
+sockets that a service manager passed are served (LISTEN_FDS). Options stand before MODULE:HANDLER
+or after the last ADDRESS, not between them. The log goes to standard error.
 
 signals:
   TERM, INT  stop accepting, finish what was accepted, exit with status 0; again: at once
