@@ -46,13 +46,19 @@ static int violate(struct fdp_reader *reader, int violation) {
     return -EPROTO;
 }
 
+static int was_ample_just_now(const struct fdp_reader *reader) {
+    return reader->checked_at != 0 && fdp_clock_ns() - reader->checked_at < FRESH_NS;
+}
+
 static int has_ample_room(struct fdp_reader *reader) {
-    int64_t now = fdp_clock_ns();
-    if (reader->checked_at != 0 && now - reader->checked_at < FRESH_NS)
-        return 1;
     ssize_t room = fdp_count_room();
-    reader->checked_at = room >= AMPLE_ROOM ? now : 0;
+    reader->checked_at = room >= AMPLE_ROOM ? fdp_clock_ns() : 0;
     return room >= AMPLE_ROOM;
+}
+
+static int wait_for_bytes(int sock) {
+    struct pollfd readable = {.fd = sock, .events = POLLIN};
+    return poll(&readable, 1, -1) < 0 ? -errno : 0;
 }
 
 /* Reads the bytes again that a peek has brought, without their control data: that frees the
@@ -171,12 +177,19 @@ static ssize_t read_frame(struct fdp_reader *reader, int wait) {
         size_t end = reader->frame.size > 0 ? reader->frame.size : sizeof reader->bytes;
         if (reader->fd_count > FDP_MAX_FDS)
             return violate(reader, FDP_SURPLUS);
-        int careful = FDP_CAN_PEEK_FDS && reader->frame.size == 0 && !has_ample_room(reader);
+        int careful = 0;
+        if (FDP_CAN_PEEK_FDS && reader->frame.size == 0 && !was_ample_just_now(reader)) {
+            /* Waiting comes first, or the look would be too old after it. */
+            int error = wait ? wait_for_bytes(reader->sock) : 0;
+            if (error < 0)
+                return error;
+            careful = !has_ample_room(reader);
+        }
         ssize_t received = receive(reader, end - reader->byte_count, careful ? PEEK : TAKE);
         if (received == -EAGAIN && wait) {
-            struct pollfd readable = {.fd = reader->sock, .events = POLLIN};
-            if (poll(&readable, 1, -1) < 0)
-                return -errno;
+            int error = wait_for_bytes(reader->sock);
+            if (error < 0)
+                return error;
             continue;
         }
         if (received < 0)
