@@ -113,22 +113,29 @@ def beside(function: Callable[[], object]) -> Iterator[None]:
         raise errors[0]
 
 
-# The numbers of poll and ppoll, by machine.
-_POLL = {"x86_64": ("7", "271"), "aarch64": ("73",), "i686": ("168", "309"), "ppc64le": ("167",)}
+# The numbers of poll and ppoll, by machine and whether Python has 64 bits: a kernel that says
+# x86_64 runs both.
+_POLL = {
+    ("x86_64", True): ("7", "271"),
+    ("x86_64", False): ("168", "309"),
+    ("i686", False): ("168", "309"),
+    ("aarch64", True): ("73",),
+    ("ppc64le", True): ("167",),
+}
 
 
 @contextmanager
 def once_polling(action: Callable[[], object]) -> Iterator[None]:
     """As once_blocked, for a thread that waits in poll."""
     state = Path(f"/proc/self/task/{threading.get_native_id()}/syscall")
-    narrow = sys.maxsize < 2**32  # It has numbers of its own, on a kernel that says x86_64.
-    if narrow or platform.machine() not in _POLL or not state.exists():
+    numbers = _POLL.get((platform.machine(), sys.maxsize > 2**32), ())
+    if not numbers or not state.exists():
         pytest.skip("the kernel does not tell in which system call a thread waits")
     left = threading.Event()
 
     def watch() -> None:
         while not left.is_set():
-            if state.read_text().split()[0] in _POLL[platform.machine()]:
+            if state.read_text().split()[0] in numbers:
                 action()
                 return
 

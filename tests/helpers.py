@@ -1,5 +1,6 @@
 """What several test files need."""
 
+import ctypes
 import gc
 import os
 import signal
@@ -145,7 +146,7 @@ def once_blocked(fd: int, action: Callable[[], object]) -> Iterator[None]:
         while not left.is_set():
             # "number argument argument ...", or "running"
             words = state.read_text().split()
-            if len(words) > 2 and int(words[1], 16) == fd:
+            if len(words) > 2 and _find_fd(words) == fd:
                 action()
                 return
 
@@ -156,6 +157,17 @@ def once_blocked(fd: int, action: Callable[[], object]) -> Iterator[None]:
     finally:
         left.set()
         thread.join()
+
+
+def _find_fd(words: list[str]) -> int:
+    """The first argument of a system call, or of the one inside socketcall.
+
+    32-bit glibc has all calls of sockets go through that one, number 102, with the arguments in
+    memory. That is on the waiting thread's stack, so it is there even once the call has returned.
+    """
+    if sys.maxsize < 2**32 and words[0] == "102":
+        return ctypes.c_int.from_address(int(words[2], 16)).value
+    return int(words[1], 16)
 
 
 @contextmanager

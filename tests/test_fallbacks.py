@@ -43,11 +43,17 @@ NUMBERS = {
     "ppc64le": Numbers(0xC0000015, 349, 343, 340, 381),
     "s390x": Numbers(0x80000016, 358, 357, 365, 377),
 }
+NARROW = sys.maxsize < 2**32
+if NARROW:
+    # The same on a kernel of 64 bits. 32-bit glibc asks for options through socketcall, whose
+    # arguments a filter cannot see.
+    NUMBERS = {name: Numbers(0x40000003, 345, 337, 365, 379) for name in ("i686", "x86_64")}
 
 pytestmark = pytest.mark.skipif(
-    sys.platform != "linux" or platform.machine() not in NUMBERS or sys.maxsize < 2**32,
-    reason="seccomp filters for 64-bit Linux on the processors listed above",
+    sys.platform != "linux" or platform.machine() not in NUMBERS,
+    reason="seccomp filters for Linux on the processors listed above",
 )
+hides_options = pytest.mark.skipif(NARROW, reason="the filter cannot see socketcall's arguments")
 
 SO_PEERPIDFD = 77
 F_GETPIPE_SZ = 1032
@@ -215,6 +221,7 @@ def test_dropped_owner(stream: Pair, make_files: MakeFiles) -> None:
     run_without(without("close_range"), act)
 
 
+@hides_options
 def test_peer_pidfd(stream: Pair) -> None:
     """Without SO_PEERPIDFD there is no pidfd of the peer, and its credentials are told still."""
     option = Denial(numbers().getsockopt, errno.ENOPROTOOPT, SO_PEERPIDFD)
@@ -256,6 +263,7 @@ def test_large_write_to_a_pipe(keep: Keep) -> None:
     run_without([Denial(numbers().pwritev2, errno.ENOSYS)], act)
 
 
+@hides_options
 def test_without_any(stream: Pair, make_files: MakeFiles) -> None:
     """The oldest kernel lacks all of them at once."""
     names = ["sendmmsg", "recvmmsg", "close_range"]
@@ -274,6 +282,7 @@ def test_without_any(stream: Pair, make_files: MakeFiles) -> None:
     run_without([*[denial for name in names for denial in without(name)], option], act)
 
 
+@hides_options
 def test_filter_denies_nothing_else() -> None:
     """The filter of these tests hides one option and leaves the others alone."""
     option = Denial(numbers().getsockopt, errno.ENOPROTOOPT, SO_PEERPIDFD)
