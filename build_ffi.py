@@ -6,6 +6,7 @@ compiler must not fail an installation).
 
 import os
 import sys
+import sysconfig
 from pathlib import Path
 
 from cffi import FFI
@@ -19,6 +20,8 @@ if sys.platform == "win32":
 CORE = Path(os.path.relpath(Path(__file__).resolve().parent / "csrc"))
 
 WARNINGS = ["-Wall", "-Wextra", "-Wconversion", "-Werror"]
+# For free-threaded CPython, cffi defines this macro both in its source and by an option.
+ONCE = ["-U_CFFI_NO_LIMITED_API"] if sysconfig.get_config_var("Py_GIL_DISABLED") else []
 
 ffibuilder = FFI()
 # The one type of the API that is the system's own; the compiler checks its layout.
@@ -31,7 +34,7 @@ ffibuilder.set_source(
     include_dirs=[str(CORE)],
     depends=[str(header) for header in sorted(CORE.glob("*.h"))],
     # Nothing but the module's init function is anybody else's to call.
-    extra_compile_args=["-std=c11", "-O2", "-fvisibility=hidden"]
+    extra_compile_args=["-std=c11", "-O2", "-fvisibility=hidden", *ONCE]
     + (WARNINGS if os.environ.get("FDPASS_WERROR") else []),
 )
 
