@@ -3,6 +3,7 @@
 import gc
 import os
 import socket
+import sys
 import tempfile
 from collections.abc import Iterator
 
@@ -14,9 +15,11 @@ from helpers import Keep, MakeFiles, Pair, no_leak
 def _short_collections() -> Iterator[None]:
     """Spares every test's two collections what pytest has made by now."""
     gc.collect()
-    gc.freeze()
+    if sys.implementation.name == "cpython":
+        gc.freeze()
     yield
-    gc.unfreeze()
+    if sys.implementation.name == "cpython":
+        gc.unfreeze()
 
 
 @pytest.fixture(autouse=True)

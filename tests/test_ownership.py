@@ -3,7 +3,6 @@
 import io
 import os
 import socket
-import tracemalloc
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 
@@ -310,6 +309,7 @@ def test_dropped_open() -> None:
 
 def test_dropped_open_under_tracemalloc(stream: Pair, file: int) -> None:
     """With tracemalloc on, the warning says where the descriptors were received."""
+    tracemalloc = pytest.importorskip("tracemalloc")
     fdpass_c.send_fd(stream[0], file)
     tracemalloc.start(5)
     try:
