@@ -4,7 +4,6 @@ import contextlib
 import errno
 import socket
 import struct
-import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
@@ -21,6 +20,7 @@ from fdpass_c.errors import (
     ProtocolError,
     raise_oserror,
 )
+from fdpass_c.turns import Turn
 from fdpass_c.waiting import READABLE, Deadline
 
 _read_frame = lib.fdp_read_frame
@@ -89,7 +89,7 @@ class Receiving:
         self._max_fds = max_fds
         # What a message of at most one descriptor may have without a closer look.
         self._small = max_payload if max_fds > 0 else -1
-        self._receiving = threading.Lock()
+        self._receiving = Turn()
         self._poison = ""
         self._ready: deque[tuple[bytes, list[int]]] = deque()
         self._partial: _Partial | None = None
@@ -219,11 +219,13 @@ class Receiving:
         reader = self._reader
         start = reader.frame.size if reader.taken else 0
         whole = reader.violation == 0 and reader.byte_count > start
-        if whole and self._receiving.acquire(blocking=False):
-            try:
-                count += self._count_buffered()
-            finally:
-                self._receiving.release()
+        # A for loop: after a call a handler may run, and if it raises nobody gives the turn back.
+        for taken in map(self._receiving.acquire, (False,) if whole else ()):
+            if taken:
+                try:
+                    count += self._count_buffered()
+                finally:
+                    self._receiving.release()
         return count
 
     def _count_buffered(self) -> int:

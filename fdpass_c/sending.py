@@ -3,7 +3,6 @@
 import contextlib
 import socket
 import sys
-import threading
 from array import array
 from collections.abc import Iterable, Sequence
 from itertools import islice
@@ -23,6 +22,7 @@ from fdpass_c.frames import (
     start_single,
 )
 from fdpass_c.messages import Buffer
+from fdpass_c.turns import Turn
 from fdpass_c.waiting import WRITABLE, Deadline, HasFileno, persist
 
 _send_tagged = lib.fdp_send_tagged
@@ -69,7 +69,7 @@ class Sending:
     _poison: str
 
     def _start_sending(self) -> None:
-        self._sending = threading.Lock()
+        self._sending = Turn()
         sent = ffi.new("size_t *")
         self._sent = sent, memoryview(ffi.buffer(sent)).cast("L")
         self._unsent = b""

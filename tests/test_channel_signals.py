@@ -48,12 +48,13 @@ def test_raising_while_receiving(receive: str, timeout: float | None, file: int)
 @contextmanager
 def stopping_at(count: int) -> Iterator[None]:
     """As if a handler raised at the count-th place in a Channel where Python may run one: at the
-    start of a function, and after a call of one that is written in C."""
+    start of a function, and after a call of one that is written in C, but for __enter__."""
     steps = itertools.count()
 
-    def profile(frame: FrameType, event: str, _: object) -> None:
-        inside = frame.f_code.co_filename in HALVES
-        if inside and event in ("call", "c_return") and next(steps) == count:
+    def profile(frame: FrameType, event: str, called: object) -> None:
+        inside = frame.f_code.co_filename in HALVES and event in ("call", "c_return")
+        entering = getattr(called, "__name__", "") == "__enter__"
+        if inside and not entering and next(steps) == count:
             raise Interruption
 
     before = sys.getprofile()
@@ -138,6 +139,34 @@ def test_raising_in_a_column(file: int) -> None:
                 received.append(take(receiver.recv())[0])
     assert 1 < len(received) < len(payloads)
     assert received[:-1] == payloads[: len(received) - 1]
+
+
+def look(channel: Channel) -> None:
+    assert channel.pending == 1
+
+
+def receive_nothing(channel: Channel) -> None:
+    with contextlib.suppress(BlockingIOError):
+        channel.recv()
+
+
+@pytest.mark.parametrize("use", [Channel.flush, receive_nothing, look])
+def test_raising_at_any_moment(use: Callable[[Channel], None]) -> None:
+    """Wherever a handler raises, nobody is left waiting for his turn."""
+    with channels() as (sender, receiver), handling(signal.SIGALRM, interrupt):
+        receiver.setblocking(False)
+        if use is look:
+            sender.send_many([b"1", b"2"])
+            sender.send(b"3")
+            with receiver.recv_many(2):
+                pass
+        for microseconds in range(500):
+            with contextlib.suppress(Interruption):
+                signal.setitimer(signal.ITIMER_REAL, 20e-6 + microseconds / 1_000_000)
+                while True:
+                    use(receiver)
+            assert not receiver._sending.locked()
+            assert not receiver._receiving.locked()
 
 
 def is_done(run: Callable[[], object], count: int) -> bool:
