@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from helpers import linux_only
+from helpers import handling, linux_only
 
 import fdpass_c
 
@@ -462,6 +462,8 @@ def test_interrupt(line: str, tmp_path: Path) -> None:
     with (
         open(reader, "rb") as stdin,
         open(writer, "wb"),
+        # A program starts with what its parent ignores, as a shell's background job does, ignored.
+        handling(signal.SIGINT, lambda: None),
         subprocess.Popen(
             [*_FDPASS, *line.split()], stdin=stdin, stderr=subprocess.PIPE, cwd=tmp_path
         ) as process,
