@@ -4,6 +4,7 @@ import importlib.util
 import socket
 import subprocess
 import sys
+import sysconfig
 import threading
 from pathlib import Path
 
@@ -132,6 +133,9 @@ def test_fork_during_receive(stream: Pair, make_files: MakeFiles) -> None:
 
 
 @needs_interpreters
+@pytest.mark.skipif(
+    bool(sysconfig.get_config_var("Py_GIL_DISABLED")), reason="there is no GIL to share"
+)
 def test_interpreter_sharing_the_gil(tmp_path: Path) -> None:
     """A sub-interpreter that shares the GIL uses the library, and so does the main one after."""
     assert run_program(tmp_path, INTERPRETERS, "shared") == ["worked", "worked after it"]
