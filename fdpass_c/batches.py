@@ -5,7 +5,6 @@ import socket
 import struct
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import lru_cache
 from itertools import accumulate, chain
 from typing import Any, NamedTuple
 
@@ -325,7 +324,7 @@ def _collect(batch: Batch, view: Any, inbox: Any, head: Any, bufsize: int) -> in
     head[1] = 0
     if same_length:
         # The usual case: one unpack cuts them all, ten times as fast.
-        batch.payloads += _cut(messages, length, bufsize)(view)
+        batch.payloads += _cuts[messages, length, bufsize](view)
     else:
         lengths = ffi.unpack(inbox.lengths, messages)
         starts = range(0, messages * bufsize, bufsize)
@@ -337,9 +336,22 @@ def _collect(batch: Batch, view: Any, inbox: Any, head: Any, bufsize: int) -> in
     return 0
 
 
-@lru_cache(maxsize=64)
-def _cut(count: int, length: int, stride: int) -> Callable[[Any], tuple[Any, ...]]:
-    return struct.Struct(f"{length}s{stride - length}x" * count).unpack_from
+class Cuts(dict[tuple[int, int, int], Callable[..., tuple[bytes, ...]]]):
+    """By count, length and stride, what cuts that many equal payloads out of memory.
+
+    No lru_cache: PyPy's is written in Python, and stays broken where a signal handler raises in it.
+    """
+
+    def __missing__(self, shape: tuple[int, int, int]) -> Callable[..., tuple[bytes, ...]]:
+        if len(self) > 64:
+            self.clear()
+        count, length, stride = shape
+        cut = struct.Struct(f"{length}s{stride - length}x" * count).unpack_from
+        self[shape] = cut
+        return cut
+
+
+_cuts = Cuts()
 
 
 def _drop_truncated(batch: Batch, flags: list[int]) -> int:

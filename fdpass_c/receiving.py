@@ -6,12 +6,11 @@ import socket
 import struct
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from functools import lru_cache
 from itertools import accumulate, chain, islice
 from typing import Any, NoReturn
 
 from fdpass_c._native import ffi, lib
-from fdpass_c.batches import Batch
+from fdpass_c.batches import Batch, Cuts
 from fdpass_c.descriptors import Descriptors, own
 from fdpass_c.errors import (
     DescriptorTableFullError,
@@ -51,6 +50,8 @@ _unpack_single = struct.Struct(
 ).unpack_from
 
 _PACKED = lib.FDP_PACKED
+
+_cuts = Cuts()
 
 _VIOLATIONS = {
     lib.FDP_MALFORMED: "the peer sent something other than a frame",
@@ -163,7 +164,7 @@ class Receiving:
                 ):
                     # The usual column is all there is, and becomes the batch as it stands.
                     batch = _new_batch(Batch)
-                    batch.payloads = [*_cut_same(count, length)(received, offset)]
+                    batch.payloads = [*_cuts[count, length, length](received, offset)]
                     batch.fds = owner
                     batch._counts = None
                     owner._fds = ints[_FIRST_FD : _FIRST_FD + fd_count].tolist()
@@ -285,7 +286,7 @@ class Receiving:
             if count == 1:
                 payloads = (self._bytes[start : start + length],)
             elif same_length:
-                payloads = _cut_same(count, length)(self._bytes, start)
+                payloads = _cuts[count, length, length](self._bytes, start)
             else:
                 lengths = self._ints_at(_LENGTHS_AT, count)
                 length = max(lengths)
@@ -408,8 +409,3 @@ def _by_message(
         (payload, fds[end - count : end])
         for payload, count, end in zip(payloads, counts, ends, strict=True)
     ]
-
-
-@lru_cache(maxsize=64)
-def _cut_same(count: int, length: int) -> Callable[..., tuple[bytes, ...]]:
-    return struct.Struct(f"{length}s" * count).unpack_from
