@@ -26,6 +26,11 @@ from helpers import Interruption, handling, identity, interrupt, interrupt_main_
 
 from fdpass_c import Channel, channel, receiving, sending
 
+# PyPy runs handlers between any two instructions.
+places_known = pytest.mark.skipif(
+    sys.implementation.name != "cpython", reason="where CPython runs signal handlers"
+)
+
 HALVES = {channel.__file__, receiving.__file__, sending.__file__}
 
 
@@ -150,10 +155,19 @@ def receive_nothing(channel: Channel) -> None:
         channel.recv()
 
 
+@places_known
 @pytest.mark.parametrize("use", [Channel.flush, receive_nothing, look])
 def test_raising_at_any_moment(use: Callable[[Channel], None]) -> None:
     """Wherever a handler raises, nobody is left waiting for his turn."""
-    with channels() as (sender, receiver), handling(signal.SIGALRM, interrupt):
+    fired = True
+
+    def fire() -> None:
+        nonlocal fired
+        if not fired:
+            fired = True
+            raise Interruption
+
+    with channels() as (sender, receiver), handling(signal.SIGALRM, fire):
         receiver.setblocking(False)
         if use is look:
             sender.send_many([b"1", b"2"])
@@ -161,12 +175,15 @@ def test_raising_at_any_moment(use: Callable[[Channel], None]) -> None:
             with receiver.recv_many(2):
                 pass
         for microseconds in range(500):
+            fired = False
             with contextlib.suppress(Interruption):
-                signal.setitimer(signal.ITIMER_REAL, 20e-6 + microseconds / 1_000_000)
-                while True:
+                # Again and again: Python 3.11 now and then runs no handler before the next signal.
+                signal.setitimer(signal.ITIMER_REAL, 20e-6 + microseconds / 1_000_000, 1e-3)
+                while not fired:
                     use(receiver)
             assert not receiver._sending.locked()
             assert not receiver._receiving.locked()
+        signal.setitimer(signal.ITIMER_REAL, 0)
 
 
 def is_done(run: Callable[[], object], count: int) -> bool:
@@ -179,6 +196,7 @@ def is_done(run: Callable[[], object], count: int) -> bool:
     return True
 
 
+@places_known
 @pytest.mark.filterwarnings("ignore:unclosed <Descriptors:ResourceWarning")
 @pytest.mark.parametrize("fds", [0, 300])
 def test_raising_at_any_step_of_a_large_send(
@@ -204,6 +222,7 @@ def test_raising_at_any_step_of_a_large_send(
     assert count > 20
 
 
+@places_known
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.filterwarnings("ignore:unclosed <Descriptors:ResourceWarning")
 @pytest.mark.parametrize("receive", ["recv", "recv_many"])

@@ -1,5 +1,6 @@
 """Every received descriptor has one owner, and sending never takes one away."""
 
+import gc
 import io
 import os
 import socket
@@ -302,8 +303,9 @@ def test_dropped_open() -> None:
     """An owner dropped open closes its descriptors, with a ResourceWarning that names them."""
     fds = own(2)
     plain = list(fds)
-    with pytest.warns(ResourceWarning, match=f"unclosed <Descriptors \\[{plain[0]}, {plain[1]}"):
+    with pytest.warns(ResourceWarning, match=f"unclosed <Descriptors \\[{plain[0]}, {plain[1]}"):  # noqa: PT031
         del fds
+        gc.collect()
     assert not any(is_open(fd) for fd in plain)
 
 
@@ -314,8 +316,9 @@ def test_dropped_open_under_tracemalloc(stream: Pair, file: int) -> None:
     tracemalloc.start(5)
     try:
         fds = fdpass_c.recv_fd(stream[1])[1]
-        with pytest.warns(ResourceWarning) as caught:
+        with pytest.warns(ResourceWarning) as caught:  # noqa: PT031
             del fds
+            gc.collect()
     finally:
         tracemalloc.stop()
     text = str(caught[0].message)
@@ -328,8 +331,9 @@ def test_dropped_with_the_rest_taken() -> None:
     fds = own(2)
     taken = fds.take(0)
     left = fds[1]
-    with pytest.warns(ResourceWarning, match="taken"):
+    with pytest.warns(ResourceWarning, match="taken"):  # noqa: PT031
         del fds
+        gc.collect()
     assert is_open(taken)
     assert not is_open(left)
     os.close(taken)
@@ -347,6 +351,7 @@ def test_dropped_after_use(finish: Callable[[Descriptors], object]) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         del fds
+        gc.collect()
 
 
 def test_dropped_with_all_taken_one_by_one() -> None:
@@ -356,6 +361,7 @@ def test_dropped_with_all_taken_one_by_one() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         del fds
+        gc.collect()
     fdpass_c.close_fds(taken)
 
 
