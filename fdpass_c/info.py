@@ -17,7 +17,7 @@ from fdpass_c._native import ffi, lib
 from fdpass_c.errors import MAX_FDS
 
 # asm-generic/socket.h. These two architectures number their options otherwise.
-_HAS_GENERIC_NUMBERS = platform.machine() not in {"parisc", "parisc64", "sparc", "sparc64"}
+_HAS_GENERIC_NUMBERS = os.uname().machine not in {"parisc", "parisc64", "sparc", "sparc64"}
 _SO_PASSPIDFD = 76
 _SO_PASSRIGHTS = 83
 
