@@ -5,7 +5,6 @@ import select
 import signal
 
 import pytest
-from helpers import linux_only
 from pool_helpers import Server, connections, read_all, read_some
 
 begin_and_wait = pytest.mark.parametrize("handler", ["begin_and_wait", "begin_and_wait_async"])
@@ -159,7 +158,7 @@ def test_signals_to_workers(handler: str, signum: int) -> None:
         assert server.settled(1).pids == [pid]
 
 
-@linux_only
+@pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="to wait for another's child")
 @begin_and_wait
 def test_death_of_the_master(handler: str) -> None:
     """When the master is killed, workers finish what they were given and exit."""
