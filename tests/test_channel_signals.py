@@ -70,6 +70,18 @@ def stopping_at(count: int) -> Iterator[None]:
         sys.setprofile(before)
 
 
+@pytest.mark.skipif(sys.version_info[:2] != (3, 14), reason="elsewhere it waits for itself")
+def test_a_handler_that_uses_what_it_interrupts() -> None:
+    """On Python 3.14 a handler that receives inside a receive is told so."""
+    with (
+        channels() as (_, receiver),
+        handling(signal.SIGUSR1, lambda: receiver.recv()),
+        once_polling(interrupt_main_thread),
+        pytest.raises(RuntimeError, match="interrupted"),
+    ):
+        receiver.recv()
+
+
 def test_raising_in_a_blocked_frame(file: int) -> None:
     """A frame of which a part has left when the handler raises counts as sent; the rest follows."""
     data = os.urandom(60_000)
