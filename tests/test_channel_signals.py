@@ -22,14 +22,17 @@ from channel_helpers import (
     table_of,
     take,
 )
-from helpers import Interruption, handling, identity, interrupt, interrupt_main_thread, once_blocked
+from helpers import (
+    Interruption,
+    handling,
+    identity,
+    interrupt,
+    interrupt_main_thread,
+    once_blocked,
+    places_known,
+)
 
 from fdpass_c import Channel, channel, receiving, sending
-
-# PyPy runs handlers between any two instructions.
-places_known = pytest.mark.skipif(
-    sys.implementation.name != "cpython", reason="where CPython runs signal handlers"
-)
 
 HALVES = {channel.__file__, receiving.__file__, sending.__file__}
 
@@ -188,14 +191,17 @@ def test_raising_at_any_moment(use: Callable[[Channel], None]) -> None:
                 pass
         for microseconds in range(500):
             fired = False
-            with contextlib.suppress(Interruption):
+            try:
                 # Again and again: Python 3.11 now and then runs no handler before the next signal.
                 signal.setitimer(signal.ITIMER_REAL, 20e-6 + microseconds / 1_000_000, 1e-3)
                 while not fired:
                     use(receiver)
+            except Interruption:
+                pass
+            finally:
+                signal.setitimer(signal.ITIMER_REAL, 0)
             assert not receiver._sending.locked()
             assert not receiver._receiving.locked()
-        signal.setitimer(signal.ITIMER_REAL, 0)
 
 
 def is_done(run: Callable[[], object], count: int) -> bool:

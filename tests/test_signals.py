@@ -20,6 +20,7 @@ from helpers import (
     interrupt_main_thread,
     no_leak,
     once_blocked,
+    places_known,
 )
 
 import fdpass_c
@@ -156,6 +157,7 @@ def test_handler_receives_too(
     assert identities(inner_fds) == identities([inner_file] * 3)
 
 
+@places_known
 @pytest.mark.parametrize("count", [1, 2])
 @pytest.mark.parametrize("receive", [recv_fds, recv_fd])
 def test_handler_raises_right_after_the_arrival(
