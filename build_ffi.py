@@ -20,6 +20,9 @@ if sys.platform == "win32":
 CORE = Path(os.path.relpath(Path(__file__).resolve().parent / "csrc"))
 
 WARNINGS = ["-Wall", "-Wextra", "-Wconversion", "-Werror"]
+# Loops are short: unrolled or vectorized they would only be larger. Nothing but the module's init
+# function is anybody else's to call.
+SMALL = ["-O2", "-fno-unroll-loops", "-fno-tree-vectorize", "-fvisibility=hidden"]
 # For free-threaded CPython, cffi defines this macro both in its source and by an option.
 ONCE = ["-U_CFFI_NO_LIMITED_API"] if sysconfig.get_config_var("Py_GIL_DISABLED") else []
 
@@ -33,8 +36,7 @@ ffibuilder.set_source(
     sources=[str(source) for source in sorted(CORE.glob("*.c"))],
     include_dirs=[str(CORE)],
     depends=[str(header) for header in sorted(CORE.glob("*.h"))],
-    # Nothing but the module's init function is anybody else's to call.
-    extra_compile_args=["-std=c11", "-O2", "-fvisibility=hidden", *ONCE]
+    extra_compile_args=["-std=c11", *SMALL, *ONCE]
     + (WARNINGS if os.environ.get("FDPASS_WERROR") else []),
 )
 

@@ -1,5 +1,6 @@
 """A pool in a process of its own, and clients for it."""
 
+import contextlib
 import os
 import re
 import signal
@@ -134,10 +135,11 @@ class Server:
 
     def list_fds(self) -> list[str]:
         """What the master's descriptors point to."""
-        directory = f"/proc/{self.pid}/fd"
-        return sorted(
-            re.sub(r"\d+", "", os.readlink(f"{directory}/{n}")) for n in os.listdir(directory)
-        )
+        found = []
+        for link in Path(f"/proc/{self.pid}/fd").iterdir():
+            with contextlib.suppress(FileNotFoundError):  # Closed since.
+                found.append(re.sub(r"\d+", "", os.readlink(link)))
+        return sorted(found)
 
     def stop(self, signum: int = signal.SIGTERM) -> int:
         """Returns the exit status."""

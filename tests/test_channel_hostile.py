@@ -375,7 +375,9 @@ def test_mutated(
         for frame, count in zip(frames, fds, strict=False):
             socket.send_fds(peer, [mutate(frame, changes, cut)], [file] * count)
         peer.close()
-        with pytest.raises((ProtocolError, fdpass_c.PeerClosedError)):
+        # The last for more descriptors than this process may have: no wrong number in itself.
+        ends = ProtocolError, fdpass_c.PeerClosedError, fdpass_c.DescriptorTableFullError
+        with pytest.raises(ends):
             drain(channel, many)
     assert list_fds() == before
 

@@ -170,8 +170,14 @@ def receive_nothing(channel: Channel) -> None:
         channel.recv()
 
 
+# Python 3.10 may run a handler between an exception and the end of the with block that it leaves.
+not_on_3_10 = pytest.mark.skipif(sys.version_info < (3, 11), reason="a fault of Python 3.10")
+
+
 @places_known
-@pytest.mark.parametrize("use", [Channel.flush, receive_nothing, look])
+@pytest.mark.parametrize(
+    "use", [Channel.flush, pytest.param(receive_nothing, marks=not_on_3_10), look]
+)
 def test_raising_at_any_moment(use: Callable[[Channel], None]) -> None:
     """Wherever a handler raises, nobody is left waiting for his turn."""
     fired = True

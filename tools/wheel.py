@@ -112,7 +112,7 @@ def repair(tools: Path, wheel: Path) -> Path:
     home = wheel.parent / "repaired"
     path = f"{tools.parent}{os.pathsep}{os.environ.get('PATH', '')}"
     tag = f"manylinux_{OLDEST_GLIBC.replace('.', '_')}_{platform.machine()}"
-    named: list[str | Path] = ["--plat", tag, "--only-plat", "--wheel-dir", home]
+    named: list[str | Path] = ["--plat", tag, "--only-plat", "-z", "9", "--wheel-dir", home]
     run(
         [tools, "-m", "auditwheel", "repair", *named, wheel],
         env={**os.environ, "PATH": path},
