@@ -20,7 +20,7 @@ from channel_helpers import (
     take,
 )
 from helpers import identity, list_fds, set_option
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 import fdpass_c
@@ -361,6 +361,7 @@ GOOD = [
     fds=st.lists(st.integers(0, 4), min_size=4, max_size=4),
     many=st.booleans(),
 )
+@example(frames=GOOD[3:4], changes=[(25, 79)], cut=0, fds=[2] * 4, many=False)
 def test_mutated(
     file: int,
     frames: list[bytes],
@@ -371,13 +372,12 @@ def test_mutated(
 ) -> None:
     """Anything near a frame is a message, or a typed error; no descriptor is ever left."""
     before = list_fds()
-    with raw_pair() as (peer, channel):
+    # What announces more than this process may open is another error, and a matter of its limit.
+    with raw_pair(max_fds=500) as (peer, channel):
         for frame, count in zip(frames, fds, strict=False):
             socket.send_fds(peer, [mutate(frame, changes, cut)], [file] * count)
         peer.close()
-        # The last for more descriptors than this process may have: no wrong number in itself.
-        ends = ProtocolError, fdpass_c.PeerClosedError, fdpass_c.DescriptorTableFullError
-        with pytest.raises(ends):
+        with pytest.raises((ProtocolError, fdpass_c.PeerClosedError)):
             drain(channel, many)
     assert list_fds() == before
 
