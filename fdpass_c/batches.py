@@ -289,7 +289,7 @@ def recv_many(
         view = ffi.buffer(data)
     try:
         left = max_messages
-        while left > 0:
+        while True:
             arguments = (fd, data, bufsize, maxfds, left, flags, inbox)
             count = lib.fdp_recv_batch(*arguments)
             if count < 0:
@@ -298,7 +298,7 @@ def recv_many(
                 count = persist(sock, READABLE, count, lib.fdp_recv_batch, *arguments)
             lost += _collect(batch, view, inbox, head, bufsize)
             left -= count
-            if not head[_IS_FULL]:
+            if not left or not head[_IS_FULL]:
                 break
             flags |= socket.MSG_DONTWAIT
     except BaseException:

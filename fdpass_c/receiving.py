@@ -180,16 +180,8 @@ class Receiving:
                         return batch
                     self._store(packed)
             # All by way of self._ready, so that an exception on the way loses nothing.
-            while more and len(self._ready) < max_messages:
-                try:
-                    packed = self._receive(_poll_frame(self._reader), _poll_frame)
-                except (OSError, FdpassError):
-                    if not self._ready:
-                        raise
-                    break  # It comes again with the next call.
-                more = packed is not None and packed[3]
-                if packed is not None:
-                    self._store(packed)
+            if more:
+                self._gather(max_messages)
             rows = [*islice(self._ready, max_messages)]
             batch = Batch([payload for payload, _ in rows], owner, [len(fds) for _, fds in rows])
             fds = [*chain.from_iterable(fds for _, fds in rows)]
@@ -197,6 +189,20 @@ class Receiving:
             owner._fds = fds
             self._ready = rest
         return batch
+
+    def _gather(self, count: int) -> None:
+        """Adds what is here to what is ready, until that is count messages or more."""
+        more = True
+        while more and len(self._ready) < count:
+            try:
+                packed = self._receive(_poll_frame(self._reader), _poll_frame)
+            except (OSError, FdpassError):
+                if not self._ready:
+                    raise
+                return  # It comes again with the next call.
+            more = packed is not None and packed[3]
+            if packed is not None:
+                self._store(packed)
 
     def _store(self, packed: "_Packed") -> None:
         payloads, fds, counts, _ = packed

@@ -190,6 +190,7 @@ class Sending:
 
     def _send_column(self, column: Column) -> None:
         frames = make_frames(column)
+        groups = iter(lambda: [*islice(frames, _GROUP)], [])
         total = len(column.payloads)
         deadline = _Once(self._sock)
         # What is being sent, and where the receiver stands before it. These change together, by
@@ -206,7 +207,7 @@ class Sending:
                 error.progress = Progress(0, 0)  # type: ignore[attr-defined]
                 raise
             try:
-                while following := [*islice(frames, _GROUP)]:
+                for following in groups:
                     lengths = [sum(map(len, frame.buffers)) for frame in following]
                     joined = _join([buffer for frame in following for buffer in frame.buffers])
                     counts = array("I", [frame.fd_count for frame in following])

@@ -188,6 +188,11 @@ def test_raising_at_any_moment(use: Callable[[Channel], None]) -> None:
             fired = True
             raise Interruption
 
+    # A function, because of what test_loops_in_blocks is about.
+    def use_until_fired(channel: Channel) -> None:
+        while not fired:
+            use(channel)
+
     with channels() as (sender, receiver), handling(signal.SIGALRM, fire):
         receiver.setblocking(False)
         if use is look:
@@ -200,8 +205,7 @@ def test_raising_at_any_moment(use: Callable[[Channel], None]) -> None:
             try:
                 # Again and again: Python 3.11 now and then runs no handler before the next signal.
                 signal.setitimer(signal.ITIMER_REAL, 20e-6 + microseconds / 1_000_000, 1e-3)
-                while not fired:
-                    use(receiver)
+                use_until_fired(receiver)
             except Interruption:
                 pass
             finally:
