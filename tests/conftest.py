@@ -8,7 +8,9 @@ import tempfile
 from collections.abc import Iterator
 
 import pytest
-from helpers import Keep, MakeFiles, Pair, no_leak
+
+from support.descriptors import Keep, MakeFiles, no_leak
+from support.sockets import Pair
 
 
 @pytest.fixture(autouse=True, scope="session")

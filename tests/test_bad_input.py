@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import Keep, Pair, assert_empty, identities, identity
 
 import fdpass_c
+from support.descriptors import Keep, identities, identity
+from support.sockets import Pair, assert_empty
 
 Operation = Callable[[Any], object]
 

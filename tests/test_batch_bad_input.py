@@ -6,9 +6,9 @@ import socket
 from typing import Any
 
 import pytest
-from helpers import Pair, assert_empty
 
 import fdpass_c
+from support.sockets import Pair, assert_empty
 
 
 def put(position: int, wrong: Any, right: Any) -> list[Any]:

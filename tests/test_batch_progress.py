@@ -8,33 +8,27 @@ import socket
 from collections.abc import Sequence
 
 import pytest
-from batch_helpers import (
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import fdpass_c
+from fdpass_c import Progress
+from support.descriptors import MakeFiles
+from support.marks import linux_only
+from support.messages import (
     Message,
     assert_stream,
-    beside,
     described,
     measure_room,
     progress_of,
     recv_present,
     recv_until_closed,
 )
-from helpers import (
-    Interruption,
-    MakeFiles,
-    Pair,
-    assert_empty,
-    handling,
-    interrupt,
-    interrupt_main_thread,
-    linux_only,
-    once_blocked,
-    run_in_child,
-)
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
-
-import fdpass_c
-from fdpass_c import Progress
+from support.processes import become_nobody, run_in_child
+from support.signals import Interruption, handling, interrupt, interrupt_main_thread
+from support.sockets import Pair, assert_empty
+from support.threads import beside
+from support.waiting import once_blocked
 
 
 def send_in_parts(
@@ -116,7 +110,7 @@ def test_short_write_in_the_middle(stream: Pair, make_files: MakeFiles) -> None:
     first = recv_present(stream[1])
     assert_stream(first, described([payloads[0], b"b" * part], [files[:1], files[1:2]]))
 
-    with beside(stream[1], lambda: recv_until_closed(stream[1])) as received:
+    with beside(lambda: recv_until_closed(stream[1]), stream[1]) as received:
         stream[0].setblocking(True)
         fdpass_c.send_many(stream[0], payloads, files, start=progress_of(caught.value))
         stream[0].shutdown(socket.SHUT_WR)
@@ -152,7 +146,7 @@ def test_room_in_time(stream: Pair, make_files: MakeFiles) -> None:
     stream[0].settimeout(60)
     payloads = [b"x" * (k % 5000 + 1) for k in range(2000)]
     fds = [files[k % 7] for k in range(2000)]
-    with beside(stream[1], lambda: recv_until_closed(stream[1])) as received:
+    with beside(lambda: recv_until_closed(stream[1]), stream[1]) as received:
         assert fdpass_c.send_many(stream[0], payloads, fds) == 2000
         stream[0].shutdown(socket.SHUT_WR)
     assert_stream(received[0], described(payloads, [[fd] for fd in fds]))
@@ -224,7 +218,7 @@ def test_storm_of_signals(stream: Pair, make_files: MakeFiles) -> None:
     calls = []
     with (
         handling(signal.SIGALRM, lambda: calls.append(1)),
-        beside(stream[1], lambda: recv_until_closed(stream[1])) as received,
+        beside(lambda: recv_until_closed(stream[1]), stream[1]) as received,
     ):
         signal.setitimer(signal.ITIMER_REAL, 0.0005, 0.0005)
         try:
@@ -303,10 +297,7 @@ def test_too_many_in_flight(stream: Pair, file: int) -> None:
     """ETOOMANYREFS says how many messages left, and once they are taken the rest follows."""
 
     def child() -> None:
-        if os.geteuid() == 0:
-            os.setgroups([])
-            os.setgid(65534)
-            os.setuid(65534)
+        become_nobody()
         resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
         payloads = [b"%d" % k for k in range(150)]
         received: list[Message] = []

@@ -3,41 +3,25 @@
 import fcntl
 import gc
 import os
-import resource
 import signal
 import socket
 import warnings
 
 import pytest
-from batch_helpers import described, many_allowed, recv_each
-from helpers import (
-    Interruption,
-    MakeFiles,
-    Pair,
-    assert_empty,
-    handling,
-    identities,
-    identity,
-    interrupt,
-    interrupt_call,
-    interrupt_main_thread,
-    is_open,
-    linux_only,
-    no_leak,
-    once_blocked,
-    run_in_child,
-    set_option,
-)
 
 import fdpass_c
-from fdpass_c import Batch, TruncatedBatchError, batches
+from fdpass_c import TruncatedBatchError, batches
+from support.descriptors import MakeFiles, identities, identity, is_open, no_leak
+from support.marks import linux_only
+from support.messages import contents, described, recv_each
+from support.processes import run_in_child
+from support.signals import Interruption, handling, interrupt, interrupt_call, interrupt_main_thread
+from support.sockets import Pair, assert_empty, drain, set_option
+from support.tables import leave_free, many_allowed
+from support.waiting import once_blocked
 
 SO_PASSCRED = getattr(socket, "SO_PASSCRED", 16)
 SO_PASSPIDFD = 76
-
-
-def contents(batch: Batch) -> list[tuple[bytes, list[tuple[int, int]]]]:
-    return [(payload, identities(fds)) for payload, fds in batch]
 
 
 @pytest.fixture(params=["stream", "seqpacket"])
@@ -155,17 +139,6 @@ def test_truncation_in_a_later_chunk(stream: Pair, make_files: MakeFiles) -> Non
     whole = [k for k in range(200) if k not in lossy]
     with caught.value.batch as batch:
         assert contents(batch) == described([payloads[k] for k in whole], [rows[k] for k in whole])
-
-
-def leave_free(count: int) -> None:
-    """Leaves room in the descriptor table for that many more. For a child only."""
-    limit = 100
-    resource.setrlimit(
-        resource.RLIMIT_NOFILE, (limit, resource.getrlimit(resource.RLIMIT_NOFILE)[1])
-    )
-    spare = [os.dup(0) for _ in range(sum(not is_open(fd) for fd in range(limit)))]
-    for fd in spare[len(spare) - count :]:
-        os.close(fd)
 
 
 @linux_only
@@ -384,14 +357,6 @@ def test_exception_after_every_call(
             drain(seqpacket[1])
         number += 1
     assert number > 10
-
-
-def drain(sock: socket.socket) -> None:
-    try:
-        while True:
-            sock.recv(100, socket.MSG_DONTWAIT)
-    except BlockingIOError:
-        pass
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 1023, 1500])

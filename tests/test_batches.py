@@ -10,21 +10,24 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from batch_helpers import (
+
+import fdpass_c
+from fdpass_c import Descriptors
+from fdpass_c.waiting import HasFileno
+from support.descriptors import MakeFiles, identities, identity
+from support.messages import (
     Message,
     assert_stream,
-    beside,
     described,
-    many_allowed,
     recv_each,
     recv_one,
     recv_until_closed,
+    take_batch,
 )
-from helpers import MakeFiles, Pair, fork, identities, identity
-
-import fdpass_c
-from fdpass_c import Batch, Descriptors
-from fdpass_c.waiting import HasFileno
+from support.processes import fork
+from support.sockets import Pair
+from support.tables import many_allowed
+from support.threads import beside
 
 COUNTS = [0, 1, 2, 63, 64, 65, 127, 128, 129, 1023, 1024, 1025, 5000]
 
@@ -39,18 +42,14 @@ class Holder:
         return self._fd
 
 
-def describe(batch: Batch) -> list[Message]:
-    """The messages of a batch, which is closed."""
-    with batch:
-        return [(payload, identities(fds)) for payload, fds in batch]
-
-
 def recv_counted(sock: socket.socket, count: int, **options: Any) -> list[Message]:
     """That many messages by recv_many, never more at once than a descriptor table of 1024 holds."""
     most = max(1, 500 // options.get("maxfds", 1))
     messages: list[Message] = []
     while len(messages) < count:
-        messages += describe(fdpass_c.recv_many(sock, min(count - len(messages), most), **options))
+        messages += take_batch(
+            fdpass_c.recv_many(sock, min(count - len(messages), most), **options)
+        )
     return messages
 
 
@@ -63,7 +62,7 @@ def numbered(count: int, files: list[int]) -> tuple[list[bytes], list[int]]:
 def test_to_the_standard_library(count: int, pair: Pair, make_files: MakeFiles) -> None:
     """socket.recv_fds gets exactly payload k and descriptor k with message k."""
     payloads, fds = numbered(count, make_files(7))
-    with beside(pair[1], lambda: recv_each(pair[1], count)) as received:
+    with beside(lambda: recv_each(pair[1], count), pair[1]) as received:
         assert fdpass_c.send_many(pair[0], payloads, fds) == count
     assert received == [described(payloads, [[fd] for fd in fds])]
 
@@ -72,7 +71,7 @@ def test_to_the_standard_library(count: int, pair: Pair, make_files: MakeFiles) 
 def test_from_the_standard_library(count: int, pair: Pair, make_files: MakeFiles) -> None:
     """recv_many gets exactly payload k and descriptor k of what socket.send_fds sent."""
     payloads, fds = numbered(count, make_files(7))
-    with beside(pair[1], lambda: recv_counted(pair[1], count)) as received:
+    with beside(lambda: recv_counted(pair[1], count), pair[1]) as received:
         for payload, fd in zip(payloads, fds, strict=True):
             socket.send_fds(pair[0], [payload], [fd])
     assert received == [described(payloads, [[fd] for fd in fds])]
@@ -82,7 +81,7 @@ def test_from_the_standard_library(count: int, pair: Pair, make_files: MakeFiles
 def test_both_ends(count: int, pair: Pair, make_files: MakeFiles) -> None:
     """What send_many sends, recv_many receives."""
     payloads, fds = numbered(count, make_files(7))
-    with beside(pair[1], lambda: recv_counted(pair[1], count)) as received:
+    with beside(lambda: recv_counted(pair[1], count), pair[1]) as received:
         assert fdpass_c.send_many(pair[0], payloads, fds) == count
     assert received == [described(payloads, [[fd] for fd in fds])]
 
@@ -102,7 +101,7 @@ def test_between_processes(stream: Pair, make_files: MakeFiles) -> None:
     left.close()
     received: list[Message] = []
     while batch := fdpass_c.recv_many(right, 300):
-        received += describe(batch)
+        received += take_batch(batch)
     assert os.waitpid(pid, 0)[1] == 0
     assert received == described(payloads, [[fd] for fd in fds])
 
@@ -118,7 +117,7 @@ def test_lists_to_the_standard_library(repeat: int, pair: Pair, make_files: Make
     payloads = [b"%d" % k for k in range(len(rows))]
     with (
         many_allowed(20_000),
-        beside(pair[1], lambda: recv_each(pair[1], len(rows))) as received,
+        beside(lambda: recv_each(pair[1], len(rows)), pair[1]) as received,
     ):
         assert fdpass_c.send_many(pair[0], payloads, rows) == len(rows)
     assert received == [described(payloads, rows)]
@@ -132,7 +131,7 @@ def test_lists_from_the_standard_library(repeat: int, pair: Pair, make_files: Ma
     payloads = [b"%d" % k for k in range(len(rows))]
     with (
         many_allowed(20_000),
-        beside(pair[1], lambda: recv_counted(pair[1], len(rows), maxfds=253)) as received,
+        beside(lambda: recv_counted(pair[1], len(rows), maxfds=253), pair[1]) as received,
     ):
         for payload, row in zip(payloads, rows, strict=True):
             socket.send_fds(pair[0], [payload], row)
@@ -147,7 +146,7 @@ def test_packets_without_descriptors(seqpacket: Pair, make_files: MakeFiles) -> 
     assert fdpass_c.send_many(seqpacket[0], payloads, rows) == 6
     assert recv_each(seqpacket[1], 6) == described(payloads, rows)
     assert fdpass_c.send_many(seqpacket[0], payloads, rows) == 6
-    assert describe(fdpass_c.recv_many(seqpacket[1], maxfds=2)) == described(payloads, rows)
+    assert take_batch(fdpass_c.recv_many(seqpacket[1], maxfds=2)) == described(payloads, rows)
 
 
 def test_empty_datagrams(datagram: Pair, file: int) -> None:
@@ -155,7 +154,7 @@ def test_empty_datagrams(datagram: Pair, file: int) -> None:
     payloads = [b"", b"x", b""]
     rows: list[list[int]] = [[], [file], []]
     fdpass_c.send_many(datagram[0], payloads, rows)
-    assert describe(fdpass_c.recv_many(datagram[1])) == described(payloads, rows)
+    assert take_batch(fdpass_c.recv_many(datagram[1])) == described(payloads, rows)
 
 
 def test_bytes_without_descriptors_on_a_stream(stream: Pair, file: int) -> None:
@@ -181,10 +180,10 @@ def test_payloads_of_mixed_sizes(receiver: str, pair: Pair, make_files: MakeFile
             if receiver == "recv_fds":
                 pieces.append(recv_one(pair[1]))
             else:
-                pieces += describe(fdpass_c.recv_many(pair[1], bufsize=200_000))
+                pieces += take_batch(fdpass_c.recv_many(pair[1], bufsize=200_000))
         return pieces
 
-    with beside(pair[1], receive) as received:
+    with beside(receive, pair[1]) as received:
         assert fdpass_c.send_many(pair[0], payloads, fds) == len(sizes)
     expected = described(payloads, [[fd] for fd in fds])
     if pair[0].type == socket.SOCK_STREAM:
@@ -197,7 +196,7 @@ def test_payload_beyond_the_socket_buffer(stream: Pair, make_files: MakeFiles) -
     """Payloads of many times what the stream buffers take their descriptor along exactly once."""
     fds = make_files(3)
     payloads = [bytes([k]) * (5 << 20) for k in range(3)]
-    with beside(stream[1], lambda: recv_until_closed(stream[1])) as received:
+    with beside(lambda: recv_until_closed(stream[1]), stream[1]) as received:
         assert fdpass_c.send_many(stream[0], payloads, fds) == 3
         stream[0].shutdown(socket.SHUT_WR)
     assert_stream(received[0], described(payloads, [[fd] for fd in fds]))

@@ -9,9 +9,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from helpers import Pair, assert_empty, fill, linux_only
 
 import fdpass_c
+from support.marks import linux_only
+from support.sockets import Pair, assert_empty, fill
 
 
 @pytest.fixture

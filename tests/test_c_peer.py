@@ -10,10 +10,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from channel_helpers import take
-from helpers import identity
 
 from fdpass_c import Channel, Listener, PeerClosedError
+from support.descriptors import identity
+from support.messages import take
 
 ROOT = Path(__file__).parents[1]
 EXAMPLE = ROOT / "examples" / "c"

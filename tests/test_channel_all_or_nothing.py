@@ -7,28 +7,20 @@ import socket
 from functools import partial
 
 import pytest
-from channel_helpers import (
-    NEXT,
-    WITHDRAWN,
-    beside,
-    channels,
-    first,
-    one,
-    pack,
-    raw_pair,
-    repeat,
-    table_of,
-    take,
-    take_batch,
-)
-from helpers import MakeFiles, Pair, fork, identities, identity, linux_only, run_in_child
 
 import fdpass_c
 from fdpass_c import Channel
+from support.channels import channels, raw_pair
+from support.descriptors import MakeFiles, identities, identity, repeat
+from support.frames import NEXT, WITHDRAWN, first, one, pack
+from support.marks import linux_only
+from support.messages import take, take_batch
+from support.processes import become_nobody, fork, run_in_child
+from support.sockets import Pair
+from support.tables import table_of
+from support.threads import beside
 
 TYPES = [socket.SOCK_STREAM, socket.SOCK_SEQPACKET]
-NOBODY = 65534
-
 CLOSED = 1_000_000_000
 """A descriptor that is not open."""
 
@@ -119,9 +111,7 @@ def test_too_many_in_flight(stream: Pair) -> None:
     """ETOOMANYREFS in the middle: nothing arrives, and a message that is allowed goes on."""
 
     def child() -> None:
-        os.setgroups([])
-        os.setresgid(NOBODY, NOBODY, NOBODY)
-        os.setresuid(NOBODY, NOBODY, NOBODY)
+        become_nobody()
         with table_of(512), Channel(stream[0]) as sender:
             with pytest.raises(OSError, match="in flight") as caught:
                 sender.send(b"large", [0] * 2000)

@@ -1,29 +1,21 @@
 """A full descriptor table loses nothing: a typed error, and the message stays queued."""
 
 import os
-import resource
 import socket
 import threading
 from collections.abc import Callable
 
 import pytest
-from channel_helpers import (
-    NEXT,
-    channels,
-    fill_table,
-    first,
-    open_numbers,
-    open_unique,
-    pack,
-    raw_pair,
-    repeat,
-    take,
-    take_batch,
-)
-from helpers import identities, identity, linux_only, run_in_child
 
 import fdpass_c
 from fdpass_c import DescriptorTableFullError
+from support.channels import channels, raw_pair
+from support.descriptors import identities, identity, open_unique, repeat
+from support.frames import NEXT, first, pack
+from support.marks import linux_only
+from support.messages import take, take_batch
+from support.processes import run_in_child
+from support.tables import fill_table, limit_table, open_numbers
 
 pytestmark = linux_only
 
@@ -32,9 +24,7 @@ def in_child_with_table_of(limit: int, function: Callable[[], object]) -> None:
     """Runs function in a child that may have that many descriptors open."""
 
     def child() -> None:
-        resource.setrlimit(
-            resource.RLIMIT_NOFILE, (limit, resource.getrlimit(resource.RLIMIT_NOFILE)[1])
-        )
+        limit_table(limit)
         function()
 
     run_in_child(child)

@@ -6,25 +6,16 @@ import struct
 from collections.abc import Callable
 
 import pytest
-from channel_helpers import (
-    FIRST,
-    NEXT,
-    ONE_EACH,
-    PACKED,
-    SAME_LENGTH,
-    WITHDRAWN,
-    first,
-    one,
-    pack,
-    raw_pair,
-    take,
-)
-from helpers import identity, list_fds, set_option
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 import fdpass_c
 from fdpass_c import Channel, ProtocolError
+from support.channels import raw_pair
+from support.descriptors import identity, list_fds
+from support.frames import FIRST, NEXT, ONE_EACH, PACKED, SAME_LENGTH, WITHDRAWN, first, one, pack
+from support.messages import take
+from support.sockets import set_option
 
 SO_PASSRIGHTS = 83
 

@@ -12,13 +12,15 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from channel_helpers import beside, take
-from helpers import identity, linux_only, run_in_child, set_option
 
 import fdpass_c
 from fdpass_c import Channel, Listener
-
-NOBODY = 65534
+from support.descriptors import identity
+from support.marks import linux_only
+from support.messages import take
+from support.processes import become_nobody, run_in_child
+from support.sockets import set_option
+from support.threads import beside
 
 
 @pytest.fixture
@@ -317,7 +319,7 @@ def test_turned_away() -> None:
     name = f"\0fdpass-c-users-{os.getpid()}"
 
     def stranger() -> None:
-        os.setresuid(NOBODY, NOBODY, NOBODY)
+        become_nobody()
         refusals = (fdpass_c.PeerClosedError, ConnectionResetError)
         with Channel.connect(name) as client, pytest.raises(refusals):
             client.recv()

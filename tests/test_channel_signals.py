@@ -11,28 +11,17 @@ from contextlib import contextmanager
 from types import FrameType
 
 import pytest
-from channel_helpers import (
-    beside,
-    channels,
-    first,
-    once_polling,
-    one,
-    pack,
-    raw_pair,
-    table_of,
-    take,
-)
-from helpers import (
-    Interruption,
-    handling,
-    identity,
-    interrupt,
-    interrupt_main_thread,
-    once_blocked,
-    places_known,
-)
 
 from fdpass_c import Channel, channel, receiving, sending
+from support.channels import channels, raw_pair
+from support.descriptors import identity
+from support.frames import first, one, pack
+from support.marks import places_known
+from support.messages import take
+from support.signals import Interruption, handling, interrupt, interrupt_main_thread
+from support.tables import table_of
+from support.threads import beside
+from support.waiting import once_blocked
 
 HALVES = {channel.__file__, receiving.__file__, sending.__file__}
 
@@ -45,7 +34,7 @@ def test_raising_while_receiving(receive: str, timeout: float | None, file: int)
         receiver.settimeout(timeout)
         with (
             handling(signal.SIGUSR1, interrupt),
-            once_polling(interrupt_main_thread),
+            once_blocked(receiver.fileno(), interrupt_main_thread),
             pytest.raises(Interruption),
         ):
             getattr(receiver, receive)()
@@ -79,7 +68,7 @@ def test_a_handler_that_uses_what_it_interrupts() -> None:
     with (
         channels() as (_, receiver),
         handling(signal.SIGUSR1, lambda: receiver.recv()),
-        once_polling(interrupt_main_thread),
+        once_blocked(receiver.fileno(), interrupt_main_thread),
         pytest.raises(RuntimeError, match="interrupted"),
     ):
         receiver.recv()

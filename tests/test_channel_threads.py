@@ -11,11 +11,16 @@ import warnings
 from collections.abc import Callable
 
 import pytest
-from channel_helpers import beside, channels, first, one, pack, raw_pair, take, take_batch
-from helpers import handling, identity, interrupt_main_thread, is_open, run_in_child
 
 import fdpass_c
 from fdpass_c import Channel
+from support.channels import channels, raw_pair
+from support.descriptors import identity, is_open
+from support.frames import first, one, pack
+from support.messages import take, take_batch
+from support.processes import run_in_child
+from support.signals import handling, interrupt_main_thread
+from support.threads import beside
 
 
 @pytest.mark.parametrize("kind", [socket.SOCK_STREAM, socket.SOCK_SEQPACKET])

@@ -7,13 +7,16 @@ import socket
 from collections.abc import Callable, Iterator
 
 import pytest
-from channel_helpers import Message, beside, channels, open_unique, repeat, take, take_batch
-from helpers import handling, identities
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import fdpass_c
 from fdpass_c import Channel
+from support.channels import channels
+from support.descriptors import identities, open_unique, repeat
+from support.messages import Message, take, take_batch
+from support.signals import handling
+from support.threads import beside
 
 # Payload sizes around every cap of the wire format, and in between.
 SIZES = st.one_of(

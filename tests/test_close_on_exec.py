@@ -6,9 +6,10 @@ import subprocess
 import sys
 
 import pytest
-from helpers import Keep, MakeFiles, Pair
 
 import fdpass_c
+from support.descriptors import Keep, MakeFiles
+from support.sockets import Pair
 
 
 @pytest.mark.parametrize("count", [1, 2, 253])

@@ -7,17 +7,17 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from helpers import handling, linux_only
 
 import fdpass_c
+from support.marks import linux_only
+from support.processes import FDPASS
+from support.signals import handling
 
-_FDPASS = [sys.executable, "-W", "error", "-m", "fdpass_c"]
 _BIG = 20 * 2**20
 
 
@@ -26,7 +26,7 @@ def fdpass(
 ) -> "subprocess.CompletedProcess[bytes]":
     """Runs a command that ends with this status; a failure says why in one line."""
     done = subprocess.run(
-        [*_FDPASS, *map(os.fspath, map(str, arguments))],
+        [*FDPASS, *map(os.fspath, map(str, arguments))],
         input=stdin,
         capture_output=True,
         timeout=60,
@@ -43,7 +43,7 @@ def fdpass(
 def started(*arguments: object, status: int = 0) -> Iterator["subprocess.Popen[bytes]"]:
     """A command in the background, that ends with this status before the block does."""
     with subprocess.Popen(
-        [*_FDPASS, *map(str, arguments)],
+        [*FDPASS, *map(str, arguments)],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -133,7 +133,7 @@ def test_cat_into_a_closed_pipe(tmp_path: Path) -> None:
 def test_cat_to_a_full_disk(files: list[Path]) -> None:
     """A write that fails is an error of cat, not of the file."""
     with open("/dev/full", "wb") as full:
-        done = subprocess.run([*_FDPASS, "cat", files[0]], stdout=full, stderr=subprocess.PIPE)
+        done = subprocess.run([*FDPASS, "cat", files[0]], stdout=full, stderr=subprocess.PIPE)
     assert done.returncode == 1
     assert done.stderr == b"fdpass: cat: No space left on device\n"
 
@@ -141,7 +141,7 @@ def test_cat_to_a_full_disk(files: list[Path]) -> None:
 def test_closed_standard_output(files: list[Path]) -> None:
     """Without a standard output there is nowhere to print to, and nothing else is written to."""
     done = subprocess.run(
-        ["sh", "-c", '"$@" >&-', "sh", *_FDPASS, "cat", str(files[0])], stderr=subprocess.PIPE
+        ["sh", "-c", '"$@" >&-', "sh", *FDPASS, "cat", str(files[0])], stderr=subprocess.PIPE
     )
     assert done.returncode == 1
     assert done.stderr == b"fdpass: cat: standard output is closed\n"
@@ -320,7 +320,7 @@ def test_connect_hands_over() -> None:
         port = str(server.getsockname()[1])
         with theirs:
             subprocess.run(
-                [*_FDPASS, "connect", "127.0.0.1", port], stdout=theirs.fileno(), check=True
+                [*FDPASS, "connect", "127.0.0.1", port], stdout=theirs.fileno(), check=True
             )
         data, fds, _, _ = socket.recv_fds(ours, 10, 2)
         assert data == b"\0"
@@ -379,7 +379,7 @@ def test_ssh(tmp_path: Path) -> None:
                 if "Server listening" in line:
                     break
             assert server.poll() is None, "".join(log)
-            proxy = " ".join([*_FDPASS, "connect", "%h", "%p"])
+            proxy = " ".join([*FDPASS, "connect", "%h", "%p"])
             options = [
                 f"ProxyCommand={proxy}",
                 "ProxyUseFdpass=yes",
@@ -465,7 +465,7 @@ def test_interrupt(line: str, tmp_path: Path) -> None:
         # A program starts with what its parent ignores, as a shell's background job does, ignored.
         handling(signal.SIGINT, lambda: None),
         subprocess.Popen(
-            [*_FDPASS, *line.split()], stdin=stdin, stderr=subprocess.PIPE, cwd=tmp_path
+            [*FDPASS, *line.split()], stdin=stdin, stderr=subprocess.PIPE, cwd=tmp_path
         ) as process,
     ):
         wait_until_blocked(process.pid)

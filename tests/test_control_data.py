@@ -4,17 +4,10 @@ import socket
 import sys
 
 import pytest
-from helpers import (
-    Keep,
-    MakeFiles,
-    Pair,
-    assert_empty,
-    identities,
-    identity,
-    set_option,
-)
 
 import fdpass_c
+from support.descriptors import Keep, MakeFiles, identities, identity
+from support.sockets import Pair, assert_empty, set_option
 
 # asm-generic/socket.h, which sparc, hppa and a few older ones do not follow.
 SO_PASSCRED = 16

@@ -13,10 +13,11 @@ from pathlib import Path
 
 import pytest
 
+from support.processes import FDPASS
+
 _ROOT = Path(__file__).parents[1]
 _EXAMPLES = _ROOT / "examples"
 _PEERS = Path(__file__).parent / "c_peers"
-_FDPASS = [sys.executable, "-W", "error", "-m", "fdpass_c"]
 
 
 def example(name: str) -> list[str]:
@@ -199,14 +200,14 @@ def test_c_sender_listens(size: int, c_peers: Path, file: Path, tmp_path: Path) 
     for reading, expected in (("--names", "0123456789"[:size] + "\n"), ("--count=1", "content\n")):
         with started(sender) as process:
             wait_for_listener(process)
-            assert run(_FDPASS, "recv", reading, "--connect", tmp_path / "s") == expected
+            assert run(FDPASS, "recv", reading, "--connect", tmp_path / "s") == expected
         (tmp_path / "s").unlink()
 
 
 @sizes
 def test_c_sender_connects(size: int, c_peers: Path, file: Path, tmp_path: Path) -> None:
     """Ours listens for a C sender."""
-    with started(_FDPASS, "recv", "--listen", tmp_path / "s") as receiver:
+    with started(FDPASS, "recv", "--listen", tmp_path / "s") as receiver:
         meet(tmp_path / "s", [str(c_peers / "sender"), "connect"], size, file)
         assert receiver.stdout is not None
         assert receiver.stdout.read() == "content\n"
@@ -219,7 +220,7 @@ def test_c_receiver_listens(size: int, c_peers: Path, file: Path, tmp_path: Path
     receiver = [str(c_peers / "receiver"), "listen", str(tmp_path / "s"), str(size)]
     with started(receiver) as process:
         wait_for_listener(process)
-        run(_FDPASS, "send", "--payload", payload, "--connect", tmp_path / "s", file)
+        run(FDPASS, "send", "--payload", payload, "--connect", tmp_path / "s", file)
         assert process.stdout is not None
         assert process.stdout.read() == f"{payload}\ncontent\n"
 
@@ -228,7 +229,7 @@ def test_c_receiver_listens(size: int, c_peers: Path, file: Path, tmp_path: Path
 def test_c_receiver_connects(size: int, c_peers: Path, file: Path, tmp_path: Path) -> None:
     """Ours listens for a C receiver."""
     payload = "0123456789"[:size]
-    with started(_FDPASS, "send", "--payload", payload, "--listen", tmp_path / "s", file):
+    with started(FDPASS, "send", "--payload", payload, "--listen", tmp_path / "s", file):
         output = meet(tmp_path / "s", [str(c_peers / "receiver"), "connect"], size)
         assert output == f"{payload}\ncontent\n"
 

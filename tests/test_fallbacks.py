@@ -16,10 +16,12 @@ from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import pytest
-from helpers import Keep, MakeFiles, Pair, identities, is_open, run_in_child
 
 import fdpass_c
 from fdpass_c import info
+from support.descriptors import Keep, MakeFiles, identities, is_open
+from support.processes import run_in_child
+from support.sockets import Pair
 
 COUNT = 130  # more than two system calls take
 

@@ -17,19 +17,14 @@ from contextlib import contextmanager, suppress
 from typing import IO, Any
 
 import pytest
-from helpers import (
-    Interruption,
-    Pair,
-    assert_empty,
-    fill,
-    handling,
-    interrupt_main_thread,
-    linux_only,
-    once_blocked,
-    run_in_child,
-)
 
 import fdpass_c
+from support.marks import linux_only
+from support.processes import run_in_child
+from support.signals import Interruption, handling, interrupt_main_thread
+from support.sockets import Pair, assert_empty, drain, fill, read_all
+from support.threads import beside
+from support.waiting import once_blocked
 
 COUNTS = [0, 1, 2, 3, 15, 16, 17, 18, 100, 1023, 1024, 1025, 2047, 2048, 2049, 100_000]
 
@@ -44,39 +39,6 @@ def target() -> Iterator[IO[bytes]]:
 def read_back(target: IO[bytes]) -> bytes:
     target.seek(0)
     return target.read()
-
-
-def recv_all(sock: socket.socket) -> bytes:
-    """All bytes up to the end of file."""
-    pieces = []
-    while piece := sock.recv(1 << 20):
-        pieces.append(piece)
-    return b"".join(pieces)
-
-
-@contextmanager
-def reading(sock: socket.socket) -> Iterator[list[bytes]]:
-    """Receives in a thread until the end of file; what came is in the list after the block."""
-    received: list[bytes] = []
-    thread = threading.Thread(target=lambda: received.append(recv_all(sock)))
-    thread.start()
-    try:
-        yield received
-    except BaseException:
-        sock.shutdown(socket.SHUT_RDWR)
-        raise
-    finally:
-        thread.join()
-
-
-def recv_present(sock: socket.socket) -> bytes:
-    """The bytes that are there now."""
-    pieces = []
-    try:
-        while True:
-            pieces.append(sock.recv(1 << 20, socket.MSG_DONTWAIT))
-    except BlockingIOError:
-        return b"".join(pieces)
 
 
 def numbered(count: int, size: int) -> list[bytes]:
@@ -224,7 +186,7 @@ def test_through_a_socket(count: int, size: int, form: str, stream: Pair) -> Non
     if count * size > 50 << 20:
         count = 10
     buffers = numbered(count, size)
-    with reading(stream[1]) as received:
+    with beside(lambda: read_all(stream[1]), stream[1]) as received:
         fd = stream[0] if form == "object" else stream[0].fileno()
         assert fdpass_c.writev(fd, buffers) == sum(map(len, buffers))
         stream[0].shutdown(socket.SHUT_WR)
@@ -236,7 +198,7 @@ def test_within_a_timeout(stream: Pair) -> None:
     """A socket with a timeout waits for its reader, time and again."""
     stream[0].settimeout(60)
     buffers = [b"x" * 100_000, b"y" * 100_000] * 20 + numbered(3000, 100)
-    with reading(stream[1]) as received:
+    with beside(lambda: read_all(stream[1]), stream[1]) as received:
         assert fdpass_c.writev(stream[0], buffers) == sum(map(len, buffers))
         stream[0].shutdown(socket.SHUT_WR)
     assert received[0] in (b"".join(buffers),)
@@ -260,7 +222,7 @@ def test_full_socket(
     with pytest.raises(expected) as caught:
         fdpass_c.writev(stream[0], buffers)
     written = caught.value.characters_written  # type: ignore[attr-defined]
-    arrived = recv_present(stream[1])
+    arrived = drain(stream[1])
     assert 0 < written < len(data)
     assert written == len(arrived)
     assert arrived in (data[:written],)
@@ -303,7 +265,7 @@ def test_short_write_of_any_buffer(scale: int, stream: Pair) -> None:
     stream[0].setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)
     stream[0].settimeout(60)
     expected = b"".join(buffers * repeat)
-    with reading(stream[1]) as received:
+    with beside(lambda: read_all(stream[1]), stream[1]) as received:
         assert fdpass_c.writev(stream[0], buffers * repeat) == len(expected)
         stream[0].shutdown(socket.SHUT_WR)
     assert received[0] in (expected,)
@@ -329,7 +291,7 @@ def test_timeout_counts_in_all(stream: Pair) -> None:
                 fdpass_c.writev(stream[0], buffers)
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0)
-    received.append(recv_present(stream[1]))
+    received.append(drain(stream[1]))
     written = caught.value.characters_written  # type: ignore[attr-defined]
     assert b"".join(received) == (b"0123456789" * 1024 * 200)[:written]
 
@@ -340,11 +302,11 @@ def test_handler_returns(size: int, stream: Pair) -> None:
     filled = fill(stream[0])
     received = []
     with (
-        handling(signal.SIGUSR1, lambda: received.append(recv_present(stream[1]))),
+        handling(signal.SIGUSR1, lambda: received.append(drain(stream[1]))),
         once_blocked(stream[0].fileno(), interrupt_main_thread),
     ):
         assert fdpass_c.writev(stream[0], [b"a" * size, b"b"]) == size + 1
-    received.append(recv_present(stream[1]))
+    received.append(drain(stream[1]))
     assert b"".join(received)[filled:] == b"a" * size + b"b"
 
 
@@ -363,14 +325,17 @@ def test_handler_raises(count: int, raised: type[Exception], stream: Pair) -> No
         pytest.raises(raised, match="from the handler"),
     ):
         fdpass_c.writev(stream[0], [b"x"] * count)
-    assert len(recv_present(stream[1])) == filled
+    assert len(drain(stream[1])) == filled
 
 
 def test_storm_of_signals(stream: Pair) -> None:
     """However often a handler runs, everything is written once."""
     calls = []
     buffers = numbered(4000, 3000)
-    with handling(signal.SIGALRM, lambda: calls.append(1)), reading(stream[1]) as received:
+    with (
+        handling(signal.SIGALRM, lambda: calls.append(1)),
+        beside(lambda: read_all(stream[1]), stream[1]) as received,
+    ):
         signal.setitimer(signal.ITIMER_REAL, 0.0005, 0.0005)
         try:
             assert fdpass_c.writev(stream[0], buffers) == sum(map(len, buffers))

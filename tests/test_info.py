@@ -7,10 +7,9 @@ import resource
 import socket
 import sys
 
-from helpers import linux_only
-
 import fdpass_c
 from fdpass_c import info
+from support.marks import linux_only
 
 
 def test_json_takes_it() -> None:

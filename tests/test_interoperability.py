@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import Keep, MakeFiles, Pair, assert_empty, fill, identities, identity, linux_only
 
 import fdpass_c
+from support.descriptors import Keep, MakeFiles, identities, identity
+from support.marks import linux_only
+from support.sockets import Pair, assert_empty, fill
 
 Send = Callable[..., int]
 Receive = Callable[..., tuple[bytes, list[int], int, Any]]

@@ -9,9 +9,13 @@ import threading
 from pathlib import Path
 
 import pytest
-from helpers import MakeFiles, Pair, identity, linux_only, once_blocked, run_in_child
 
 import fdpass_c
+from support.descriptors import MakeFiles, identity
+from support.marks import linux_only
+from support.processes import run_in_child
+from support.sockets import Pair
+from support.waiting import once_blocked
 
 # multiprocessing starts processes of its own that stay, and an interpreter that ended may leave
 # things behind: so each of these is a program.

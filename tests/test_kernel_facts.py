@@ -8,9 +8,10 @@ import socket
 import sys
 
 import pytest
-from helpers import Keep, MakeFiles, Pair, assert_empty, identities, identity
 
 import fdpass_c
+from support.descriptors import Keep, MakeFiles, identities, identity
+from support.sockets import Pair, assert_empty
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="facts of Linux")
 

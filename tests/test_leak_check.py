@@ -3,7 +3,8 @@
 import os
 
 import pytest
-from helpers import no_leak
+
+from support.descriptors import no_leak
 
 
 def test_names_what_was_left_open() -> None:

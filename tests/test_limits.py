@@ -1,24 +1,18 @@
 """At every limit of the system: a clear error, and nothing lost or left open in silence."""
 
 import errno
-import os
 import resource
 import socket
 from pathlib import Path
 
 import pytest
-from helpers import (
-    Keep,
-    MakeFiles,
-    Pair,
-    assert_empty,
-    identities,
-    is_open,
-    linux_only,
-    run_in_child,
-)
 
 import fdpass_c
+from support.descriptors import Keep, MakeFiles, identities
+from support.marks import linux_only
+from support.processes import become_nobody, run_in_child
+from support.sockets import Pair, assert_empty
+from support.tables import leave_free, open_numbers
 
 CTRUNC = socket.MSG_CTRUNC
 
@@ -69,22 +63,6 @@ def test_max_fds_is_the_kernel_s(stream: Pair, file: int) -> None:
 LIMIT = 64
 
 
-def leave_free(count: int) -> set[int]:
-    """Fills the descriptor table but for count; returns what is open then. For a child only."""
-    resource.setrlimit(
-        resource.RLIMIT_NOFILE, (LIMIT, resource.getrlimit(resource.RLIMIT_NOFILE)[1])
-    )
-    made = [os.dup(0) for _ in range(LIMIT - len(open_fds()))]
-    for fd in made[len(made) - count :]:
-        os.close(fd)
-    return open_fds()
-
-
-def open_fds() -> set[int]:
-    """Which descriptors are open, found without opening one."""
-    return {fd for fd in range(LIMIT) if is_open(fd)}
-
-
 @linux_only
 @pytest.mark.parametrize("free", [0, 1, 2, 4])
 def test_full_descriptor_table(free: int, stream: Pair, make_files: MakeFiles) -> None:
@@ -94,13 +72,14 @@ def test_full_descriptor_table(free: int, stream: Pair, make_files: MakeFiles) -
     def child() -> None:
         fdpass_c.send_fds(stream[0], [b"payload"], files)
         wanted = identities(files)[:free]
-        before = leave_free(free)
+        leave_free(free)
+        before = open_numbers()
         data, fds, flags, _ = fdpass_c.recv_fds(stream[1], 100, 253)
         assert data == b"payload"
         assert flags & CTRUNC
         assert identities(fds) == wanted
         fdpass_c.close_fds(fds)
-        assert open_fds() == before
+        assert open_numbers() == before
 
     run_in_child(child)
 
@@ -127,10 +106,11 @@ def test_recv_fd_with_a_full_table(sent: int, free: int, stream: Pair, file: int
 
     def child() -> None:
         fdpass_c.send_fds(stream[0], [b"x"], [file] * sent)
-        before = leave_free(free)
+        leave_free(free)
+        before = open_numbers()
         with pytest.raises(fdpass_c.TruncatedError, match=r"RLIMIT_NOFILE.*all are closed"):
             fdpass_c.recv_fd(stream[1])
-        assert open_fds() == before
+        assert open_numbers() == before
 
     run_in_child(child)
 
@@ -151,10 +131,7 @@ def test_too_many_in_flight(stream: Pair, file: int) -> None:
     """An ordinary user with RLIMIT_NOFILE descriptors in flight gets ETOOMANYREFS, explained."""
 
     def child() -> None:
-        if os.geteuid() == 0:
-            os.setgroups([])
-            os.setgid(65534)
-            os.setuid(65534)
+        become_nobody()
         resource.setrlimit(resource.RLIMIT_NOFILE, (LIMIT, LIMIT))
         sent = 0
         with pytest.raises(OSError, match="in flight as RLIMIT_NOFILE allows") as caught:  # noqa: PT012

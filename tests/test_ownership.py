@@ -8,10 +8,12 @@ import warnings
 from collections.abc import Callable, Iterable, Sequence
 
 import pytest
-from helpers import MakeFiles, Pair, identities, identity, interrupt_call, is_open
 
 import fdpass_c
 from fdpass_c import Descriptors, descriptors
+from support.descriptors import MakeFiles, identities, identity, is_open
+from support.signals import interrupt_call
+from support.sockets import Pair
 
 
 def own(count: int) -> Descriptors:

@@ -9,9 +9,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from helpers import Keep, Pair, fork, linux_only
 
 import fdpass_c
+from support.descriptors import Keep
+from support.marks import linux_only
+from support.processes import fork
+from support.sockets import Pair
 
 questions = pytest.mark.parametrize("ask", [fdpass_c.peer_credentials, fdpass_c.peer_pidfd])
 Question = Callable[[socket.socket], object]

@@ -9,11 +9,13 @@ import threading
 from pathlib import Path
 
 import pytest
-from helpers import linux_only, run_in_child
-from pool_handlers import echo
-from pool_helpers import COMMAND, Server, connections, read_all
 
 from fdpass_c.pool import Pool, PoolError, inherit_listeners, open_listener
+from support.handlers import echo
+from support.marks import linux_only
+from support.processes import FDPASS, run_in_child
+from support.server import Server, connections
+from support.sockets import read_all
 
 both_kinds = pytest.mark.parametrize("handler", ["echo", "echo_async", "echo_object"])
 
@@ -189,7 +191,7 @@ def test_socket_activation() -> None:
             "os.environ.update(LISTEN_FDS='1', LISTEN_PID=str(os.getpid()))\n"
             "os.execv(sys.executable, [sys.executable, *sys.argv[2:]])\n"
         )
-        command = [*COMMAND[1:], "pool", "--workers", "1", "pool_handlers:echo"]
+        command = [*FDPASS[1:], "pool", "--workers", "1", "support.handlers:echo"]
         with subprocess.Popen(
             [sys.executable, "-c", code, str(listener.fileno()), *command],
             pass_fds=[listener.fileno()],

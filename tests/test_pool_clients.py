@@ -7,8 +7,10 @@ import socket
 import struct
 
 import pytest
-from helpers import linux_only
-from pool_helpers import Server, connections, read_all, read_some
+
+from support.marks import linux_only
+from support.server import Server, connections
+from support.sockets import read_all, read_some
 
 both_kinds = pytest.mark.parametrize("handler", ["echo", "echo_async"])
 

@@ -6,8 +6,10 @@ import signal
 from pathlib import Path
 
 import pytest
-from helpers import linux_only
-from pool_helpers import Server, connections, read_some
+
+from support.marks import linux_only
+from support.server import Server, connections
+from support.sockets import read_some
 
 # Every 100 connections one is killed. For slow machines and emulators there may be fewer.
 CONNECTIONS = int(os.environ.get("FDPASS_POOL_CONNECTIONS", "10000"))
@@ -55,7 +57,7 @@ def test_random_kills(handler: str, capacity: str) -> None:
 def test_reload_with_workers_that_die(tmp_path: Path) -> None:
     """Where no successor starts, the old workers stay and serve on."""
     flag = tmp_path / "die"
-    with Server(program=("pool_handlers.py", str(flag))) as server:
+    with Server(program=("-m", "support.handlers", str(flag))) as server:
         old = server.settled(2).pids
         flag.touch()
         server.send_signal(signal.SIGHUP)
@@ -75,7 +77,7 @@ def test_reload_with_workers_that_die(tmp_path: Path) -> None:
 def test_successors_that_die(tmp_path: Path) -> None:
     """Where a dead worker's successors do not start, the pool ends with an error that says so."""
     flag = tmp_path / "die"
-    with Server(program=("pool_handlers.py", str(flag))) as server:
+    with Server(program=("-m", "support.handlers", str(flag))) as server:
         old = server.settled(2).pids
         flag.touch()
         os.kill(old[0], signal.SIGKILL)
@@ -89,7 +91,7 @@ def test_workers_that_cannot_receive(tmp_path: Path) -> None:
     """Workers that start but die of the first connection are not replaced for ever."""
     flag = tmp_path / "die"
     flag.write_text("full")
-    with Server(program=("pool_handlers.py", str(flag))) as server, server.connect() as sock:
+    with Server(program=("-m", "support.handlers", str(flag))) as server, server.connect() as sock:
         sock.sendall(b"hello")
         server.wait_for("stopping")
         assert server.process.wait() == 1

@@ -8,15 +8,16 @@ from contextlib import ExitStack, contextmanager
 from functools import partial
 
 import pytest
-from helpers import become_nobody, fork, run_in_child
-from pool_helpers import Server, read_all
 
 import fdpass_c
 from fdpass_c import Channel
+from support.processes import become_nobody, fork, run_in_child
+from support.server import Server
+from support.sockets import read_all
 
 pytestmark = pytest.mark.skipif(not hasattr(resource, "prlimit"), reason="limits another process")
 
-OF_NOBODY = ("pool_of_nobody.py", "any")
+OF_NOBODY = ("-m", "support.pool_of_nobody", "any")
 
 
 @contextmanager
@@ -111,7 +112,7 @@ def test_no_process_for_a_successor() -> None:
 
 def test_no_process_at_all() -> None:
     """Where there is no process for the first worker, the pool ends with an error that says so."""
-    with Server(program=("pool_of_nobody.py", "0")) as server:
+    with Server(program=("-m", "support.pool_of_nobody", "0")) as server:
         server.wait_for("stopping")
         assert server.process.wait() == 1
         server.wait_for(r"PoolError: 5 workers in a row.*cannot start a worker: Resource temp")

@@ -5,7 +5,9 @@ import select
 import signal
 
 import pytest
-from pool_helpers import Server, connections, read_all, read_some
+
+from support.server import Server, connections
+from support.sockets import read_all, read_some
 
 begin_and_wait = pytest.mark.parametrize("handler", ["begin_and_wait", "begin_and_wait_async"])
 stops = pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])

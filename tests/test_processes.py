@@ -9,9 +9,11 @@ import threading
 from pathlib import Path
 
 import pytest
-from helpers import MakeFiles, Pair, fork, identity, run_in_child
 
 import fdpass_c
+from support.descriptors import MakeFiles, identity
+from support.processes import fork, run_in_child
+from support.sockets import Pair
 
 
 @pytest.mark.parametrize("count", [1, 253])

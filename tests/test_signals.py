@@ -11,33 +11,14 @@ from types import CodeType, ModuleType
 from typing import Any
 
 import pytest
-from helpers import (
-    Interruption,
-    Keep,
-    MakeFiles,
-    Pair,
-    fill,
-    handling,
-    identities,
-    identity,
-    interrupt,
-    interrupt_call,
-    interrupt_main_thread,
-    no_leak,
-    once_blocked,
-    places_known,
-)
 
 import fdpass_c
 from fdpass_c import batches, messages, receiving, sending
-
-
-def drain(sock: socket.socket) -> None:
-    while True:
-        try:
-            sock.recv(1 << 20, socket.MSG_DONTWAIT)
-        except BlockingIOError:
-            return
+from support.descriptors import Keep, MakeFiles, identities, identity, no_leak
+from support.marks import places_known
+from support.signals import Interruption, handling, interrupt, interrupt_call, interrupt_main_thread
+from support.sockets import Pair, drain, fill
+from support.waiting import once_blocked
 
 
 def recv_fds(sock: socket.socket) -> None:

@@ -7,9 +7,10 @@ import threading
 from typing import Any
 
 import pytest
-from helpers import MakeFiles, Pair, fill, identity
 
 import fdpass_c
+from support.descriptors import MakeFiles, identity
+from support.sockets import Pair, fill
 
 
 def test_round_trip(pair: Pair, file: int) -> None:

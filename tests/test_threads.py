@@ -1,48 +1,19 @@
 """What docs/threads.md promises: threads share what it says they may, and nothing goes astray."""
 
-import contextlib
 import os
 import socket
 import tempfile
-import threading
 from collections import Counter
-from collections.abc import Callable
 from functools import partial
 
 import pytest
-from helpers import MakeFiles, identity
 
 import fdpass_c
+from support.descriptors import MakeFiles, identity
+from support.threads import run_together
 
 THREADS = 8
 ROUNDS = 50
-
-
-def run_together(jobs: list[Callable[[], object]], *sockets: socket.socket) -> None:
-    """Runs each job in a thread, all starting at once; what one raises fails the test.
-
-    It also shuts down sockets, so that the others need not wait for it.
-    """
-    start = threading.Barrier(len(jobs))
-    errors: list[BaseException] = []
-
-    def work(job: Callable[[], object]) -> None:
-        start.wait()
-        try:
-            job()
-        except BaseException as error:
-            errors.append(error)
-            for sock in sockets:
-                with contextlib.suppress(OSError):
-                    sock.shutdown(socket.SHUT_RDWR)
-
-    threads = [threading.Thread(target=work, args=(job,)) for job in jobs]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    if errors:
-        raise errors[0]
 
 
 def test_sockets_of_their_own() -> None:

@@ -6,9 +6,10 @@ import threading
 from collections.abc import Callable
 
 import pytest
-from helpers import Keep, Pair, fill, identities, identity
 
 import fdpass_c
+from support.descriptors import Keep, identities, identity
+from support.sockets import Pair, fill
 
 Operation = Callable[[socket.socket], object]
 

@@ -7,12 +7,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import test_c_core
-from channel_helpers import Message, raw_pair, take
-from helpers import identity
 
 import fdpass_c
+import test_c_core
 from fdpass_c import Channel, frames
+from support.channels import raw_pair
+from support.descriptors import identity
+from support.messages import Message, take
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "wire-format.md"

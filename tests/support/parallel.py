@@ -1,6 +1,6 @@
 """Has pytest-run-parallel run tests in several threads at once, each with fixtures of its own.
 
-    PYTHONPATH=tests python -m pytest -p parallel --parallel-threads 4
+    PYTHONPATH=tests python -m pytest -p support.parallel --parallel-threads 4
 
 Every test runs; those that change the whole process, or ask something of all of it, in one thread.
 """
@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-TESTS = str(Path(__file__).parent)
+TESTS = str(Path(__file__).parent.parent)
 
 # What does something to the whole process, or depends on which numbers are free, who the children
 # are, which limits and signal handlers stand and what was warned of. Python 3.11 counts the depth

@@ -1,34 +1,14 @@
-"""What the tests of send_many and recv_many share."""
+"""Plain messages: what was sent, and what the standard library receives of it."""
 
-import resource
 import socket
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any
 
 import pytest
-from helpers import identities
 
 import fdpass_c
+from support.descriptors import identities
 
 Message = tuple[bytes, list[tuple[int, int]]]
 """A payload and what its descriptors point to."""
-
-
-@contextmanager
-def many_allowed(count: int) -> Iterator[None]:
-    """Lets an ordinary user have that many descriptors, open or in flight, or skips the test."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = soft if soft == resource.RLIM_INFINITY else max(soft, count)
-    try:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-    except (OSError, ValueError):
-        pytest.skip(f"RLIMIT_NOFILE cannot be {wanted}")
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def described(payloads: list[bytes], rows: list[list[int]]) -> list[Message]:
@@ -71,6 +51,24 @@ def recv_until_closed(sock: socket.socket) -> list[Message]:
     return messages
 
 
+def take(message: tuple[bytes, fdpass_c.Descriptors]) -> Message:
+    """What a received message is; its descriptors are closed."""
+    payload, fds = message
+    with fds:
+        return payload, identities([*fds])
+
+
+def contents(batch: fdpass_c.Batch) -> list[Message]:
+    """What the messages of a batch are, which stays open."""
+    return [(payload, identities(fds)) for payload, fds in batch]
+
+
+def take_batch(batch: fdpass_c.Batch) -> list[Message]:
+    """What the messages of a batch are; their descriptors are closed."""
+    with batch:
+        return contents(batch)
+
+
 def assert_stream(pieces: list[Message], messages: list[Message]) -> None:
     """Fails unless the pieces that a stream's receiver got are the messages.
 
@@ -96,30 +94,6 @@ def assert_stream(pieces: list[Message], messages: list[Message]) -> None:
             assert fds == wanted
         position = end
     assert not starts
-
-
-@contextmanager
-def beside(sock: socket.socket, function: Callable[[], Any]) -> Iterator[list[Any]]:
-    """Runs function, which uses sock, in a thread; its result is in the list after the block."""
-    results: list[Any] = []
-
-    def run() -> None:
-        try:
-            results.append(function())
-        except BaseException:
-            sock.shutdown(socket.SHUT_RDWR)  # or the block would wait for ever
-            raise
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    try:
-        yield results
-    except BaseException:
-        sock.shutdown(socket.SHUT_RDWR)  # or function would wait for ever
-        raise
-    finally:
-        thread.join()
-    assert results, "the thread failed"
 
 
 def measure_room(sender: socket.socket, receiver: socket.socket) -> int:

@@ -14,10 +14,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple
 
-_TESTS = Path(__file__).parent
-_PATIENCE = 30
+from support.processes import FDPASS
+from support.sockets import read_all
 
-COMMAND = [sys.executable, "-W", "error", "-m", "fdpass_c"]
+_TESTS = Path(__file__).parent.parent
+_PATIENCE = 30
 
 
 class WorkerLine(NamedTuple):
@@ -41,7 +42,7 @@ class Status(NamedTuple):
 
 
 class Server:
-    """fdpass pool with a handler of pool_handlers; its log is read as it comes."""
+    """fdpass pool with a handler of support.handlers; its log is read as it comes."""
 
     def __init__(
         self,
@@ -50,11 +51,11 @@ class Server:
         addresses: tuple[str, ...] = ("127.0.0.1:0",),
         program: tuple[str, ...] = (),
     ) -> None:
-        """program: in place of fdpass pool, a script of this directory and its arguments."""
+        """program: in place of fdpass pool, what Python runs."""
         self._lines: list[str] = []
         self._news = threading.Condition()
         self._read = 0
-        command = [*COMMAND, "pool", *options, f"pool_handlers:{handler}", *addresses]
+        command = [*FDPASS, "pool", *options, f"support.handlers:{handler}", *addresses]
         if program:
             command = [sys.executable, "-W", "error", *program, *addresses]
         self.process = subprocess.Popen(
@@ -172,21 +173,6 @@ class Server:
         self._reader.join()
         assert self.process.stderr is not None
         self.process.stderr.close()
-
-
-def read_all(sock: socket.socket) -> bytes:
-    parts = []
-    while part := sock.recv(65536):
-        parts.append(part)
-    return b"".join(parts)
-
-
-def read_some(sock: socket.socket) -> bytes:
-    """What comes next; empty where the connection has ended, however it ended."""
-    try:
-        return sock.recv(1000)
-    except ConnectionResetError:
-        return b""
 
 
 @contextmanager

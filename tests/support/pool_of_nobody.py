@@ -4,10 +4,9 @@ import logging
 import resource
 import sys
 
-from helpers import become_nobody
-from pool_handlers import echo
-
 from fdpass_c.pool import Pool, open_listener
+from support.handlers import echo
+from support.processes import become_nobody
 
 
 def main(processes: str, address: str) -> None:

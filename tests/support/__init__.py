@@ -1,0 +1,1 @@
+"""What several test files need: a module for each idea, named by it."""
