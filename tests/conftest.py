@@ -1,4 +1,4 @@
-"""Fixtures; every test runs between two counts of the open descriptors."""
+"""Fixtures; every test runs between two counts of the open descriptors, and leaves no process."""
 
 import gc
 import os
@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import pytest
 
 from support.descriptors import Keep, MakeFiles, no_leak
+from support.processes import adopt_orphans, no_process_left
 from support.sockets import Pair
 
 
@@ -24,9 +25,14 @@ def _short_collections() -> Iterator[None]:
         gc.unfreeze()
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _orphans() -> None:
+    adopt_orphans()
+
+
 @pytest.fixture(autouse=True)
 def _no_leak() -> Iterator[None]:
-    with no_leak():
+    with no_leak(), no_process_left():
         yield
 
 

@@ -14,6 +14,7 @@ import pytest
 from fdpass_c import Channel, Listener, PeerClosedError
 from support.descriptors import identity
 from support.messages import take
+from support.processes import Program
 
 ROOT = Path(__file__).parents[1]
 EXAMPLE = ROOT / "examples" / "c"
@@ -41,7 +42,7 @@ def peer(program: Path) -> Iterator[Channel]:
     with (
         Channel(ours) as channel,
         theirs,
-        subprocess.Popen(
+        Program[bytes](
             [program, str(theirs.fileno())], pass_fds=[theirs.fileno()], stderr=subprocess.PIPE
         ) as process,
     ):
@@ -73,7 +74,7 @@ def test_connecting(program: Path, tmp_path: Path, file: int) -> None:
     """The program connects to a Listener; a large message it refuses, and ends."""
     path = tmp_path / "socket"
     with Listener(path) as listener:
-        with subprocess.Popen([program, path], stderr=subprocess.PIPE) as process:
+        with Program[bytes]([program, path], stderr=subprocess.PIPE) as process:
             with listener.accept() as channel:
                 assert channel.peer.pid == process.pid
                 channel.send(b"hi", [file])

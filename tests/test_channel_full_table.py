@@ -1,5 +1,6 @@
 """A full descriptor table loses nothing: a typed error, and the message stays queued."""
 
+import contextlib
 import os
 import socket
 import threading
@@ -8,7 +9,7 @@ from collections.abc import Callable
 import pytest
 
 import fdpass_c
-from fdpass_c import DescriptorTableFullError
+from fdpass_c import Channel, DescriptorTableFullError
 from support.channels import channels, raw_pair
 from support.descriptors import identities, identity, open_unique, repeat
 from support.frames import NEXT, first, pack
@@ -16,6 +17,7 @@ from support.marks import linux_only
 from support.messages import take, take_batch
 from support.processes import run_in_child
 from support.tables import fill_table, limit_table, open_numbers
+from support.threads import beside
 
 pytestmark = linux_only
 
@@ -206,41 +208,36 @@ def test_threads_race_for_descriptors(limit: int) -> None:
                 fdpass_c.close_fds(mine)
 
         received: list[bytes] = []
-        refusals = 0
-        with channels() as (sender, receiver):
+        # An ordinary user has no more in flight than the table holds: 67 descriptors a round.
+        rounds = threading.Semaphore(limit // 67)
+        with raw_pair() as (sock, receiver), Channel(sock) as sender:
 
             def deliver() -> None:
-                number = 0
-                while number < total:
+                for number in range(0, total, 7):
+                    rounds.acquire()
                     some = range(number, min(number + 7, total))
+                    sender.send(b"many", repeat(files, 60))
                     sender.send_many([b"%d" % at for at in some], [files[at % 5] for at in some])
-                    number = some[-1] + 1
-                    if number % 3:
-                        sender.send(b"many", repeat(files, 60))
 
-            threads = [threading.Thread(target=hoard) for _ in range(3)]
-            threads.append(threading.Thread(target=deliver))
-            for thread in threads:
-                thread.start()
-            try:
+            with contextlib.ExitStack() as stack:
+                for _ in range(3):
+                    stack.enter_context(beside(hoard))
+                stack.callback(stop.set)
+                stack.enter_context(beside(deliver, sock))
                 while len(received) < total:
                     try:
                         payload, owner = receiver.recv()
                     except DescriptorTableFullError:
-                        refusals += 1
                         continue
                     with owner:
                         found = identities([*owner])
                     if payload == b"many":
                         assert found == repeat_identities(known, 60)
-                    else:
-                        received.append(payload)
-                        assert found == [known[int(payload) % 5]]
-            finally:
-                stop.set()
-                sender._sock.shutdown(2)
-                for thread in threads:
-                    thread.join()
+                        continue
+                    assert found == [known[int(payload) % 5]]
+                    received.append(payload)
+                    if len(received) % 7 == 0:
+                        rounds.release()
         assert received == [b"%d" % number for number in range(total)]
 
     in_child_with_table_of(limit, child)

@@ -18,7 +18,7 @@ from fdpass_c import Channel, Listener
 from support.descriptors import identity
 from support.marks import linux_only
 from support.messages import take
-from support.processes import become_nobody, run_in_child
+from support.processes import Program, become_nobody, run_in_child
 from support.sockets import set_option
 from support.threads import beside
 
@@ -219,7 +219,7 @@ def test_waits_until_it_listens(path: Path) -> None:
             print("listening", flush=True)
             sys.stdin.readline()
     """
-    with subprocess.Popen(
+    with Program(
         [sys.executable, "-c", script, path],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,

@@ -19,7 +19,7 @@ from support.frames import first, one, pack
 from support.marks import places_known
 from support.messages import take
 from support.signals import Interruption, handling, interrupt, interrupt_main_thread
-from support.tables import table_of
+from support.tables import many_allowed, table_of
 from support.threads import beside
 from support.waiting import once_blocked
 
@@ -134,7 +134,7 @@ def test_raising_in_a_large_message(fds: int, file: int) -> None:
 def test_raising_in_a_column(file: int) -> None:
     """Frames of a column that a handler ends arrive whole, in order, up to some message."""
     payloads = [b"%06d" % number for number in range(50_000)]
-    with channels(buffer=20_000) as (sender, receiver):
+    with many_allowed(20_000), channels(buffer=20_000) as (sender, receiver):
         with (
             handling(signal.SIGUSR1, interrupt),
             once_blocked(sender.fileno(), interrupt_main_thread),

@@ -16,6 +16,7 @@ from support.channels import channels
 from support.descriptors import identities, open_unique, repeat
 from support.messages import Message, take, take_batch
 from support.signals import handling
+from support.tables import many_allowed
 from support.threads import beside
 
 # Payload sizes around every cap of the wire format, and in between.
@@ -128,7 +129,7 @@ def test_any_messages(
         buffer = None  # A packet must fit into it.
     received: list[Message] = []
 
-    with channels(kind, buffer) as (sender, receiver):
+    with many_allowed(20_000), channels(kind, buffer) as (sender, receiver):
 
         def deliver() -> None:
             try:

@@ -15,7 +15,7 @@ import pytest
 
 import fdpass_c
 from support.marks import linux_only
-from support.processes import FDPASS
+from support.processes import FDPASS, Program
 from support.signals import handling
 
 _BIG = 20 * 2**20
@@ -42,7 +42,7 @@ def fdpass(
 @contextmanager
 def started(*arguments: object, status: int = 0) -> Iterator["subprocess.Popen[bytes]"]:
     """A command in the background, that ends with this status before the block does."""
-    with subprocess.Popen(
+    with Program[bytes](
         [*FDPASS, *map(str, arguments)],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
@@ -370,7 +370,7 @@ def test_ssh(tmp_path: Path) -> None:
     if os.geteuid() == 0:
         os.makedirs("/run/sshd", exist_ok=True)  # Where root's sshd shuts its other half in.
     command = [_SSHD, "-D", "-e", "-f", str(tmp_path / "sshd_config")]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as server:
+    with Program(command, stderr=subprocess.PIPE, text=True) as server:
         try:
             assert server.stderr is not None
             log = []
@@ -464,7 +464,7 @@ def test_interrupt(line: str, tmp_path: Path) -> None:
         open(writer, "wb"),
         # A program starts with what its parent ignores, as a shell's background job does, ignored.
         handling(signal.SIGINT, lambda: None),
-        subprocess.Popen(
+        Program[bytes](
             [*FDPASS, *line.split()], stdin=stdin, stderr=subprocess.PIPE, cwd=tmp_path
         ) as process,
     ):

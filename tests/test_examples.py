@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from support.processes import FDPASS
+from support.processes import FDPASS, Program
 
 _ROOT = Path(__file__).parents[1]
 _EXAMPLES = _ROOT / "examples"
@@ -37,9 +37,7 @@ def run(command: list[str], *arguments: object, status: int = 0) -> str:
 @contextmanager
 def started(command: list[str], *arguments: object) -> Iterator["subprocess.Popen[str]"]:
     """A program that runs in the background, and ends well before the block does."""
-    with subprocess.Popen(
-        [*command, *map(str, arguments)], stdout=subprocess.PIPE, text=True
-    ) as process:
+    with Program([*command, *map(str, arguments)], stdout=subprocess.PIPE, text=True) as process:
         try:
             yield process
             assert process.wait(60) == 0
@@ -107,7 +105,7 @@ def listening(name: str, *arguments: object) -> Iterator[tuple["subprocess.Popen
     """A server example at a free port; (process, address)."""
     address = f"127.0.0.1:{free_port()}"
     command = [*example(name), address, *map(str, arguments)]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+    with Program(command, stderr=subprocess.PIPE, text=True) as process:
         try:
             assert process.stderr is not None
             for line in process.stderr:

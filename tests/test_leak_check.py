@@ -1,10 +1,18 @@
-"""The check that runs around every test sees what it has to see."""
+"""The checks that run around every test see what they have to see, and end what hangs."""
 
 import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
 from support.descriptors import no_leak
+from support.marks import linux_only
+from support.processes import fork, no_process_left
+
+TESTS = Path(__file__).parent
 
 
 def test_names_what_was_left_open() -> None:
@@ -35,3 +43,72 @@ def test_is_silent_when_all_is_well() -> None:
     """Opening and closing leaves nothing to complain of."""
     with no_leak():
         os.close(os.open(os.devnull, os.O_RDONLY))
+
+
+def leave_process(generations: int) -> None:
+    """Has a child, or a descendant whose parents end, that goes on until it is killed."""
+    if fork() == 0:
+        for _ in range(1, generations):
+            if os.fork():
+                os._exit(0)
+        while True:
+            signal.pause()
+
+
+@linux_only
+@pytest.mark.parametrize("generations", [1, 2, 3])
+def test_sees_a_process(generations: int) -> None:
+    """A child that goes on fails the check, and so does an orphan; it is gone after that."""
+    reader, writer = os.pipe()
+    with open(reader, "rb") as pipe:
+        with pytest.raises(AssertionError, match="left running"), no_process_left(0.01):
+            leave_process(generations)
+        os.close(writer)
+        assert pipe.read() == b""
+
+
+@linux_only
+def test_ends_of_themselves() -> None:
+    """Children that end without being waited for are nobody's fault."""
+    with no_process_left():
+        for _ in range(3):
+            if fork() == 0:
+                os._exit(1)
+
+
+HANGS = """
+import signal, subprocess, sys, time
+from support.processes import Program, run_in_child
+
+def test_child():
+    run_in_child(signal.pause)
+
+def test_program():
+    with Program([sys.executable, "-c", "import time; time.sleep(1000)"]):
+        while True:
+            signal.pause()
+
+def test_fine():
+    pass
+"""
+
+
+@linux_only
+def test_ends_what_hangs(tmp_path: Path) -> None:
+    """A test that hangs fails, its processes are gone, and the next one runs."""
+    (tmp_path / "test_hanging.py").write_text(HANGS)
+    reader, writer = os.pipe()
+    with open(reader, "rb") as pipe:
+        with open(writer, "wb"):
+            done = subprocess.run(
+                [sys.executable, "-m", "pytest", "-p", "conftest", "--timeout", "1", tmp_path],
+                cwd=tmp_path,
+                env={**os.environ, "PYTHONPATH": str(TESTS)},
+                pass_fds=[writer],
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+        assert "2 failed, 1 passed" in done.stdout, done.stdout
+        assert "signal.pause" in done.stdout
+        assert pipe.read() == b""

@@ -13,7 +13,7 @@ import pytest
 from fdpass_c.pool import Pool, PoolError, inherit_listeners, open_listener
 from support.handlers import echo
 from support.marks import linux_only
-from support.processes import FDPASS, run_in_child
+from support.processes import FDPASS, Program, run_in_child
 from support.server import Server, connections
 from support.sockets import read_all
 
@@ -192,7 +192,7 @@ def test_socket_activation() -> None:
             "os.execv(sys.executable, [sys.executable, *sys.argv[2:]])\n"
         )
         command = [*FDPASS[1:], "pool", "--workers", "1", "support.handlers:echo"]
-        with subprocess.Popen(
+        with Program(
             [sys.executable, "-c", code, str(listener.fileno()), *command],
             pass_fds=[listener.fileno()],
             cwd=Path(__file__).parent,

@@ -3,7 +3,6 @@
 import os
 import queue
 import socket
-import subprocess
 import sys
 import threading
 from pathlib import Path
@@ -12,7 +11,7 @@ import pytest
 
 import fdpass_c
 from support.descriptors import MakeFiles, identity
-from support.processes import fork, run_in_child
+from support.processes import Program, fork, run_in_child
 from support.sockets import Pair
 
 
@@ -102,7 +101,7 @@ def test_unrelated_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     with socket.socket(socket.AF_UNIX) as server:
         server.bind("server")
         server.listen()
-        with subprocess.Popen([sys.executable, "-W", "error", "-c", code, "server"]) as process:
+        with Program([sys.executable, "-W", "error", "-c", code, "server"]) as process:
             connection, _ = server.accept()
             with connection:
                 data, fds = fdpass_c.recv_fd(connection)

@@ -145,7 +145,8 @@ def run_suite(interpreter: Interpreter, arguments: list[str]) -> str:
         # Without the folder of the same name, nothing but what is installed is imported.
         '"$1" -m venv --clear /venv; shift; cd /source; '
         "export FDPASS_WERROR=1 PIP_NO_INDEX=1 PIP_FIND_LINKS=wheels PYTHONPATH=tests; "
-        "/venv/bin/pip install -q setuptools pytest hypothesis pytest-run-parallel .; "
+        "/venv/bin/pip install -q setuptools pytest pytest-timeout hypothesis; "
+        "/venv/bin/pip install -q pytest-run-parallel .; "
         "rm -r fdpass_c; "
         '/venv/bin/python -m pytest -q -p no:cacheprovider "$@"; '
         "/venv/bin/python -c 'import platform as p, sys; "

@@ -52,7 +52,7 @@ TOOLS = [
     "twine>=6.1",
     "ziglang>=0.13",
 ]
-TEST_TOOLS = ["pytest>=8", "hypothesis>=6.100", "anyio>=4", "trio>=0.26"]
+TEST_TOOLS = ["pytest>=9", "pytest-timeout>=2.3.1", "hypothesis>=6.100", "anyio>=4", "trio>=0.26"]
 
 Row = tuple[str, str, str]
 

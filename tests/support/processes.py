@@ -1,10 +1,19 @@
-"""Children of the test, and whose they are."""
+"""Children of the test, and whose they are; none outlives it."""
 
+import contextlib
+import ctypes
 import os
+import signal
+import subprocess
 import sys
+import threading
 import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import AnyStr
 
 FDPASS = [sys.executable, "-W", "error", "-m", "fdpass_c"]
 
@@ -41,7 +50,73 @@ def run_in_child(function: Callable[[], object]) -> None:
         finally:
             os._exit(status)
     os.close(writer)
-    with open(reader, "rb") as pipe:
-        report = pipe.read().decode()
-    _, status = os.waitpid(pid, 0)
+    try:
+        with open(reader, "rb") as pipe:
+            report = pipe.read().decode()
+    except BaseException:
+        os.kill(pid, signal.SIGABRT)  # Upon which faulthandler says where it hangs.
+        raise
+    finally:
+        _, status = os.waitpid(pid, 0)
     assert status == 0, report or f"the child ended with wait status {status}"
+
+
+class Program(subprocess.Popen[AnyStr]):
+    """A program in the background, which an exception that leaves its block ends as well."""
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if exc_type is not None:
+            self.kill()
+        super().__exit__(exc_type, value, traceback)
+
+
+_PR_SET_CHILD_SUBREAPER = 36
+
+
+def adopt_orphans() -> None:
+    """Makes this process the parent of all who lose theirs below it, where that can be."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def _kill_children(killed: dict[str, str]) -> None:
+    """Kills this process's children, and theirs as it inherits them, as long as there are any."""
+    while children := [
+        pid
+        for task in Path("/proc/self/task").iterdir()
+        for pid in (task / "children").read_text().split()
+    ]:
+        for pid in children:
+            # Some end, and are waited for, meanwhile.
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+                words = Path(f"/proc/{pid}/cmdline").read_text().split("\0")
+                if words != [""]:
+                    os.kill(int(pid), signal.SIGKILL)
+                    killed[pid] = " ".join(words)
+
+
+@contextmanager
+def no_process_left(patience: float = 20) -> Iterator[None]:
+    """Fails if a child, or an orphan of one, does not end by itself after the block; kills it."""
+    yield
+    try:
+        os.waitpid(-1, os.WNOHANG)
+    except ChildProcessError:
+        return
+    killed: dict[str, str] = {}
+    killer = threading.Timer(patience, _kill_children, [killed])
+    killer.start()
+    try:
+        while True:
+            os.wait()
+    except ChildProcessError:
+        pass
+    finally:
+        killer.cancel()
+        killer.join()
+    assert not killed, f"left running: {killed}"
