@@ -6,8 +6,15 @@ import socket
 import sys
 import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+
+# "python -m pytest" puts the source tree first, of which nothing may be compiled: what is installed
+# is meant then.
+ROOT = Path(__file__).parents[1]
+if not any((ROOT / "fdpass_c").glob("_native*.so")):
+    sys.path = [name for name in sys.path if Path(name) != ROOT]
 
 from support.descriptors import Keep, MakeFiles, no_leak
 from support.processes import adopt_orphans, no_process_left
@@ -23,6 +30,12 @@ def _short_collections() -> Iterator[None]:
     yield
     if sys.implementation.name == "cpython":
         gc.unfreeze()
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _elsewhere(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Programs that tests start import what is installed, too, and not what lies where they run."""
+    os.chdir(tmp_path_factory.mktemp("elsewhere"))
 
 
 @pytest.fixture(autouse=True, scope="session")
