@@ -19,6 +19,7 @@ if not any((ROOT / "fdpass_c").glob("_native*.so")):
 from support.descriptors import Keep, MakeFiles, no_leak
 from support.processes import adopt_orphans, no_process_left
 from support.sockets import Pair
+from support.tables import table_of
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -36,6 +37,14 @@ def _short_collections() -> Iterator[None]:
 def _elsewhere(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Programs that tests start import what is installed, too, and not what lies where they run."""
     os.chdir(tmp_path_factory.mktemp("elsewhere"))
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _same_table(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Everywhere the table that most systems give; a test that needs a larger one says so."""
+    threads = request.config.getoption("parallel_threads", 1)
+    with table_of(1024 * int(threads)):
+        yield
 
 
 @pytest.fixture(autouse=True, scope="session")

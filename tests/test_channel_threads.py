@@ -20,6 +20,7 @@ from support.frames import first, one, pack
 from support.messages import take, take_batch
 from support.processes import run_in_child
 from support.signals import handling, interrupt_main_thread
+from support.tables import many_allowed
 from support.threads import beside
 
 
@@ -29,7 +30,7 @@ def test_several_senders_and_receivers(kind: socket.SocketKind, file: int) -> No
     senders, each = 3, 60
     received: list[bytes] = []
     buffer = 20_000 if kind == socket.SOCK_STREAM else None
-    with channels(kind, buffer) as (sender, receiver):
+    with many_allowed(20_000), channels(kind, buffer) as (sender, receiver):
 
         def send(number: int) -> None:
             for index in range(each):

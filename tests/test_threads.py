@@ -10,6 +10,7 @@ import pytest
 
 import fdpass_c
 from support.descriptors import MakeFiles, identity
+from support.tables import many_allowed
 from support.threads import run_together
 
 THREADS = 8
@@ -79,7 +80,7 @@ def test_one_socket_for_all(batched: bool, make_files: MakeFiles) -> None:
         run_together([partial(send, number) for number in range(THREADS)])
         left.shutdown(socket.SHUT_WR)
 
-    with left, right:
+    with many_allowed(20_000), left, right:
         run_together([send_all, *[receive] * 4], left, right)
     assert Counter(received) == {
         (f"{number} {i}".encode(), identity(files[number])): 2
