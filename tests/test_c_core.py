@@ -1,43 +1,22 @@
 """The C core compiles alone, without a warning, and passes its own tests under sanitizers."""
 
-import shutil
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
-CORE = ROOT / "csrc"
+from support.c_core import CORE, ROOT, SOURCES, STRICT, require, run, run_sanitized
+
 TESTS = sorted((ROOT / "tests" / "c").glob("test_*.c"))
-STRICT = ["-std=c11", "-Wall", "-Wextra", "-Wconversion", "-Werror"]
-SANITIZE = ["-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
 
 compilers = pytest.mark.parametrize("compiler", ["cc", "gcc", "clang"])
-
-
-def run(*command: str | Path, cwd: Path | None = None) -> None:
-    """Runs a command and fails with its output where it fails."""
-    result = subprocess.run(
-        command, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
-    assert result.returncode == 0, result.stdout
-
-
-def require(compiler: str) -> None:
-    if shutil.which(compiler) is None:
-        pytest.skip(f"no {compiler}")
-
-
-def sources() -> list[Path]:
-    return sorted(CORE.glob("*.c"))
 
 
 @compilers
 def test_compiles_without_a_warning(compiler: str, tmp_path: Path) -> None:
     """Every file of the core compiles as C11 with all warnings as errors."""
     require(compiler)
-    run(compiler, *STRICT, "-O2", "-c", *sources(), cwd=tmp_path)
+    run(compiler, *STRICT, "-O2", "-c", *SOURCES, cwd=tmp_path)
 
 
 @compilers
@@ -63,14 +42,4 @@ def test_header_is_a_cxx_header_too(tmp_path: Path) -> None:
 @pytest.mark.parametrize("compiler", ["gcc", "clang"])
 def test_under_sanitizers(compiler: str, test: Path, tmp_path: Path) -> None:
     """The tests of the core pass with address and undefined-behaviour checks."""
-    require(compiler)
-    trivial = tmp_path / "trivial.c"
-    trivial.write_text("int main(void) { return 0; }\n")
-    try:
-        run(compiler, *SANITIZE, trivial, "-o", tmp_path / "trivial")
-        run(tmp_path / "trivial")
-    except AssertionError as error:
-        pytest.skip(f"{compiler} has no working sanitizers here: {error}")
-    program = tmp_path / test.stem
-    run(compiler, *STRICT, *SANITIZE, f"-I{CORE}", *sources(), test, "-o", program)
-    run(program)
+    run_sanitized(compiler, tmp_path / test.stem, test, [])

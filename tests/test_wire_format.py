@@ -1,7 +1,6 @@
 """docs/wire-format.md says what goes over the wire, byte for byte."""
 
 import re
-import shutil
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -9,13 +8,12 @@ from pathlib import Path
 import pytest
 
 import fdpass_c
-import test_c_core
 from fdpass_c import Channel, frames
+from support.c_core import ROOT, run_sanitized
 from support.channels import raw_pair
 from support.descriptors import identity
 from support.messages import Message, take
 
-ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "wire-format.md"
 
 SENDS: dict[str, tuple[Callable[[Channel, int], object], list[int]]] = {
@@ -113,26 +111,5 @@ def test_numbers_of_the_page() -> None:
 @pytest.mark.parametrize("compiler", ["gcc", "clang"])
 def test_fuzzing_for_a_moment(compiler: str, tmp_path: Path) -> None:
     """Mutated frames, to the decoder and over a socket, under sanitizers: no finding."""
-    if shutil.which(compiler) is None:
-        pytest.skip(f"no {compiler}")
-    trivial = tmp_path / "trivial.c"
-    trivial.write_text("int main(void) { return 0; }\n")
-    try:
-        test_c_core.run(compiler, *test_c_core.SANITIZE, trivial, "-o", tmp_path / "trivial")
-        test_c_core.run(tmp_path / "trivial")
-    except AssertionError as error:
-        pytest.skip(f"{compiler} has no working sanitizers here: {error}")
-    program = tmp_path / "fuzz_frame"
-    test_c_core.run(
-        compiler,
-        *test_c_core.STRICT,
-        *test_c_core.SANITIZE,
-        "-O1",
-        f"-I{test_c_core.CORE}",
-        *test_c_core.sources(),
-        ROOT / "tests" / "c" / "fuzz_frame.c",
-        "-o",
-        program,
-    )
-    for seed in range(3):
-        test_c_core.run(program, "500000", str(seed))
+    seeds = [["500000", str(seed)] for seed in range(3)]
+    run_sanitized(compiler, tmp_path / "fuzz", ROOT / "tests" / "c" / "fuzz_frame.c", *seeds)
