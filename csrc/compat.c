@@ -10,6 +10,17 @@
 #define FDP_SOL_LOCAL 0
 #endif
 
+/* -- system calls that may be missing ------------------------------------------------------------ */
+
+#if defined(__linux__)
+/* Whether a call failed because this kernel lacks it or because a seccomp filter hides it: ENOSYS,
+ * or EPERM or EACCES, with which older container profiles answer. Where it is the call's own
+ * error, the plain call that takes its place has the same. */
+static int is_missing(int code) {
+    return code == ENOSYS || code == EPERM || code == EACCES;
+}
+#endif
+
 /* -- the peer ---------------------------------------------------------------------------------- */
 
 int fdp_get_peer(int sock, struct fdp_ucred *ret_peer) {
@@ -39,7 +50,9 @@ int fdp_get_peer_pidfd(int sock) {
 #if defined(__linux__)
     int pidfd = -1;
     socklen_t length = sizeof pidfd;
-    return getsockopt(sock, SOL_SOCKET, SO_PEERPIDFD, &pidfd, &length) == 0 ? pidfd : -errno;
+    if (getsockopt(sock, SOL_SOCKET, SO_PEERPIDFD, &pidfd, &length) == 0)
+        return pidfd;
+    return is_missing(errno) ? -ENOTSUP : -errno;
 #else
     (void)sock;
     return -ENOTSUP;
@@ -85,13 +98,14 @@ static int recv_each(int sock, struct mmsghdr *headers, unsigned count, int flag
 }
 
 /* On Linux the system calls themselves: musl's sendmmsg is a loop of sendmsg, because its 64-bit
- * msghdr has padding that the kernel reads. All padding is zero here. ENOSYS is a seccomp filter. */
+ * msghdr has padding that the kernel reads. All padding is zero here. An error of theirs means that
+ * no message left or came. */
 int fdp_sendmmsg(int sock, struct mmsghdr *headers, unsigned count, int flags) {
 #if defined(__linux__)
     long sent = syscall(SYS_sendmmsg, sock, headers, count, flags);
     if (sent >= 0)
         return (int)sent;
-    if (errno != ENOSYS)
+    if (!is_missing(errno))
         return -errno;
 #endif
     return send_each(sock, headers, count, flags);
@@ -103,7 +117,7 @@ int fdp_recvmmsg(int sock, struct mmsghdr *headers, unsigned count, int flags) {
     long received = syscall(SYS_recvmmsg, sock, headers, count, flags | MSG_WAITFORONE, NULL);
     if (received >= 0)
         return (int)received;
-    if (errno != ENOSYS)
+    if (!is_missing(errno))
         return -errno;
 #endif
     return recv_each(sock, headers, count, flags);
@@ -123,7 +137,7 @@ ssize_t fdp_writev_nowait(int fd, const struct iovec *buffers, int count) {
     /* A file on btrfs or xfs answers EAGAIN where its page is not in memory: it is never full. */
     struct stat target_is;
     int is_file = errno == EAGAIN && fstat(fd, &target_is) == 0 && S_ISREG(target_is.st_mode);
-    if (errno != EOPNOTSUPP && errno != ENOSYS && !is_file)
+    if (errno != EOPNOTSUPP && !is_missing(errno) && !is_file)
         return -errno;
 #endif
     /* What cannot be asked not to wait: files, which do not, and old pipes, whose room is asked. */
@@ -182,7 +196,9 @@ int fdp_is_shut(int sock) {
 #endif
 #endif
 int fdp_close_range(unsigned first, unsigned last) {
-    return syscall(SYS_close_range, first, last, 0u) == 0 ? 0 : -errno;
+    if (syscall(SYS_close_range, first, last, 0u) == 0)
+        return 0;
+    return is_missing(errno) ? -ENOSYS : -errno;
 }
 #elif defined(__FreeBSD__)
 int fdp_close_range(unsigned first, unsigned last) {
@@ -201,7 +217,7 @@ int fdp_close_range(unsigned first, unsigned last) {
 /* Calls that can do nothing: a kernel that has them refuses the arguments. */
 int fdp_has_sendmmsg(void) {
 #if defined(__linux__)
-    return syscall(SYS_sendmmsg, -1, NULL, 0, 0) == 0 || errno != ENOSYS;
+    return syscall(SYS_sendmmsg, -1, NULL, 0, 0) == 0 || !is_missing(errno);
 #else
     return 0;
 #endif
@@ -209,7 +225,15 @@ int fdp_has_sendmmsg(void) {
 
 int fdp_has_recvmmsg(void) {
 #if defined(__linux__) && defined(SYS_recvmmsg)
-    return syscall(SYS_recvmmsg, -1, NULL, 0, 0, NULL) == 0 || errno != ENOSYS;
+    return syscall(SYS_recvmmsg, -1, NULL, 0, 0, NULL) == 0 || !is_missing(errno);
+#else
+    return 0;
+#endif
+}
+
+int fdp_has_pwritev2(void) {
+#if defined(__linux__) && defined(SYS_pwritev2)
+    return syscall(SYS_pwritev2, -1, NULL, 0, -1L, -1L, 0) == 0 || !is_missing(errno);
 #else
     return 0;
 #endif

@@ -101,7 +101,8 @@ struct fdp_ucred {
 /* The peer's credentials; pid 0 where the system does not tell it. Returns 0 or a negative errno. */
 int fdp_get_peer(int sock, struct fdp_ucred *ret_peer);
 
-/* A pidfd of the peer, which the caller owns, or a negative errno. */
+/* A pidfd of the peer, which the caller owns, -ENOTSUP where there is no such option, or another
+ * negative errno. */
 int fdp_get_peer_pidfd(int sock);
 
 /* The address family of a socket, or a negative errno. */
@@ -200,13 +201,15 @@ int fdp_is_shut(int sock);
 
 /* -- close_range ------------------------------------------------------------------------------- */
 
-/* Closes the descriptors from first to last. Returns 0, or -ENOSYS where there is no such call. */
+/* Closes the descriptors from first to last. Returns 0, -ENOSYS where there is no such call, or
+ * another negative errno. */
 int fdp_close_range(unsigned first, unsigned last);
 
 /* -- what the running kernel answers ------------------------------------------------------------- */
 
 int fdp_has_sendmmsg(void);
 int fdp_has_recvmmsg(void);
+int fdp_has_pwritev2(void);
 int fdp_has_close_range(void);
 
 #endif
