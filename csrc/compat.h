@@ -1,4 +1,4 @@
-/* Every difference between the platforms, and the only #ifdefs of the core.
+/* Every difference between the platforms, and with compat.c the only #ifdefs of the core.
  * Included first, because it selects what the system headers declare. */
 #ifndef FDP_COMPAT_H
 #define FDP_COMPAT_H
@@ -32,13 +32,6 @@
 
 #if defined(__linux__)
 #include <sys/syscall.h>
-#elif defined(__APPLE__)
-#include <sys/ucred.h>
-#define FDP_SOL_LOCAL SOL_LOCAL
-#else
-#include <sys/param.h>
-#include <sys/ucred.h>
-#define FDP_SOL_LOCAL 0
 #endif
 
 #ifndef ENODATA
@@ -105,52 +98,15 @@ struct fdp_ucred {
 };
 #endif
 
-/* The peer's credentials, 0 or a negative errno. */
-static inline int fdp_get_peer(int sock, struct fdp_ucred *ret_peer) {
-#if defined(__linux__)
-    socklen_t length = sizeof *ret_peer;
-    if (getsockopt(sock, SOL_SOCKET, SO_PEERCRED, ret_peer, &length) != 0)
-        return -errno;
-    /* Linux answers uid -1 where there is no peer. */
-    return ret_peer->uid == (uid_t)-1 ? -ENOTCONN : 0;
-#else
-    struct xucred peer;
-    socklen_t length = sizeof peer;
-    if (getsockopt(sock, FDP_SOL_LOCAL, LOCAL_PEERCRED, &peer, &length) != 0)
-        return -errno;
-    *ret_peer = (struct fdp_ucred){.uid = peer.cr_uid, .gid = peer.cr_groups[0]};
-#if defined(__APPLE__)
-    length = sizeof ret_peer->pid;
-    (void)getsockopt(sock, FDP_SOL_LOCAL, LOCAL_PEERPID, &ret_peer->pid, &length);
-#elif __FreeBSD_version >= 1300030
-    ret_peer->pid = peer.cr_pid;
-#endif
-    return 0;
-#endif
-}
+/* The peer's credentials; pid 0 where the system does not tell it. Returns 0 or a negative errno. */
+int fdp_get_peer(int sock, struct fdp_ucred *ret_peer);
 
-static inline int fdp_get_peer_pidfd(int sock) {
-#if defined(__linux__)
-    int pidfd = -1;
-    socklen_t length = sizeof pidfd;
-    return getsockopt(sock, SOL_SOCKET, SO_PEERPIDFD, &pidfd, &length) == 0 ? pidfd : -errno;
-#else
-    (void)sock;
-    return -ENOTSUP;
-#endif
-}
+/* A pidfd of the peer, which the caller owns, -ENOTSUP where there is no such option, or another
+ * negative errno. */
+int fdp_get_peer_pidfd(int sock);
 
-static inline int fdp_get_family(int sock) {
-#if defined(__linux__)
-    int family = 0;
-    socklen_t length = sizeof family;
-    return getsockopt(sock, SOL_SOCKET, SO_DOMAIN, &family, &length) == 0 ? family : -errno;
-#else
-    struct sockaddr_storage name;
-    socklen_t length = sizeof name;
-    return getsockname(sock, (struct sockaddr *)&name, &length) == 0 ? name.ss_family : -errno;
-#endif
-}
+/* The address family of a socket, or a negative errno. */
+int fdp_get_family(int sock);
 
 /* What may stand in a control buffer beside descriptors: SCM_CREDENTIALS (or the larger
  * structures of the BSDs), SCM_SECURITY with its label, SCM_PIDFD. */
@@ -208,90 +164,16 @@ struct mmsghdr {
 };
 #endif
 
-static inline int fdp_send_each(int sock, struct mmsghdr *headers, unsigned count, int flags) {
-    for (unsigned i = 0; i < count; i++) {
-        ssize_t sent = fdp_sendmsg(sock, &headers[i].msg_hdr, flags);
-        if (sent < 0)
-            return i > 0 ? (int)i : -errno;
-        headers[i].msg_len = (unsigned)sent;
-        if ((size_t)sent < headers[i].msg_hdr.msg_iov->iov_len)
-            return (int)i + 1;
-        flags |= MSG_DONTWAIT;
-    }
-    return (int)count;
-}
-
-static inline int fdp_recv_each(int sock, struct mmsghdr *headers, unsigned count, int flags) {
-    for (unsigned i = 0; i < count; i++) {
-        ssize_t received = recvmsg(sock, &headers[i].msg_hdr, flags);
-        if (received < 0)
-            return i > 0 ? (int)i : -errno;
-        headers[i].msg_len = (unsigned)received;
-        flags |= MSG_DONTWAIT;
-    }
-    return (int)count;
-}
-
-/* On Linux the system calls themselves: musl's sendmmsg is a loop of sendmsg, because its 64-bit
- * msghdr has padding that the kernel reads. All padding is zero here. ENOSYS is a seccomp filter. */
-static inline int fdp_sendmmsg(int sock, struct mmsghdr *headers, unsigned count, int flags) {
-#if defined(__linux__)
-    long sent = syscall(SYS_sendmmsg, sock, headers, count, flags);
-    if (sent >= 0)
-        return (int)sent;
-    if (errno != ENOSYS)
-        return -errno;
-#endif
-    return fdp_send_each(sock, headers, count, flags);
-}
-
-/* Waits for the first message only. No timeout: Linux checks it between messages alone. */
-static inline int fdp_recvmmsg(int sock, struct mmsghdr *headers, unsigned count, int flags) {
-#if defined(__linux__) && defined(SYS_recvmmsg)
-    long received = syscall(SYS_recvmmsg, sock, headers, count, flags | MSG_WAITFORONE, NULL);
-    if (received >= 0)
-        return (int)received;
-    if (errno != ENOSYS)
-        return -errno;
-#endif
-    return fdp_recv_each(sock, headers, count, flags);
-}
+/* Both return the number of messages, or a negative errno where it is none. A message that was
+ * sent in part is the last one counted. Only the first message is waited for. */
+int fdp_sendmmsg(int sock, struct mmsghdr *headers, unsigned count, int flags);
+int fdp_recvmmsg(int sock, struct mmsghdr *headers, unsigned count, int flags);
 
 /* -- writing without waiting --------------------------------------------------------------------- */
 
-/* RWF_NOWAIT of linux/fs.h. */
-#define FDP_RWF_NOWAIT 8
-
-static inline ssize_t fdp_writev_nowait(int fd, const struct iovec *buffers, int count) {
-#if defined(__linux__) && defined(SYS_pwritev2)
-    /* Not pwritev2: glibc has it since 2.26, musl since 1.2.5. The offset -1 is two longs. */
-    ssize_t written = syscall(SYS_pwritev2, fd, buffers, count, -1L, -1L, FDP_RWF_NOWAIT);
-    if (written >= 0)
-        return written;
-    /* A file on btrfs or xfs answers EAGAIN where its page is not in memory: it is never full. */
-    struct stat target_is;
-    int is_file = errno == EAGAIN && fstat(fd, &target_is) == 0 && S_ISREG(target_is.st_mode);
-    if (errno != EOPNOTSUPP && errno != ENOSYS && !is_file)
-        return -errno;
-#endif
-    /* What cannot be asked not to wait: files, which do not, and old pipes, whose room is asked. */
-    struct pollfd target = {.fd = fd, .events = POLLOUT};
-    if (poll(&target, 1, 0) == 0)
-        return -EAGAIN;
-    struct stat kind;
-    if (fstat(fd, &kind) != 0 || !S_ISFIFO(kind.st_mode)) {
-        ssize_t now = writev(fd, buffers, count);
-        return now >= 0 ? now : -errno;
-    }
-    /* A pipe that is not full has room for PIPE_BUF bytes, and may wait for room for more. */
-    while (count > 1 && buffers->iov_len == 0) {
-        buffers++;
-        count--;
-    }
-    size_t piece = buffers->iov_len < PIPE_BUF ? buffers->iov_len : PIPE_BUF;
-    ssize_t now = write(fd, buffers->iov_base, piece);
-    return now >= 0 ? now : -errno;
-}
+/* writev to what is no socket: the bytes written, -EAGAIN where it is full, or another negative
+ * errno. A device may make it wait. */
+ssize_t fdp_writev_nowait(int fd, const struct iovec *buffers, int count);
 
 /* -- the descriptor table, the clock --------------------------------------------------------------- */
 
@@ -308,76 +190,26 @@ static inline int64_t fdp_clock_ns(void) {
 #define FDP_CAN_PEEK_FDS 0
 #endif
 
-/* The number of open descriptors, or -ENOTSUP. A handle kept open would be faster, but it shows
- * the parent's table after a fork, and a daemon that closes everything would close it too. */
-static inline ssize_t fdp_count_open(void) {
-#if defined(__linux__)
-    struct stat table;
-    /* Before Linux 6.2 the size is 0, which no open table has. */
-    if (stat("/proc/self/fd", &table) == 0 && table.st_size > 0)
-        return (ssize_t)table.st_size;
-#endif
-    return -ENOTSUP;
-}
+/* The number of open descriptors, or -ENOTSUP. */
+ssize_t fdp_count_open(void);
 
 /* -- end of file ------------------------------------------------------------------------------- */
 
 /* Whether a receive of no bytes was the end of file and not an empty packet: the peer has closed,
  * or shut down its sending. */
-static inline int fdp_is_shut(int sock) {
-#if defined(__linux__)
-    struct pollfd peer = {.fd = sock, .events = POLLRDHUP};
-    return poll(&peer, 1, 0) != 0;
-#else
-    (void)sock;
-    return 1;
-#endif
-}
+int fdp_is_shut(int sock);
 
 /* -- close_range ------------------------------------------------------------------------------- */
 
-#if defined(__linux__)
-#ifndef SYS_close_range
-#if defined(__alpha__)
-#define SYS_close_range 546
-#else
-#define SYS_close_range 436
-#endif
-#endif
-static inline int fdp_close_range(unsigned first, unsigned last) {
-    return syscall(SYS_close_range, first, last, 0u) == 0 ? 0 : -errno;
-}
-#elif defined(__FreeBSD__)
-static inline int fdp_close_range(unsigned first, unsigned last) {
-    return close_range(first, last, 0) == 0 ? 0 : -errno;
-}
-#else
-static inline int fdp_close_range(unsigned first, unsigned last) {
-    (void)first;
-    (void)last;
-    return -ENOSYS;
-}
-#endif
+/* Closes the descriptors from first to last. Returns 0, -ENOSYS where there is no such call, or
+ * another negative errno. */
+int fdp_close_range(unsigned first, unsigned last);
 
 /* -- what the running kernel answers ------------------------------------------------------------- */
 
-/* Calls that can do nothing: a kernel that has them refuses the arguments. */
-static inline int fdp_has_sendmmsg(void) {
-#if defined(__linux__)
-    return syscall(SYS_sendmmsg, -1, NULL, 0, 0) == 0 || errno != ENOSYS;
-#else
-    return 0;
-#endif
-}
-
-static inline int fdp_has_recvmmsg(void) {
-#if defined(__linux__) && defined(SYS_recvmmsg)
-    return syscall(SYS_recvmmsg, -1, NULL, 0, 0, NULL) == 0 || errno != ENOSYS;
-#else
-    return 0;
-#endif
-}
-
-static inline int fdp_has_close_range(void) { return fdp_close_range(1, 0) != -ENOSYS; }
+int fdp_has_sendmmsg(void);
+int fdp_has_recvmmsg(void);
+int fdp_has_pwritev2(void);
+int fdp_has_close_range(void);
 
 #endif

@@ -297,7 +297,9 @@ void fdp_close_fd(int fd);
 #define FDP_FEATURE_SENDMMSG 1
 #define FDP_FEATURE_RECVMMSG 2
 #define FDP_FEATURE_CLOSE_RANGE 4
+#define FDP_FEATURE_PWRITEV2 8
 
 /* The FDP_FEATURE_ bits of the system calls that the running kernel (or a seccomp filter in front
- * of it) answers. The core asks nobody before it uses one and does without where it is missing. */
+ * of it, with ENOSYS, EPERM or EACCES) answers. The core asks nobody before it uses one and does
+ * without where it is missing. */
 unsigned int fdp_find_features(void);

@@ -106,6 +106,7 @@ class _Lib(Protocol):
     FDP_FEATURE_SENDMMSG: int
     FDP_FEATURE_RECVMMSG: int
     FDP_FEATURE_CLOSE_RANGE: int
+    FDP_FEATURE_PWRITEV2: int
     def fdp_check_empty(self, sock: int) -> int: ...
     def fdp_send_batch(
         self,

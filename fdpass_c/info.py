@@ -24,6 +24,7 @@ _SO_PASSRIGHTS = 83
 _SINCE = {
     "sendmmsg": "Linux 3.0",
     "recvmmsg": "Linux 2.6.33",
+    "pwritev2": "Linux 4.6",
     "close_range": "Linux 5.9, FreeBSD 12.2",
     "pidfd_open": "Linux 5.3",
     "SO_PEERPIDFD": "Linux 6.5",
@@ -98,6 +99,7 @@ def _try_features() -> dict[str, bool]:
     return {
         "sendmmsg": bool(answered & lib.FDP_FEATURE_SENDMMSG),
         "recvmmsg": bool(answered & lib.FDP_FEATURE_RECVMMSG),
+        "pwritev2": bool(answered & lib.FDP_FEATURE_PWRITEV2),
         "close_range": bool(answered & lib.FDP_FEATURE_CLOSE_RANGE),
         "pidfd_open": _works(_try_pidfd_open),
         "SO_PEERPIDFD": _works(_try_peer_pidfd),

@@ -1,7 +1,8 @@
 """Without each system call and option that an older kernel lacks, everything still works.
 
 A seccomp filter in a forked child answers for the kernel: ENOSYS for a system call, ENOPROTOOPT
-for a socket option. That is also how a container hides them.
+for a socket option. That is also how a container hides them; older profiles say EPERM, and an
+administrator can choose EACCES.
 """
 
 import ctypes
@@ -21,7 +22,7 @@ import fdpass_c
 from fdpass_c import info
 from support.descriptors import Keep, MakeFiles, identities, is_open
 from support.processes import run_in_child
-from support.sockets import Pair
+from support.sockets import Pair, set_option
 
 COUNT = 130  # more than two system calls take
 
@@ -58,6 +59,7 @@ pytestmark = pytest.mark.skipif(
 hides_options = pytest.mark.skipif(NARROW, reason="the filter cannot see socketcall's arguments")
 
 SO_PEERPIDFD = 77
+SO_PASSRIGHTS = 83
 F_GETPIPE_SZ = 1032
 
 # linux/filter.h, linux/seccomp.h, linux/prctl.h
@@ -125,9 +127,14 @@ def run_without(denials: Iterable[Denial], function: Callable[[], object]) -> No
     run_in_child(act)
 
 
-def without(name: str) -> list[Denial]:
+def without(name: str, code: int = errno.ENOSYS) -> list[Denial]:
     """The denial of the named system call."""
-    return [Denial(getattr(numbers(), name), errno.ENOSYS)]
+    return [Denial(getattr(numbers(), name), code)]
+
+
+codes = pytest.mark.parametrize(
+    "code", [errno.ENOSYS, errno.EPERM, errno.EACCES], ids=lambda code: errno.errorcode[code]
+)
 
 
 def send_and_receive(pair: Pair, files: list[int]) -> None:
@@ -143,10 +150,11 @@ def send_and_receive(pair: Pair, files: list[int]) -> None:
             got += len(batch)
 
 
+@codes
 @pytest.mark.parametrize("missing", ["sendmmsg", "recvmmsg"])
 @pytest.mark.parametrize("kind", ["stream", "seqpacket"])
 def test_batches(
-    missing: str, kind: str, request: pytest.FixtureRequest, make_files: MakeFiles
+    missing: str, kind: str, code: int, request: pytest.FixtureRequest, make_files: MakeFiles
 ) -> None:
     """A batch arrives whole where the kernel takes one message a call."""
     pair: Pair = request.getfixturevalue(kind)
@@ -157,11 +165,12 @@ def test_batches(
         assert not feature
         send_and_receive(pair, files)
 
-    run_without(without(missing), act)
+    run_without(without(missing, code), act)
 
 
+@codes
 @pytest.mark.parametrize("missing", ["sendmmsg", "recvmmsg"])
-def test_batch_errors(missing: str) -> None:
+def test_batch_errors(missing: str, code: int) -> None:
     """The errors of a batch are the same without the system call."""
 
     def act() -> None:
@@ -176,7 +185,37 @@ def test_batch_errors(missing: str) -> None:
         with pytest.raises(BrokenPipeError):
             fdpass_c.send_many(right, [b"x"], [right])
 
-    run_without(without(missing), act)
+    run_without(without(missing, code), act)
+
+
+@codes
+def test_receiver_refuses(code: int, stream: Pair, file: int) -> None:
+    """A peer that refuses descriptors is a PermissionError, whatever the filter says."""
+    set_option(stream[1], SO_PASSRIGHTS, 0)
+
+    def act() -> None:
+        with pytest.raises(PermissionError) as caught:
+            fdpass_c.send_many(stream[0], [b"plain", b"x"], [[], [file]])
+        assert caught.value.progress.messages == 1  # type: ignore[attr-defined]
+
+    run_without(without("sendmmsg", code), act)
+
+
+@codes
+def test_sealed_file(code: int) -> None:
+    """A file that may not be written is a PermissionError in its slot, whatever the filter says."""
+    fd = os.memfd_create("sealed", os.MFD_ALLOW_SEALING)
+    try:
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_WRITE)
+
+        def act() -> None:
+            (refused,) = fdpass_c.broadcast([fd], [b"x"])
+            assert isinstance(refused, PermissionError)
+
+        act()
+        run_without(without("pwritev2", code), act)
+    finally:
+        os.close(fd)
 
 
 def test_full_socket(stream: Pair, file: int) -> None:
@@ -196,7 +235,8 @@ def test_full_socket(stream: Pair, file: int) -> None:
     run_without(without("sendmmsg"), act)
 
 
-def test_closing(make_files: MakeFiles) -> None:
+@codes
+def test_closing(code: int, make_files: MakeFiles) -> None:
     """Descriptors in a row are closed one by one where there is no close_range."""
     files = make_files(50)
 
@@ -205,7 +245,7 @@ def test_closing(make_files: MakeFiles) -> None:
         fdpass_c.close_fds(files)
         assert not any(map(is_open, files))
 
-    run_without(without("close_range"), act)
+    run_without(without("close_range", code), act)
 
 
 def test_dropped_owner(stream: Pair, make_files: MakeFiles) -> None:
@@ -224,9 +264,10 @@ def test_dropped_owner(stream: Pair, make_files: MakeFiles) -> None:
 
 
 @hides_options
-def test_peer_pidfd(stream: Pair) -> None:
+@pytest.mark.parametrize("code", [errno.ENOPROTOOPT, errno.ENOSYS, errno.EPERM, errno.EACCES])
+def test_peer_pidfd(code: int, stream: Pair) -> None:
     """Without SO_PEERPIDFD there is no pidfd of the peer, and its credentials are told still."""
-    option = Denial(numbers().getsockopt, errno.ENOPROTOOPT, SO_PEERPIDFD)
+    option = Denial(numbers().getsockopt, code, SO_PEERPIDFD)
 
     def act() -> None:
         assert not info.collect()["kernel"]["SO_PEERPIDFD"]
@@ -236,7 +277,9 @@ def test_peer_pidfd(stream: Pair) -> None:
     run_without([option], act)
 
 
-@pytest.mark.parametrize("code", [errno.ENOSYS, errno.EOPNOTSUPP])
+@pytest.mark.parametrize(
+    "code", [errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM, errno.EACCES], ids=errno.errorcode.get
+)
 def test_broadcast_to_pipes(code: int, keep: Keep) -> None:
     """A full pipe makes nobody wait where a write cannot be told not to (Linux before 6.4)."""
     empty, full = os.pipe(), os.pipe()
@@ -244,6 +287,7 @@ def test_broadcast_to_pipes(code: int, keep: Keep) -> None:
     os.write(full[1], bytes(fcntl.fcntl(full[1], F_GETPIPE_SZ)))
 
     def act() -> None:
+        assert info.collect()["kernel"]["pwritev2"] is (code == errno.EOPNOTSUPP)
         refused, taken = fdpass_c.broadcast([full[1], empty[1]], [b"hello"])
         assert isinstance(refused, BlockingIOError)
         assert taken == 5

@@ -1,0 +1,244 @@
+/* The bodies of what compat.h declares: system calls that differ from one platform to another. */
+#include "compat.h"
+
+#if defined(__APPLE__)
+#include <sys/ucred.h>
+#define FDP_SOL_LOCAL SOL_LOCAL
+#elif !defined(__linux__)
+#include <sys/param.h>
+#include <sys/ucred.h>
+#define FDP_SOL_LOCAL 0
+#endif
+
+/* -- system calls that may be missing ------------------------------------------------------------ */
+
+#if defined(__linux__)
+/* Whether a call failed because this kernel lacks it or because a seccomp filter hides it: ENOSYS,
+ * or EPERM or EACCES, with which older container profiles answer. Where it is the call's own
+ * error, the plain call that takes its place has the same. */
+static int is_missing(int code) {
+    return code == ENOSYS || code == EPERM || code == EACCES;
+}
+#endif
+
+/* -- the peer ---------------------------------------------------------------------------------- */
+
+int fdp_get_peer(int sock, struct fdp_ucred *ret_peer) {
+#if defined(__linux__)
+    socklen_t length = sizeof *ret_peer;
+    if (getsockopt(sock, SOL_SOCKET, SO_PEERCRED, ret_peer, &length) != 0)
+        return -errno;
+    /* Linux answers uid -1 where there is no peer. */
+    return ret_peer->uid == (uid_t)-1 ? -ENOTCONN : 0;
+#else
+    struct xucred peer;
+    socklen_t length = sizeof peer;
+    if (getsockopt(sock, FDP_SOL_LOCAL, LOCAL_PEERCRED, &peer, &length) != 0)
+        return -errno;
+    *ret_peer = (struct fdp_ucred){.uid = peer.cr_uid, .gid = peer.cr_groups[0]};
+#if defined(__APPLE__)
+    length = sizeof ret_peer->pid;
+    (void)getsockopt(sock, FDP_SOL_LOCAL, LOCAL_PEERPID, &ret_peer->pid, &length);
+#elif __FreeBSD_version >= 1300030
+    ret_peer->pid = peer.cr_pid;
+#endif
+    return 0;
+#endif
+}
+
+int fdp_get_peer_pidfd(int sock) {
+#if defined(__linux__)
+    int pidfd = -1;
+    socklen_t length = sizeof pidfd;
+    if (getsockopt(sock, SOL_SOCKET, SO_PEERPIDFD, &pidfd, &length) == 0)
+        return pidfd;
+    return is_missing(errno) ? -ENOTSUP : -errno;
+#else
+    (void)sock;
+    return -ENOTSUP;
+#endif
+}
+
+int fdp_get_family(int sock) {
+#if defined(__linux__)
+    int family = 0;
+    socklen_t length = sizeof family;
+    return getsockopt(sock, SOL_SOCKET, SO_DOMAIN, &family, &length) == 0 ? family : -errno;
+#else
+    struct sockaddr_storage name;
+    socklen_t length = sizeof name;
+    return getsockname(sock, (struct sockaddr *)&name, &length) == 0 ? name.ss_family : -errno;
+#endif
+}
+
+/* -- sendmmsg, recvmmsg ------------------------------------------------------------------------ */
+
+static int send_each(int sock, struct mmsghdr *headers, unsigned count, int flags) {
+    for (unsigned i = 0; i < count; i++) {
+        ssize_t sent = fdp_sendmsg(sock, &headers[i].msg_hdr, flags);
+        if (sent < 0)
+            return i > 0 ? (int)i : -errno;
+        headers[i].msg_len = (unsigned)sent;
+        if ((size_t)sent < headers[i].msg_hdr.msg_iov->iov_len)
+            return (int)i + 1;
+        flags |= MSG_DONTWAIT;
+    }
+    return (int)count;
+}
+
+static int recv_each(int sock, struct mmsghdr *headers, unsigned count, int flags) {
+    for (unsigned i = 0; i < count; i++) {
+        ssize_t received = recvmsg(sock, &headers[i].msg_hdr, flags);
+        if (received < 0)
+            return i > 0 ? (int)i : -errno;
+        headers[i].msg_len = (unsigned)received;
+        flags |= MSG_DONTWAIT;
+    }
+    return (int)count;
+}
+
+/* On Linux the system calls themselves: musl's sendmmsg is a loop of sendmsg, because its 64-bit
+ * msghdr has padding that the kernel reads. All padding is zero here. An error of theirs means that
+ * no message left or came. */
+int fdp_sendmmsg(int sock, struct mmsghdr *headers, unsigned count, int flags) {
+#if defined(__linux__)
+    long sent = syscall(SYS_sendmmsg, sock, headers, count, flags);
+    if (sent >= 0)
+        return (int)sent;
+    if (!is_missing(errno))
+        return -errno;
+#endif
+    return send_each(sock, headers, count, flags);
+}
+
+/* Waits for the first message only. No timeout: Linux checks it between messages alone. */
+int fdp_recvmmsg(int sock, struct mmsghdr *headers, unsigned count, int flags) {
+#if defined(__linux__) && defined(SYS_recvmmsg)
+    long received = syscall(SYS_recvmmsg, sock, headers, count, flags | MSG_WAITFORONE, NULL);
+    if (received >= 0)
+        return (int)received;
+    if (!is_missing(errno))
+        return -errno;
+#endif
+    return recv_each(sock, headers, count, flags);
+}
+
+/* -- writing without waiting ------------------------------------------------------------------- */
+
+/* RWF_NOWAIT of linux/fs.h. */
+#define FDP_RWF_NOWAIT 8
+
+ssize_t fdp_writev_nowait(int fd, const struct iovec *buffers, int count) {
+#if defined(__linux__) && defined(SYS_pwritev2)
+    /* Not pwritev2: glibc has it since 2.26, musl since 1.2.5. The offset -1 is two longs. */
+    ssize_t written = syscall(SYS_pwritev2, fd, buffers, count, -1L, -1L, FDP_RWF_NOWAIT);
+    if (written >= 0)
+        return written;
+    /* A file on btrfs or xfs answers EAGAIN where its page is not in memory: it is never full. */
+    struct stat target_is;
+    int is_file = errno == EAGAIN && fstat(fd, &target_is) == 0 && S_ISREG(target_is.st_mode);
+    if (errno != EOPNOTSUPP && !is_missing(errno) && !is_file)
+        return -errno;
+#endif
+    /* What cannot be asked not to wait: files, which do not, and old pipes, whose room is asked. */
+    struct pollfd target = {.fd = fd, .events = POLLOUT};
+    if (poll(&target, 1, 0) == 0)
+        return -EAGAIN;
+    struct stat kind;
+    if (fstat(fd, &kind) != 0 || !S_ISFIFO(kind.st_mode)) {
+        ssize_t now = writev(fd, buffers, count);
+        return now >= 0 ? now : -errno;
+    }
+    /* A pipe that is not full has room for PIPE_BUF bytes, and may wait for room for more. */
+    while (count > 1 && buffers->iov_len == 0) {
+        buffers++;
+        count--;
+    }
+    size_t piece = buffers->iov_len < PIPE_BUF ? buffers->iov_len : PIPE_BUF;
+    ssize_t now = write(fd, buffers->iov_base, piece);
+    return now >= 0 ? now : -errno;
+}
+
+/* -- the descriptor table ---------------------------------------------------------------------- */
+
+/* The number of open descriptors, or -ENOTSUP. A handle kept open would be faster, but it shows
+ * the parent's table after a fork, and a daemon that closes everything would close it too. */
+ssize_t fdp_count_open(void) {
+#if defined(__linux__)
+    struct stat table;
+    /* Before Linux 6.2 the size is 0, which no open table has. */
+    if (stat("/proc/self/fd", &table) == 0 && table.st_size > 0)
+        return (ssize_t)table.st_size;
+#endif
+    return -ENOTSUP;
+}
+
+/* -- end of file ------------------------------------------------------------------------------- */
+
+int fdp_is_shut(int sock) {
+#if defined(__linux__)
+    struct pollfd peer = {.fd = sock, .events = POLLRDHUP};
+    return poll(&peer, 1, 0) != 0;
+#else
+    (void)sock;
+    return 1;
+#endif
+}
+
+/* -- close_range ------------------------------------------------------------------------------- */
+
+#if defined(__linux__)
+#ifndef SYS_close_range
+#if defined(__alpha__)
+#define SYS_close_range 546
+#else
+#define SYS_close_range 436
+#endif
+#endif
+int fdp_close_range(unsigned first, unsigned last) {
+    if (syscall(SYS_close_range, first, last, 0u) == 0)
+        return 0;
+    return is_missing(errno) ? -ENOSYS : -errno;
+}
+#elif defined(__FreeBSD__)
+int fdp_close_range(unsigned first, unsigned last) {
+    return close_range(first, last, 0) == 0 ? 0 : -errno;
+}
+#else
+int fdp_close_range(unsigned first, unsigned last) {
+    (void)first;
+    (void)last;
+    return -ENOSYS;
+}
+#endif
+
+/* -- what the running kernel answers ----------------------------------------------------------- */
+
+/* Calls that can do nothing: a kernel that has them refuses the arguments. */
+int fdp_has_sendmmsg(void) {
+#if defined(__linux__)
+    return syscall(SYS_sendmmsg, -1, NULL, 0, 0) == 0 || !is_missing(errno);
+#else
+    return 0;
+#endif
+}
+
+int fdp_has_recvmmsg(void) {
+#if defined(__linux__) && defined(SYS_recvmmsg)
+    return syscall(SYS_recvmmsg, -1, NULL, 0, 0, NULL) == 0 || !is_missing(errno);
+#else
+    return 0;
+#endif
+}
+
+int fdp_has_pwritev2(void) {
+#if defined(__linux__) && defined(SYS_pwritev2)
+    return syscall(SYS_pwritev2, -1, NULL, 0, -1L, -1L, 0) == 0 || !is_missing(errno);
+#else
+    return 0;
+#endif
+}
+
+int fdp_has_close_range(void) {
+    return fdp_close_range(1, 0) != -ENOSYS;
+}
