@@ -12,6 +12,7 @@ from fdpass_c.errors import raise_oserror
 from fdpass_c.peer import Credentials, is_unix, peer_credentials, peer_pidfd
 from fdpass_c.receiving import Receiving
 from fdpass_c.sending import Sending
+from fdpass_c.unix import connect_unix
 
 # Linux 6.16; Python has no name for it yet.
 _SO_PASSRIGHTS = 83
@@ -97,13 +98,14 @@ class Channel(Sending, Receiving):
     ) -> "Channel":
         """A channel to whoever listens at path; a leading NUL means Linux's abstract namespace.
 
-        timeout: seconds, for connecting and as the channel's own. options: as for Channel.
-        OSError as for socket.connect: FileNotFoundError, ConnectionRefusedError, PermissionError.
+        timeout: seconds, for connecting, which waits for a place in a full backlog, and as the
+        channel's own. options: as for Channel. OSError as for socket.connect, with the path in it:
+        FileNotFoundError, ConnectionRefusedError, PermissionError; TimeoutError where there was no
+        place in time, BlockingIOError where there is none and timeout is 0. ValueError: a NUL in a
+        path.
         """
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        sock = connect_unix(path, timeout)
         try:
-            sock.settimeout(timeout)
-            sock.connect(os.fspath(path))
             return cls(sock, **options)
         except BaseException:
             sock.close()

@@ -1,15 +1,13 @@
 """Listener: channels from a named Unix socket."""
 
-import contextlib
-import os
+import errno
 import socket
 from collections.abc import Iterator
 from typing import Any
 
 from fdpass_c.channel import Channel, refuse_fds
-from fdpass_c.unix import identify, listen_at
-
-Path = str | bytes | os.PathLike[str]
+from fdpass_c.unix import Path, SocketFile, as_address, is_abstract
+from fdpass_c.waiting import READABLE, Deadline
 
 
 class Listener:
@@ -22,24 +20,28 @@ class Listener:
         backlog: connections that wait to be accepted. mode: the file's permissions; who may write
         may connect (man 7 unix). options: as for Channel, and hold for each one accepted.
 
-        A socket file that nobody listens at any more is replaced. OSError: EADDRINUSE where
-        somebody does, FileExistsError where path is something else than a socket, and as for
-        socket.bind. An abstract name has no permissions: use allow_uids.
+        A socket file that nobody listens at any more is replaced; a file beside it, its name with
+        .lock at the end, is there meanwhile. ValueError: a NUL in a path. OSError: EADDRINUSE where
+        somebody listens or is about to, FileExistsError where path is something else than a socket,
+        and as for socket.bind. Nothing is left then.
+
+        An abstract name has no permissions: use allow_uids. What a user's number is worth,
+        Credentials says.
         """
         self._options = options
-        self._path = os.fspath(path)
-        self._file: tuple[int, int] | None = None
-        self._pid = os.getpid()
+        address = as_address(path)
+        self._file = None if is_abstract(address) else SocketFile(address)
         self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
+            self.settimeout(None)
             if not options.get("receive_fds", True):
                 # Accepted sockets inherit it, so that not even an early descriptor gets in.
                 refuse_fds(self._sock)
-            if self._path[:1] in ("\0", b"\0"):
-                self._sock.bind(self._path)
+            if self._file is None:
+                self._sock.bind(address)
                 self._sock.listen(backlog)
             else:
-                self._file = listen_at(self._sock, self._path, backlog=backlog, mode=mode)
+                self._file.listen(self._sock, backlog=backlog, mode=mode)
         except BaseException:
             self.close()
             raise
@@ -47,15 +49,23 @@ class Listener:
     def accept(self) -> Channel:
         """The next connection's Channel, which the caller owns and closes.
 
-        A peer that allow_uids does not name is turned away, and the next one waited for.
-        BlockingIOError and TimeoutError as the listener's timeout says.
+        A peer that allow_uids does not name is turned away, and the next one waited for while the
+        listener's timeout lasts. TimeoutError when it is over; BlockingIOError where it is 0 and
+        nobody is there, or one that was turned away. OSError as for socket.accept.
         """
+        deadline = Deadline(self, READABLE)
         while True:
-            sock, _ = self._sock.accept()
             try:
+                sock, _ = self._sock.accept()
+            except BlockingIOError:
+                deadline.handle(errno.EAGAIN)
+                continue
+            try:
+                sock.settimeout(None)
                 return Channel(sock, **self._options)
             except PermissionError:
-                pass
+                if self._timeout is not None:
+                    deadline.handle(errno.EAGAIN)
             except BaseException:
                 sock.close()
                 raise
@@ -68,21 +78,24 @@ class Listener:
         """The listening socket's descriptor, borrowed; -1 once closed."""
         return self._sock.fileno()
 
+    def gettimeout(self) -> float | None:
+        """Seconds that accept waits in all; None for ever, 0 not at all."""
+        return self._timeout
+
     def settimeout(self, timeout: float | None) -> None:
-        """Seconds that accept waits; None for ever, 0 not at all. Channels start blocking."""
+        """Sets what gettimeout returns. Channels start blocking."""
         self._sock.settimeout(timeout)
+        # Only accept knows how much of it is over.
+        self._sock.setblocking(timeout is None)
+        self._timeout = timeout
 
     def close(self) -> None:
         """Stops listening and removes the socket file, if it is still ours. Again is harmless.
 
         In a forked child it only closes the child's copy: the parent still listens.
         """
-        if self._file is not None and self._pid == os.getpid():
-            # Before the socket closes: a file that nobody listens at is anybody's to replace.
-            with contextlib.suppress(OSError):
-                if identify(self._path) == self._file:
-                    os.unlink(self._path)
-        self._file = None
+        if self._file is not None:
+            self._file.remove()
         self._sock.close()
 
     def __enter__(self) -> "Listener":

@@ -12,9 +12,11 @@ from fdpass_c.waiting import HasFileno, fileno
 class Credentials(NamedTuple):
     """The peer as it was when it called connect, listen or socketpair (man 7 unix, SO_PEERCRED).
 
-    The kernel vouches for all three. pid is 0 where the peer's process is in a pid namespace that
-    this one cannot see, and where the system does not tell it; it may since belong to another
-    process, which is what peer_pidfd is for.
+    The kernel vouches for all three, as far as this process can see them. pid is 0 where the peer's
+    process is in a pid namespace that this one cannot see, and where the system does not tell it;
+    it may since belong to another process, which is what peer_pidfd is for. In a user namespace
+    every user that has no number there appears as 65534 (/proc/sys/kernel/overflowuid), and every
+    such group: that number names nobody, so do not let it in by allow_uids.
     """
 
     pid: int

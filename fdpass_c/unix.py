@@ -1,4 +1,4 @@
-"""Listening at a path: stale socket files, permissions, two that start at once."""
+"""Listening and connecting at a path: stale files, permissions, full backlogs, starts at once."""
 
 import contextlib
 import errno
@@ -6,87 +6,243 @@ import fcntl
 import os
 import socket
 import stat
+import sys
+import time
 from collections.abc import Iterator
 
 from fdpass_c.errors import raise_oserror
 
+Path = str | bytes | os.PathLike[str]
 
-def listen_at(
-    sock: socket.socket, path: str | bytes, *, backlog: int, mode: int
-) -> tuple[int, int]:
-    """Binds sock to path and listens; returns what identify says of the new file.
+# Between two tries to connect to a full backlog: no selector tells when there is a place.
+_RETRY = 0.01
 
-    A socket file that nobody listens at any more is replaced. mode: the permissions of the file;
-    to connect takes write permission. OSError: EADDRINUSE where somebody listens, FileExistsError
-    where path is no socket; as for socket.bind.
+
+def as_address(path: Path) -> str | bytes:
+    """The path or abstract name, as socket.bind and connect take it.
+
+    ValueError: a NUL in a path, where the system would end it. FileNotFoundError: an empty path,
+    for which Linux would find an abstract name.
     """
-    with _locked_directory(path):
-        bound = _bind_file(sock, path)
-        # Nobody gets around it: to connect needs listen, which comes after.
-        os.chmod(path, mode)
-        sock.listen(backlog)
-    return bound
+    address = os.fspath(path)
+    name = os.fsencode(address)
+    if not name:
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), address)
+    if b"\0" in name and not is_abstract(address):
+        raise ValueError(f"a path ends at a NUL: {address!r}")
+    return address
 
 
-def bind_unix(path: str, *, backlog: int, mode: int = 0o600) -> socket.socket:
+def is_abstract(address: str | bytes) -> bool:
+    """Whether it is a name in Linux's abstract namespace, and no file."""
+    return address[:1] in ("\0", b"\0")
+
+
+class SocketFile:
+    """The file of a listening socket."""
+
+    def __init__(self, path: Path) -> None:
+        """Makes nothing yet. Errors as for as_address."""
+        self._address = as_address(path)
+        # The program may change its directory. Not normalized: in a/../b, a may be a link.
+        name = os.fsdecode(self._address)
+        self._path = name if os.path.isabs(name) else os.path.join(os.getcwd(), name)
+        self._identity: tuple[int, int] | None = None
+        self._pid = os.getpid()
+
+    def listen(self, sock: socket.socket, *, backlog: int, mode: int) -> None:
+        """Binds sock, a new Unix socket, and listens.
+
+        A socket file that nobody listens at any more is replaced. mode: the permissions of the
+        file, whatever the umask; to connect takes write permission. OSError: EADDRINUSE where
+        somebody listens, FileExistsError where the path is no socket; as for socket.bind. No file
+        is left then.
+        """
+        with _locked(self._path):
+            try:
+                # Linux makes the file with them, less the umask; others cannot do this.
+                with contextlib.suppress(OSError):
+                    os.fchmod(sock.fileno(), mode)
+                self._bind(sock)
+                self._identity = _identify(self._path)
+                self._set_mode(mode)
+                sock.listen(backlog)
+            except BaseException:
+                if self._identity is None and sock.getsockname():
+                    with contextlib.suppress(OSError):
+                        self._identity = _identify(self._path)
+                self.remove()
+                raise
+
+    def remove(self) -> None:
+        """Removes the file, if it is still the same, before sock closes. Again is harmless.
+
+        A file that nobody listens at is anybody's to replace. In a forked child it does nothing.
+        """
+        if self._identity is not None and self._pid == os.getpid():
+            with contextlib.suppress(OSError):
+                if _identify(self._path) == self._identity:
+                    os.unlink(self._path)
+        self._identity = None
+
+    def _bind(self, sock: socket.socket) -> None:
+        try:
+            sock.bind(self._address)
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise
+            with contextlib.suppress(FileNotFoundError):  # Its owner has just removed it.
+                _identify(self._path)
+                _check_stale(self._address)
+                os.unlink(self._path)
+            sock.bind(self._address)
+
+    def _set_mode(self, mode: int) -> None:
+        """Adds what the umask took away. Nobody gets around it: to connect needs listen."""
+        if stat.S_IMODE(os.lstat(self._path).st_mode) == mode:
+            return
+        if sys.platform != "linux":
+            os.chmod(self._path, mode, follow_symlinks=False)
+            return
+        # Whoever may write to the directory may have put another file there, or a link to one.
+        handle = os.open(self._path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            if _identify_socket(os.fstat(handle), self._path) != self._identity:
+                raise FileExistsError(errno.EEXIST, "has replaced the new socket", self._path)
+            os.chmod(f"/proc/self/fd/{handle}", mode)
+        finally:
+            os.close(handle)
+
+
+def bind_unix(path: Path, *, backlog: int, mode: int = 0o600) -> socket.socket:
     """A stream socket that listens at path; the caller closes it and unlinks path.
 
-    The rest as for listen_at.
+    The rest as for SocketFile.listen.
     """
     sock = socket.socket(socket.AF_UNIX)
     try:
-        listen_at(sock, path, backlog=backlog, mode=mode)
+        SocketFile(path).listen(sock, backlog=backlog, mode=mode)
     except BaseException:
         sock.close()
         raise
     return sock
 
 
-@contextlib.contextmanager
-def _locked_directory(path: str | bytes) -> Iterator[None]:
-    """Two starting at once must not take each other's new file, not listened at yet, for a stale
-    one."""
-    directory = os.open(os.path.dirname(path) or ".", os.O_RDONLY | os.O_CLOEXEC)
+def connect_unix(path: Path, timeout: float | None) -> socket.socket:
+    """A stream socket connected to whoever listens at path; the caller closes it.
+
+    timeout: seconds, for connecting, which waits for a place in the backlog, and as the socket's
+    own. OSError as for socket.connect, with the path in it; TimeoutError where there was no place
+    in time, BlockingIOError where there is none and timeout is 0. ValueError as for as_address.
+    """
+    address = as_address(path)
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        fcntl.flock(directory, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(directory)
+        sock.settimeout(timeout)
+        _connect(sock, address, timeout)
+        sock.settimeout(timeout)
+    except BaseException as error:
+        sock.close()
+        if isinstance(error, OSError) and error.errno is not None:
+            error.filename = address
+        raise
+    return sock
 
 
-def identify(path: str | bytes) -> tuple[int, int]:
-    """The device and inode of a socket file: whether it is still the one that was bound."""
-    found = os.lstat(path)
+def _connect(sock: socket.socket, address: str | bytes, timeout: float | None) -> None:
+    until = None if timeout is None else time.monotonic() + timeout
+    # Linux says at once that a backlog is full, or waits for a place, but not for so long.
+    sock.setblocking(timeout is None)
+    while True:
+        try:
+            sock.connect(address)
+            sock.getpeername()
+            return
+        except BlockingIOError:
+            left = _RETRY if until is None else until - time.monotonic()
+            if timeout == 0:
+                raise
+            if left <= 0:
+                raise TimeoutError(errno.ETIMEDOUT, "timed out") from None
+            time.sleep(min(_RETRY, left))
+        except OSError as error:
+            # CPython takes a connect that a signal interrupted for one that goes on by itself.
+            if error.errno != errno.ENOTCONN:
+                raise
+
+
+@contextlib.contextmanager
+def _locked(path: str) -> Iterator[None]:
+    """Two that start at once must not mistake each other's bound socket for a stale one.
+
+    The lock is a file that only this user can open: what others can open, they can hold for ever.
+    OSError: EADDRINUSE where another holds it; as for open, with path in it.
+    """
+    name = path + ".lock"
+    while True:
+        try:
+            lock = os.open(name, _LOCK_FLAGS, 0o600)
+        except BlockingIOError:  # Whoever made it has a lease on it.
+            raise_oserror(errno.EADDRINUSE, _SOMEBODY_STARTS)
+        except OSError as error:
+            error.filename = path
+            raise
+        try:
+            if _try_lock(lock, name):
+                try:
+                    yield
+                finally:
+                    # In a sticky directory it may be another user's.
+                    with contextlib.suppress(OSError):
+                        os.unlink(name)
+                return
+        finally:
+            os.close(lock)
+
+
+# O_NONBLOCK: no FIFO in its place and no lease on it keeps open waiting.
+_LOCK_FLAGS = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+
+_SOMEBODY_STARTS = "somebody is about to listen there"
+
+
+def _try_lock(lock: int, name: str) -> bool:
+    """False where the file is no longer that of this name: who held it has removed it."""
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return os.path.samestat(os.fstat(lock), os.lstat(name))
+    except BlockingIOError:
+        raise_oserror(errno.EADDRINUSE, _SOMEBODY_STARTS)
+    except FileNotFoundError:
+        return False
+
+
+def _identify(path: str) -> tuple[int, int]:
+    """The device and inode of a socket file: whether it is still the one that was bound.
+
+    FileExistsError where path is something else than a socket.
+    """
+    return _identify_socket(os.lstat(path), path)
+
+
+def _identify_socket(found: os.stat_result, path: str) -> tuple[int, int]:
+    if not stat.S_ISSOCK(found.st_mode):
+        raise FileExistsError(errno.EEXIST, "exists and is not a socket", path)
     return found.st_dev, found.st_ino
 
 
-def _bind_file(sock: socket.socket, path: str | bytes) -> tuple[int, int]:
-    """Returns the new file's device and inode."""
-    try:
-        sock.bind(path)
-    except OSError as error:
-        if error.errno != errno.EADDRINUSE:
-            raise
-        with contextlib.suppress(FileNotFoundError):  # Its owner has just removed it.
-            _remove_stale(path)
-        sock.bind(path)
-    return identify(path)
-
-
-def _remove_stale(path: str | bytes) -> None:
-    if not stat.S_ISSOCK(os.lstat(path).st_mode):
-        raise FileExistsError(errno.EEXIST, "exists and is not a socket", path)
+def _check_stale(address: str | bytes) -> None:
+    """OSError: EADDRINUSE unless nobody listens there."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.setblocking(False)
         try:
-            probe.connect(path)
+            probe.connect(address)
         except ConnectionRefusedError:
-            os.unlink(path)
+            return
         except BlockingIOError:
             raise_oserror(errno.EADDRINUSE, "somebody listens there, with a full backlog")
         except OSError as error:
             if error.errno != errno.EPROTOTYPE:
                 raise
             raise_oserror(errno.EADDRINUSE, "a socket of another type is bound there")
-        else:
-            raise_oserror(errno.EADDRINUSE, "somebody listens there")
+        raise_oserror(errno.EADDRINUSE, "somebody listens there")

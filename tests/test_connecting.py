@@ -1,0 +1,105 @@
+"""Connecting waits for a place in the backlog as long as it was told, whatever signals come."""
+
+import contextlib
+import errno
+import os
+import signal
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from channel_helpers import beside
+from helpers import fork, linux_only
+
+from fdpass_c import Channel, Listener
+
+pytestmark = linux_only
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "socket"
+
+
+@contextlib.contextmanager
+def full_backlog(path: Path) -> Iterator[tuple[Listener, int]]:
+    """A listener that has no place, and how many wait."""
+    with Listener(path, backlog=0) as listener, contextlib.ExitStack() as clients:
+        waiting = 0
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                client = clients.enter_context(socket.socket(socket.AF_UNIX))
+                client.setblocking(False)
+                client.connect(str(path))
+                waiting += 1
+        yield listener, waiting
+
+
+def test_a_full_backlog(path: Path) -> None:
+    """With a timeout it tries until the time is over; without waiting it says so at once."""
+    with full_backlog(path):
+        with pytest.raises(TimeoutError, match="timed out") as caught:
+            Channel.connect(path, timeout=0.1)
+        assert caught.value.errno == errno.ETIMEDOUT
+        assert caught.value.filename == str(path)
+        with pytest.raises(BlockingIOError):
+            Channel.connect(path, timeout=0)
+
+
+@pytest.mark.parametrize("timeout", [30, None])
+def test_a_place_that_becomes_free(timeout: "float | None", path: Path) -> None:
+    """As soon as there is a place it is taken."""
+    connected = []
+    with full_backlog(path) as (listener, waiting):
+        with beside(lambda: connected.append(Channel.connect(path, timeout=timeout))):
+            for _ in range(waiting + 1):
+                listener.accept().close()
+        with connected[0] as client:
+            assert client.gettimeout() == timeout
+
+
+@pytest.mark.parametrize("timeout", [30, None])
+def test_signals_while_it_waits(timeout: "float | None", path: Path) -> None:
+    """A handler that returns leaves it waiting; what it returns is connected."""
+    reader, writer = os.pipe()
+    with full_backlog(path) as (listener, waiting), open(reader, "rb") as interrupted:
+        pid = fork()
+        if pid == 0:
+            status = 1
+            try:
+                signal.signal(signal.SIGALRM, lambda *_: os.write(writer, b"x"))
+                signal.setitimer(signal.ITIMER_REAL, 0.05, 0.01)
+                channel = Channel.connect(path, timeout=timeout)
+                signal.setitimer(signal.ITIMER_REAL, 0)
+                channel.send(b"connected")
+                status = 0
+            finally:
+                os._exit(status)
+        os.close(writer)
+        assert interrupted.read(3) == b"xxx"
+        for _ in range(waiting):
+            listener.accept().close()
+        listener.settimeout(30)
+        with listener.accept() as server:
+            assert server.recv()[0] == b"connected"
+        assert os.waitpid(pid, 0)[1] == 0
+
+
+@pytest.mark.parametrize("timeout", [-1, float("nan"), "soon"])
+def test_wrong_timeouts(timeout: object, path: Path) -> None:
+    """What is no time is refused before anybody is reached."""
+    with Listener(path) as listener:
+        with pytest.raises((ValueError, TypeError)):
+            Channel.connect(path, timeout=timeout)  # type: ignore[arg-type]
+        listener.settimeout(0)
+        with pytest.raises(BlockingIOError):
+            listener.accept()
+
+
+def test_errors_name_the_path(path: Path) -> None:
+    """What cannot be reached is named, as it was given."""
+    for name in (path, os.fsencode(path)):
+        with pytest.raises(FileNotFoundError) as caught:
+            Channel.connect(name)
+        assert caught.value.filename == os.fspath(name)
