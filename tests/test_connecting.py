@@ -9,10 +9,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from channel_helpers import beside
-from helpers import fork, linux_only
 
 from fdpass_c import Channel, Listener
+from support.marks import linux_only
+from support.processes import fork
+from support.threads import beside
 
 pytestmark = linux_only
 

@@ -15,18 +15,14 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-from helpers import (
-    become_nobody,
-    interrupt_call,
-    linux_only,
-    list_fds,
-    places_known,
-    run_in_child,
-)
 
 import fdpass_c.listener
 from fdpass_c import Channel, Listener, unix
 from fdpass_c.unix import SocketFile
+from support.descriptors import list_fds
+from support.marks import linux_only, places_known
+from support.processes import become_nobody, run_in_child
+from support.signals import interrupt_call
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs a second user")
 
