@@ -1,6 +1,7 @@
 """Handlers for the pools that tests run."""
 
 import asyncio
+import itertools
 import logging
 import os
 import resource
@@ -84,6 +85,17 @@ def close_and_wait(sock: socket.socket, _address: object) -> None:
     sock.sendall(f"{os.getpid()}".encode())
     sock.close()
     signal.pause()
+
+
+_numbers = itertools.count()
+
+
+def wait_then_number(sock: socket.socket, _address: object) -> None:
+    """The first connection waits for its client; each is told how many came before."""
+    if not (number := next(_numbers)):
+        sock.sendall(b".")
+        sock.recv(100)
+    sock.sendall(f"{number}".encode())
 
 
 def _start_unless(path: Path) -> None:

@@ -91,6 +91,8 @@ class Master:
                 self._entrance.close()
         if self._dispatcher.distribute():
             self._staff.alarm = 0.0
+        if not (self._entrance.is_open or self._staff.stopping):
+            self._staff.fail("no listener is left that accepts")
         self._dispatcher.close_done()
 
     def _answer(self, _events: int) -> None:

@@ -17,7 +17,10 @@ from fdpass_c.pool.worker import Handler
 
 
 class PoolError(FdpassError):
-    """Workers die at start again and again. Those that ran have finished what they had."""
+    """Workers die at start again and again, or no listener accepts any longer.
+
+    Workers that ran have finished what they had.
+    """
 
 
 class Pool:
@@ -74,8 +77,9 @@ class Pool:
         SIGTERM and SIGINT stop accepting and let workers finish, a second one kills them; SIGHUP
         is reload(); SIGUSR1 logs the status table.
 
-        PoolError: workers die at start again and again. ValueError: no listener, an address of no
-        known form, or another thread than the main one. OSError: as for socket.bind.
+        PoolError: workers die at start again and again, or somebody shut down the last listener.
+        ValueError: no listener, one that does not listen or is given twice, an address of no known
+        form, or another thread than the main one. OSError: as for socket.bind.
         """
         if not listeners:
             raise ValueError("a pool needs at least one listener")
