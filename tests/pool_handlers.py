@@ -8,7 +8,10 @@ import resource
 import signal
 import socket
 import sys
+from collections.abc import AsyncIterator, Iterator
+from functools import partial, wraps
 from pathlib import Path
+from typing import Any
 
 from fdpass_c.pool import Pool
 
@@ -68,6 +71,44 @@ class Callable:
 
 
 echo_object = Callable()
+echo_partial = partial(echo_async)
+echo_partial_object = partial(partial(Callable()))
+echo_bound = Callable().__call__
+
+
+def hidden_lambda(sock: socket.socket, address: object) -> object:
+    """Returns a coroutine, which nobody can know before."""
+    return echo_async(sock, address)
+
+
+@wraps(echo_async)
+def hidden_wrapped(*arguments: Any) -> object:
+    """A decorator's plain function around a coroutine function."""
+    return echo_async(*arguments)
+
+
+async def hidden_async_generator(sock: socket.socket, address: object) -> AsyncIterator[None]:
+    """Runs nothing where it is called."""
+    await echo_async(sock, address)
+    yield
+
+
+def hidden_generator(sock: socket.socket, address: object) -> Iterator[None]:
+    """The same."""
+    echo(sock, address)
+    yield
+
+
+class HiddenAwaitable:
+    """What a handler returns, neither a coroutine nor a generator."""
+
+    def __await__(self) -> Iterator[None]:
+        yield
+
+
+def hidden_awaitable(_sock: socket.socket, _address: object) -> object:
+    """Returns something to await."""
+    return HiddenAwaitable()
 
 
 def fork_a_child(sock: socket.socket, _address: object) -> None:

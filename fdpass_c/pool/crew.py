@@ -150,7 +150,7 @@ class Worker:
         if self.state is State.READY:
             state = "FREE" if in_hand < self.place.capacity else "BUSY"
         slot, restarts = self.place.slot, self.place.restarts
-        return WorkerStatus(slot, self.pid, state, in_hand, handled, restarts)
+        return WorkerStatus(slot, self.pid, state, in_hand, handled, self.tally.failed, restarts)
 
 
 def fork_worker(place: Place, forget: Callable[[], None], work: Work) -> Worker:

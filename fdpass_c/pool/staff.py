@@ -21,8 +21,8 @@ class Staff:
     """Starts, replaces and ends workers.
 
     alarm: when check is to be called if nothing happens before, as time.monotonic. failure: why
-    the pool cannot serve, or nothing. handled_before: by workers that have ended. lost:
-    connections that a worker had begun when it died.
+    the pool cannot serve, or nothing. handled_before, failed_before: by workers that have ended.
+    lost: connections that a worker had begun when it died.
     """
 
     def __init__(
@@ -40,7 +40,7 @@ class Staff:
         self.alarm = 0.0
         self.stopping = self._gave_up = False
         self.failure = ""
-        self.handled_before = self.lost = 0
+        self.handled_before = self.failed_before = self.lost = 0
         self._workers = workers
         self._dispatcher = dispatcher
         self._selector = selector
@@ -175,6 +175,7 @@ class Staff:
         self._workers.remove(worker)
         lost = worker.tally.begun - worker.tally.handled
         self.handled_before += worker.tally.handled
+        self.failed_before += worker.tally.failed
         self.lost += lost
         self.alarm = 0.0
         ended = f"worker {worker.pid} {describe_exit(status)}"

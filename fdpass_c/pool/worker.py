@@ -2,22 +2,18 @@
 
 import asyncio
 import contextlib
-import inspect
 import marshal
 import signal
 import socket
-from collections.abc import Callable
 from typing import Any
 
 from fdpass_c.channel import Channel
 from fdpass_c.errors import PeerClosedError
 from fdpass_c.pool.bell import Bell
+from fdpass_c.pool.handlers import Handler, call, is_coroutine_function
 from fdpass_c.pool.log import logger
 from fdpass_c.pool.signals import MASTERS_SIGNALS
 from fdpass_c.pool.tally import Tally
-
-Handler = Callable[[socket.socket, Any], Any]
-"""A plain function or a coroutine function of a connected socket and the peer's address."""
 
 dump_address = marshal.dumps
 """The payload of a connection. The worker was forked, so that both run the same Python."""
@@ -33,14 +29,10 @@ def run_worker(channel: Channel, tally: Tally, bell: Bell, handler: Handler, cap
     """Serves until the master shuts its side of the channel, and what was given is finished."""
     tally.start()
     bell.ring()
-    if _is_coroutine_function(handler):
+    if is_coroutine_function(handler):
         asyncio.run(_EventLoopWorker(channel, tally, bell, handler, capacity).run())
     else:
         _serve(channel, tally, bell, handler, capacity)
-
-
-def _is_coroutine_function(handler: Any) -> bool:
-    return inspect.iscoroutinefunction(handler) or inspect.iscoroutinefunction(handler.__call__)
 
 
 def leave_signals_to_master() -> None:
@@ -75,8 +67,9 @@ def _serve(channel: Channel, tally: Tally, bell: Bell, handler: Handler, capacit
             sock.setblocking(True)
             address = marshal.loads(payload)
             try:
-                handler(sock, address)
+                call(handler, sock, address)
             except Exception:
+                tally.fail()
                 logger.exception("the handler failed on the connection of %r", address)
             _hang_up(sock)
         tally.finish()
@@ -141,6 +134,7 @@ class _EventLoopWorker:
                 finally:
                     _hang_up(sock)
         except Exception:
+            self._tally.fail()
             logger.exception("the handler failed on the connection of %r", address)
         finally:
             self._finish()
