@@ -128,6 +128,68 @@ def close_and_wait(sock: socket.socket, _address: object) -> None:
     signal.pause()
 
 
+LONG = 400_000
+"""Bytes of an answer: more than the buffers of a connection hold where its peer does not read."""
+
+
+def answer_unread(sock: socket.socket, _address: object) -> None:
+    """Reads ten bytes of the request, and answers at length."""
+    sock.recv(10)
+    sock.sendall(bytes(LONG))
+
+
+async def answer_unread_async(sock: socket.socket, _address: object) -> None:
+    """The same in an event loop."""
+    loop = asyncio.get_running_loop()
+    await loop.sock_recv(sock, 10)
+    await loop.sock_sendall(sock, bytes(LONG))
+
+
+async def answer_stream(sock: socket.socket, _address: object) -> None:
+    """As with asyncio.start_server: what is written is sent after the handler has returned."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+    reader, writer = await asyncio.open_connection(sock=sock)
+    try:
+        request = await reader.readline()
+        writer.write(bytes(LONG))
+        if request == b"raise\n":
+            raise RuntimeError("asked to")
+    finally:
+        if request == b"close\n":
+            writer.close()
+
+
+class _Protocol(asyncio.Protocol):
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self.transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        self.transport.write(bytes(LONG + len(data)))
+        self.transport.close()
+
+
+async def answer_by_protocol(sock: socket.socket, _address: object) -> None:
+    """Gives the connection to a protocol and returns at once, as web servers do."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+    await asyncio.get_running_loop().connect_accepted_socket(_Protocol, sock)
+
+
+async def exit_beside_others(sock: socket.socket, _address: object) -> None:
+    """Waits for what its client says; "exit" ends the worker, "cancel" only this one."""
+    loop = asyncio.get_running_loop()
+    await loop.sock_sendall(sock, f"{os.getpid()} ".encode())
+    request = await loop.sock_recv(sock, 100)
+    if request == b"exit":
+        sys.exit(3)
+    if request == b"call exit":
+        loop.call_soon(sys.exit, 3)
+        await loop.sock_recv(sock, 100)
+    if request == b"cancel":
+        raise asyncio.CancelledError
+    await loop.sock_sendall(sock, request)
+
+
 _numbers = itertools.count()
 
 

@@ -13,11 +13,12 @@ from typing import NamedTuple
 
 from fdpass_c.channel import Channel
 from fdpass_c.descriptors import close_fds
+from fdpass_c.pool.connected import dump_address
 from fdpass_c.pool.intake import Connection
 from fdpass_c.pool.log import logger
 from fdpass_c.pool.status import WorkerStatus
 from fdpass_c.pool.tally import Tally
-from fdpass_c.pool.worker import dump_address, leave_signals_to_master
+from fdpass_c.pool.worker import leave_signals_to_master
 
 Work = Callable[[Channel, Tally], None]
 """What a worker does, with its end of the channel."""
@@ -106,6 +107,7 @@ class Worker:
             return ()
         self._count()
         begun = len(self.copies) - (self.given - self.tally.begun)
+        self.tally.release(self.tally.begun)
         return [self.copies.popleft()[0] for _ in range(begun)]
 
     def retire(self, deadline: float) -> None:
