@@ -1,17 +1,19 @@
 """Whatever it listens on, a pool neither starves nor spins."""
 
 import errno
+import os
 import platform
 import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from helpers import linux_only
+from helpers import fork, linux_only
 from pool_handlers import echo
 from pool_helpers import COMMAND, Server, read_all
 from pool_programs import ACCEPT4
@@ -137,6 +139,68 @@ def test_a_listener_that_is_shut_down() -> None:
             assert read_all(other) == b"still here"
         assert server.process.wait() == 1
         server.wait_for("PoolError: no listener")
+
+
+def test_a_path_that_became_anothers(tmp_path: Path) -> None:
+    """A pool that stops removes its own socket file, and not one that another server has bound at
+    its path meanwhile, nor a file that is no socket; wherever the program has gone."""
+    path = tmp_path / "socket"
+    with Server("echo", "--workers", "1", addresses=(str(path),)) as server:
+        path.unlink()
+        with open_listener(path):
+            server.settled(1)
+            assert server.stop() == 0
+            assert path.is_socket()
+    path.unlink()
+    with Server("echo", "--workers", "1", addresses=(str(path),)) as server:
+        path.unlink()
+        path.write_text("precious")
+        assert server.stop() == 0
+    assert path.read_text() == "precious"
+
+
+def test_a_path_from_elsewhere(tmp_path: Path) -> None:
+    """A relative path is where it was when the pool began, though the program changes its
+    directory."""
+
+    def serve() -> None:
+        os.chdir(tmp_path)
+        pool = Pool(answer_elsewhere, 1)
+        pool.serve("./socket")
+        assert not (tmp_path / "socket").exists()
+
+    def answer_elsewhere(sock: socket.socket, _address: object) -> None:
+        sock.sendall(b"hello")
+        os.kill(os.getppid(), signal.SIGUSR2)
+
+    def go_elsewhere_and_stop(_signum: int, _frame: object) -> None:
+        os.chdir("/")
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    def ask() -> None:
+        while not (tmp_path / "socket").exists():
+            pass
+        with socket.socket(socket.AF_UNIX) as sock:
+            while sock.connect_ex(str(tmp_path / "socket")):
+                pass
+            assert read_all(sock) == b"hello"
+
+    before = signal.signal(signal.SIGUSR2, go_elsewhere_and_stop)
+    thread = threading.Thread(target=ask)
+    try:
+        pid = fork()
+        if pid == 0:
+            status = 1
+            try:
+                serve()
+                status = 0
+            finally:
+                os._exit(status)
+        thread.start()
+        thread.join()
+        assert os.waitpid(pid, 0)[1] == 0
+    finally:
+        signal.signal(signal.SIGUSR2, before)
 
 
 def count_answers(socks: Sequence[socket.socket]) -> list[int]:

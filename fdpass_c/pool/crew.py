@@ -164,9 +164,7 @@ def fork_worker(place: Place, forget: Callable[[], None], work: Work) -> Worker:
     ours, theirs = socket.socketpair()
     with theirs:
         try:
-            for stream in (sys.stdout, sys.stderr):
-                if stream is not None:
-                    stream.flush()  # Or the child would print it again.
+            _flush_streams()  # Or the child would print it again.
             pid = os.fork()
             if pid == 0:
                 ours.close()
@@ -197,10 +195,14 @@ def _become_worker(
     except BaseException:
         logger.critical("the worker failed", exc_info=True)
     finally:
-        with contextlib.suppress(Exception):
-            sys.stdout.flush()
-            sys.stderr.flush()
+        _flush_streams()
         os._exit(status & 0xFF)
+
+
+def _flush_streams() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(Exception):  # None, closed, a full disk, a broken pipe.
+            stream.flush()
 
 
 def describe_exit(status: int) -> str:

@@ -1,6 +1,5 @@
 """Accepting: the listening sockets as the master sees them."""
 
-import contextlib
 import errno
 import os
 import selectors
@@ -12,6 +11,7 @@ from typing import Any
 
 from fdpass_c.pool.listeners import Address, check_listener, describe_listener, open_listener
 from fdpass_c.pool.log import logger
+from fdpass_c.unix import identify
 
 Connection = tuple[int, Any]
 """A connected socket's descriptor and the peer's address."""
@@ -123,6 +123,7 @@ class Entrance:
         self._resting: list[Intake] = []
         self._intakes: list[Intake] = []
         self._own: list[socket.socket] = []
+        self._files: dict[str, tuple[int, int]] = {}
 
     def open(self, listeners: Iterable[socket.socket | Address]) -> None:
         """Borrows the sockets and opens the addresses, until close(). Errors as open_listener.
@@ -137,8 +138,12 @@ class Entrance:
     def _open(self, listener: socket.socket | Address) -> socket.socket:
         if isinstance(listener, socket.socket):
             return listener
-        self._own.append(open_listener(listener))
-        return self._own[-1]
+        sock = open_listener(listener)
+        self._own.append(sock)
+        if sock.family == socket.AF_UNIX:
+            path = os.path.abspath(sock.getsockname())
+            self._files[path] = identify(path)
+        return sock
 
     def announce(self) -> None:
         for intake in self._intakes:
@@ -211,11 +216,18 @@ class Entrance:
         self._intakes.clear()
         self.ready.clear()
         self._resting.clear()
+        for path, file in self._files.items():
+            # Somebody else may have removed it, and put another there. As long as its socket is
+            # open, no other file can have the same inode.
+            try:
+                if identify(path) == file:
+                    os.unlink(path)
+            except FileNotFoundError:
+                pass
+            except OSError as error:
+                logger.warning("cannot remove %s: %s", path, error.strerror)
+        self._files.clear()
         for sock in self._own:
-            if sock.family == socket.AF_UNIX:
-                # While it listens, nobody else can have put a socket of theirs there.
-                with contextlib.suppress(FileNotFoundError):
-                    os.unlink(sock.getsockname())
             sock.close()
         self._own.clear()
 
