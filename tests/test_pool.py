@@ -18,6 +18,19 @@ from support.server import Server, connections
 from support.sockets import read_all
 
 both_kinds = pytest.mark.parametrize("handler", ["echo", "echo_async", "echo_object"])
+coroutines = pytest.mark.parametrize(
+    "handler", ["echo_partial", "echo_partial_object", "echo_bound"]
+)
+not_awaited = pytest.mark.parametrize(
+    "handler",
+    [
+        "hidden_lambda",
+        "hidden_wrapped",
+        "hidden_async_generator",
+        "hidden_generator",
+        "hidden_awaitable",
+    ],
+)
 
 
 @both_kinds
@@ -145,8 +158,35 @@ def test_workers_that_never_start() -> None:
 def test_status_before_serving() -> None:
     """A pool that does not serve yet has nothing to show."""
     status = Pool(echo, 2).status()
-    assert (status.workers, *status[1:]) == ((), 0, 0, 0)
+    assert (status.workers, *status[1:]) == ((), 0, 0, 0, 0)
     assert "0 handled" in status.render()
+
+
+@coroutines
+def test_coroutine_functions_in_disguise(handler: str) -> None:
+    """Partials, bound methods and objects that are called are awaited, several at once."""
+    with Server(handler, "--workers", "1", "--capacity", "2") as server:
+        with connections(server, 2) as (first, second):
+            second.sendall(b"me first")
+            assert read_all(second).endswith(b"me first")
+            first.sendall(b"hello")
+            assert read_all(first).endswith(b"hello")
+        status = server.settled(1)
+        assert (status.handled, status.failed) == (2, 0)
+
+
+@not_awaited
+def test_a_handler_that_is_not_awaited(handler: str) -> None:
+    """A plain function that returns what it should have run is told so at every connection, which
+    is closed and counted as failed."""
+    with Server(handler, "--workers", "1") as server:
+        for count in (1, 2):
+            assert server.ask() == b""
+            server.wait_for("ERROR the handler failed on the connection")
+            server.wait_for("TypeError: .* returned .*, which nobody runs")
+            status = server.settled(1)
+            assert (status.handled, status.failed, status.lost) == (count, count, 0)
+        assert "never awaited" not in server.log
 
 
 def test_a_listener_is_given_back() -> None:
@@ -158,16 +198,61 @@ def test_a_listener_is_given_back() -> None:
 
     def serve() -> None:
         pool = Pool(answer_and_stop, 1)
-        pool.stop()  # Nothing to stop yet.
         pool.serve(listener)
         assert listener.gettimeout() == 5
-        assert pool.status()[1:] == (0, 1, 0)
+        assert pool.status()[1:] == (0, 1, 0, 0)
 
     with socket.create_server(("127.0.0.1", 0)) as listener:
         listener.settimeout(5)
         with socket.create_connection(listener.getsockname()) as sock:
             run_in_child(serve)
             assert read_all(sock) == b"hello"
+
+
+@pytest.mark.parametrize("times", [1, 3])
+def test_a_stop_that_comes_early(times: int) -> None:
+    """A pool that was stopped before it serves returns at once, again and again; once it has
+    returned, the stop is forgotten."""
+
+    def serve() -> None:
+        pool = Pool(answer, 1)
+        for _ in range(3):
+            for _ in range(times):
+                pool.stop()
+            pool.serve("127.0.0.1:0")
+        pool.stop()
+        with pytest.raises(OSError, match="in use"):
+            pool.serve(listener.getsockname())
+        pool.serve("127.0.0.1:0")  # It has not returned from that.
+        pool.reload()
+        threading.Timer(0, stop_when_served, [pool]).start()
+        with socket.create_connection(listener.getsockname()) as sock:
+            pool.serve(listener)
+            assert read_all(sock) == b"hello"
+
+    def answer(sock: socket.socket, _address: object) -> None:
+        sock.sendall(b"hello")
+
+    def stop_when_served(pool: Pool) -> None:
+        while not pool.status().handled:
+            pass
+        pool.stop()
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        run_in_child(serve)
+
+
+def test_a_signal_while_the_program_starts() -> None:
+    """A handler of the program's own, for a TERM that comes before the pool can have one, stops
+    the pool by pool.stop()."""
+
+    def serve() -> None:
+        pool = Pool(echo, 1)
+        signal.signal(signal.SIGTERM, lambda _signum, _frame: pool.stop())
+        os.kill(os.getpid(), signal.SIGTERM)
+        pool.serve("127.0.0.1:0")
+
+    run_in_child(serve)
 
 
 def test_no_descriptor_in_workers(tmp_path: Path) -> None:

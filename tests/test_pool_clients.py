@@ -99,7 +99,8 @@ def test_handler_that_raises(handler: str) -> None:
         server.wait_for("RuntimeError: asked to")
         assert server.ask() == str(pid).encode()
         status = server.settled(1)
-        assert (status.handled, status.lost, status.pids) == (2, 0, [pid])
+        assert (status.handled, status.failed, status.lost) == (2, 1, 0)
+        assert (status.pids, status.workers[0].failed) == ([pid], 1)
 
 
 def test_handler_that_closes_early() -> None:

@@ -54,6 +54,20 @@ def test_random_kills(handler: str, capacity: str) -> None:
         assert server.stop() == 0
 
 
+@pytest.mark.parametrize("where", ["full", "pipe", "closed", "none", "no stream"])
+def test_a_broken_standard_output(where: str) -> None:
+    """Whatever has become of standard output, a dead worker has a successor."""
+    with Server(program=("pool_programs.py", "print_to", where)) as server:
+        (old,) = server.settled(1).pids
+        assert server.ask() == str(old).encode()
+        os.kill(old, signal.SIGKILL)
+        server.wait_for("killed by SIGKILL")
+        (new,) = server.settled(1).pids
+        assert server.ask() == str(new).encode() != str(old).encode()
+        server.stop()
+        assert "cannot start" not in server.log
+
+
 def test_reload_with_workers_that_die(tmp_path: Path) -> None:
     """Where no successor starts, the old workers stay and serve on."""
     flag = tmp_path / "die"

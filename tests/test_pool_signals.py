@@ -3,6 +3,7 @@
 import os
 import select
 import signal
+import threading
 
 import pytest
 
@@ -158,6 +159,28 @@ def test_signals_to_workers(handler: str, signum: int) -> None:
             sock.sendall(b"still here")
             assert read_all(sock) == b"still here"
         assert server.settled(1).pids == [pid]
+
+
+@pytest.mark.parametrize("signum", [signal.SIGUSR1, signal.SIGCHLD, signal.SIGHUP])
+def test_a_flood_of_signals(signum: int) -> None:
+    """Connections are served while signals come faster than they can be obeyed."""
+    with Server("echo", "--workers", "2") as server:
+        server.settled(2)
+        over = threading.Event()
+
+        def flood() -> None:
+            while not over.is_set():
+                os.kill(server.pid, signum)
+
+        thread = threading.Thread(target=flood)
+        thread.start()
+        try:
+            for _ in range(20):
+                assert server.ask().endswith(b"hello")
+        finally:
+            over.set()
+            thread.join()
+        assert server.stop() == 0
 
 
 @pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="to wait for another's child")

@@ -5,9 +5,11 @@ import importlib
 import logging
 import os
 import sys
+from contextlib import ExitStack
 from typing import Any
 
 from fdpass_c.commands.arguments import count, duration
+from fdpass_c.commands.errors import complain
 from fdpass_c.pool import Pool, inherit_listeners
 from fdpass_c.pool.listeners import parse_address
 
@@ -79,9 +81,6 @@ def run(options: argparse.Namespace) -> int:
         format="%(asctime)s %(process)d %(levelname)s %(message)s",
     )
     handler = _load(options)
-    listeners = options.addresses or inherit_listeners()
-    if not listeners:
-        options.parser.error("no ADDRESS, and no sockets were passed (LISTEN_FDS)")
     pool = Pool(
         handler,
         options.workers,
@@ -89,7 +88,15 @@ def run(options: argparse.Namespace) -> int:
         max_requests=options.max_requests,
         drain=options.drain,
     )
-    pool.serve(*listeners)
+    with ExitStack() as stack:
+        try:
+            listeners = options.addresses or [*map(stack.enter_context, inherit_listeners())]
+            if not listeners:
+                options.parser.error("no ADDRESS, and no sockets were passed (LISTEN_FDS)")
+            pool.serve(*listeners)
+        except ValueError as error:
+            complain("pool", str(error))
+            return 1
     return 0
 
 

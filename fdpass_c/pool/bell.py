@@ -4,6 +4,8 @@ import contextlib
 import mmap
 import os
 
+from fdpass_c.pool.tally import Tally
+
 
 class Bell:
     """A pipe that the master watches, and, in memory that all share, whether it wants to be woken.
@@ -41,6 +43,12 @@ class Bell:
         # It has rung often enough already, or there is nobody left to hear it.
         with contextlib.suppress(BlockingIOError, BrokenPipeError):
             os.write(self.writer, b"\0")
+
+    def ring_for_copy(self, tally: Tally, number: int) -> None:
+        """In a worker that has closed its number-th connection: wakes the master where that has a
+        copy, so that the peer sees the end."""
+        if tally.has_copy(number):
+            self.ring()
 
     def hush(self) -> None:
         os.read(self._reader, 65536)

@@ -13,11 +13,12 @@ from typing import NamedTuple
 
 from fdpass_c.channel import Channel
 from fdpass_c.descriptors import close_fds
+from fdpass_c.pool.connected import dump_address
 from fdpass_c.pool.intake import Connection
 from fdpass_c.pool.log import logger
 from fdpass_c.pool.status import WorkerStatus
 from fdpass_c.pool.tally import Tally
-from fdpass_c.pool.worker import dump_address, leave_signals_to_master
+from fdpass_c.pool.worker import leave_signals_to_master
 
 Work = Callable[[Channel, Tally], None]
 """What a worker does, with its end of the channel."""
@@ -106,6 +107,7 @@ class Worker:
             return ()
         self._count()
         begun = len(self.copies) - (self.given - self.tally.begun)
+        self.tally.release(self.tally.begun)
         return [self.copies.popleft()[0] for _ in range(begun)]
 
     def retire(self, deadline: float) -> None:
@@ -150,7 +152,7 @@ class Worker:
         if self.state is State.READY:
             state = "FREE" if in_hand < self.place.capacity else "BUSY"
         slot, restarts = self.place.slot, self.place.restarts
-        return WorkerStatus(slot, self.pid, state, in_hand, handled, restarts)
+        return WorkerStatus(slot, self.pid, state, in_hand, handled, self.tally.failed, restarts)
 
 
 def fork_worker(place: Place, forget: Callable[[], None], work: Work) -> Worker:
@@ -162,9 +164,7 @@ def fork_worker(place: Place, forget: Callable[[], None], work: Work) -> Worker:
     ours, theirs = socket.socketpair()
     with theirs:
         try:
-            for stream in (sys.stdout, sys.stderr):
-                if stream is not None:
-                    stream.flush()  # Or the child would print it again.
+            _flush_streams()  # Or the child would print it again.
             pid = os.fork()
             if pid == 0:
                 ours.close()
@@ -195,10 +195,14 @@ def _become_worker(
     except BaseException:
         logger.critical("the worker failed", exc_info=True)
     finally:
-        with contextlib.suppress(Exception):
-            sys.stdout.flush()
-            sys.stderr.flush()
+        _flush_streams()
         os._exit(status & 0xFF)
+
+
+def _flush_streams() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(Exception):  # None, closed, a full disk, a broken pipe.
+            stream.flush()
 
 
 def describe_exit(status: int) -> str:

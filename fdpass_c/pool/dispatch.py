@@ -10,11 +10,8 @@ from operator import attrgetter
 from fdpass_c.descriptors import close_fds
 from fdpass_c.pool.bell import Bell
 from fdpass_c.pool.crew import Worker
-from fdpass_c.pool.intake import SHORT_OF, Connection, Entrance
+from fdpass_c.pool.intake import REST, Connection, Entrance
 from fdpass_c.pool.log import logger
-
-_REST = 0.05
-"""Seconds until the next attempt where a limit of the system is reached."""
 
 _LEAST_PATIENCE, _MOST_PATIENCE = 0.005, 1.0
 """Seconds after which the master sees for itself how far the workers are."""
@@ -82,6 +79,7 @@ class Dispatcher:
                 room += worker.room
         if now < self._rest_until:
             return True
+        self._entrance.wake(now)
         if room > 0 and self._entrance.ready:
             room -= self._accept(room)
         if self.waiting and takers:
@@ -114,7 +112,7 @@ class Dispatcher:
         close_fds([*self._done, *(fd for fd, _ in self.waiting)])
 
     def _set_alarm(self, now: float, is_full: bool) -> None:
-        self.alarm = float("inf")
+        self.alarm = float("inf") if is_full else self._entrance.alarm
         if self._rest_until > now:
             self.alarm = self._rest_until
         elif self._entrance.ready and not is_full:
@@ -129,14 +127,12 @@ class Dispatcher:
         try:
             self._entrance.accept(room, self.waiting)
         except OSError as error:
-            if error.errno not in SHORT_OF:
-                raise
             self._rest(f"cannot accept: {error.strerror}")
         return len(self.waiting) - before
 
     def _rest(self, reason: str) -> None:
-        logger.warning("%s; trying again in %s s", reason, _REST)
-        self._rest_until = time.monotonic() + _REST
+        logger.warning("%s; trying again in %s s", reason, REST)
+        self._rest_until = time.monotonic() + REST
 
     def _pass_on(self, takers: list[Worker]) -> None:
         self._patience = _LEAST_PATIENCE

@@ -1,16 +1,17 @@
 """Accepting: the listening sockets as the master sees them."""
 
-import contextlib
 import errno
 import os
 import selectors
 import socket
+import time
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
-from fdpass_c.pool.listeners import Address, describe_listener, open_listener
+from fdpass_c.pool.listeners import Address, check_listener, describe_listener, open_listener
 from fdpass_c.pool.log import logger
+from fdpass_c.unix import identify
 
 Connection = tuple[int, Any]
 """A connected socket's descriptor and the peer's address."""
@@ -18,8 +19,12 @@ Connection = tuple[int, Any]
 SHORT_OF = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 """What accept() is refused for lack of, until something is closed."""
 
-# One connection failed before it was accepted (man 2 accept); the next may be fine.
-_ONE_FAILED = {
+REST = 0.05
+"""Seconds until the next attempt where a limit of the system is reached, or an error lasts."""
+
+# Usually one connection failed before it was accepted (man 2 accept), and the next is fine. EPERM
+# comes from a filter and ENETDOWN from the network, and both may last.
+_MAY_PASS = {
     errno.ECONNABORTED,
     errno.EPERM,
     errno.EPROTO,
@@ -33,11 +38,16 @@ _ONE_FAILED = {
 
 
 class Intake:
-    """A listening socket that the master borrows; name: its address."""
+    """A listening socket that the master borrows.
+
+    name: its address. rest_until: not to be asked before, as time.monotonic.
+    """
 
     def __init__(self, sock: socket.socket, entrance: "Entrance") -> None:
         """Makes sock non-blocking until close()."""
         self.name = describe_listener(sock)
+        self.rest_until = 0.0
+        self._failures = 0
         self._sock = sock
         self._timeout = sock.gettimeout()
         self._entrance = entrance
@@ -54,16 +64,27 @@ class Intake:
         socket does not listen.
         """
         accept = self._accept
-        enough = len(accepted) + most
-        while len(accepted) < enough:
+        for _ in range(most):
             try:
                 accepted.append(accept())
             except BlockingIOError:
                 return False
             except OSError as error:
-                if error.errno not in _ONE_FAILED:
+                if error.errno not in _MAY_PASS:
                     raise
+                self._failures += 1
+                if self._failures > 1:
+                    self._rest(error)
+                    return True
+            else:
+                self._failures = 0
         return True
+
+    def _rest(self, error: OSError) -> None:
+        self.rest_until = time.monotonic() + REST
+        if self._failures == 2:  # Once, however long it lasts.
+            reason = f"cannot accept at {self.name}: {error.strerror}"
+            logger.warning("%s; trying again every %s s", reason, REST)
 
     def watch(self, wanted: bool) -> None:
         """Has the selector find the next connection, or no longer."""
@@ -91,27 +112,38 @@ class Intake:
 class Entrance:
     """All listening sockets of a pool, each of which gets its share of what is accepted.
 
-    ready: those where a connection may be waiting. Only the others are watched, so that neither a
-    pool that is full nor one that is flooded has them armed and disarmed.
+    ready: those where a connection may be waiting, the next one first. Only the others are
+    watched, so that neither a pool that is full nor one that is flooded has them armed and
+    disarmed. alarm: when one that rests is to be asked again, as time.monotonic.
     """
 
     def __init__(self, selector: selectors.BaseSelector) -> None:
         self.selector = selector
-        self.ready: list[Intake] = []
+        self.ready: deque[Intake] = deque()
+        self._resting: list[Intake] = []
         self._intakes: list[Intake] = []
         self._own: list[socket.socket] = []
+        self._files: dict[str, tuple[int, int]] = {}
 
     def open(self, listeners: Iterable[socket.socket | Address]) -> None:
-        """Borrows the sockets and opens the addresses, until close(). Errors as open_listener."""
+        """Borrows the sockets and opens the addresses, until close(). Errors as open_listener.
+
+        ValueError: a socket that does not listen, or is given twice.
+        """
         opened = [self._open(listener) for listener in listeners]
+        _check(opened)
         self._intakes = [Intake(sock, self) for sock in opened]
-        self.ready = [*self._intakes]
+        self.ready.extend(self._intakes)
 
     def _open(self, listener: socket.socket | Address) -> socket.socket:
         if isinstance(listener, socket.socket):
             return listener
-        self._own.append(open_listener(listener))
-        return self._own[-1]
+        sock = open_listener(listener)
+        self._own.append(sock)
+        if sock.family == socket.AF_UNIX:
+            path = os.path.abspath(sock.getsockname())
+            self._files[path] = identify(path)
+        return sock
 
     def announce(self) -> None:
         for intake in self._intakes:
@@ -122,20 +154,54 @@ class Entrance:
         """Whether connections may still come."""
         return bool(self._intakes)
 
+    @property
+    def alarm(self) -> float:
+        return min((intake.rest_until for intake in self._resting), default=float("inf"))
+
+    def wake(self, now: float) -> None:
+        """Those that have rested are ready again."""
+        rested = [intake for intake in self._resting if intake.rest_until <= now]
+        self._resting = [intake for intake in self._resting if intake.rest_until > now]
+        self.ready.extend(rested)
+
     def accept(self, room: int, accepted: deque[Connection]) -> None:
-        """As Intake.accept: at most room in all, and what came before an error is in accepted."""
+        """At most room in all, and what came before an error is in accepted.
+
+        OSError: one of SHORT_OF.
+        """
         enough = len(accepted) + room
         for left in range(len(self.ready), 0, -1):
-            # Each gets its share of the room, and stands behind the others next time.
-            intake = self.ready.pop(0)
+            if len(accepted) >= enough:
+                return  # Whoever got nothing is the first next time.
+            intake = self.ready.popleft()
+            self._accept(intake, -(-(enough - len(accepted)) // left), accepted)
+        # All had a share, and the first may have had the largest.
+        self.ready.rotate(-1)
+
+    def _accept(self, intake: Intake, most: int, accepted: deque[Connection]) -> None:
+        try:
+            more = intake.accept(most, accepted)
+        except OSError as error:
+            if error.errno in SHORT_OF:
+                self.ready.append(intake)
+                raise
+            # Somebody else has shut it down or closed it.
+            logger.error("cannot accept at %s any longer: %s", intake.name, error.strerror)
+            self._intakes.remove(intake)
+            intake.close()
+            return
+        if not more:
+            intake.watch(True)
+        elif intake.rest_until > time.monotonic():
+            self._resting.append(intake)
+        else:
             self.ready.append(intake)
-            if not intake.accept(-(-(enough - len(accepted)) // left), accepted):
-                self.ready.pop()
-                intake.watch(True)
 
     def settle(self) -> None:
         """Before waiting in the selector, which would find those again that are known."""
         for intake in self.ready:
+            intake.watch(False)
+        for intake in self._resting:
             intake.watch(False)
 
     def forget(self) -> None:
@@ -149,10 +215,25 @@ class Entrance:
             intake.close()
         self._intakes.clear()
         self.ready.clear()
+        self._resting.clear()
+        for path, file in self._files.items():
+            # Somebody else may have removed it, and put another there. As long as its socket is
+            # open, no other file can have the same inode.
+            try:
+                if identify(path) == file:
+                    os.unlink(path)
+            except FileNotFoundError:
+                pass
+            except OSError as error:
+                logger.warning("cannot remove %s: %s", path, error.strerror)
+        self._files.clear()
         for sock in self._own:
-            if sock.family == socket.AF_UNIX:
-                # While it listens, nobody else can have put a socket of theirs there.
-                with contextlib.suppress(FileNotFoundError):
-                    os.unlink(sock.getsockname())
             sock.close()
         self._own.clear()
+
+
+def _check(opened: Sequence[socket.socket]) -> None:
+    for sock in opened:
+        check_listener(sock)
+    if len({sock.fileno() for sock in opened}) < len(opened):
+        raise ValueError("a listening socket is given twice")

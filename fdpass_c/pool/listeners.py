@@ -1,5 +1,6 @@
 """Where a pool listens: TCP, Unix, and sockets that somebody else opened."""
 
+import errno
 import os
 import socket
 from typing import Any
@@ -72,6 +73,22 @@ def inherit_listeners() -> list[socket.socket]:
             listener.close()
         raise
     return listeners
+
+
+def check_listener(sock: socket.socket) -> None:
+    """ValueError where sock does not listen. OSError: EBADF where it is closed."""
+    try:
+        listens = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+    except OSError as error:
+        if error.errno != errno.ENOPROTOOPT:
+            raise
+        return  # macOS may not tell.
+    if not listens:
+        where = describe_listener(sock) or "no address"
+        kind = sock.type.name
+        raise ValueError(
+            f"descriptor {sock.fileno()} ({where}, {kind}) does not listen for connections"
+        )
 
 
 def describe_listener(sock: socket.socket) -> str:

@@ -11,13 +11,14 @@ from fdpass_c.channel import Channel
 from fdpass_c.pool.bell import Bell
 from fdpass_c.pool.crew import Place, Worker, fork_worker
 from fdpass_c.pool.dispatch import Dispatcher
+from fdpass_c.pool.handlers import Handler
 from fdpass_c.pool.intake import Entrance
 from fdpass_c.pool.log import logger
 from fdpass_c.pool.signals import Signals
 from fdpass_c.pool.staff import Staff
 from fdpass_c.pool.status import Status
 from fdpass_c.pool.tally import Tally
-from fdpass_c.pool.worker import Handler, run_worker
+from fdpass_c.pool.worker import run_worker
 
 
 class Plan(NamedTuple):
@@ -59,6 +60,7 @@ class Master:
         """Serves until it is to stop and all are done; returns why there could be no workers, or
         nothing."""
         try:
+            self._obey_all()  # A stop may have come before.
             self._staff.check()
             self._entrance.announce()
             while self._workers or self._dispatcher.waiting or not self._staff.stopping:
@@ -75,6 +77,7 @@ class Master:
             workers=tuple(sorted(described)),
             waiting=len(self._dispatcher.waiting),
             handled=self._staff.handled_before + sum(worker.handled for worker in described),
+            failed=self._staff.failed_before + sum(worker.failed for worker in described),
             lost=self._staff.lost,
         )
 
@@ -83,19 +86,24 @@ class Master:
         wait = None if alarm == float("inf") else max(0.0, alarm - time.monotonic())
         for key, events in self._selector.select(wait):
             key.data(events)
-        while self._signals.queue:
-            self._obey(self._signals.queue.popleft())
+        self._obey_all()
         if time.monotonic() >= self._staff.alarm:
             self._staff.check()
             if self._staff.stopping:
                 self._entrance.close()
         if self._dispatcher.distribute():
             self._staff.alarm = 0.0
+        if not (self._entrance.is_open or self._staff.stopping):
+            self._staff.fail("no listener is left that accepts")
         self._dispatcher.close_done()
 
     def _answer(self, _events: int) -> None:
         self._bell.hush()
         self._staff.welcome()
+
+    def _obey_all(self) -> None:
+        for signum in self._signals.take():
+            self._obey(signum)
 
     def _obey(self, signum: int) -> None:
         if signum == signal.SIGUSR1:

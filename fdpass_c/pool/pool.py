@@ -8,16 +8,19 @@ from collections.abc import Callable
 from contextlib import ExitStack
 
 from fdpass_c.errors import FdpassError
+from fdpass_c.pool.handlers import Handler
 from fdpass_c.pool.intake import Entrance
 from fdpass_c.pool.listeners import Address
 from fdpass_c.pool.master import Master, Plan
 from fdpass_c.pool.signals import Signals
 from fdpass_c.pool.status import Status
-from fdpass_c.pool.worker import Handler
 
 
 class PoolError(FdpassError):
-    """Workers die at start again and again. Those that ran have finished what they had."""
+    """Workers die at start again and again, or no listener accepts any longer.
+
+    Workers that ran have finished what they had.
+    """
 
 
 class Pool:
@@ -72,10 +75,11 @@ class Pool:
 
         Call it in the main thread. It handles signals and puts the handlers back when it returns:
         SIGTERM and SIGINT stop accepting and let workers finish, a second one kills them; SIGHUP
-        is reload(); SIGUSR1 logs the status table.
+        is reload(); SIGUSR1 logs the status table. A stop() that came before is obeyed at once.
 
-        PoolError: workers die at start again and again. ValueError: no listener, an address of no
-        known form, or another thread than the main one. OSError: as for socket.bind.
+        PoolError: workers die at start again and again, or somebody shut down the last listener.
+        ValueError: no listener, one that does not listen or is given twice, an address of no known
+        form, or another thread than the main one. OSError: as for socket.bind.
         """
         if not listeners:
             raise ValueError("a pool needs at least one listener")
@@ -104,4 +108,4 @@ class Pool:
 
     def status(self) -> Status:
         """What the pool is doing. From any thread of the master or a signal handler."""
-        return self._master.status() if self._master else Status((), 0, 0, 0)
+        return self._master.status() if self._master else Status((), 0, 0, 0, 0)

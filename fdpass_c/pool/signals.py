@@ -10,30 +10,42 @@ from fdpass_c.pool.bell import Bell
 MASTERS_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
 
 
+_STOPS = (signal.SIGTERM, signal.SIGINT)
+
+
 class Signals:
-    """queue: those that have come, and nobody has obeyed yet."""
+    """Those that have come, and nobody has obeyed yet."""
 
     def __init__(self) -> None:
-        self.queue: deque[int] = deque()
+        self._queue: deque[int] = deque()
         self._bell: Bell | None = None
 
     def add(self, signum: int) -> None:
         """As if it had come. From any thread or signal handler."""
-        self.queue.append(signum)
+        self._queue.append(signum)
         if bell := self._bell:
             bell.ring()
+
+    def take(self) -> list[int]:
+        """Those that have come until now, of each but the stops the first one: a flood of them is
+        obeyed once a turn."""
+        taken = [self._queue.popleft() for _ in range(len(self._queue))]
+        return [
+            signum
+            for position, signum in enumerate(taken)
+            if signum in _STOPS or taken.index(signum) == position
+        ]
 
     @contextmanager
     def handling(self) -> Iterator[Bell]:
         """Queues MASTERS_SIGNALS and SIGCHLD in the block; in the main thread."""
         bell = Bell()
-        self.queue.clear()
         handlers = {}
         wakeup = -1
         try:
             wakeup = signal.set_wakeup_fd(bell.writer, warn_on_full_buffer=False)
             for signum in (*MASTERS_SIGNALS, signal.SIGCHLD):
-                handlers[signum] = signal.signal(signum, lambda n, _: self.queue.append(n))
+                handlers[signum] = signal.signal(signum, lambda n, _: self._queue.append(n))
             self._bell = bell
             yield bell
         finally:
@@ -43,3 +55,4 @@ class Signals:
             if handlers:
                 signal.set_wakeup_fd(wakeup)
             bell.close()
+            self._queue.clear()

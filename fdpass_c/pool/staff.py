@@ -21,8 +21,8 @@ class Staff:
     """Starts, replaces and ends workers.
 
     alarm: when check is to be called if nothing happens before, as time.monotonic. failure: why
-    there can be no workers, or nothing. handled_before: by workers that have ended. lost:
-    connections that a worker had begun when it died.
+    the pool cannot serve, or nothing. handled_before, failed_before: by workers that have ended.
+    lost: connections that a worker had begun when it died.
     """
 
     def __init__(
@@ -38,9 +38,9 @@ class Staff:
         had it before; OSError where there is no process. drain: seconds that a worker may take to
         finish."""
         self.alarm = 0.0
-        self.stopping = False
+        self.stopping = self._gave_up = False
         self.failure = ""
-        self.handled_before = self.lost = 0
+        self.handled_before = self.failed_before = self.lost = 0
         self._workers = workers
         self._dispatcher = dispatcher
         self._selector = selector
@@ -57,7 +57,7 @@ class Staff:
         self.alarm = float("inf")
         now = time.monotonic()
         waiting = self._dispatcher.waiting
-        hopeless = self.failure and all(w.state is State.LEAVING for w in self._workers)
+        hopeless = self._gave_up and all(w.state is State.LEAVING for w in self._workers)
         if waiting and (hopeless or now >= self._stop_by):
             logger.warning("dropping %d connections that nobody took", len(waiting))
             self._dispatcher.drop_waiting()
@@ -155,6 +155,11 @@ class Staff:
             self._outdated.clear()
         self.alarm = 0.0
 
+    def fail(self, reason: str) -> None:
+        """Stops, because there is nobody who serves, or nothing to serve."""
+        self.failure = reason
+        self.stop()
+
     def reap(self) -> None:
         """Finds the workers whose end nobody hears of, because a child of theirs lives on."""
         for worker in [*self._workers]:
@@ -170,6 +175,7 @@ class Staff:
         self._workers.remove(worker)
         lost = worker.tally.begun - worker.tally.handled
         self.handled_before += worker.tally.handled
+        self.failed_before += worker.tally.failed
         self.lost += lost
         self.alarm = 0.0
         ended = f"worker {worker.pid} {describe_exit(status)}"
@@ -197,8 +203,8 @@ class Staff:
             self._outdated.clear()
             self._failed_starts = 0
         else:
-            self.failure = failure
-            self.stop()
+            self._gave_up = True
+            self.fail(failure)
 
     def end_all(self) -> None:
         for worker in [*self._workers]:

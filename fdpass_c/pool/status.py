@@ -8,7 +8,8 @@ class WorkerStatus(NamedTuple):
 
     slot: its place in the pool, which its successor takes. state: STARTING, FREE, BUSY (it takes
     no more now) or LEAVING (it finishes what it has). in_hand: connections given and not finished.
-    handled: connections finished. restarts: workers that had this slot before.
+    handled: connections finished; failed: those of them whose handler raised. restarts: workers
+    that had this slot before.
     """
 
     slot: int
@@ -16,29 +17,32 @@ class WorkerStatus(NamedTuple):
     state: str
     in_hand: int
     handled: int
+    failed: int
     restarts: int
 
 
 class Status(NamedTuple):
     """workers: in the order of their slots. waiting: connections accepted and given to nobody yet.
 
-    handled: connections finished since the pool started, by all workers there ever were. lost:
-    connections that a worker had begun when it died.
+    handled: connections finished since the pool started, by all workers there ever were; failed:
+    those of them whose handler raised. lost: connections that a worker had begun when it died.
     """
 
     workers: tuple[WorkerStatus, ...]
     waiting: int
     handled: int
+    failed: int
     lost: int
 
     def render(self) -> str:
         """A table for people, of several lines."""
-        rows = [("slot", "pid", "state", "in hand", "handled", "restarts")]
+        rows = [("slot", "pid", "state", "in hand", "handled", "failed", "restarts")]
         rows += [tuple(map(str, worker)) for worker in self.workers]  # type: ignore[misc]
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         lines = [
             "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True))
             for row in rows
         ]
-        total = f"{self.handled} handled, {self.lost} lost, {self.waiting} waiting"
+        counts = ("handled", "failed", "lost", "waiting")
+        total = ", ".join(f"{getattr(self, name)} {name}" for name in counts)
         return "\n".join([*lines, total])

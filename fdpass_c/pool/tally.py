@@ -2,12 +2,12 @@
 
 import mmap
 
-_HANDLED, _BEGUN, _READY = range(3)
+_HANDLED, _BEGUN, _READY, _FAILED, _RELEASED = range(5)
 _MASK = 2**32 - 1
 
 
 class Tally:
-    """Two counts that only the worker raises, modulo 2**32, and whether it has started.
+    """Counts that one side raises and the other reads, modulo 2**32, and whether it has started.
 
     A message would have to be sent before each handler runs, to be sure that it is there if the
     worker is killed then. A count in shared memory is, without a system call. Each is an aligned
@@ -28,6 +28,10 @@ class Tally:
         self.begun += count
         self._words[_BEGUN] = self.begun & _MASK
 
+    def fail(self) -> None:
+        """In the worker, before finish: the handler raised."""
+        self._words[_FAILED] = (self._words[_FAILED] + 1) & _MASK
+
     def finish(self) -> None:
         """In the worker: when the handler of one connection has returned."""
         self.handled += 1
@@ -41,6 +45,19 @@ class Tally:
         """In any thread of the master: what read will find."""
         handled = self.handled
         return handled + ((self._words[_HANDLED] - handled) & _MASK)
+
+    @property
+    def failed(self) -> int:
+        """Of those handled, whose handler raised. In any thread of the master."""
+        return self._words[_FAILED]
+
+    def release(self, count: int) -> None:
+        """In the master: it closes its copies of the first so many connections now."""
+        self._words[_RELEASED] = count & _MASK
+
+    def has_copy(self, number: int) -> bool:
+        """In the worker: whether the master may have a copy of the number-th connection begun."""
+        return 0 < (number - self._words[_RELEASED]) & _MASK <= self.begun
 
     def read(self) -> bool:
         """In the master: brings begun and handled up to date; returns whether one of them rose."""

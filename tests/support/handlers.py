@@ -1,13 +1,17 @@
 """Handlers for the pools that tests run."""
 
 import asyncio
+import itertools
 import logging
 import os
 import resource
 import signal
 import socket
 import sys
+from collections.abc import AsyncIterator, Iterator
+from functools import partial, wraps
 from pathlib import Path
+from typing import Any
 
 from fdpass_c.pool import Pool
 
@@ -67,6 +71,44 @@ class Callable:
 
 
 echo_object = Callable()
+echo_partial = partial(echo_async)
+echo_partial_object = partial(partial(Callable()))
+echo_bound = Callable().__call__
+
+
+def hidden_lambda(sock: socket.socket, address: object) -> object:
+    """Returns a coroutine, which nobody can know before."""
+    return echo_async(sock, address)
+
+
+@wraps(echo_async)
+def hidden_wrapped(*arguments: Any) -> object:
+    """A decorator's plain function around a coroutine function."""
+    return echo_async(*arguments)
+
+
+async def hidden_async_generator(sock: socket.socket, address: object) -> AsyncIterator[None]:
+    """Runs nothing where it is called."""
+    await echo_async(sock, address)
+    yield
+
+
+def hidden_generator(sock: socket.socket, address: object) -> Iterator[None]:
+    """The same."""
+    echo(sock, address)
+    yield
+
+
+class HiddenAwaitable:
+    """What a handler returns, neither a coroutine nor a generator."""
+
+    def __await__(self) -> Iterator[None]:
+        yield
+
+
+def hidden_awaitable(_sock: socket.socket, _address: object) -> object:
+    """Returns something to await."""
+    return HiddenAwaitable()
 
 
 def fork_a_child(sock: socket.socket, _address: object) -> None:
@@ -84,6 +126,78 @@ def close_and_wait(sock: socket.socket, _address: object) -> None:
     sock.sendall(f"{os.getpid()}".encode())
     sock.close()
     signal.pause()
+
+
+LONG = 400_000
+"""Bytes of an answer: more than the buffers of a connection hold where its peer does not read."""
+
+
+def answer_unread(sock: socket.socket, _address: object) -> None:
+    """Reads ten bytes of the request, and answers at length."""
+    sock.recv(10)
+    sock.sendall(bytes(LONG))
+
+
+async def answer_unread_async(sock: socket.socket, _address: object) -> None:
+    """The same in an event loop."""
+    loop = asyncio.get_running_loop()
+    await loop.sock_recv(sock, 10)
+    await loop.sock_sendall(sock, bytes(LONG))
+
+
+async def answer_stream(sock: socket.socket, _address: object) -> None:
+    """As with asyncio.start_server: what is written is sent after the handler has returned."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+    reader, writer = await asyncio.open_connection(sock=sock)
+    try:
+        request = await reader.readline()
+        writer.write(bytes(LONG))
+        if request == b"raise\n":
+            raise RuntimeError("asked to")
+    finally:
+        if request == b"close\n":
+            writer.close()
+
+
+class _Protocol(asyncio.Protocol):
+    def connection_made(self, transport: Any) -> None:
+        self.transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        self.transport.write(bytes(LONG + len(data)))
+        self.transport.close()
+
+
+async def answer_by_protocol(sock: socket.socket, _address: object) -> None:
+    """Gives the connection to a protocol and returns at once, as web servers do."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+    await asyncio.get_running_loop().connect_accepted_socket(_Protocol, sock)
+
+
+async def exit_beside_others(sock: socket.socket, _address: object) -> None:
+    """Waits for what its client says; "exit" ends the worker, "cancel" only this one."""
+    loop = asyncio.get_running_loop()
+    await loop.sock_sendall(sock, f"{os.getpid()} ".encode())
+    request = await loop.sock_recv(sock, 100)
+    if request == b"exit":
+        sys.exit(3)
+    if request == b"call exit":
+        loop.call_soon(sys.exit, 3)
+        await loop.sock_recv(sock, 100)
+    if request == b"cancel":
+        raise asyncio.CancelledError
+    await loop.sock_sendall(sock, request)
+
+
+_numbers = itertools.count()
+
+
+def wait_then_number(sock: socket.socket, _address: object) -> None:
+    """The first connection waits for its client; each is told how many came before."""
+    if not (number := next(_numbers)):
+        sock.sendall(b".")
+        sock.recv(100)
+    sock.sendall(f"{number}".encode())
 
 
 def _start_unless(path: Path) -> None:

@@ -27,12 +27,14 @@ class WorkerLine(NamedTuple):
     state: str
     in_hand: int
     handled: int
+    failed: int
     restarts: int
 
 
 class Status(NamedTuple):
     workers: list[WorkerLine]
     handled: int
+    failed: int
     lost: int
     waiting: int
 
@@ -109,13 +111,13 @@ class Server:
         self.wait_for(r"INFO status")
         workers: list[WorkerLine] = []
         while match := self.wait_for(
-            r"^ *(\d+) +(\d+) +([A-Z]+) +(\d+) +(\d+) +(\d+)$|^(\d+) handled, (\d+) lost, (\d+) w"
+            r"^ *(\d+) +(\d+) +([A-Z]+) +(\d+) +(\d+) +(\d+) +(\d+)$|"
+            r"^(\d+) handled, (\d+) failed, (\d+) lost, (\d+) w"
         ):
             if match[1] is None:
-                return Status(workers, int(match[7]), int(match[8]), int(match[9]))
-            workers.append(
-                WorkerLine(int(match[1]), int(match[2]), match[3], *map(int, match.groups()[3:6]))
-            )
+                return Status(workers, *map(int, match.groups()[7:]))
+            numbers = map(int, match.groups()[3:7])
+            workers.append(WorkerLine(int(match[1]), int(match[2]), match[3], *numbers))
         raise AssertionError
 
     def settled(self, workers: int) -> Status:

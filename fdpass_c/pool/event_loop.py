@@ -1,0 +1,171 @@
+"""A worker that runs coroutines: as many connections at once as the master gives."""
+
+import asyncio
+import marshal
+import threading
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from fdpass_c.channel import Channel
+from fdpass_c.pool.bell import Bell
+from fdpass_c.pool.connected import (
+    MASTER_GONE,
+    ConnectedSocket,
+    read_out_async,
+    shut_down,
+    take_socket,
+)
+from fdpass_c.pool.handlers import Handler
+from fdpass_c.pool.log import logger
+from fdpass_c.pool.tally import Tally
+
+_SOON = 0.005
+
+
+class EventLoopWorker:
+    """One task a connection, until its handler has returned and its socket is closed."""
+
+    def __init__(
+        self, channel: Channel, tally: Tally, bell: Bell, handler: Handler, capacity: int
+    ) -> None:
+        self._channel = channel
+        self._tally = tally
+        self._bell = bell
+        self._handler = handler
+        self._many = max(1, capacity // 4)
+        self._told = 0
+        self._ring_later: asyncio.TimerHandle | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._leaving = False
+
+    async def run(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._thread = threading.get_ident()
+        # Cancelled before any task hears of it, where asyncio.run ends because something exits.
+        self._end: asyncio.Future[None] = self._loop.create_future()
+        for name in ("create_connection", "connect_accepted_socket"):
+            setattr(self._loop, name, _note_adoption(getattr(self._loop, name)))
+        self._loop.add_reader(self._channel.fileno(), self._receive)
+        await self._end
+
+    def _receive(self) -> None:
+        """Everything that is there; the tasks start after it."""
+        while True:
+            try:
+                batch = self._channel.recv_many()
+            except MASTER_GONE:
+                self._loop.remove_reader(self._channel.fileno())
+                self._leaving = True
+                self._end_if_done()
+                return
+            first = self._tally.begun + 1
+            self._tally.begin(len(batch))
+            with batch:
+                for position, payload in enumerate(batch.payloads):
+                    sock = take_socket(batch.fds, position)
+                    self._start(sock, first + position, marshal.loads(payload))
+            if not self._channel.pending:
+                return
+
+    def _start(self, sock: ConnectedSocket, number: int, address: Any) -> None:
+        sock.setblocking(False)
+        sock.on_gone = partial(self._bell.ring_for_copy, self._tally, number)
+        task = self._loop.create_task(self._handle(sock, address))
+        self._tasks.add(task)
+        task.add_done_callback(self._discard)
+
+    def _discard(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        self._end_if_done()
+
+    def _end_if_done(self) -> None:
+        if self._leaving and not self._tasks and not self._end.done():
+            self._end.set_result(None)
+
+    async def _handle(self, sock: ConnectedSocket, address: Any) -> None:
+        """Finished, but where the worker itself ends before: SystemExit passes."""
+        try:
+            await self._handler(sock, address)
+        except (Exception, asyncio.CancelledError):
+            if self._end.cancelled():
+                raise
+            self._tally.fail()
+            logger.exception("the handler failed on the connection of %r", address)
+            if sock.transport is not None:
+                sock.transport.close()
+        if sock.adopted:
+            await self._wait_until_gone(sock)
+        else:
+            sock.on_gone = None
+            with sock:
+                if shut_down(sock):
+                    await read_out_async(sock)
+        self._finish()
+
+    async def _wait_until_gone(self, sock: ConnectedSocket) -> None:
+        """A transport may hold more than its peer has read, and closes the socket itself."""
+        if sock.fileno() < 0:
+            return
+        gone = self._loop.create_future()
+        ring = sock.on_gone
+
+        def tell() -> None:
+            if ring is not None:
+                ring()
+            if threading.get_ident() == self._thread:
+                _wake(gone)
+            else:  # A transport that was dropped is closed by whichever thread collects it.
+                self._loop.call_soon_threadsafe(_wake, gone)
+
+        sock.on_gone = tell
+        await gone
+
+    def _finish(self) -> None:
+        """Rings now where there is nothing else in hand or much is finished, else soon: under a
+        flood one ring is for many."""
+        tally = self._tally
+        tally.finish()
+        if not self._bell.wanted:
+            return
+        if tally.handled == tally.begun or tally.handled - self._told >= self._many:
+            self._ring()
+        elif self._ring_later is None:
+            self._ring_later = self._loop.call_later(_SOON, self._ring)
+
+    def _ring(self) -> None:
+        if self._ring_later is not None:
+            self._ring_later.cancel()
+            self._ring_later = None
+        self._told = self._tally.handled
+        self._bell.ring()
+
+
+def _wake(future: "asyncio.Future[None]") -> None:
+    if not future.done():
+        future.set_result(None)
+
+
+def _note_adoption(make_transport: Any) -> Any:
+    """Has one of the loop's two calls that make a transport of a given socket tell the socket.
+
+    There is no asking: a loop does not say whether a transport that is closing still has bytes to
+    send. A call that fails before has not made the protocol yet.
+    """
+
+    async def call(factory: Callable[[], Any], *args: Any, **options: Any) -> Any:
+        given = [*args, options.get("sock")]
+        socks = [sock for sock in given if isinstance(sock, ConnectedSocket)]
+
+        def make_protocol() -> Any:
+            protocol = factory()
+            for sock in socks:
+                sock.adopted = True
+            return protocol
+
+        transport, protocol = await make_transport(make_protocol, *args, **options)
+        for sock in socks:
+            sock.transport = transport
+        return transport, protocol
+
+    return call

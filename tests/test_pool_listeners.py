@@ -1,0 +1,233 @@
+"""Whatever it listens on, a pool neither starves nor spins."""
+
+import errno
+import os
+import platform
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+from helpers import fork, linux_only
+from pool_handlers import echo
+from pool_helpers import COMMAND, Server, read_all
+from pool_programs import ACCEPT4
+
+from fdpass_c.pool import Pool, open_listener
+
+
+def make_deaf(kind: str) -> socket.socket:
+    """A socket that cannot accept connections."""
+    if kind == "udp":
+        sock = socket.socket(type=socket.SOCK_DGRAM)
+        sock.bind(("127.0.0.1", 0))
+    elif kind == "unix datagram":
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    elif kind == "bound only":
+        sock = socket.socket()
+        sock.bind(("127.0.0.1", 0))
+    elif kind == "connected":
+        sock, other = socket.socketpair()
+        other.close()
+    elif kind == "shut":
+        sock = socket.create_server(("127.0.0.1", 0))
+        sock.shutdown(socket.SHUT_RDWR)
+    else:
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    return sock
+
+
+@linux_only
+@pytest.mark.parametrize(
+    "kind", ["udp", "unix datagram", "bound only", "connected", "shut", "seqpacket"]
+)
+def test_what_cannot_accept_is_refused(kind: str) -> None:
+    """Beside a listener or alone, a socket that does not listen is refused by its name, and the
+    others are given back as they came."""
+    with make_deaf(kind) as deaf, open_listener("127.0.0.1:0") as listener:
+        for listeners in ([deaf], [listener, deaf], [deaf, listener]):
+            with pytest.raises(ValueError, match=rf"descriptor {deaf.fileno()}\b.* not listen"):
+                Pool(echo, 1).serve(*listeners)
+            assert listener.gettimeout() is None
+
+
+def test_a_listener_given_twice() -> None:
+    """The same socket twice is refused, and given back as it came."""
+    with open_listener("127.0.0.1:0") as listener:
+        with pytest.raises(ValueError, match="twice"):
+            Pool(echo, 1).serve(listener, listener)
+        assert listener.gettimeout() is None
+
+
+def run_activated(*sockets: socket.socket) -> "subprocess.CompletedProcess[str]":
+    """fdpass pool under a service manager that passes these sockets, until it ends."""
+    code = (
+        "import fcntl, os, sys\n"
+        "fds = [fcntl.fcntl(int(fd), fcntl.F_DUPFD, 100) for fd in sys.argv[1].split(',')]\n"
+        "for target, fd in enumerate(fds, 3):\n"
+        "    os.dup2(fd, target)\n"
+        "os.environ.update(LISTEN_FDS=str(len(fds)), LISTEN_PID=str(os.getpid()))\n"
+        "os.execv(sys.executable, [sys.executable, *sys.argv[2:]])\n"
+    )
+    fds = [sock.fileno() for sock in sockets]
+    command = [*COMMAND[1:], "pool", "--workers", "1", "pool_handlers:echo"]
+    return subprocess.run(
+        [sys.executable, "-c", code, ",".join(map(str, fds)), *command],
+        pass_fds=fds,
+        cwd=Path(__file__).parent,
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=60,
+    )
+
+
+@linux_only
+def test_a_service_manager_passes_a_datagram_socket() -> None:
+    """The command says in a line which socket is not fit, and ends with status 1."""
+    with make_deaf("udp") as deaf, open_listener("127.0.0.1:0") as listener:
+        for sockets in ([deaf], [listener, deaf]):
+            done = run_activated(*sockets)
+            assert done.returncode == 1
+            assert f"127.0.0.1:{deaf.getsockname()[1]}" in done.stderr
+            assert len(done.stderr.splitlines()) == 1
+
+
+@linux_only
+@pytest.mark.skipif(platform.machine() not in ACCEPT4, reason="the number of accept4")
+@pytest.mark.parametrize("code", [errno.EPERM, errno.ENETDOWN, errno.ECONNABORTED])
+def test_a_lasting_error_of_accept(code: int) -> None:
+    """A listener whose every accept fails rests, and keeps neither the signals nor the other
+    listener from their turn."""
+    program = ("pool_programs.py", "accept_fails", str(code))
+    with Server(program=program, addresses=("127.0.0.1:0", "127.0.0.1:0")) as server:
+        deaf, fine = [int(address.rpartition(":")[2]) for address in server.addresses]
+        with socket.create_connection(("127.0.0.1", deaf)):
+            server.wait_for("cannot accept at 127.0.0.1")
+            for _ in range(20):
+                with socket.create_connection(("127.0.0.1", fine)) as sock:
+                    sock.sendall(b"hello")
+                    assert read_all(sock)
+            server.settled(1)
+            assert server.log.count("cannot accept at") == 1
+            assert server.stop() == 0
+
+
+@linux_only
+def test_a_listener_that_is_shut_down() -> None:
+    """When a borrowed listener ends, what was begun goes on and the others serve; without any,
+    the pool finishes what it has, and ends with an error that says so."""
+    program = ("pool_programs.py", "shut_down_listeners")
+    with Server(program=program, addresses=("127.0.0.1:0", "127.0.0.1:0")) as server:
+        first, second = [int(address.rpartition(":")[2]) for address in server.addresses]
+        with ExitStack() as stack:
+            begun = stack.enter_context(socket.create_connection(("127.0.0.1", first)))
+            assert begun.recv(1000)
+            server.send_signal(signal.SIGUSR2)
+            server.wait_for(rf"ERROR cannot accept at 127.0.0.1:{first}")
+            other = stack.enter_context(socket.create_connection(("127.0.0.1", second)))
+            begun.sendall(b"still here")
+            assert read_all(begun) == b"still here"
+            assert other.recv(1000)
+            server.send_signal(signal.SIGUSR2)
+            server.wait_for("stopping")
+            other.sendall(b"still here")
+            assert read_all(other) == b"still here"
+        assert server.process.wait() == 1
+        server.wait_for("PoolError: no listener")
+
+
+def test_a_path_that_became_anothers(tmp_path: Path) -> None:
+    """A pool that stops removes its own socket file, and not one that another server has bound at
+    its path meanwhile, nor a file that is no socket; wherever the program has gone."""
+    path = tmp_path / "socket"
+    with Server("echo", "--workers", "1", addresses=(str(path),)) as server:
+        path.unlink()
+        with open_listener(path):
+            server.settled(1)
+            assert server.stop() == 0
+            assert path.is_socket()
+    path.unlink()
+    with Server("echo", "--workers", "1", addresses=(str(path),)) as server:
+        path.unlink()
+        path.write_text("precious")
+        assert server.stop() == 0
+    assert path.read_text() == "precious"
+
+
+def test_a_path_from_elsewhere(tmp_path: Path) -> None:
+    """A relative path is where it was when the pool began, though the program changes its
+    directory."""
+
+    def serve() -> None:
+        os.chdir(tmp_path)
+        pool = Pool(answer_elsewhere, 1)
+        pool.serve("./socket")
+        assert not (tmp_path / "socket").exists()
+
+    def answer_elsewhere(sock: socket.socket, _address: object) -> None:
+        sock.sendall(b"hello")
+        os.kill(os.getppid(), signal.SIGUSR2)
+
+    def go_elsewhere_and_stop(_signum: int, _frame: object) -> None:
+        os.chdir("/")
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    def ask() -> None:
+        while not (tmp_path / "socket").exists():
+            pass
+        with socket.socket(socket.AF_UNIX) as sock:
+            while sock.connect_ex(str(tmp_path / "socket")):
+                pass
+            assert read_all(sock) == b"hello"
+
+    before = signal.signal(signal.SIGUSR2, go_elsewhere_and_stop)
+    thread = threading.Thread(target=ask)
+    try:
+        pid = fork()
+        if pid == 0:
+            status = 1
+            try:
+                serve()
+                status = 0
+            finally:
+                os._exit(status)
+        thread.start()
+        thread.join()
+        assert os.waitpid(pid, 0)[1] == 0
+    finally:
+        signal.signal(signal.SIGUSR2, before)
+
+
+def count_answers(socks: Sequence[socket.socket]) -> list[int]:
+    """In whose order the connections were handled: the time of each answer."""
+    return [int(read_all(sock).split()[0]) for sock in socks]
+
+
+@pytest.mark.parametrize(("listeners", "capacity"), [(2, 1), (3, 1), (3, 2), (2, 3), (3, 4)])
+def test_fair_shares(listeners: int, capacity: int) -> None:
+    """While all are flooded each listener gets its share, whatever the room for connections."""
+    many = 60
+    addresses = ("127.0.0.1:0",) * listeners
+    options = ("--workers", "1", "--capacity", str(capacity))
+    with Server("wait_then_number", *options, addresses=addresses) as server, ExitStack() as stack:
+        ports = [int(address.rpartition(":")[2]) for address in server.addresses]
+        gate = stack.enter_context(socket.create_connection(("127.0.0.1", ports[0])))
+        assert gate.recv(1) == b"."
+        socks = [
+            [
+                stack.enter_context(socket.create_connection(("127.0.0.1", port)))
+                for _ in range(many)
+            ]
+            for port in ports
+        ]
+        gate.sendall(b"go")
+        numbers = [count_answers(socks_of_one) for socks_of_one in socks]
+        for count in range(1, many):
+            # When any of them has had so many, the others have had about as many.
+            latest = [sorted(of_one)[count - 1] for of_one in numbers]
+            assert max(latest) - min(latest) <= 4 * listeners * capacity
