@@ -9,13 +9,14 @@ from contextlib import ExitStack
 from functools import partial
 
 import pytest
-from helpers import linux_only
-from pool_handlers import LONG
-from pool_helpers import Server, connections, read_all
 
 from fdpass_c.pool.bell import Bell
 from fdpass_c.pool.connected import ConnectedSocket
 from fdpass_c.pool.tally import Tally
+from support.handlers import LONG
+from support.marks import linux_only
+from support.server import Server, connections
+from support.sockets import read_all
 
 streams = pytest.mark.parametrize(
     ("handler", "request_line"),

@@ -13,12 +13,14 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from helpers import fork, linux_only
-from pool_handlers import echo
-from pool_helpers import COMMAND, Server, read_all
-from pool_programs import ACCEPT4
 
 from fdpass_c.pool import Pool, open_listener
+from pool_programs import ACCEPT4
+from support.handlers import echo
+from support.marks import linux_only
+from support.processes import fork
+from support.server import Server
+from support.sockets import read_all
 
 
 def make_deaf(kind: str) -> socket.socket:
