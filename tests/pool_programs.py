@@ -9,9 +9,8 @@ import socket
 import struct
 import sys
 
-from pool_handlers import begin_and_wait, obey
-
 from fdpass_c.pool import Pool, open_listener
+from support.handlers import begin_and_wait, obey
 
 # linux/filter.h, linux/seccomp.h, linux/prctl.h
 _LOAD, _JUMP_EQUAL, _RETURN = 0x20, 0x15, 0x06

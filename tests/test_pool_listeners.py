@@ -18,7 +18,7 @@ from fdpass_c.pool import Pool, open_listener
 from pool_programs import ACCEPT4
 from support.handlers import echo
 from support.marks import linux_only
-from support.processes import fork
+from support.processes import FDPASS, fork
 from support.server import Server
 from support.sockets import read_all
 
@@ -77,7 +77,7 @@ def run_activated(*sockets: socket.socket) -> "subprocess.CompletedProcess[str]"
         "os.execv(sys.executable, [sys.executable, *sys.argv[2:]])\n"
     )
     fds = [sock.fileno() for sock in sockets]
-    command = [*COMMAND[1:], "pool", "--workers", "1", "pool_handlers:echo"]
+    command = [*FDPASS[1:], "pool", "--workers", "1", "support.handlers:echo"]
     return subprocess.run(
         [sys.executable, "-c", code, ",".join(map(str, fds)), *command],
         pass_fds=fds,
