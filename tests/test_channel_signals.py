@@ -164,6 +164,7 @@ not_on_3_10 = pytest.mark.skipif(sys.version_info < (3, 11), reason="a fault of 
 
 
 @places_known
+@pytest.mark.untraced
 @pytest.mark.parametrize(
     "use", [Channel.flush, pytest.param(receive_nothing, marks=not_on_3_10), look]
 )

@@ -109,7 +109,7 @@ def test_commands(line: str, tmp_path: Path) -> None:
     (tmp_path / "incoming").mkdir()
     (tmp_path / "fdpass").write_text(f'#!/bin/sh\nexec {" ".join(FDPASS)} "$@"\n')
     (tmp_path / "fdpass").chmod(0o700)
-    path = {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    path = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
     line = line.replace("/tmp/s", "socket")
     if "--connect" in line:
         line = line.replace("--connect", f"--timeout {SECONDS} --connect")
