@@ -23,6 +23,9 @@ WARNINGS = ["-Wall", "-Wextra", "-Wconversion", "-Werror"]
 # Loops are short: unrolled or vectorized they would only be larger. Nothing but the module's init
 # function is anybody else's to call.
 SMALL = ["-O2", "-fno-unroll-loops", "-fno-tree-vectorize", "-fvisibility=hidden"]
+# Without debug information a wheel is a third of the size. CFLAGS=-g is for who looks for a fault.
+DEBUG = "-g" in os.environ.get("CFLAGS", "").split()
+STRIP = ["-Wl,-s"] if sys.platform == "linux" else []
 # For free-threaded CPython, cffi defines this macro both in its source and by an option.
 ONCE = ["-U_CFFI_NO_LIMITED_API"] if sysconfig.get_config_var("Py_GIL_DISABLED") else []
 
@@ -36,7 +39,8 @@ ffibuilder.set_source(
     sources=[str(source) for source in sorted(CORE.glob("*.c"))],
     include_dirs=[str(CORE)],
     depends=[str(header) for header in sorted(CORE.glob("*.h"))],
-    extra_compile_args=["-std=c11", *SMALL, *ONCE]
+    extra_link_args=[] if DEBUG else STRIP,
+    extra_compile_args=["-std=c11", *SMALL, *ONCE, *([] if DEBUG else ["-g0"])]
     + (WARNINGS if os.environ.get("FDPASS_WERROR") else []),
 )
 

@@ -96,7 +96,7 @@ def build_wheel(tools: Path, sdist: Path, name: str, env: dict[str, str]) -> Pat
     with tarfile.open(sdist) as archive:
         archive.extractall(home)
     source = only(home, "*/pyproject.toml").parent
-    settings = {"FDPASS_WERROR": "1", "CFLAGS": "-g0", "LDFLAGS": "-Wl,-s"}
+    settings = {"FDPASS_WERROR": "1"}
     run(
         [tools, "-m", "build", "--wheel", "--outdir", home, source],
         env={**os.environ, **settings, **env},
@@ -219,7 +219,15 @@ def test_wheel(wheel: Path, version: str, python: Path, arguments: list[str]) ->
         home = Path(folder)
         shutil.copytree(ROOT / "tests", home / "tests")
         # What tests read beside the package: the core's sources, examples, settings of pytest.
-        for name in ["csrc", "examples", "benchmarks", "docs", "README.md", "pyproject.toml"]:
+        for name in [
+            "csrc",
+            "examples",
+            "benchmarks",
+            "docs",
+            "README.md",
+            "LICENSE",
+            "pyproject.toml",
+        ]:
             source = ROOT / name
             if source.is_dir():
                 shutil.copytree(source, home / name)

@@ -1,0 +1,106 @@
+"""What a change must pass, a session each: `nox -l` lists them, `nox` runs them all."""
+
+import shutil
+import subprocess
+import tarfile
+from pathlib import Path
+
+import nox
+
+nox.options.reuse_venv = "yes"
+
+PROJECT = nox.project.load_toml("pyproject.toml")
+STRICT = {"FDPASS_WERROR": "1"}
+# What of the repository is no part of the project's source.
+NOT_SOURCE = {".ci", ".github", ".gitignore"}
+# The least share of the C core's lines that the suite has to reach, in percent.
+C_LINES = 90
+
+
+def install(session: nox.Session, *groups: str) -> None:
+    for group in groups:
+        session.install(*nox.project.dependency_groups(PROJECT, group))
+
+
+def unpack_sdist(session: nox.Session) -> Path:
+    """The sources as a user gets them, in a folder of the session's own."""
+    folder = Path(session.create_tmp()).resolve()
+    shutil.rmtree(folder)
+    session.run("python", "-m", "build", "--sdist", "--outdir", str(folder), silent=True)
+    (archive,) = folder.glob("*.tar.gz")
+    with tarfile.open(archive) as file:
+        file.extractall(folder)
+    (tree,) = (path.parent for path in folder.glob("*/pyproject.toml"))
+    return tree
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Style, and types in the strictest way."""
+    install(session, "dev")
+    session.run("ruff", "check", ".")
+    session.run("ruff", "format", "--check", ".")
+    session.run("mypy")
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """The suite; what follows -- goes to pytest."""
+    install(session, "test")
+    session.install("-e", ".", env=STRICT)
+    session.run("pytest", *session.posargs)
+
+
+@nox.session
+def threads(session: nox.Session) -> None:
+    """The suite, each test in four threads at once where it can be."""
+    install(session, "threads")
+    session.install("-e", ".", env=STRICT)
+    arguments = ["-p", "support.parallel", "--parallel-threads", "4", *session.posargs]
+    session.run("pytest", "-q", *arguments, env={"PYTHONPATH": "tests"})
+
+
+@nox.session
+def coverage(session: nox.Session) -> None:
+    """How much of the Python, and of the C core, the suite reaches; less than the gate fails."""
+    install(session, "package", "coverage")
+    session.install("setuptools>=77", "cffi>=1.17")
+    tree = unpack_sdist(session)
+    session.chdir(tree)
+    # Also for the C programs that tests compile.
+    flags = {"CFLAGS": "--coverage -O0", "PYTHONPATH": str(tree)}
+    session.run("python", "setup.py", "build_ext", "--inplace", env=flags, silent=True)
+    pytest = ["-m", "pytest", "-q", "-m", "not untraced", "--basetemp=build/pytest"]
+    session.run("coverage", "run", *pytest, *session.posargs, env=flags)
+    session.run("coverage", "combine", "--quiet", success_codes=[0, 1])
+    gate = ["--fail-under-line", str(C_LINES)]
+    session.run("gcovr", "--root", ".", "--filter", "csrc/", "--txt-summary", *gate, "build")
+    session.run("coverage", "report")
+
+
+@nox.session
+def sdist(session: nox.Session) -> None:
+    """The sdist with all that is tracked, and the one wheel out of it, into dist/."""
+    install(session, "package")
+    shutil.rmtree("dist", ignore_errors=True)
+    session.run("python", "-m", "build", silent=True)
+    session.run("twine", "check", "--strict", *map(str, Path("dist").iterdir()))
+    (archive,) = Path("dist").glob("*.tar.gz")
+    with tarfile.open(archive) as file:
+        packed = {Path(name).relative_to(Path(name).parts[0]) for name in file.getnames()}
+    listed = subprocess.run(["git", "ls-files"], stdout=subprocess.PIPE, text=True, check=True)
+    tracked = {Path(name) for name in listed.stdout.splitlines()}
+    missing = {path for path in tracked - packed if path.parts[0] not in NOT_SOURCE}
+    if missing:
+        session.error(f"not in the sdist: {sorted(map(str, missing))}")
+    if not [*Path("dist").glob("*-cp310-abi3-*.whl")]:
+        session.error("the wheel is not for all CPythons from 3.10 on")
+
+
+@nox.session
+def benchmarks(session: nox.Session) -> None:
+    """The benchmarks run; their figures mean nothing here."""
+    install(session, "test")
+    session.install("-e", ".", env=STRICT)
+    session.run("python", "-m", "benchmarks", "--quick")
+    session.run("python", "-m", "benchmarks", "pool", "--quick")
