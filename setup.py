@@ -4,7 +4,7 @@ import sysconfig
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
-from setuptools.errors import BaseError
+from setuptools.errors import BaseError, CCompilerError
 
 # One wheel for every CPython with a GIL. A free-threaded one, a debug build and PyPy have no
 # stable ABI that all of these share, so they get wheels of their own; cffi compiles accordingly.
@@ -21,7 +21,7 @@ class BuildCore(build_ext):
     def build_extension(self, ext: Extension) -> None:
         try:
             super().build_extension(ext)
-        except BaseError as error:
+        except (BaseError, CCompilerError) as error:
             raise SystemExit(
                 f"fdpass-c: the C core was not compiled: {error}. It takes a C compiler and "
                 "Python's headers (Debian: gcc python3-dev, Fedora: gcc python3-devel, "
