@@ -35,6 +35,7 @@ everyone = pytest.mark.parametrize(
 )
 
 
+@pytest.mark.thread_unsafe
 @everyone
 def test_closed_socket(operation: Operation, stream: Pair) -> None:
     """A closed socket is EBADF."""
@@ -44,6 +45,7 @@ def test_closed_socket(operation: Operation, stream: Pair) -> None:
     assert caught.value.errno == errno.EBADF
 
 
+@pytest.mark.thread_unsafe
 @everyone
 def test_number_that_is_not_open(operation: Operation) -> None:
     """An int that is no open descriptor is EBADF."""
@@ -90,6 +92,7 @@ def udp() -> Iterator[Pair]:
         yield left, right
 
 
+@pytest.mark.thread_unsafe
 @pytest.mark.parametrize("kind", ["tcp", "udp"])
 @pytest.mark.parametrize("send", senders)
 @pytest.mark.parametrize("as_int", [False, True], ids=["socket", "int"])
@@ -113,6 +116,7 @@ def test_bytes_over_the_network(tcp: Pair) -> None:
         fdpass_c.recv_fd(tcp[1])
 
 
+@pytest.mark.thread_unsafe
 def test_descriptor_that_is_not_open(pair: Pair, file: int) -> None:
     """An int that is no open descriptor among the descriptors is EBADF, and nothing is sent."""
     closed = os.open(os.devnull, os.O_RDONLY)
@@ -124,6 +128,7 @@ def test_descriptor_that_is_not_open(pair: Pair, file: int) -> None:
     assert_empty(pair[1])
 
 
+@pytest.mark.thread_unsafe
 def test_closed_object_as_descriptor(pair: Pair, tmp_path: Path) -> None:
     """A closed socket is EBADF, a closed file the ValueError of its own fileno()."""
     with open(tmp_path / "file", "wb") as file, socket.socket() as sock:

@@ -152,6 +152,7 @@ def test_room_in_time(stream: Pair, make_files: MakeFiles) -> None:
     assert_stream(received[0], described(payloads, [[fd] for fd in fds]))
 
 
+@pytest.mark.thread_unsafe
 @linux_only
 def test_handler_returns(pair: Pair, make_files: MakeFiles) -> None:
     """A handler runs at once in a blocked batch that has begun, then the batch goes on."""
@@ -174,6 +175,7 @@ def test_handler_returns(pair: Pair, make_files: MakeFiles) -> None:
     assert received + recv_present(pair[1]) == described(payloads, [[fd] for fd in fds])
 
 
+@pytest.mark.thread_unsafe
 @linux_only
 def test_handler_returns_in_a_long_payload(stream: Pair, make_files: MakeFiles) -> None:
     """The same where the batch is blocked in the middle of a message."""
@@ -194,6 +196,7 @@ def test_handler_returns_in_a_long_payload(stream: Pair, make_files: MakeFiles) 
     assert_stream(received, described(payloads, [[fd] for fd in files]))
 
 
+@pytest.mark.thread_unsafe
 @linux_only
 def test_handler_raises(pair: Pair, make_files: MakeFiles) -> None:
     """An exception from a handler ends a blocked batch; what left is whole and there once."""
@@ -210,6 +213,7 @@ def test_handler_raises(pair: Pair, make_files: MakeFiles) -> None:
     assert received == described(payloads, [[fd] for fd in fds])[: len(received)]
 
 
+@pytest.mark.thread_unsafe
 def test_storm_of_signals(stream: Pair, make_files: MakeFiles) -> None:
     """However often a handler runs, every message arrives once."""
     files = make_files(7)
@@ -237,6 +241,7 @@ def closed_fd() -> int:
     return fd
 
 
+@pytest.mark.thread_unsafe
 @pytest.mark.parametrize("rows", [False, True], ids=["one", "lists"])
 @pytest.mark.parametrize("kind", ["stream", "seqpacket"])
 @pytest.mark.parametrize("wrong", [0, 1, 62, 63, 64, 65, 127, 128, 150, 199])
@@ -281,6 +286,7 @@ def test_reader_gone(stream: Pair, file: int) -> None:
     assert progress_of(caught.value) == progress_of(full.value)
 
 
+@pytest.mark.thread_unsafe
 @pytest.mark.parametrize("rows", [False, True])
 def test_closed_socket(rows: bool, file: int) -> None:
     """Also an error found before anything is sent has its progress."""
@@ -292,6 +298,7 @@ def test_closed_socket(rows: bool, file: int) -> None:
     assert progress_of(caught.value) == Progress(0, 0)
 
 
+@pytest.mark.thread_unsafe
 @linux_only
 def test_too_many_in_flight(stream: Pair, file: int) -> None:
     """ETOOMANYREFS says how many messages left, and once they are taken the rest follows."""
@@ -342,6 +349,7 @@ def batches(draw: st.DrawFn) -> list[tuple[int, int]]:
     return draw(st.lists(st.tuples(size, st.integers(1, 5)), max_size=90))
 
 
+@pytest.mark.thread_unsafe
 @settings(
     max_examples=20,
     deadline=None,

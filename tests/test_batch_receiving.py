@@ -105,6 +105,7 @@ def test_all_packets_longer_than_bufsize(seqpacket: Pair, file: int) -> None:
     assert len(caught.value.batch.fds) == 0
 
 
+@pytest.mark.thread_unsafe
 @pytest.mark.parametrize("maxfds", [0, 1, 2, 3, 100, 252])
 def test_surplus_descriptors(maxfds: int, pair: Pair, make_files: MakeFiles) -> None:
     """Messages with more than maxfds descriptors are closed and counted, the others are whole."""
@@ -145,6 +146,7 @@ def test_truncation_in_a_later_chunk(stream: Pair, make_files: MakeFiles) -> Non
         assert contents(batch) == described([payloads[k] for k in whole], [rows[k] for k in whole])
 
 
+@pytest.mark.thread_unsafe
 @linux_only
 @pytest.mark.parametrize("free", [0, 1, 2, 5, 9])
 @pytest.mark.parametrize("number", [1, 2])
@@ -259,6 +261,7 @@ def test_different_numbers(first: int, stream: Pair, make_files: MakeFiles) -> N
             assert (payload, identities(fds)) == expected[at]
 
 
+@pytest.mark.thread_unsafe
 def test_owns_what_was_not_taken(stream: Pair, make_files: MakeFiles) -> None:
     """Leaving the with block closes all but what was taken out of fds."""
     files = make_files(3)
@@ -277,6 +280,7 @@ def test_owns_what_was_not_taken(stream: Pair, make_files: MakeFiles) -> None:
         batch[0]
 
 
+@pytest.mark.thread_unsafe
 def test_dropped_open(stream: Pair, file: int) -> None:
     """A batch dropped open is closed with a ResourceWarning."""
     fdpass_c.send_many(stream[0], [b"x"] * 3, [file] * 3)
@@ -288,6 +292,7 @@ def test_dropped_open(stream: Pair, file: int) -> None:
     assert not any(map(is_open, numbers))
 
 
+@pytest.mark.thread_unsafe
 def test_dropped_after_taking_all(stream: Pair, file: int) -> None:
     """A batch from which all was taken may be dropped."""
     fdpass_c.send_many(stream[0], [b"x"] * 3, [file] * 3)
@@ -299,6 +304,7 @@ def test_dropped_after_taking_all(stream: Pair, file: int) -> None:
     fdpass_c.close_fds(fds)
 
 
+@pytest.mark.thread_unsafe
 def test_handler_raises_while_waiting(pair: Pair, file: int) -> None:
     """An exception from a handler ends a blocked receive, and the next messages still arrive."""
     with (
@@ -312,6 +318,7 @@ def test_handler_raises_while_waiting(pair: Pair, file: int) -> None:
         assert contents(batch) == [(b"a", [identity(file)]), (b"b", [identity(file)])]
 
 
+@pytest.mark.thread_unsafe
 def test_handler_returns_while_waiting(pair: Pair, file: int) -> None:
     """A blocked receive goes on after a handler that returns."""
     with (
@@ -322,6 +329,7 @@ def test_handler_returns_while_waiting(pair: Pair, file: int) -> None:
         assert contents(batch) == [(b"a", [identity(file)])] * 2
 
 
+@pytest.mark.thread_unsafe
 def test_handler_raises_right_after_the_arrival(stream: Pair, file: int) -> None:
     """A handler that raises when the descriptors are in the process leaves none of them open."""
 
@@ -338,6 +346,7 @@ def test_handler_raises_right_after_the_arrival(stream: Pair, file: int) -> None
         fdpass_c.recv_many(stream[1], maxfds=5)
 
 
+@pytest.mark.thread_unsafe
 @pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
 @pytest.mark.parametrize("bufsize", [10, 10_000])
 @pytest.mark.parametrize("rows", [[1, 1, 1], [1, 2, 0, 5], [1] * 70, [1] * 64 + [3] * 2])
@@ -363,6 +372,7 @@ def test_exception_after_every_call(
     assert number > 10
 
 
+@pytest.mark.thread_unsafe
 @pytest.mark.parametrize("count", [1, 2, 3, 1023, 1500])
 def test_close_fds(count: int) -> None:
     """close_fds closes any number, in scattered runs, in any order, and nothing between them."""

@@ -86,6 +86,7 @@ def test_both_ends(count: int, pair: Pair, make_files: MakeFiles) -> None:
     assert received == [described(payloads, [[fd] for fd in fds])]
 
 
+@pytest.mark.thread_unsafe
 def test_between_processes(stream: Pair, make_files: MakeFiles) -> None:
     """Batches from another process arrive whole, up to the end of file."""
     left, right = stream
@@ -109,6 +110,7 @@ def test_between_processes(stream: Pair, make_files: MakeFiles) -> None:
 NUMBERS = [1, 253, 2, 3, 17, 252]
 
 
+@pytest.mark.thread_unsafe
 @pytest.mark.parametrize("repeat", [1, 20])
 def test_lists_to_the_standard_library(repeat: int, pair: Pair, make_files: MakeFiles) -> None:
     """Every message carries its own list of 1 to 253 descriptors, in order."""
@@ -123,6 +125,7 @@ def test_lists_to_the_standard_library(repeat: int, pair: Pair, make_files: Make
     assert received == [described(payloads, rows)]
 
 
+@pytest.mark.thread_unsafe
 @pytest.mark.parametrize("repeat", [1, 20])
 def test_lists_from_the_standard_library(repeat: int, pair: Pair, make_files: MakeFiles) -> None:
     """recv_many tells whose descriptors are whose."""

@@ -73,6 +73,7 @@ def test_buffers_of_any_type(pairs: list[Pair]) -> None:
     assert [right.recv(100) for _, right in pairs] == [wide.tobytes() + b"abcd"] * 5
 
 
+@pytest.mark.thread_unsafe
 def test_result_order(pairs: list[Pair]) -> None:
     """Results stand in the order of the targets, whatever happened to each of them."""
     gone, full, closed, fine, number = pairs
@@ -102,6 +103,7 @@ def test_result_order(pairs: list[Pair]) -> None:
     assert_empty(full[1])
 
 
+@pytest.mark.thread_unsafe
 def test_closed_object(pairs: list[Pair]) -> None:
     """A socket that was closed has an error in its slot alone."""
     pairs[1][0].close()
@@ -199,6 +201,7 @@ def test_memfd_and_devices() -> None:
         os.close(fd)
 
 
+@pytest.mark.thread_unsafe
 def test_read_only(pairs: list[Pair]) -> None:
     """A descriptor that cannot be written has EBADF in its slot."""
     fd = os.open(os.devnull, os.O_RDONLY)

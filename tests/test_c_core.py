@@ -7,6 +7,8 @@ import pytest
 
 from support.c_core import CORE, ROOT, SOURCES, STRICT, require, run, run_sanitized
 
+pytestmark = pytest.mark.thread_unsafe
+
 TESTS = sorted((ROOT / "tests" / "c").glob("test_*.c"))
 
 compilers = pytest.mark.parametrize("compiler", ["cc", "gcc", "clang"])

@@ -16,6 +16,8 @@ from support.descriptors import identity
 from support.messages import take
 from support.processes import Program
 
+pytestmark = pytest.mark.thread_unsafe
+
 ROOT = Path(__file__).parents[1]
 EXAMPLE = ROOT / "examples" / "c"
 

@@ -25,6 +25,7 @@ CLOSED = 1_000_000_000
 """A descriptor that is not open."""
 
 
+@pytest.mark.thread_unsafe
 @pytest.mark.parametrize("kind", TYPES)
 def test_ten_thousand_descriptors(kind: socket.SocketKind, make_files: MakeFiles) -> None:
     """One send of 10,000 descriptors is one message of 10,000, in order."""
@@ -54,6 +55,7 @@ def test_large_payload() -> None:
         assert len(owner) == 0
 
 
+@pytest.mark.thread_unsafe
 @pytest.mark.parametrize("kind", TYPES)
 @pytest.mark.parametrize("many", [False, True], ids=["send", "send_many"])
 def test_a_closed_descriptor_in_the_middle(kind: socket.SocketKind, many: bool, file: int) -> None:
@@ -105,6 +107,7 @@ def test_a_closed_descriptor_in_a_later_frame(file: int) -> None:
     assert received == [*(b"%d" % number for number in range(done)), b"after"]
 
 
+@pytest.mark.thread_unsafe
 @linux_only
 def test_too_many_in_flight(stream: Pair) -> None:
     """ETOOMANYREFS in the middle: nothing arrives, and a message that is allowed goes on."""
@@ -124,6 +127,7 @@ def test_too_many_in_flight(stream: Pair) -> None:
         assert take(receiver.recv()) == (b"after", [])
 
 
+@pytest.mark.thread_unsafe
 @pytest.mark.parametrize("count", [0, 2000], ids=["bytes", "descriptors"])
 def test_the_sender_is_killed_in_the_middle(count: int, file: int, stream: Pair) -> None:
     """A sender killed inside a large message: ProtocolError, and no descriptor stays."""
@@ -205,6 +209,7 @@ def test_a_forged_size_allocates_nothing(payload: int) -> None:
             channel.recv()
 
 
+@pytest.mark.thread_unsafe
 @pytest.mark.parametrize("kind", TYPES)
 def test_does_not_fit_a_non_blocking_send(kind: socket.SocketKind, file: int) -> None:
     """BlockingIOError for a message larger than the buffer: it never arrives, and one that fits

@@ -19,7 +19,7 @@ from support.processes import run_in_child
 from support.tables import fill_table, limit_table, open_numbers
 from support.threads import beside
 
-pytestmark = linux_only
+pytestmark = [linux_only, pytest.mark.thread_unsafe]
 
 
 def in_child_with_table_of(limit: int, function: Callable[[], object]) -> None:

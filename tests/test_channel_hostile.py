@@ -145,6 +145,7 @@ def assert_poisoned(channel: Channel, text: str) -> None:
     assert not channel.closed
 
 
+@pytest.mark.thread_unsafe
 @pytest.mark.parametrize("kind", [socket.SOCK_STREAM, socket.SOCK_SEQPACKET])
 @pytest.mark.parametrize("name", FORGERIES)
 def test_forged(name: str, kind: socket.SocketKind, file: int) -> None:
@@ -342,6 +343,7 @@ GOOD = [
 ]
 
 
+@pytest.mark.thread_unsafe
 @settings(
     max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )

@@ -170,6 +170,7 @@ def test_closing_twice(path: Path) -> None:
             pass
 
 
+@pytest.mark.thread_unsafe
 def test_child_that_closes_its_copy(path: Path) -> None:
     """A forked child's close leaves the parent listening, and its file."""
     with Listener(path) as listener:
@@ -204,6 +205,7 @@ def test_many_starting_at_once(stale: bool, path: Path) -> None:
             pass
 
 
+@pytest.mark.thread_unsafe
 def test_waits_until_it_listens(path: Path) -> None:
     """A second one cannot take the file of the first, bound and not yet listened at, for stale."""
     script = """if True:
@@ -312,6 +314,7 @@ def test_allowed_users(path: Path) -> None:
         assert client.recv()[0] == b"welcome"
 
 
+@pytest.mark.thread_unsafe
 @linux_only
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs another user, and privileges to become one")
 def test_turned_away() -> None:

@@ -26,6 +26,7 @@ from support.waiting import once_blocked
 HALVES = {channel.__file__, receiving.__file__, sending.__file__}
 
 
+@pytest.mark.thread_unsafe
 @pytest.mark.parametrize("timeout", [None, 1000.0])
 @pytest.mark.parametrize("receive", ["recv", "recv_many"])
 def test_raising_while_receiving(receive: str, timeout: float | None, file: int) -> None:
@@ -62,6 +63,7 @@ def stopping_at(count: int) -> Iterator[None]:
         sys.setprofile(before)
 
 
+@pytest.mark.thread_unsafe
 @pytest.mark.skipif(sys.version_info[:2] != (3, 14), reason="elsewhere it waits for itself")
 def test_a_handler_that_uses_what_it_interrupts() -> None:
     """On Python 3.14 a handler that receives inside a receive is told so."""
@@ -74,6 +76,7 @@ def test_a_handler_that_uses_what_it_interrupts() -> None:
         receiver.recv()
 
 
+@pytest.mark.thread_unsafe
 def test_raising_in_a_blocked_frame(file: int) -> None:
     """A frame of which a part has left when the handler raises counts as sent; the rest follows."""
     data = os.urandom(60_000)
@@ -93,6 +96,7 @@ def test_raising_in_a_blocked_frame(file: int) -> None:
         assert sender.unsent == 0
 
 
+@pytest.mark.thread_unsafe
 def test_raising_before_a_frame(file: int) -> None:
     """A frame of which nothing has left when the handler raises is not sent."""
     with channels(buffer=5000) as (sender, receiver):
@@ -116,6 +120,7 @@ def test_raising_before_a_frame(file: int) -> None:
     assert received == [bytes(1000)] * sent + [b"next"]
 
 
+@pytest.mark.thread_unsafe
 @pytest.mark.parametrize("fds", [0, 17_000])
 def test_raising_in_a_large_message(fds: int, file: int) -> None:
     """A large message that a handler ends is withdrawn: the next one arrives, and only that."""
@@ -131,6 +136,7 @@ def test_raising_in_a_large_message(fds: int, file: int) -> None:
             assert take(receiver.recv()) == (b"next", [identity(file)])
 
 
+@pytest.mark.thread_unsafe
 def test_raising_in_a_column(file: int) -> None:
     """Frames of a column that a handler ends arrive whole, in order, up to some message."""
     payloads = [b"%06d" % number for number in range(50_000)]
@@ -163,6 +169,7 @@ def receive_nothing(channel: Channel) -> None:
 not_on_3_10 = pytest.mark.skipif(sys.version_info < (3, 11), reason="a fault of Python 3.10")
 
 
+@pytest.mark.thread_unsafe
 @places_known
 @pytest.mark.untraced
 @pytest.mark.parametrize(

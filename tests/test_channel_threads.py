@@ -24,6 +24,7 @@ from support.tables import many_allowed
 from support.threads import beside
 
 
+@pytest.mark.thread_unsafe
 @pytest.mark.parametrize("kind", [socket.SOCK_STREAM, socket.SOCK_SEQPACKET])
 def test_several_senders_and_receivers(kind: socket.SocketKind, file: int) -> None:
     """Messages of several senders never mix, and each comes to one receiver, once."""
@@ -81,6 +82,7 @@ def test_sending_while_receiving(file: int) -> None:
                 right.send(b"pong", [file])
 
 
+@pytest.mark.thread_unsafe
 def test_fork(file: int) -> None:
     """A child has its copy: it goes on with it, or closes it, and the parent's stays."""
     with channels() as (sender, receiver):
@@ -99,6 +101,7 @@ def test_fork(file: int) -> None:
         assert take(receiver.recv()) == (b"from the child", [identity(file)])
 
 
+@pytest.mark.thread_unsafe
 def test_child_that_goes_on_alone(file: int) -> None:
     """A child receives what arrives later where the parent has closed its copy."""
     with channels() as (sender, receiver):
@@ -221,6 +224,7 @@ def test_timeout_in_a_large_message(file: int) -> None:
             assert take(receiver.recv()) == (b"next", [identity(file)])
 
 
+@pytest.mark.thread_unsafe
 def test_interrupted_without_an_exception(file: int) -> None:
     """A handler that returns is not noticed: the call goes on (PEP 475)."""
     handled: list[int] = []
@@ -238,6 +242,7 @@ def test_interrupted_without_an_exception(file: int) -> None:
     assert handled == [1]
 
 
+@pytest.mark.thread_unsafe
 def test_dropped_open(file: int) -> None:
     """A channel that is dropped open warns, and closes all that it holds."""
     left, right = socket.socketpair()
@@ -253,6 +258,7 @@ def test_dropped_open(file: int) -> None:
         assert not is_open(fd)
 
 
+@pytest.mark.thread_unsafe
 def test_dropped_descriptors(file: int) -> None:
     """Received descriptors that are dropped open warn too."""
     with channels() as (sender, receiver):
@@ -286,6 +292,7 @@ def test_closed() -> None:
         sender.close()
 
 
+@pytest.mark.thread_unsafe
 def test_state_is_shown() -> None:
     """repr tells the descriptor and the peer; peer is who connected."""
     with channels() as (sender, _):

@@ -96,6 +96,7 @@ def receive_anyhow(channel: Channel, choice: random.Random) -> list[Message]:
         return messages
 
 
+@pytest.mark.thread_unsafe
 @settings(
     max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )

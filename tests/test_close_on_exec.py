@@ -44,6 +44,7 @@ def test_owner(stream: Pair) -> None:
             assert not received.get_inheritable()
 
 
+@pytest.mark.thread_unsafe
 def test_a_new_program_does_not_see_it(stream: Pair, file: int, keep: Keep) -> None:
     """A program started with close_fds=False finds the received descriptor closed."""
     os.set_inheritable(file, True)

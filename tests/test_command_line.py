@@ -18,6 +18,8 @@ from support.marks import linux_only
 from support.processes import FDPASS, Program
 from support.signals import handling
 
+pytestmark = pytest.mark.thread_unsafe
+
 _BIG = 20 * 2**20
 
 

@@ -60,6 +60,7 @@ def test_a_place_that_becomes_free(timeout: "float | None", path: Path) -> None:
             assert client.gettimeout() == timeout
 
 
+@pytest.mark.thread_unsafe
 @pytest.mark.parametrize("timeout", [30, None])
 def test_signals_while_it_waits(timeout: "float | None", path: Path) -> None:
     """A handler that returns leaves it waiting; what it returns is connected."""

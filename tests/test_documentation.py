@@ -57,6 +57,7 @@ def named(blocks: list[Block]) -> list[object]:
 PYTHON = find_blocks("python")
 
 
+@pytest.mark.thread_unsafe
 @pytest.mark.parametrize("block", named([block for block in PYTHON if not is_server(block)]))
 def test_programs(block: Block, tmp_path: Path) -> None:
     """Each program in Python runs to its end without a word of complaint, beside two files."""
@@ -101,6 +102,7 @@ LINES = [
 ]
 
 
+@pytest.mark.thread_unsafe
 @pytest.mark.parametrize("line", LINES)
 def test_commands(line: str, tmp_path: Path) -> None:
     """Each command that passes files does so, with a peer that does the opposite."""

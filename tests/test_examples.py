@@ -15,6 +15,8 @@ import pytest
 
 from support.processes import FDPASS, Program
 
+pytestmark = pytest.mark.thread_unsafe
+
 _ROOT = Path(__file__).parents[1]
 _EXAMPLES = _ROOT / "examples"
 _PEERS = Path(__file__).parent / "c_peers"

@@ -67,6 +67,7 @@ def stub_functions() -> dict[str, list[str]]:
     }
 
 
+@pytest.mark.thread_unsafe
 def test_stub_names_what_is_compiled() -> None:
     """The stub has exactly the functions and constants of the compiled core."""
     constants = {
@@ -78,6 +79,7 @@ def test_stub_names_what_is_compiled() -> None:
     assert constants == set(dir(lib)) - set(FUNCTIONS)
 
 
+@pytest.mark.thread_unsafe
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_stub_has_the_parameters_of_the_compiled(name: str) -> None:
     """Each function of the stub has as many parameters as the compiled one."""
@@ -85,6 +87,7 @@ def test_stub_has_the_parameters_of_the_compiled(name: str) -> None:
     assert len(stub_functions()[name]) == len(compiled.args)
 
 
+@pytest.mark.thread_unsafe
 def test_stub_has_the_parameters_of_the_header() -> None:
     """Each function of the stub has the header's parameters, by name and in order."""
     text = re.sub(r"/\*.*?\*/", "", HEADER.read_text(), flags=re.DOTALL)

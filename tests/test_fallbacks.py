@@ -52,10 +52,13 @@ if NARROW:
     # arguments a filter cannot see.
     NUMBERS = {name: Numbers(0x40000003, 345, 337, 365, 379) for name in ("i686", "x86_64")}
 
-pytestmark = pytest.mark.skipif(
-    sys.platform != "linux" or platform.machine() not in NUMBERS,
-    reason="seccomp filters for Linux on the processors listed above",
-)
+pytestmark = [
+    pytest.mark.skipif(
+        sys.platform != "linux" or platform.machine() not in NUMBERS,
+        reason="seccomp filters for Linux on the processors listed above",
+    ),
+    pytest.mark.thread_unsafe,
+]
 hides_options = pytest.mark.skipif(NARROW, reason="the filter cannot see socketcall's arguments")
 
 SO_PEERPIDFD = 77

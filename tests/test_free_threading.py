@@ -7,6 +7,7 @@ import sysconfig
 import pytest
 
 
+@pytest.mark.thread_unsafe
 @pytest.mark.skipif(
     not sysconfig.get_config_var("Py_GIL_DISABLED"), reason="this interpreter has a GIL"
 )

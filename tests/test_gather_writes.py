@@ -272,6 +272,7 @@ def test_short_write_of_any_buffer(scale: int, stream: Pair) -> None:
     mapped.close()
 
 
+@pytest.mark.thread_unsafe
 def test_timeout_counts_in_all(stream: Pair) -> None:
     """Thousands of buffers have one timeout together, not one each time the socket is full."""
     stream[0].setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)
@@ -296,6 +297,7 @@ def test_timeout_counts_in_all(stream: Pair) -> None:
     assert b"".join(received) == (b"0123456789" * 1024 * 200)[:written]
 
 
+@pytest.mark.thread_unsafe
 @pytest.mark.parametrize("size", [1, 50_000])
 def test_handler_returns(size: int, stream: Pair) -> None:
     """A blocked write goes on after a handler that made room."""
@@ -310,6 +312,7 @@ def test_handler_returns(size: int, stream: Pair) -> None:
     assert b"".join(received)[filled:] == b"a" * size + b"b"
 
 
+@pytest.mark.thread_unsafe
 @pytest.mark.parametrize("raised", [Interruption, TimeoutError, TypeError])
 @pytest.mark.parametrize("count", [1, 2, 3000])
 def test_handler_raises(count: int, raised: type[Exception], stream: Pair) -> None:
@@ -328,6 +331,7 @@ def test_handler_raises(count: int, raised: type[Exception], stream: Pair) -> No
     assert len(drain(stream[1])) == filled
 
 
+@pytest.mark.thread_unsafe
 def test_storm_of_signals(stream: Pair) -> None:
     """However often a handler runs, everything is written once."""
     calls = []
@@ -349,6 +353,7 @@ def test_storm_of_signals(stream: Pair) -> None:
 BUFFERS: list[list[bytes]] = [[], [b"x"], [b"x"] * 20, [b"x" * 5000] * 3, [b"x" * 5000] * 20]
 
 
+@pytest.mark.thread_unsafe
 @pytest.mark.parametrize("offset", [None, 0])
 @pytest.mark.parametrize("buffers", BUFFERS, ids=lambda buffers: str(len(buffers)))
 def test_closed_descriptor(buffers: list[bytes], offset: int | None) -> None:
@@ -454,6 +459,7 @@ def test_offset_errors(target: IO[bytes], stream: Pair) -> None:
     assert_empty(stream[1])
 
 
+@pytest.mark.thread_unsafe
 @pytest.mark.parametrize("offset", [None, 1000])
 @pytest.mark.parametrize(("count", "size"), SHAPES)
 def test_file_size_limit(count: int, size: int, offset: int | None, target: IO[bytes]) -> None:

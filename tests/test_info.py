@@ -7,6 +7,8 @@ import resource
 import socket
 import sys
 
+import pytest
+
 import fdpass_c
 from fdpass_c import info
 from support.marks import linux_only
@@ -36,6 +38,7 @@ def test_versions_of_the_running_python() -> None:
     assert collected["compiled"]["module"].startswith("_native.")
 
 
+@pytest.mark.thread_unsafe
 def test_limits_as_they_are_now() -> None:
     """The limits are read anew, not when the module was imported."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)

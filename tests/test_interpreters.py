@@ -17,6 +17,8 @@ from support.processes import run_in_child
 from support.sockets import Pair
 from support.waiting import once_blocked
 
+pytestmark = pytest.mark.thread_unsafe
+
 # multiprocessing starts processes of its own that stay, and an interpreter that ended may leave
 # things behind: so each of these is a program.
 PROCESSES = """

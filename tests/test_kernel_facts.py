@@ -61,6 +61,7 @@ def test_empty_message_without_descriptors(stream: Pair) -> None:
     assert_empty(stream[1])
 
 
+@pytest.mark.thread_unsafe
 @pytest.mark.parametrize("kind", ["seqpacket", "datagram"])
 def test_empty_packet_delivers_descriptors(
     kind: str, request: pytest.FixtureRequest, file: int

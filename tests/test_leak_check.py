@@ -12,6 +12,8 @@ from support.descriptors import no_leak
 from support.marks import linux_only
 from support.processes import fork, no_process_left
 
+pytestmark = pytest.mark.thread_unsafe
+
 TESTS = Path(__file__).parent
 
 

@@ -63,6 +63,7 @@ def test_max_fds_is_the_kernel_s(stream: Pair, file: int) -> None:
 LIMIT = 64
 
 
+@pytest.mark.thread_unsafe
 @linux_only
 @pytest.mark.parametrize("free", [0, 1, 2, 4])
 def test_full_descriptor_table(free: int, stream: Pair, make_files: MakeFiles) -> None:
@@ -84,6 +85,7 @@ def test_full_descriptor_table(free: int, stream: Pair, make_files: MakeFiles) -
     run_in_child(child)
 
 
+@pytest.mark.thread_unsafe
 @linux_only
 def test_table_just_large_enough(stream: Pair, make_files: MakeFiles) -> None:
     """With room for exactly as many as were sent, nothing is flagged."""
@@ -99,6 +101,7 @@ def test_table_just_large_enough(stream: Pair, make_files: MakeFiles) -> None:
     run_in_child(child)
 
 
+@pytest.mark.thread_unsafe
 @linux_only
 @pytest.mark.parametrize(("sent", "free"), [(1, 0), (2, 1), (2, 0), (5, 1)])
 def test_recv_fd_with_a_full_table(sent: int, free: int, stream: Pair, file: int) -> None:
@@ -115,6 +118,7 @@ def test_recv_fd_with_a_full_table(sent: int, free: int, stream: Pair, file: int
     run_in_child(child)
 
 
+@pytest.mark.thread_unsafe
 @linux_only
 def test_sending_needs_no_room(stream: Pair, file: int) -> None:
     """A full table does not hinder sending."""
@@ -126,6 +130,7 @@ def test_sending_needs_no_room(stream: Pair, file: int) -> None:
     run_in_child(child)
 
 
+@pytest.mark.thread_unsafe
 @linux_only
 def test_too_many_in_flight(stream: Pair, file: int) -> None:
     """An ordinary user with RLIMIT_NOFILE descriptors in flight gets ETOOMANYREFS, explained."""

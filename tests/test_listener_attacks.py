@@ -49,6 +49,7 @@ def umask(mask: int) -> Iterator[None]:
         os.umask(before)
 
 
+@pytest.mark.thread_unsafe
 def test_a_lock_on_the_directory(path: Path) -> None:
     """Who may only read the directory cannot keep others from listening in it."""
     held = os.open(path.parent, os.O_RDONLY)
@@ -64,6 +65,7 @@ def test_a_lock_on_the_directory(path: Path) -> None:
         os.close(held)
 
 
+@pytest.mark.thread_unsafe
 @needs_root
 def test_the_lock_is_its_users_own(public: Path) -> None:
     """While a listener starts, another user can open nothing by which to hold up the next one."""
@@ -89,6 +91,7 @@ def test_the_lock_is_its_users_own(public: Path) -> None:
     assert not [*public.parent.iterdir()]
 
 
+@pytest.mark.thread_unsafe
 @pytest.mark.parametrize("what", ["file", "pipe", "link", "directory"])
 def test_a_lock_that_somebody_else_made(what: str, path: Path) -> None:
     """Whatever stands where the lock belongs, listening works or fails, and does not hang."""
@@ -124,6 +127,7 @@ def test_two_at_once(path: Path) -> None:
     assert not [*path.parent.iterdir()]
 
 
+@pytest.mark.thread_unsafe
 @needs_root
 def test_a_directory_that_may_not_be_read(public: Path) -> None:
     """To listen takes no more rights than to bind."""
@@ -202,6 +206,7 @@ def test_a_failed_constructor(mistake: dict[str, object], path: Path) -> None:
     assert not [*path.parent.iterdir()]
 
 
+@pytest.mark.thread_unsafe
 @places_known
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
 @pytest.mark.parametrize("module", [unix, fdpass_c.listener])
@@ -340,6 +345,7 @@ def test_peers_that_are_turned_away(timeout: float, path: Path) -> None:
         listener.close()
 
 
+@pytest.mark.thread_unsafe
 @needs_root
 @pytest.mark.parametrize("timeout", [None, 30])
 def test_the_next_one_after_one_turned_away(timeout: float | None, public: Path) -> None:

@@ -90,6 +90,7 @@ def test_empty() -> None:
             fds.take()
 
 
+@pytest.mark.thread_unsafe
 def test_close() -> None:
     """close() closes everything, and a second one is harmless, even when numbers were reused."""
     fds = own(3)
@@ -104,6 +105,7 @@ def test_close() -> None:
     os.close(reused)
 
 
+@pytest.mark.thread_unsafe
 def test_context_manager() -> None:
     """Leaving the block closes what was not taken, by an exception too."""
     fds = own(2)
@@ -138,6 +140,7 @@ def test_use_after_close(use: Callable[[Descriptors], object]) -> None:
     assert repr(fds) == "<Descriptors closed>"
 
 
+@pytest.mark.thread_unsafe
 def test_take() -> None:
     """A descriptor that was taken outlives the owner, and the others keep their positions."""
     with own(3) as fds:
@@ -192,6 +195,7 @@ def test_take_where_there_is_none(index: int) -> None:
         assert len(list(fds)) == 2
 
 
+@pytest.mark.thread_unsafe
 def test_take_all() -> None:
     """take_all() hands over what is left, in order, and closes the owner."""
     with own(3) as fds:
@@ -226,6 +230,7 @@ def test_pass_on(pair: Pair, file: int) -> None:
             assert identity(again[0]) == identity(file)
 
 
+@pytest.mark.thread_unsafe
 @pytest.mark.parametrize("kind", [socket.SOCK_STREAM, socket.SOCK_DGRAM])
 def test_as_socket(kind: socket.SocketKind, stream: Pair) -> None:
     """as_socket() makes a socket of the right family and type that owns the descriptor."""
@@ -240,6 +245,7 @@ def test_as_socket(kind: socket.SocketKind, stream: Pair) -> None:
             assert is_open(received.fileno())
 
 
+@pytest.mark.thread_unsafe
 def test_as_socket_of_a_file() -> None:
     """A descriptor that is no socket is refused and still belongs to the owner."""
     with own(1) as fds:
@@ -272,6 +278,7 @@ def test_as_file_takes_the_options_of_open(stream: Pair, tmp_path: os.PathLike[s
         assert received.encoding == "utf-16"
 
 
+@pytest.mark.thread_unsafe
 @pytest.mark.parametrize("mode", ["rb", "wb"])
 def test_as_file_of_a_directory(mode: str, tmp_path: os.PathLike[str]) -> None:
     """A directory is an IsADirectoryError and still belongs to the owner."""
@@ -281,6 +288,7 @@ def test_as_file_of_a_directory(mode: str, tmp_path: os.PathLike[str]) -> None:
         assert is_open(fds[0])
 
 
+@pytest.mark.thread_unsafe
 @pytest.mark.parametrize(
     ("mode", "options"),
     [("nonsense", {}), ("rb", {"encoding": "utf-8"}), ("r", {"encoding": "no-such"})],
@@ -293,6 +301,7 @@ def test_as_file_with_wrong_options(mode: str, options: dict[str, str]) -> None:
         assert is_open(fds[0])
 
 
+@pytest.mark.thread_unsafe
 def test_as_file_of_a_pipe_to_read_and_write() -> None:
     """A pipe opened in a mode that needs seeking is refused and still belongs to the owner."""
     with Descriptors(os.pipe()) as fds:
@@ -301,6 +310,7 @@ def test_as_file_of_a_pipe_to_read_and_write() -> None:
         assert is_open(fds[0])
 
 
+@pytest.mark.thread_unsafe
 def test_dropped_open() -> None:
     """An owner dropped open closes its descriptors, with a ResourceWarning that names them."""
     fds = own(2)
@@ -311,6 +321,7 @@ def test_dropped_open() -> None:
     assert not any(is_open(fd) for fd in plain)
 
 
+@pytest.mark.thread_unsafe
 def test_dropped_open_under_tracemalloc(stream: Pair, file: int) -> None:
     """With tracemalloc on, the warning says where the descriptors were received."""
     tracemalloc = pytest.importorskip("tracemalloc")
@@ -328,6 +339,7 @@ def test_dropped_open_under_tracemalloc(stream: Pair, file: int) -> None:
     assert "fds = fdpass_c.recv_fd(stream[1])[1]" in text
 
 
+@pytest.mark.thread_unsafe
 def test_dropped_with_the_rest_taken() -> None:
     """An owner dropped with some descriptors left closes those and not the taken one."""
     fds = own(2)
@@ -341,6 +353,7 @@ def test_dropped_with_the_rest_taken() -> None:
     os.close(taken)
 
 
+@pytest.mark.thread_unsafe
 @pytest.mark.parametrize(
     "finish",
     [Descriptors.close, lambda fds: fdpass_c.close_fds(fds.take_all())],
@@ -356,6 +369,7 @@ def test_dropped_after_use(finish: Callable[[Descriptors], object]) -> None:
         gc.collect()
 
 
+@pytest.mark.thread_unsafe
 def test_dropped_with_all_taken_one_by_one() -> None:
     """An owner whose every descriptor was taken is dropped without a word."""
     fds = own(2)
@@ -367,6 +381,7 @@ def test_dropped_with_all_taken_one_by_one() -> None:
     fdpass_c.close_fds(taken)
 
 
+@pytest.mark.thread_unsafe
 @pytest.mark.parametrize("wrap", [list, tuple, iter, lambda fds: (fd for fd in fds)])
 @pytest.mark.parametrize("count", [0, 1, 2, 3, 4, 100, 300])
 def test_close_fds(count: int, wrap: Callable[[list[int]], Iterable[int]]) -> None:
@@ -376,6 +391,7 @@ def test_close_fds(count: int, wrap: Callable[[list[int]], Iterable[int]]) -> No
     assert not any(is_open(fd) for fd in fds)
 
 
+@pytest.mark.thread_unsafe
 @pytest.mark.parametrize(
     "order",
     [
@@ -398,6 +414,7 @@ def test_close_fds_closes_these_and_no_other(order: list[int]) -> None:
     fdpass_c.close_fds(fd for fd in fds if is_open(fd))
 
 
+@pytest.mark.thread_unsafe
 def test_close_fds_skips_negative_ones() -> None:
     """Negative ints are skipped, between neighbours too."""
     fds = [os.open(os.devnull, os.O_RDONLY) for _ in range(4)]
@@ -405,6 +422,7 @@ def test_close_fds_skips_negative_ones() -> None:
     assert not any(is_open(fd) for fd in fds)
 
 
+@pytest.mark.thread_unsafe
 def test_close_fds_takes_objects() -> None:
     """Objects with fileno() and ints may be mixed."""
     fds = [os.open(os.devnull, os.O_RDONLY) for _ in range(2)]
@@ -419,6 +437,7 @@ def test_close_fds_ignores_what_is_not_open() -> None:
     fdpass_c.close_fds([fd])
 
 
+@pytest.mark.thread_unsafe
 @pytest.mark.parametrize("wrong", [None, "3", 3.0, object()])
 def test_close_fds_refuses_before_it_closes(wrong: object, file: int) -> None:
     """A wrong element is a TypeError that names its position, and nothing is closed."""
@@ -427,6 +446,7 @@ def test_close_fds_refuses_before_it_closes(wrong: object, file: int) -> None:
     assert is_open(file)
 
 
+@pytest.mark.thread_unsafe
 @pytest.mark.parametrize("count", [1, 2, 40])
 def test_exception_after_every_call(count: int) -> None:
     """Wherever in a close a handler may raise, each descriptor is closed once: then or later."""

@@ -55,6 +55,7 @@ def test_own_credentials(stream: Pair) -> None:
     assert peer == fdpass_c.Credentials(pid=peer.pid, uid=peer.uid, gid=peer.gid)
 
 
+@pytest.mark.thread_unsafe
 def test_credentials_of_another_process(child: tuple[socket.socket, int]) -> None:
     """The peer is the process that connected, also for an int as the socket."""
     connection, pid = child
@@ -65,6 +66,7 @@ def test_credentials_of_another_process(child: tuple[socket.socket, int]) -> Non
     os.waitpid(pid, 0)
 
 
+@pytest.mark.thread_unsafe
 def test_credentials_outlive_the_process(child: tuple[socket.socket, int]) -> None:
     """They are those of the time of the connection, whatever became of the peer."""
     connection, pid = child
@@ -73,6 +75,7 @@ def test_credentials_outlive_the_process(child: tuple[socket.socket, int]) -> No
     assert fdpass_c.peer_credentials(connection).pid == pid
 
 
+@pytest.mark.thread_unsafe
 @linux_only
 @pytest.mark.skipif(not hasattr(os, "P_PIDFD"), reason="PyPy cannot wait for a pidfd")
 def test_pidfd(child: tuple[socket.socket, int], keep: Keep) -> None:
@@ -89,6 +92,7 @@ def test_pidfd(child: tuple[socket.socket, int], keep: Keep) -> None:
     assert (exited.si_pid, exited.si_status) == (pid, 7)
 
 
+@pytest.mark.thread_unsafe
 @linux_only
 def test_pidfd_of_a_process_that_was_reaped(child: tuple[socket.socket, int], keep: Keep) -> None:
     """A peer that is gone is an OSError, or on newer kernels a pidfd that is readable at once."""

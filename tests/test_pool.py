@@ -119,12 +119,14 @@ def test_bad_numbers(arguments: "tuple[int, ...]", options: "dict[str, int]") ->
         Pool(echo, *arguments, **options)  # type: ignore[arg-type]
 
 
+@pytest.mark.thread_unsafe
 def test_no_listener() -> None:
     """A pool that listens nowhere is refused."""
     with pytest.raises(ValueError, match="listener"):
         Pool(echo, 1).serve()
 
 
+@pytest.mark.thread_unsafe
 def test_main_thread_only() -> None:
     """serve() handles signals, which only the main thread can; nothing is left behind."""
     errors = []
@@ -145,6 +147,7 @@ def fail() -> None:
     raise RuntimeError
 
 
+@pytest.mark.thread_unsafe
 def test_workers_that_never_start() -> None:
     """Workers that die at start are tried again a few times; then an error says what happened."""
 
@@ -189,6 +192,7 @@ def test_a_handler_that_is_not_awaited(handler: str) -> None:
         assert "never awaited" not in server.log
 
 
+@pytest.mark.thread_unsafe
 def test_a_listener_is_given_back() -> None:
     """A borrowed listener stays open, in the mode in which it came."""
 
@@ -209,6 +213,7 @@ def test_a_listener_is_given_back() -> None:
             assert read_all(sock) == b"hello"
 
 
+@pytest.mark.thread_unsafe
 @pytest.mark.parametrize("times", [1, 3])
 def test_a_stop_that_comes_early(times: int) -> None:
     """A pool that was stopped before it serves returns at once, again and again; once it has
@@ -242,6 +247,7 @@ def test_a_stop_that_comes_early(times: int) -> None:
         run_in_child(serve)
 
 
+@pytest.mark.thread_unsafe
 def test_a_signal_while_the_program_starts() -> None:
     """A handler of the program's own, for a TERM that comes before the pool can have one, stops
     the pool by pool.stop()."""
@@ -266,6 +272,7 @@ def test_no_descriptor_in_workers(tmp_path: Path) -> None:
             assert not [fd for fd in fds if "eventpoll" in fd]
 
 
+@pytest.mark.thread_unsafe
 def test_socket_activation() -> None:
     """Without an address the pool serves the sockets that a service manager passed."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
@@ -307,6 +314,7 @@ def test_broken_socket_activation(monkeypatch: pytest.MonkeyPatch) -> None:
         inherit_listeners()
 
 
+@pytest.mark.thread_unsafe
 @linux_only
 @pytest.mark.parametrize(
     ("handler", "capacity"), [("begin_and_wait", 1), ("begin_and_wait_async", 4)]

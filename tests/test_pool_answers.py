@@ -66,6 +66,7 @@ def test_a_transport_keeps_its_socket(handler: str, request_line: bytes) -> None
         assert server.stop() == 0
 
 
+@pytest.mark.thread_unsafe
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGHUP])
 def test_a_transport_is_waited_for(signum: int) -> None:
     """A worker that leaves ends only when its transports have sent what they hold."""

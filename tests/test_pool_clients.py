@@ -52,6 +52,7 @@ def test_resetting_clients(handler: str) -> None:
         assert all(worker.restarts == 0 for worker in status.workers)
 
 
+@pytest.mark.thread_unsafe
 @linux_only
 @both_kinds
 def test_flood(handler: str) -> None:
@@ -103,6 +104,7 @@ def test_handler_that_raises(handler: str) -> None:
         assert (status.pids, status.workers[0].failed) == ([pid], 1)
 
 
+@pytest.mark.thread_unsafe
 def test_handler_that_closes_early() -> None:
     """The peer sees the end when the handler closes, though the master had a copy."""
     with Server("close_and_wait", "--workers", "1") as server:
@@ -127,6 +129,7 @@ def test_handler_that_exits() -> None:
         assert status.workers[0].restarts == 1
 
 
+@pytest.mark.thread_unsafe
 def test_stuck_child_of_a_worker() -> None:
     """A worker that dies while a child of its handler lives on is replaced all the same."""
     with Server("fork_a_child", "--workers", "1") as server, server.connect() as sock:
@@ -140,6 +143,7 @@ def test_stuck_child_of_a_worker() -> None:
             os.kill(child, signal.SIGKILL)
 
 
+@pytest.mark.thread_unsafe
 @linux_only
 def test_master_out_of_descriptors() -> None:
     """A master whose descriptor table is full waits, says so, and goes on when there is room."""

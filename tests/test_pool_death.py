@@ -17,6 +17,7 @@ AT_ONCE = 20
 WORKERS = 4
 
 
+@pytest.mark.thread_unsafe
 @linux_only
 @pytest.mark.parametrize(
     ("handler", "capacity"), [("echo", "1"), ("echo", "5"), ("echo_async", "10")]
@@ -54,6 +55,7 @@ def test_random_kills(handler: str, capacity: str) -> None:
         assert server.stop() == 0
 
 
+@pytest.mark.thread_unsafe
 @pytest.mark.parametrize("where", ["full", "pipe", "closed", "none", "no stream"])
 def test_a_broken_standard_output(where: str) -> None:
     """Whatever has become of standard output, a dead worker has a successor."""
@@ -68,6 +70,7 @@ def test_a_broken_standard_output(where: str) -> None:
         assert "cannot start" not in server.log
 
 
+@pytest.mark.thread_unsafe
 def test_reload_with_workers_that_die(tmp_path: Path) -> None:
     """Where no successor starts, the old workers stay and serve on."""
     flag = tmp_path / "die"
@@ -88,6 +91,7 @@ def test_reload_with_workers_that_die(tmp_path: Path) -> None:
         assert server.stop() == 0
 
 
+@pytest.mark.thread_unsafe
 def test_successors_that_die(tmp_path: Path) -> None:
     """Where a dead worker's successors do not start, the pool ends with an error that says so."""
     flag = tmp_path / "die"

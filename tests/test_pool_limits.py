@@ -57,6 +57,7 @@ def in_flight(count: int) -> Iterator[None]:
         os.waitpid(pid, 0)
 
 
+@pytest.mark.thread_unsafe
 def test_too_many_in_flight() -> None:
     """While the user has too many descriptors in flight, a connection waits; then it is served."""
     with Server(program=OF_NOBODY) as server, ExitStack() as stack:
@@ -71,6 +72,7 @@ def test_too_many_in_flight() -> None:
         assert (status.handled, status.lost) == (1, 0)
 
 
+@pytest.mark.thread_unsafe
 def test_a_full_channel() -> None:
     """A worker that takes nothing out of a full channel gets no more; the others do, at once, and
     it serves all that it has when it goes on."""
@@ -95,6 +97,7 @@ def test_a_full_channel() -> None:
         assert "cannot pass" not in server.log
 
 
+@pytest.mark.thread_unsafe
 def test_no_process_for_a_successor() -> None:
     """While there is no process for a dead worker's successor the others serve on, and it starts
     as soon as there is one."""

@@ -44,6 +44,7 @@ def make_deaf(kind: str) -> socket.socket:
     return sock
 
 
+@pytest.mark.thread_unsafe
 @linux_only
 @pytest.mark.parametrize(
     "kind", ["udp", "unix datagram", "bound only", "connected", "shut", "seqpacket"]
@@ -58,6 +59,7 @@ def test_what_cannot_accept_is_refused(kind: str) -> None:
             assert listener.gettimeout() is None
 
 
+@pytest.mark.thread_unsafe
 def test_a_listener_given_twice() -> None:
     """The same socket twice is refused, and given back as it came."""
     with open_listener("127.0.0.1:0") as listener:
@@ -88,6 +90,7 @@ def run_activated(*sockets: socket.socket) -> "subprocess.CompletedProcess[str]"
     )
 
 
+@pytest.mark.thread_unsafe
 @linux_only
 def test_a_service_manager_passes_a_datagram_socket() -> None:
     """The command says in a line which socket is not fit, and ends with status 1."""
@@ -119,6 +122,7 @@ def test_a_lasting_error_of_accept(code: int) -> None:
             assert server.stop() == 0
 
 
+@pytest.mark.thread_unsafe
 @linux_only
 def test_a_listener_that_is_shut_down() -> None:
     """When a borrowed listener ends, what was begun goes on and the others serve; without any,
@@ -161,6 +165,7 @@ def test_a_path_that_became_anothers(tmp_path: Path) -> None:
     assert path.read_text() == "precious"
 
 
+@pytest.mark.thread_unsafe
 def test_a_path_from_elsewhere(tmp_path: Path) -> None:
     """A relative path is where it was when the pool began, though the program changes its
     directory."""

@@ -32,6 +32,7 @@ def test_drain(handler: str, signum: int) -> None:
         assert "WARNING" not in server.log
 
 
+@pytest.mark.thread_unsafe
 def test_drain_finishes_what_was_accepted() -> None:
     """Connections that wait in a worker's queue when the pool stops are handled before it exits."""
     with Server("begin_and_wait", "--workers", "1", "--capacity", "4") as server:
@@ -72,6 +73,7 @@ def test_second_signal(signum: int) -> None:
         assert read_some(sock) == b""
 
 
+@pytest.mark.thread_unsafe
 def test_a_stopping_pool_refuses() -> None:
     """Once it stops, nobody can connect."""
     with Server("begin_and_wait", "--workers", "1", "--capacity", "1") as server:
@@ -87,6 +89,7 @@ def test_a_stopping_pool_refuses() -> None:
         assert server.process.wait() == 0
 
 
+@pytest.mark.thread_unsafe
 @pytest.mark.parametrize(
     ("handler", "capacity"), [("begin_and_wait", "1"), ("begin_and_wait_async", "2")]
 )
@@ -114,6 +117,7 @@ def test_reload(handler: str, capacity: str) -> None:
         assert "WARNING" not in server.log
 
 
+@pytest.mark.thread_unsafe
 def test_reload_under_load() -> None:
     """Reload after reload, and every connection is answered."""
     with Server("echo", "--workers", "2", "--capacity", "2") as server:

@@ -15,6 +15,7 @@ from support.processes import Program, fork, run_in_child
 from support.sockets import Pair
 
 
+@pytest.mark.thread_unsafe
 @pytest.mark.parametrize("count", [1, 253])
 def test_from_a_forked_child(count: int, pair: Pair, tmp_path: Path) -> None:
     """What a child opened can be read by its parent after the child has exited."""
@@ -36,6 +37,7 @@ def test_from_a_forked_child(count: int, pair: Pair, tmp_path: Path) -> None:
     assert len(fds) == count
 
 
+@pytest.mark.thread_unsafe
 def test_to_a_forked_child(stream: Pair, tmp_path: Path) -> None:
     """A child writes through the descriptor that it received."""
 
@@ -50,6 +52,7 @@ def test_to_a_forked_child(stream: Pair, tmp_path: Path) -> None:
         assert (tmp_path / "file").read_text() == "from the child"
 
 
+@pytest.mark.thread_unsafe
 def test_fork_between_receives(stream: Pair, make_files: MakeFiles) -> None:
     """Parent and child both go on receiving after a fork, with nothing of each other's."""
     first, second, third = make_files(3)
@@ -65,6 +68,7 @@ def test_fork_between_receives(stream: Pair, make_files: MakeFiles) -> None:
     receive(third)
 
 
+@pytest.mark.thread_unsafe
 def test_dying_sender(stream: Pair, file: int) -> None:
     """Descriptors queued by a process that was killed arrive, then comes the end of file."""
     left, right = stream

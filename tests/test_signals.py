@@ -29,6 +29,7 @@ def recv_fd(sock: socket.socket) -> None:
     fdpass_c.recv_fd(sock)
 
 
+@pytest.mark.thread_unsafe
 @pytest.mark.parametrize("receive", [recv_fds, recv_fd])
 def test_handler_raises_while_receiving(
     receive: Callable[[socket.socket], None], pair: Pair, file: int, keep: Keep
@@ -47,6 +48,7 @@ def test_handler_raises_while_receiving(
     assert identities(fds) == [identity(file)]
 
 
+@pytest.mark.thread_unsafe
 def test_handler_raises_while_sending(stream: Pair, file: int) -> None:
     """An exception from a handler ends a blocked send, and nothing of it was sent."""
     filled = fill(stream[0])
@@ -63,6 +65,7 @@ def test_handler_raises_while_sending(stream: Pair, file: int) -> None:
     assert received == filled
 
 
+@pytest.mark.thread_unsafe
 def test_handler_returns_while_receiving(pair: Pair, file: int, keep: Keep) -> None:
     """A receive goes on waiting after a handler that returns."""
     left, right = pair
@@ -88,6 +91,7 @@ def test_handler_returns_while_receiving(pair: Pair, file: int, keep: Keep) -> N
     assert len(calls) >= 3
 
 
+@pytest.mark.thread_unsafe
 def test_handler_returns_while_sending(stream: Pair, file: int, keep: Keep) -> None:
     """A send goes on after a handler that made room."""
     fill(stream[0])
@@ -100,6 +104,7 @@ def test_handler_returns_while_sending(stream: Pair, file: int, keep: Keep) -> N
     assert identities(fds) == [identity(file)]
 
 
+@pytest.mark.thread_unsafe
 @pytest.mark.parametrize("receive", [recv_fds, recv_fd])
 def test_signals_do_not_extend_a_timeout(
     receive: Callable[[socket.socket], None], stream: Pair
@@ -117,6 +122,7 @@ def test_signals_do_not_extend_a_timeout(
     assert calls
 
 
+@pytest.mark.thread_unsafe
 def test_handler_receives_too(
     stream: Pair, seqpacket: Pair, make_files: MakeFiles, keep: Keep
 ) -> None:
@@ -143,6 +149,7 @@ def test_handler_receives_too(
     assert identities(inner_fds) == identities([inner_file] * 3)
 
 
+@pytest.mark.thread_unsafe
 @places_known
 @pytest.mark.parametrize("count", [1, 2])
 @pytest.mark.parametrize("receive", [recv_fds, recv_fd])
@@ -166,6 +173,7 @@ def test_handler_raises_right_after_the_arrival(
         receive(stream[1])
 
 
+@pytest.mark.thread_unsafe
 @pytest.mark.parametrize("count", [1, 2, 5])
 @pytest.mark.parametrize("bufsize", [10, 10_000])
 @pytest.mark.parametrize("name", ["recv_fds", "recv_fd"])

@@ -10,6 +10,7 @@ import pytest
 import fdpass_c
 
 
+@pytest.mark.thread_unsafe
 @pytest.mark.parametrize("replaced", [("send_fds",), ("recv_fds",), ("send_fds", "recv_fds")])
 def test_send_recv_fds_tests(replaced: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
     """SendRecvFdsTests of this interpreter's test_socket runs unchanged."""

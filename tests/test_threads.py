@@ -45,6 +45,7 @@ def test_sockets_of_their_own() -> None:
     run_together([partial(work, number) for number in range(THREADS)])
 
 
+@pytest.mark.thread_unsafe
 @pytest.mark.parametrize("batched", [False, True])
 def test_one_socket_for_all(batched: bool, make_files: MakeFiles) -> None:
     """Messages of many threads over one socket arrive exactly once, each with its descriptor."""

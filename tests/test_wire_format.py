@@ -108,6 +108,7 @@ def test_numbers_of_the_page() -> None:
     assert f"| one each | {lib.FDP_ONE_EACH} |" in page
 
 
+@pytest.mark.thread_unsafe
 @pytest.mark.parametrize("compiler", ["gcc", "clang"])
 def test_fuzzing_for_a_moment(compiler: str, tmp_path: Path) -> None:
     """Mutated frames, to the decoder and over a socket, under sanitizers: no finding."""

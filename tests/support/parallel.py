@@ -2,67 +2,25 @@
 
     PYTHONPATH=tests python -m pytest -p support.parallel --parallel-threads 4
 
-Every test runs; those that change the whole process, or ask something of all of it, in one thread.
+Every test runs; those marked thread_unsafe, in one thread.
 """
 
 import functools
 import inspect
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from types import CodeType, FunctionType, SimpleNamespace
+from types import FunctionType, SimpleNamespace
 from typing import Any
 
 import pytest
 
 TESTS = str(Path(__file__).parent.parent)
 
-# What does something to the whole process, or depends on which numbers are free, who the children
-# are, which limits and signal handlers stand and what was warned of. Python 3.11 counts the depth
-# of ast for all threads together.
-PROCESS_WIDE = {
-    "EBADF",
-    "ast",
-    "catch_warnings",
-    "fork",
-    "gc",
-    "is_open",
-    "list_fds",
-    "monkeypatch",
-    "no_leak",
-    "resource",
-    "serve",
-    "signal",
-    "subprocess",
-    "tracemalloc",
-    "warns",
-}
-
-
-def _names(code: CodeType) -> Iterator[str]:
-    yield from code.co_names
-    for constant in code.co_consts:
-        if isinstance(constant, CodeType):
-            yield from _names(constant)
-
 
 def _is_ours(function: object) -> bool:
     return isinstance(function, FunctionType) and function.__code__.co_filename.startswith(TESTS)
-
-
-def _is_process_wide(function: Callable[..., object], seen: set[object]) -> bool:
-    """Whether function, or a function of ours that it names, names one of PROCESS_WIDE."""
-    function = inspect.unwrap(function)
-    if function in seen or not _is_ours(function):
-        return False
-    seen.add(function)
-    assert isinstance(function, FunctionType)
-    for name in _names(function.__code__):
-        named = function.__globals__.get(name)
-        if name in PROCESS_WIDE or (callable(named) and _is_process_wide(named, seen)):
-            return True
-    return False
 
 
 class Fixtures:
@@ -120,14 +78,5 @@ def _with_own_fixtures(item: pytest.Function) -> Callable[..., None]:
 @pytest.hookimpl(tryfirst=True)
 def pytest_itemcollected(item: pytest.Item) -> None:
     assert isinstance(item, pytest.Function)
-    test = item.function
-    inner = getattr(test, "hypothesis", SimpleNamespace(inner_test=test)).inner_test
-    fixtures = [find_fixture(item, name) for name in item.fixturenames if name[0] != "_"]
-    functions = [inner, *_parameters(item).values(), *(one.func for one in fixtures if one)]
-    seen: set[object] = set()
-    # One that asks for fixtures by itself gets those of all threads.
-    asks = "request" in inspect.signature(inner).parameters
-    if asks or any(_is_process_wide(one, seen) for one in functions if callable(one)):
-        item.add_marker(pytest.mark.thread_unsafe)
-    else:
+    if item.get_closest_marker("thread_unsafe") is None:
         item.obj = _with_own_fixtures(item)
