@@ -147,14 +147,14 @@ class WrongFileno:
 
 
 @pytest.mark.parametrize("wrong", [None, "3", 3.0, b"3", [0], WrongFileno()])
-@pytest.mark.parametrize(("count", "position"), [(3, 0), (3, 1), (3, 2), (40, 39)])
-def test_wrong_element(wrong: Any, count: int, position: int, pair: Pair, file: int) -> None:
+@pytest.mark.parametrize(("count", "position"), [(3, 0), (3, 2), (40, 39)])
+def test_wrong_element(wrong: Any, count: int, position: int, stream: Pair, file: int) -> None:
     """A wrong element is a TypeError that names its position, and nothing is sent."""
     fds = [file] * count
     fds[position] = wrong
     with pytest.raises(TypeError, match=rf"fds\[{position}\]"):
-        fdpass_c.send_fds(pair[0], [b"x"], fds)
-    assert_empty(pair[1])
+        fdpass_c.send_fds(stream[0], [b"x"], fds)
+    assert_empty(stream[1])
 
 
 def test_wrong_single_element(pair: Pair) -> None:

@@ -244,7 +244,7 @@ def closed_fd() -> int:
 @pytest.mark.thread_unsafe
 @pytest.mark.parametrize("rows", [False, True], ids=["one", "lists"])
 @pytest.mark.parametrize("kind", ["stream", "seqpacket"])
-@pytest.mark.parametrize("wrong", [0, 1, 62, 63, 64, 65, 127, 128, 150, 199])
+@pytest.mark.parametrize("wrong", [0, 63, 64, 199])
 def test_bad_descriptor(
     wrong: int, kind: str, rows: bool, request: pytest.FixtureRequest, make_files: MakeFiles
 ) -> None:

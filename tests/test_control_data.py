@@ -25,7 +25,7 @@ options = pytest.mark.parametrize(
 
 
 @options
-@pytest.mark.parametrize("count", [0, 1, 2, 252, 253])
+@pytest.mark.parametrize("count", [0, 1, 253])
 def test_option_takes_no_room(
     option: int, count: int, pair: Pair, make_files: MakeFiles, keep: Keep
 ) -> None:
@@ -73,7 +73,7 @@ def test_strict_pair(option: int, stream: Pair, file: int) -> None:
 
 
 @options
-@pytest.mark.parametrize("count", [2, 3, 10, 253])
+@pytest.mark.parametrize("count", [2, 253])
 def test_surplus_beside_the_option(
     option: int, count: int, pair: Pair, make_files: MakeFiles, keep: Keep
 ) -> None:
@@ -87,8 +87,9 @@ def test_surplus_beside_the_option(
     assert flags & CTRUNC
 
 
-@pytest.mark.parametrize("count", [1, 2, 3, 4, 5, 253])
-@pytest.mark.parametrize("maxfds", [0, 1, 2, 3, 4])
+@pytest.mark.parametrize(
+    ("count", "maxfds"), [(1, 0), (1, 1), (2, 1), (2, 2), (3, 2), (4, 3), (5, 4), (253, 4)]
+)
 def test_surplus(count: int, maxfds: int, pair: Pair, make_files: MakeFiles, keep: Keep) -> None:
     """The first maxfds are handed over, the others closed, and MSG_CTRUNC says whether any were."""
     files = make_files(count)

@@ -17,6 +17,8 @@ from contextlib import contextmanager, suppress
 from typing import IO, Any
 
 import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
 
 import fdpass_c
 from support.marks import linux_only
@@ -26,7 +28,11 @@ from support.sockets import Pair, assert_empty, drain, fill, read_all
 from support.threads import beside
 from support.waiting import once_blocked
 
-COUNTS = [0, 1, 2, 3, 15, 16, 17, 18, 100, 1023, 1024, 1025, 2047, 2048, 2049, 100_000]
+# Each example empties the file.
+quick = settings(
+    max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+COUNTS = [0, 1, 2, 16, 17, 1024, 1025, 2048, 2049, 100_000]
 
 
 @pytest.fixture
@@ -66,7 +72,7 @@ def full_pipe(room: int) -> Iterator[tuple[int, int, int]]:
         os.close(writer)
 
 
-@pytest.mark.parametrize("offset", [None, 0, 5])
+@pytest.mark.parametrize("offset", [None, 5])
 @pytest.mark.parametrize("count", COUNTS)
 def test_any_number(count: int, offset: int | None, target: IO[bytes]) -> None:
     """Any number of buffers is written in order; with an offset the position stays."""
@@ -80,18 +86,32 @@ def test_any_number(count: int, offset: int | None, target: IO[bytes]) -> None:
     assert read_back(target) == expected
 
 
-@pytest.mark.parametrize("size", [1, 16, 127, 1024, 1025, 5000, 65_536])
-@pytest.mark.parametrize("count", [1, 2, 10, 16, 17, 100, 1025])
+@quick
+@given(count=st.integers(1, 1100), size=st.integers(1, 2000) | st.integers(1, 70_000))
+@example(count=16, size=65_536)
+@example(count=17, size=1024)
+@example(count=17, size=1025)
+@example(count=1024, size=5000)
+@example(count=1025, size=1)
 def test_any_size(count: int, size: int, target: IO[bytes]) -> None:
     """Small and large buffers are written alike."""
+    target.truncate(0)
+    target.seek(0)
     buffers = numbered(count, size)
     assert fdpass_c.writev(target.fileno(), buffers) == sum(map(len, buffers))
-    assert read_back(target) == b"".join(buffers)
+    assert read_back(target) in (b"".join(buffers),)
 
 
-@pytest.mark.parametrize("count", [3, 16, 17, 18, 1024, 1030, 2500])
-@pytest.mark.parametrize("period", [2, 5, 256, 1023])
-@pytest.mark.parametrize("offset", [None, 3])
+@quick
+@given(
+    count=st.integers(3, 2500),
+    period=st.integers(2, 30) | st.integers(2, 1100),
+    offset=st.none() | st.just(3),
+)
+@example(count=16, period=2, offset=None)
+@example(count=17, period=5, offset=3)
+@example(count=1030, period=1023, offset=None)
+@example(count=2500, period=256, offset=3)
 def test_mixed_sizes(offset: int | None, period: int, count: int, target: IO[bytes]) -> None:
     """A large buffer here and there, empty ones between, wherever they stand."""
     for first in (0, 1, period - 1):
@@ -407,13 +427,12 @@ def test_first_error_is_reported() -> None:
 
 
 @pytest.mark.parametrize("wrong", ["text", None, 1, 1.5, object(), [b"x"]])
-@pytest.mark.parametrize("size", [1, 5000])
 @pytest.mark.parametrize(
-    ("position", "count"), [(0, 1), (1, 2), (15, 16), (9, 20), (16, 17), (1023, 1024), (700, 3000)]
+    ("position", "count"), [(0, 1), (15, 16), (16, 17), (1023, 1024), (700, 3000)]
 )
-def test_no_buffer(position: int, count: int, size: int, wrong: Any, target: IO[bytes]) -> None:
+def test_no_buffer(position: int, count: int, wrong: Any, target: IO[bytes]) -> None:
     """What has no buffer is a TypeError; among the first 1024 nothing is written then."""
-    buffers: list[Any] = [b"x" * size] * count
+    buffers: list[Any] = [b"x"] * count
     buffers[position] = wrong
     with pytest.raises(TypeError):
         fdpass_c.writev(target.fileno(), buffers)
