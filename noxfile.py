@@ -14,7 +14,7 @@ STRICT = {"FDPASS_WERROR": "1"}
 # What of the repository is no part of the project's source.
 NOT_SOURCE = {".ci", ".github", ".gitignore"}
 # The least share of the C core's lines that the suite has to reach, in percent.
-C_LINES = 90
+C_LINES = 92
 
 
 def install(session: nox.Session, *groups: str) -> None:
