@@ -11,7 +11,7 @@ import os
 import socket
 import sys
 
-from fdpass_c.pool import Pool
+from fdpass_c.pool import Pool, leaving_event
 
 _LONGEST_HEAD = 16384
 
@@ -23,6 +23,7 @@ async def handle(sock: socket.socket, _address: object) -> None:
         while head := await _read_head(reader):
             method = head.split(b" ", 1)[0]
             close = b"\r\nconnection: close" in head.lower() or b" HTTP/1.0\r\n" in head
+            close = close or leaving_event().is_set()
             status = b"200 OK" if method in (b"GET", b"HEAD") else b"405 Method Not Allowed"
             body = b"hello from worker %d\n" % os.getpid()
             writer.write(
@@ -42,11 +43,18 @@ async def handle(sock: socket.socket, _address: object) -> None:
 
 
 async def _read_head(reader: asyncio.StreamReader) -> bytes:
-    """The next request up to the empty line; empty where the client has closed."""
+    """The next request up to the empty line; empty where the client has closed, or is idle and
+    this worker is to leave."""
+    reading = asyncio.ensure_future(reader.readuntil(b"\r\n\r\n"))
+    leaving = asyncio.ensure_future(leaving_event().wait())
     try:
-        return await reader.readuntil(b"\r\n\r\n")
+        await asyncio.wait([reading, leaving], return_when=asyncio.FIRST_COMPLETED)
+        return await reading if reading.done() else b""
     except asyncio.IncompleteReadError:
         return b""
+    finally:
+        reading.cancel()
+        leaving.cancel()
 
 
 if __name__ == "__main__":

@@ -1,5 +1,7 @@
 """Programs with pools that the command line cannot ask for: pool_programs.py NAME ARGUMENT..."""
 
+import atexit
+import contextlib
 import ctypes
 import logging
 import os
@@ -8,6 +10,10 @@ import signal
 import socket
 import struct
 import sys
+import threading
+import time
+import warnings
+from typing import Any
 
 from fdpass_c.pool import Pool, open_listener
 from support.handlers import begin_and_wait, obey
@@ -66,6 +72,66 @@ def print_to(where: str, *addresses: str) -> None:
         sys.stdout = open("/dev/full" if where == "full" else writer, "w")  # noqa: SIM115
         print("never seen")
     Pool(obey, 1).serve(*addresses)
+
+
+def wait_to_start(gate: str, option: str, value: str, *addresses: str) -> None:
+    """A pool of two workers that do not start while there is a file gate; an option more."""
+
+    def wait() -> None:
+        while os.path.exists(gate):
+            time.sleep(0.01)
+
+    options: dict[str, Any] = {option: float(value) if "." in value else int(value)}
+    Pool(obey, 2, setup=wait, **options).serve(*addresses)
+
+
+def die_idle(*addresses: str) -> None:
+    """A pool of one worker that dies when it has started."""
+
+    def die_soon() -> None:
+        threading.Timer(0.02, os.kill, [os.getpid(), signal.SIGKILL]).start()
+
+    Pool(obey, 1, setup=die_soon).serve(*addresses)
+
+
+def wait_for_any(how: str, *addresses: str) -> None:
+    """A pool of two workers, in a program that waits for whatever child ends."""
+    warnings.simplefilter("ignore", DeprecationWarning)  # Of a fork beside a thread.
+
+    def wait() -> bool:
+        with contextlib.suppress(ChildProcessError):
+            while os.waitpid(-1, 0 if how == "thread" else os.WNOHANG)[0]:
+                pass
+        return False
+
+    if how == "thread":
+        # Once the workers have been forked.
+        threading.Timer(0.5, wait).start()
+    else:
+        # Between finding a worker dead and starting the next, and at other moments.
+        logging.getLogger("fdpass_c.pool").addFilter(lambda _: not wait())
+    Pool(obey, 2).serve(*addresses)
+
+
+def teardown(path: str, handler: str, *addresses: str) -> None:
+    """A pool of one worker whose teardown notes its threads in a file; an atexit of the program's
+    own notes that it runs."""
+
+    def note(text: str) -> None:
+        with open(path, "a") as file:
+            file.write(f"{text}\n")
+
+    def note_threads() -> None:
+        note(f"teardown beside {len([t for t in threading.enumerate() if not t.daemon]) - 1}")
+
+    atexit.register(note, "atexit")
+    Pool(
+        getattr(handlers, handler),
+        1,
+        setup=lambda: note("setup"),
+        teardown=note_threads,
+        drain=100,
+    ).serve(*addresses)
 
 
 def main(name: str, *arguments: str) -> None:

@@ -156,6 +156,18 @@ def test_http_server() -> None:
                     assert stream.read().count(b"Connection: close") == 1
 
 
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGHUP])
+def test_http_server_leaves(signum: int) -> None:
+    """Idle connections end when their worker is to leave, which does not wait to be killed."""
+    with listening("http_server") as (process, address):
+        host, _, port = address.partition(":")
+        with socket.create_connection((host, int(port))) as sock, sock.makefile("rb") as stream:
+            sock.sendall(b"GET / HTTP/1.1\r\n\r\n")
+            assert b"200 OK" in stream.readline()
+            process.send_signal(signum)
+            assert stream.read().endswith(b"\n")
+
+
 @pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
 def test_http_server_and_curl() -> None:
     """curl gets an answer."""

@@ -70,6 +70,40 @@ def test_a_broken_standard_output(where: str) -> None:
         assert "cannot start" not in server.log
 
 
+def test_idle_workers_that_die_young() -> None:
+    """Workers that die, idle, as soon as they have started are not replaced without end."""
+    with Server(program=("pool_programs.py", "die_idle")) as server:
+        server.wait_for("stopping")
+        assert server.process.wait() == 1
+        server.wait_for("PoolError: 5 workers in a row died before they began anything")
+        assert server.log.count(" started\n") == 5
+
+
+def test_workers_that_somebody_kills() -> None:
+    """Workers that have served may be killed as often as anybody likes."""
+    with Server("echo", "--workers", "2") as server:
+        for _ in range(10):
+            victim = server.settled(2).pids[0]
+            assert server.ask().endswith(b"hello")
+            os.kill(victim, signal.SIGKILL)
+            server.wait_for("killed by SIGKILL")
+        assert server.stop() == 0
+
+
+@pytest.mark.parametrize("how", ["handler", "thread"])
+def test_somebody_else_waits_for_the_workers(how: str) -> None:
+    """Where something else in the program takes the status of dead workers, they are replaced all
+    the same, and nobody else is killed."""
+    with Server(program=("pool_programs.py", "wait_for_any", how)) as server:
+        for _ in range(5):
+            first, second = server.settled(2).pids
+            os.kill(first, signal.SIGKILL)
+            server.wait_for(rf"worker {first} (was killed|has gone)")
+            assert second in server.settled(2).pids
+            assert int(server.ask())
+        assert server.stop() == 0
+
+
 @pytest.mark.thread_unsafe
 def test_reload_with_workers_that_die(tmp_path: Path) -> None:
     """Where no successor starts, the old workers stay and serve on."""

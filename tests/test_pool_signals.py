@@ -4,6 +4,7 @@ import os
 import select
 import signal
 import threading
+from pathlib import Path
 
 import pytest
 
@@ -117,6 +118,61 @@ def test_reload(handler: str, capacity: str) -> None:
         assert "WARNING" not in server.log
 
 
+@pytest.mark.parametrize("max_requests", ["1", "8"])
+def test_successors_come_first(max_requests: str, tmp_path: Path) -> None:
+    """Workers that are used up serve on while their successors take long to start, one at a time;
+    then they leave."""
+    gate = tmp_path / "gate"
+    program = ("pool_programs.py", "wait_to_start", str(gate), "max_requests", max_requests)
+    with Server(program=program) as server:
+        old = server.settled(2).pids
+        gate.touch()
+        for _ in range(40):
+            assert int(server.ask()) in old
+        status = server.status()
+        assert sorted(worker.state for worker in status.workers) == ["FREE", "FREE", "STARTING"]
+        gate.unlink()
+        while {*server.settled(2).pids} & {*old}:
+            pass
+        assert server.settled(2).lost == 0
+        assert server.stop() == 0
+        assert "WARNING" not in server.log
+
+
+def test_a_start_that_hangs(tmp_path: Path) -> None:
+    """A reload whose workers hang at their start is given up, and can be tried again."""
+    gate = tmp_path / "gate"
+    program = ("pool_programs.py", "wait_to_start", str(gate), "start_timeout", "0.5")
+    with Server(program=program) as server:
+        old = server.settled(2).pids
+        gate.touch()
+        server.send_signal(signal.SIGHUP)
+        for _ in range(5):
+            server.wait_for(r"WARNING worker \d+ did not start in time")
+        server.wait_for("5 workers in a row died before they began anything.*the old workers stay")
+        assert server.settled(2).pids == old
+        assert int(server.ask()) in old
+        gate.unlink()
+        server.send_signal(signal.SIGHUP)
+        while {*server.settled(2).pids} & {*old}:
+            pass
+        assert server.stop() == 0
+
+
+def test_a_stop_while_a_start_hangs(tmp_path: Path) -> None:
+    """A pool that stops does not wait, for as long as it would for requests, for a worker that
+    hangs at its start."""
+    gate = tmp_path / "gate"
+    program = ("pool_programs.py", "wait_to_start", str(gate), "drain", "10000")
+    with Server(program=program) as server:
+        server.settled(2)
+        gate.touch()
+        server.send_signal(signal.SIGHUP)
+        while not any(worker.state == "STARTING" for worker in server.status().workers):
+            pass
+        assert server.stop() == 0
+
+
 @pytest.mark.thread_unsafe
 def test_reload_under_load() -> None:
     """Reload after reload, and every connection is answered."""
@@ -135,20 +191,19 @@ def test_reload_under_load() -> None:
 @pytest.mark.parametrize("handler", ["echo", "echo_async"])
 @pytest.mark.parametrize("capacity", ["1", "3"])
 def test_max_requests(handler: str, capacity: str) -> None:
-    """A worker is replaced after exactly so many connections, and none is lost by it."""
+    """A worker is replaced after so many connections, and none is lost by it."""
     with Server(handler, "--workers", "2", "--capacity", capacity, "--max-requests", "5") as server:
-        counts: dict[bytes, int] = {}
         for _ in range(5):
             with connections(server, 10) as socks:
                 for sock in socks:
                     sock.sendall(b"hello")
                 for sock in socks:
-                    pid = read_all(sock).split()[0]
-                    counts[pid] = counts.get(pid, 0) + 1
-        assert sum(counts.values()) == 50
-        assert max(counts.values()) == 5
+                    assert read_all(sock).endswith(b"hello")
+        while any(worker.handled >= 5 for worker in server.settled(2).workers):
+            pass
         status = server.settled(2)
         assert (status.handled, status.lost) == (50, 0)
+        assert sum(worker.restarts for worker in status.workers) >= 4
         assert server.stop() == 0
 
 

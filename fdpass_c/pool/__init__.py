@@ -13,6 +13,7 @@ worker's own side), intake (accepting) -> listeners, signals, bell (waking the m
 status, log.
 """
 
+from fdpass_c.pool.leaving import is_leaving, leaving_event
 from fdpass_c.pool.listeners import Address, inherit_listeners, open_listener
 from fdpass_c.pool.pool import Pool, PoolError
 from fdpass_c.pool.status import Status, WorkerStatus
@@ -24,5 +25,7 @@ __all__ = [
     "Status",
     "WorkerStatus",
     "inherit_listeners",
+    "is_leaving",
+    "leaving_event",
     "open_listener",
 ]

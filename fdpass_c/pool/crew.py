@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from fdpass_c.channel import Channel
 from fdpass_c.descriptors import close_fds
+from fdpass_c.pool import leaving
 from fdpass_c.pool.connected import dump_address
 from fdpass_c.pool.intake import Connection
 from fdpass_c.pool.log import logger
@@ -22,6 +23,10 @@ from fdpass_c.pool.worker import leave_signals_to_master
 
 Work = Callable[[Channel, Tally], None]
 """What a worker does, with its end of the channel."""
+
+
+TAKEN = -1
+"""In place of a wait status, which something else in the process got, by waitpid(-1)."""
 
 
 class State(enum.Enum):
@@ -34,17 +39,21 @@ class Place(NamedTuple):
     """What a worker is started for.
 
     slot: its number, which its successor gets too. restarts: workers that had it before. capacity:
-    connections that it has in hand at most. most: connections that it is given in all.
+    connections that it has in hand at most. enough: connections after which it is to be replaced.
     """
 
     slot: int
     restarts: int
     capacity: int
-    most: int
+    enough: float
 
 
 class Worker:
-    """A forked process, and the copies of the connections that it may not have begun."""
+    """A forked process, and the copies of the connections that it may not have begun.
+
+    deadline: when it is to have done what its state says, and ready_at: when it had started, both
+    as time.monotonic.
+    """
 
     def __init__(self, place: Place, pid: int, sock: socket.socket, tally: Tally) -> None:
         """Takes ownership of sock, this side of the connection to the worker."""
@@ -54,7 +63,8 @@ class Worker:
         self.tally = tally
         self.given = self.in_hand = self.room = 0
         self.turn = 0
-        self.leave_by = float("inf")
+        self.deadline = self.ready_at = float("inf")
+        self._enough = place.enough
         self.copies: deque[Connection] = deque()
         self._status: int | None = None
         self._sock = sock
@@ -88,18 +98,25 @@ class Worker:
 
     @property
     def is_used_up(self) -> bool:
-        return self.given >= self.place.most
+        """Whether it is to be replaced, while it serves on until its successor is ready."""
+        return self.given >= self._enough
+
+    def serve_on(self) -> None:
+        """There is no successor: it is used up again after as many connections again."""
+        self._enough = self.given + self.place.enough
 
     def welcome(self) -> None:
         """It has started."""
         self.state = State.READY
+        self.deadline = float("inf")
+        self.ready_at = time.monotonic()
         self._count()
 
     def _count(self) -> None:
         self.in_hand = self.given - self.tally.handled
         self.room = 0
         if self.state is State.READY:
-            self.room = min(self.place.capacity - self.in_hand, self.place.most - self.given)
+            self.room = self.place.capacity - self.in_hand
 
     def look(self) -> Sequence[int]:
         """Reads the tally; returns the copies that are no longer needed, to be closed."""
@@ -114,7 +131,8 @@ class Worker:
         """Has it finish what it was given and exit; deadline: seconds from now."""
         self.state = State.LEAVING
         self.room = 0
-        self.leave_by = time.monotonic() + deadline
+        self.deadline = time.monotonic() + deadline
+        self.tally.leave()
         self.flush()
 
     def flush(self) -> bool:
@@ -128,17 +146,24 @@ class Worker:
 
     def has_exited(self) -> bool:
         if self._status is None:
-            pid, status = os.waitpid(self.pid, os.WNOHANG)
-            self._status = status if pid else None
+            self._wait(os.WNOHANG)
         return self._status is not None
 
     def end(self) -> int:
-        """Kills it where it still runs; returns its wait status."""
+        """Kills it where it still runs; returns its wait status, or TAKEN."""
         if not self.has_exited():
             os.kill(self.pid, signal.SIGKILL)
-            self._status = os.waitpid(self.pid, 0)[1]
+            self._wait(0)
         assert self._status is not None
         return self._status
+
+    def _wait(self, options: int) -> None:
+        try:
+            pid, status = os.waitpid(self.pid, options)
+        except ChildProcessError:
+            self._status = TAKEN
+        else:
+            self._status = status if pid else None
 
     def forget(self) -> None:
         """In a forked child: closes its copies."""
@@ -161,6 +186,7 @@ def fork_worker(place: Place, forget: Callable[[], None], work: Work) -> Worker:
     OSError: EAGAIN or ENOMEM where the system has no process for it, EMFILE.
     """
     tally = Tally()
+    master = os.getpid()
     ours, theirs = socket.socketpair()
     with theirs:
         try:
@@ -168,6 +194,7 @@ def fork_worker(place: Place, forget: Callable[[], None], work: Work) -> Worker:
             pid = os.fork()
             if pid == 0:
                 ours.close()
+                leaving.become_worker(tally, master)
                 _become_worker(theirs, tally, forget, work)
             return Worker(place, pid, ours, tally)
         except BaseException:
@@ -207,6 +234,8 @@ def _flush_streams() -> None:
 
 def describe_exit(status: int) -> str:
     """A wait status in words."""
+    if status == TAKEN:
+        return "has gone, and something else in this process waited for it"
     code = os.waitstatus_to_exitcode(status)
     if code >= 0:
         return f"exited with status {code}"

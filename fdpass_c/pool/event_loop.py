@@ -17,6 +17,7 @@ from fdpass_c.pool.connected import (
     take_socket,
 )
 from fdpass_c.pool.handlers import Handler
+from fdpass_c.pool.leaving import make_event
 from fdpass_c.pool.log import logger
 from fdpass_c.pool.tally import Tally
 
@@ -37,11 +38,11 @@ class EventLoopWorker:
         self._told = 0
         self._ring_later: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
-        self._leaving = False
 
     async def run(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._thread = threading.get_ident()
+        self._leaving = make_event()
         # Cancelled before any task hears of it, where asyncio.run ends because something exits.
         self._end: asyncio.Future[None] = self._loop.create_future()
         for name in ("create_connection", "connect_accepted_socket"):
@@ -56,7 +57,7 @@ class EventLoopWorker:
                 batch = self._channel.recv_many()
             except MASTER_GONE:
                 self._loop.remove_reader(self._channel.fileno())
-                self._leaving = True
+                self._leaving.set()
                 self._end_if_done()
                 return
             first = self._tally.begun + 1
@@ -80,7 +81,7 @@ class EventLoopWorker:
         self._end_if_done()
 
     def _end_if_done(self) -> None:
-        if self._leaving and not self._tasks and not self._end.done():
+        if self._leaving.is_set() and not self._tasks and not self._end.done():
             self._end.set_result(None)
 
     async def _handle(self, sock: ConnectedSocket, address: Any) -> None:

@@ -1,8 +1,10 @@
 """The master: one loop, in which connections, workers and signals come."""
 
 import contextlib
+import random
 import selectors
 import signal
+import threading
 import time
 from collections.abc import Callable
 from typing import NamedTuple
@@ -22,14 +24,16 @@ from fdpass_c.pool.worker import run_worker
 
 
 class Plan(NamedTuple):
-    """What a Pool was asked for; most: connections that one worker gets before it is replaced."""
+    """What a Pool was asked for."""
 
     handler: Handler
     workers: int
     capacity: int
-    most: int
+    max_requests: int | None
     drain: float
+    start_timeout: float
     setup: Callable[[], object] | None
+    teardown: Callable[[], object] | None
 
 
 class Master:
@@ -52,8 +56,15 @@ class Master:
         self._workers: list[Worker] = []
         self._dispatcher = Dispatcher(entrance, self._workers, bell, selector)
         self._staff = Staff(
-            self._workers, self._dispatcher, selector, self._start, plan.workers, plan.drain
+            self._workers,
+            self._dispatcher,
+            selector,
+            self._start,
+            plan.workers,
+            plan.drain,
+            plan.start_timeout,
         )
+        self._random = random.Random()
         selector.register(bell, selectors.EVENT_READ, self._answer)
 
     def run(self) -> str:
@@ -117,14 +128,26 @@ class Master:
             self._entrance.close()
 
     def _start(self, slot: int, restarts: int) -> Worker:
-        place = Place(slot, restarts, self._plan.capacity, self._plan.most)
+        enough = float("inf")
+        if most := self._plan.max_requests:
+            # Those that started together, and share evenly, are not all used up together.
+            enough = most - self._random.randrange(most // 4 + 1)
+        place = Place(slot, restarts, self._plan.capacity, enough)
         return fork_worker(place, self._forget, self._work)
 
     def _work(self, channel: Channel, tally: Tally) -> None:
         """In the worker."""
-        if self._plan.setup is not None:
-            self._plan.setup()
-        run_worker(channel, tally, self._bell, self._plan.handler, self._plan.capacity)
+        plan = self._plan
+        if plan.setup is not None:
+            plan.setup()
+        try:
+            run_worker(channel, tally, self._bell, plan.handler, plan.capacity)
+            # As Python does at its end, and multiprocessing at a forked child's: waits for the
+            # threads that are no daemons, and has thread pools end theirs.
+            threading._shutdown()  # type: ignore[attr-defined]
+        finally:
+            if plan.teardown is not None:
+                plan.teardown()
 
     def _forget(self) -> None:
         """In the worker: closes its copies of what is the master's."""

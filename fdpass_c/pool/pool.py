@@ -3,7 +3,6 @@
 import selectors
 import signal
 import socket
-import sys
 from collections.abc import Callable
 from contextlib import ExitStack
 
@@ -43,27 +42,42 @@ class Pool:
         *,
         max_requests: int | None = None,
         drain: float = 30.0,
+        start_timeout: float = 60.0,
         setup: Callable[[], object] | None = None,
+        teardown: Callable[[], object] | None = None,
     ) -> None:
         """workers: how many processes. capacity: how many connections a worker has in hand at most.
 
         With a plain function a capacity over 1 is a queue in the worker: fewer system calls a
         connection, but a short one waits behind a long one. max_requests: a worker is replaced
-        after so many connections; None for never. drain: seconds that a worker has to finish
-        when it is to stop or to be replaced; then it is killed. setup: called in each worker
-        before its first connection; one that raises is a worker that died at start.
+        after so many connections; None for never. Its successor starts after three quarters of
+        them to all, at random, one at a time; until that is ready the worker serves on.
 
-        ValueError: workers, capacity or max_requests below 1, or a negative drain.
+        drain: seconds that a worker has to finish when it is to stop or to be replaced; then it is
+        killed. start_timeout: seconds that a worker has to start; one that hangs in setup is
+        killed then, and counts as one that died at start.
+
+        setup: called in each worker before its first connection; one that raises is a worker that
+        died at start. teardown: called in each worker at its end, when it has finished what it was
+        given and its threads that are no daemons have ended, and when a handler calls sys.exit;
+        not in one that is killed. What atexit holds does not run in a worker: it would be the
+        master's.
+
+        ValueError: workers, capacity or max_requests below 1, a negative drain or start_timeout.
         """
         if workers < 1 or capacity < 1 or (max_requests is not None and max_requests < 1):
             raise ValueError(
                 "workers, capacity and max_requests are at least 1, "
                 f"got {workers}, {capacity} and {max_requests}"
             )
-        if drain < 0:
-            raise ValueError(f"drain is a number of seconds, not negative, got {drain}")
-        most = max_requests or sys.maxsize
-        self._plan = Plan(handler, workers, capacity, most, drain, setup)
+        if drain < 0 or start_timeout < 0:
+            raise ValueError(
+                "drain and start_timeout are numbers of seconds, not negative, "
+                f"got {drain} and {start_timeout}"
+            )
+        self._plan = Plan(
+            handler, workers, capacity, max_requests, drain, start_timeout, setup, teardown
+        )
         self._signals = Signals()
         self._master: Master | None = None
 

@@ -16,6 +16,12 @@ next attempt waits twice as long each time."""
 
 _FIRST_DELAY = 0.05
 
+_SETTLED = 1.0
+"""Seconds after which a worker that is ready, and idle, has started well."""
+
+_GRACE = 1.0
+"""Seconds for a worker that is still starting when the pool stops: it has nothing to finish."""
+
 
 class Staff:
     """Starts, replaces and ends workers.
@@ -33,10 +39,11 @@ class Staff:
         start: Callable[[int, int], Worker],
         slots: int,
         drain: float,
+        start_timeout: float,
     ) -> None:
         """workers: none yet, kept up to date. start: takes a slot and the number of workers that
-        had it before; OSError where there is no process. drain: seconds that a worker may take to
-        finish."""
+        had it before; OSError where there is no process. drain and start_timeout: seconds that a
+        worker may take to finish and to start."""
         self.alarm = 0.0
         self.stopping = self._gave_up = False
         self.failure = ""
@@ -46,10 +53,11 @@ class Staff:
         self._selector = selector
         self._start = start
         self._drain = drain
+        self._start_timeout = start_timeout
         self._restarts = [0] * slots
         self._outdated: deque[Worker] = deque()
         self._stop_by = float("inf")
-        self._start_at = 0.0
+        self._start_at = self._failed_at = 0.0
         self._failed_starts = self._begun_before = 0
 
     def check(self) -> None:
@@ -62,13 +70,17 @@ class Staff:
             logger.warning("dropping %d connections that nobody took", len(waiting))
             self._dispatcher.drop_waiting()
         for worker in [*self._workers]:
-            if now >= min(worker.leave_by, self._stop_by):
-                logger.warning("worker %d did not finish in time", worker.pid)
+            if now >= min(worker.deadline, self._stop_by):
+                verb = "start" if worker.state is State.STARTING else "finish"
+                logger.warning("worker %d did not %s in time", worker.pid, verb)
                 self.bury(worker)
-            elif worker.state is not State.LEAVING and (
-                worker.is_used_up or (self.stopping and not waiting)
-            ):
-                worker.retire(min(self._drain, self._stop_by - now))
+            elif worker.state is State.LEAVING:
+                continue
+            elif self.stopping and not waiting:
+                patience = _GRACE if worker.state is State.STARTING else self._drain
+                worker.retire(min(patience, self._stop_by - now))
+            elif worker.is_used_up and worker not in self._outdated:
+                self._outdated.append(worker)
         self._fill(now)
 
     def _fill(self, now: float) -> None:
@@ -76,7 +88,7 @@ class Staff:
         if now >= self._start_at:
             while missing and self._spawn(missing[0]):
                 missing = self._find_missing()
-        moments = [worker.leave_by for worker in self._workers]
+        moments = [worker.deadline for worker in self._workers]
         if missing:
             moments.append(self._start_at)
         self.alarm = min([self.alarm, self._stop_by, *moments])
@@ -105,6 +117,7 @@ class Staff:
             self._count_failed_start(reason)
             return False
         self._restarts[slot] += 1
+        worker.deadline = time.monotonic() + self._start_timeout
         self._workers.append(worker)
         self._selector.register(worker.channel, selectors.EVENT_READ, partial(self._hear, worker))
         logger.info("worker %d started", worker.pid)
@@ -127,8 +140,6 @@ class Staff:
 
     def _welcome(self, worker: Worker) -> None:
         worker.welcome()
-        if not self._dispatcher.waiting:
-            self._failed_starts = 0
         for other in self._workers:
             if (
                 other.place.slot == worker.place.slot
@@ -183,15 +194,21 @@ class Staff:
             logger.info("%s", ended)
             return
         logger.warning("%s: %d connections lost, %d go to others", ended, lost, len(worker.copies))
-        if worker.state is State.STARTING or (worker.copies and not worker.tally.begun):
+        if worker.state is State.LEAVING or worker.tally.begun:
+            return
+        if worker.copies or time.monotonic() < worker.ready_at + _SETTLED:
             self._count_failed_start(ended)
 
     def _count_failed_start(self, reason: str) -> None:
-        if self._dispatcher.begun > self._begun_before:
+        now = time.monotonic()
+        if self._dispatcher.begun > self._begun_before or any(
+            self._failed_at < worker.ready_at <= now - _SETTLED for worker in self._workers
+        ):
             self._begun_before = self._dispatcher.begun
             self._failed_starts = 0
         self._failed_starts += 1
-        self._start_at = time.monotonic() + _FIRST_DELAY * 2 ** (self._failed_starts - 1)
+        self._failed_at = now
+        self._start_at = now + _FIRST_DELAY * 2 ** (self._failed_starts - 1)
         if self._failed_starts < _FAILED_STARTS or self.stopping:
             return
         failure = (
@@ -200,6 +217,8 @@ class Staff:
         )
         if self._outdated:
             logger.error("%s; the old workers stay", failure)
+            for worker in self._outdated:
+                worker.serve_on()
             self._outdated.clear()
             self._failed_starts = 0
         else:

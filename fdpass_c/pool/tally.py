@@ -2,12 +2,13 @@
 
 import mmap
 
-_HANDLED, _BEGUN, _READY, _FAILED, _RELEASED = range(5)
+_HANDLED, _BEGUN, _READY, _FAILED, _RELEASED, _LEAVING = range(6)
 _MASK = 2**32 - 1
 
 
 class Tally:
-    """Counts that one side raises and the other reads, modulo 2**32, and whether it has started.
+    """Counts that one side raises and the other reads, modulo 2**32, and whether it has started
+    and is to leave.
 
     A message would have to be sent before each handler runs, to be sure that it is there if the
     worker is killed then. A count in shared memory is, without a system call. Each is an aligned
@@ -40,6 +41,14 @@ class Tally:
     @property
     def has_started(self) -> bool:
         return self._words[_READY] != 0
+
+    def leave(self) -> None:
+        """In the master: the worker gets no more connections."""
+        self._words[_LEAVING] = 1
+
+    @property
+    def is_leaving(self) -> bool:
+        return self._words[_LEAVING] != 0
 
     def count_handled(self) -> int:
         """In any thread of the master: what read will find."""

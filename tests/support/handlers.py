@@ -8,12 +8,14 @@ import resource
 import signal
 import socket
 import sys
+import threading
 from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial, wraps
 from pathlib import Path
 from typing import Any
 
-from fdpass_c.pool import Pool
+from fdpass_c.pool import Pool, is_leaving, leaving_event
 
 
 def echo(sock: socket.socket, address: object) -> None:
@@ -187,6 +189,64 @@ async def exit_beside_others(sock: socket.socket, _address: object) -> None:
     if request == b"cancel":
         raise asyncio.CancelledError
     await loop.sock_sendall(sock, request)
+
+
+def keep_alive(sock: socket.socket, _address: object) -> None:
+    """Answers until its client closes or the worker is to leave, for which it looks at times."""
+    sock.settimeout(0.02)
+    sock.sendall(f"{os.getpid()} ".encode())
+    while not is_leaving():
+        try:
+            if not (request := sock.recv(1000)):
+                return
+        except TimeoutError:
+            continue
+        sock.sendall(request)
+
+
+async def keep_alive_async(sock: socket.socket, _address: object) -> None:
+    """The same in an event loop, where nobody has to look."""
+    loop = asyncio.get_running_loop()
+    await loop.sock_sendall(sock, f"{os.getpid()} ".encode())
+    leaving = asyncio.create_task(leaving_event().wait())
+    while not leaving.done():
+        request = asyncio.create_task(loop.sock_recv(sock, 1000))
+        await asyncio.wait([leaving, request], return_when=asyncio.FIRST_COMPLETED)
+        if not request.done():
+            request.cancel()
+            assert is_leaving()
+            return
+        if not request.result():
+            break
+        await loop.sock_sendall(sock, request.result())
+    leaving.cancel()
+
+
+def give_to_thread(sock: socket.socket, _address: object) -> None:
+    """Has a thread answer, in its own time."""
+    fd = sock.detach()
+
+    def answer() -> None:
+        with socket.socket(fileno=fd) as taken:
+            taken.sendall(f"{os.getpid()} ".encode())
+            taken.sendall(taken.recv(1000))
+
+    threading.Thread(target=answer).start()
+
+
+_executor = ThreadPoolExecutor(2)
+
+
+def give_to_executor(sock: socket.socket, _address: object) -> None:
+    """Has a thread pool answer, whose threads wait for more afterwards."""
+    fd = sock.detach()
+
+    def answer() -> None:
+        with socket.socket(fileno=fd) as taken:
+            taken.sendall(f"{os.getpid()} ".encode())
+            taken.sendall(taken.recv(1000))
+
+    _executor.submit(answer)
 
 
 _numbers = itertools.count()

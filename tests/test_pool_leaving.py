@@ -1,0 +1,95 @@
+"""A worker that is to leave says so to its handlers, and ends in order."""
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+import fdpass_c.pool
+from support.server import Server, connections
+from support.sockets import read_all, read_some
+
+kept_alive = pytest.mark.parametrize(
+    ("handler", "capacity"), [("keep_alive", "1"), ("keep_alive_async", "2")]
+)
+
+
+@kept_alive
+@pytest.mark.parametrize("end", ["TERM", "HUP", "kill the master"])
+def test_kept_alive_connections_end(handler: str, capacity: str, end: str) -> None:
+    """A handler learns that its worker is to leave, and its idle connections end long before the
+    worker would be killed."""
+    options = ("--workers", "2", "--capacity", capacity, "--drain", "10000")
+    with Server(handler, *options) as server:
+        server.settled(2)
+        with connections(server, 2) as socks:
+            pids = []
+            for sock in socks:
+                pids.append(int(sock.recv(100)))
+                sock.sendall(b"still here")
+                assert sock.recv(100) == b"still here"
+            assert len({*pids}) == 2
+            if end == "kill the master":
+                server.process.kill()
+            else:
+                server.send_signal(signal.SIGTERM if end == "TERM" else signal.SIGHUP)
+            for sock in socks:
+                assert read_all(sock) == b""
+        if end == "HUP":
+            status = server.settled(2)
+            assert not {*status.pids} & {*pids}
+            assert (status.handled, status.lost) == (2, 0)
+            assert server.stop() == 0
+        elif end == "TERM":
+            assert server.process.wait() == 0
+        assert "WARNING" not in server.log
+
+
+def test_outside_of_a_worker() -> None:
+    """A handler runs in a test, or anywhere, as well: nobody is leaving there."""
+    assert not fdpass_c.pool.is_leaving()
+    assert not fdpass_c.pool.leaving_event().is_set()
+
+
+@pytest.mark.parametrize("handler", ["give_to_thread", "give_to_executor"])
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGHUP])
+def test_threads_are_waited_for(handler: str, signum: int, tmp_path: Path) -> None:
+    """A thread that a handler gave its connection to finishes before its worker ends; then the
+    teardown runs, and what atexit holds in the program only."""
+    notes = tmp_path / "notes"
+    with Server(program=("pool_programs.py", "teardown", str(notes), handler)) as server:
+        server.settled(1)
+        with connections(server, 1) as (sock,):
+            assert sock.recv(100)
+            server.send_signal(signum)
+            server.wait_for("stopping" if signum == signal.SIGTERM else "worker .* started")
+            sock.sendall(b"still here")
+            assert read_all(sock) == b"still here"
+        if signum == signal.SIGHUP:
+            server.wait_for("exited with status 0")
+            assert server.settled(1).lost == 0
+            server.send_signal(signal.SIGTERM)
+        assert server.process.wait() == 0
+        times = 2 if signum == signal.SIGHUP else 1
+        assert "WARNING" not in server.log
+    lines = notes.read_text().splitlines()
+    assert sorted(lines) == sorted(["setup", "teardown beside 0"] * times + ["atexit"])
+    assert lines[-1] == "atexit"
+
+
+def test_teardown_where_a_handler_exits(tmp_path: Path) -> None:
+    """The teardown runs where a handler calls sys.exit, and not in a worker that is killed."""
+    notes = tmp_path / "notes"
+    with Server(program=("pool_programs.py", "teardown", str(notes), "obey")) as server:
+        with server.connect() as sock:
+            sock.sendall(b"exit")
+            assert read_some(sock) == b""
+        server.wait_for("exited with status 3")
+        assert notes.read_text().startswith("setup\nteardown beside 0\n")
+        (pid,) = server.settled(1).pids
+        os.kill(pid, signal.SIGKILL)
+        server.wait_for("killed by SIGKILL")
+        server.settled(1)
+        server.stop()
+    assert notes.read_text().split("\n").count("teardown beside 0") == 2
