@@ -125,38 +125,20 @@ int fdp_recvmmsg(int sock, struct mmsghdr *headers, unsigned count, int flags) {
 
 /* -- writing without waiting ------------------------------------------------------------------- */
 
-/* RWF_NOWAIT of linux/fs.h. */
-#define FDP_RWF_NOWAIT 8
-
 ssize_t fdp_writev_nowait(int fd, const struct iovec *buffers, int count) {
 #if defined(__linux__) && defined(SYS_pwritev2)
     /* Not pwritev2: glibc has it since 2.26, musl since 1.2.5. The offset -1 is two longs. */
-    ssize_t written = syscall(SYS_pwritev2, fd, buffers, count, -1L, -1L, FDP_RWF_NOWAIT);
+    const int rwf_nowait = 8;
+    ssize_t written = syscall(SYS_pwritev2, fd, buffers, count, -1L, -1L, rwf_nowait);
     if (written >= 0)
         return written;
-    /* A file on btrfs or xfs answers EAGAIN where its page is not in memory: it is never full. */
-    struct stat target_is;
-    int is_file = errno == EAGAIN && fstat(fd, &target_is) == 0 && S_ISREG(target_is.st_mode);
-    if (errno != EOPNOTSUPP && !is_missing(errno) && !is_file)
-        return -errno;
+    return is_missing(errno) ? -EOPNOTSUPP : -errno;
+#else
+    (void)fd;
+    (void)buffers;
+    (void)count;
+    return -EOPNOTSUPP;
 #endif
-    /* What cannot be asked not to wait: files, which do not, and old pipes, whose room is asked. */
-    struct pollfd target = {.fd = fd, .events = POLLOUT};
-    if (poll(&target, 1, 0) == 0)
-        return -EAGAIN;
-    struct stat kind;
-    if (fstat(fd, &kind) != 0 || !S_ISFIFO(kind.st_mode)) {
-        ssize_t now = writev(fd, buffers, count);
-        return now >= 0 ? now : -errno;
-    }
-    /* A pipe that is not full has room for PIPE_BUF bytes, and may wait for room for more. */
-    while (count > 1 && buffers->iov_len == 0) {
-        buffers++;
-        count--;
-    }
-    size_t piece = buffers->iov_len < PIPE_BUF ? buffers->iov_len : PIPE_BUF;
-    ssize_t now = write(fd, buffers->iov_base, piece);
-    return now >= 0 ? now : -errno;
 }
 
 /* -- the descriptor table ---------------------------------------------------------------------- */
@@ -173,8 +155,6 @@ ssize_t fdp_count_open(void) {
     return -ENOTSUP;
 }
 
-/* -- end of file ------------------------------------------------------------------------------- */
-
 int fdp_is_shut(int sock) {
 #if defined(__linux__)
     struct pollfd peer = {.fd = sock, .events = POLLRDHUP};
@@ -184,8 +164,6 @@ int fdp_is_shut(int sock) {
     return 1;
 #endif
 }
-
-/* -- close_range ------------------------------------------------------------------------------- */
 
 #if defined(__linux__)
 #ifndef SYS_close_range

@@ -171,8 +171,8 @@ int fdp_recvmmsg(int sock, struct mmsghdr *headers, unsigned count, int flags);
 
 /* -- writing without waiting --------------------------------------------------------------------- */
 
-/* writev to what is no socket: the bytes written, -EAGAIN where it is full, or another negative
- * errno. A device may make it wait. */
+/* writev that never waits, to what is no socket: the bytes written, -EAGAIN where it is full,
+ * -EOPNOTSUPP where it cannot be told so, or another negative errno. */
 ssize_t fdp_writev_nowait(int fd, const struct iovec *buffers, int count);
 
 /* -- the descriptor table, the clock --------------------------------------------------------------- */

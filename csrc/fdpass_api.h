@@ -144,9 +144,18 @@ ssize_t fdp_recv_batch(int sock, void *ret_data, size_t capacity, size_t fd_capa
 
 /* Writes buffers to each of fds without waiting for any that is full. ret_results[i]: the bytes
  * that fds[i] took, or a negative errno where it took none, -EAGAIN if it is full. A device may
- * make it wait; a pipe without a reader raises SIGPIPE. */
-void fdp_broadcast(const int *fds, size_t fd_count, const struct iovec *buffers, size_t count,
-                   ssize_t *ret_results);
+ * make it wait; a pipe without a reader raises SIGPIPE. Returns how many of fds had their turn: it
+ * stops behind one that took only a part or gave -EINTR, because a signal may be why. The caller
+ * lets its handler run and calls again with the rest of fds. */
+size_t fdp_broadcast(const int *fds, size_t fd_count, const struct iovec *buffers, size_t count,
+                     ssize_t *ret_results);
+
+/* Writes count buffers, one after the other, with one write. Each stands in a row of width bytes,
+ * 2 to 256, as Python's struct packs a Pascal string: its length, then its bytes, cut where they are
+ * more than the row takes. rows is used up. Returns the bytes written plus 2 to the 32 times those
+ * that are left. -E2BIG: a row that is full, so that its buffer may have been cut; nothing was
+ * written.  Otherwise as write, which may wait, and raises SIGPIPE where nobody reads. */
+int64_t fdp_write_rows(int fd, void *rows, size_t width, size_t count);
 
 /* peer.c: who is at the other end. */
 

@@ -2,23 +2,56 @@
 #include "compat.h"
 #include "fdpass.h"
 
-/* Buffers a system call. Linux takes 1024 (IOV_MAX); past some hundred no more is gained. */
-#define CHUNK 256
+/* Buffers a system call: IOV_MAX of Linux, macOS and FreeBSD. */
+#define CHUNK 1024
 
-/* Copies what is left of buffers behind the first skip bytes; returns how many it copied. */
-static size_t copy_rest(struct iovec *ret_rest, const struct iovec *buffers, size_t count,
-                        size_t skip) {
-    size_t copied = 0;
-    for (size_t i = 0; i < count && copied < CHUNK; i++) {
-        if (skip >= buffers[i].iov_len) {
-            skip -= buffers[i].iov_len;
-            continue;
+static size_t sum_lengths(const struct iovec *buffers, size_t count) {
+    size_t total = 0;
+    for (size_t i = 0; i < count; i++)
+        total += buffers[i].iov_len;
+    return total;
+}
+
+static int is_full(int fd) {
+    struct pollfd target = {.fd = fd, .events = POLLOUT};
+    return poll(&target, 1, 0) == 0;
+}
+
+/* A pipe that is not full has room for PIPE_BUF bytes, and may wait for room for more. */
+static ssize_t write_to_pipe(int fd, const struct iovec *buffers, size_t count) {
+    ssize_t written = 0;
+    for (size_t i = 0; i < count; i++) {
+        const char *next = buffers[i].iov_base;
+        for (size_t left = buffers[i].iov_len; left > 0;) {
+            if (is_full(fd))
+                return written > 0 ? written : -EAGAIN;
+            ssize_t now = write(fd, next, left < PIPE_BUF ? left : PIPE_BUF);
+            if (now < 0)
+                return written > 0 ? written : -errno;
+            next += now;
+            left -= (size_t)now;
+            written += now;
         }
-        ret_rest[copied++] = (struct iovec){.iov_base = (char *)buffers[i].iov_base + skip,
-                                            .iov_len = buffers[i].iov_len - skip};
-        skip = 0;
     }
-    return copied;
+    return written;
+}
+
+/* To what is no socket. */
+static ssize_t write_to_file(int fd, const struct iovec *buffers, size_t count) {
+    ssize_t written = fdp_writev_nowait(fd, buffers, (int)count);
+    if (written != -EOPNOTSUPP && written != -EAGAIN)
+        return written;
+    struct stat status;
+    mode_t mode = fstat(fd, &status) == 0 ? status.st_mode : 0;
+    /* A file on btrfs or xfs says EAGAIN where its page is not in memory: it is never full. */
+    if (written == -EAGAIN && !S_ISREG(mode))
+        return written;
+    if (S_ISFIFO(mode))
+        return write_to_pipe(fd, buffers, count);
+    if (is_full(fd))
+        return -EAGAIN;
+    written = writev(fd, buffers, (int)count);
+    return written >= 0 ? written : -errno;
 }
 
 /* Writes what fits without waiting for anybody. */
@@ -32,32 +65,56 @@ static ssize_t write_now(int fd, const struct iovec *buffers, size_t count) {
                                  : sendmsg(fd, &header, flags);
     if (written >= 0)
         return written;
-    if (errno != ENOTSOCK)
-        return -errno;
-    return fdp_writev_nowait(fd, buffers, (int)count);
+    return errno == ENOTSOCK ? write_to_file(fd, buffers, count) : -errno;
 }
 
 static ssize_t write_to_one(int fd, const struct iovec *buffers, size_t count) {
-    struct iovec rest[CHUNK];
     size_t written = 0;
-    /* The usual message is one chunk, written whole: no copy, and no second call to learn so. */
-    size_t left = count <= CHUNK ? count : copy_rest(rest, buffers, count, 0);
-    const struct iovec *next = count <= CHUNK ? buffers : rest;
-    while (left > 0) {
-        ssize_t now = write_now(fd, next, left);
+    for (size_t at = 0; at < count; at += CHUNK) {
+        size_t in_chunk = count - at < CHUNK ? count - at : CHUNK;
+        size_t size = sum_lengths(buffers + at, in_chunk);
+        /* A socket would send an empty packet. */
+        if (size == 0)
+            continue;
+        ssize_t now = write_now(fd, buffers + at, in_chunk);
         if (now < 0)
             return written > 0 ? (ssize_t)written : now;
         written += (size_t)now;
-        left = copy_rest(rest, buffers, count, written);
-        next = rest;
-        if (now == 0)
+        if ((size_t)now < size)
             break;
     }
     return (ssize_t)written;
 }
 
-void fdp_broadcast(const int *fds, size_t fd_count, const struct iovec *buffers, size_t count,
-                   ssize_t *ret_results) {
-    for (size_t i = 0; i < fd_count; i++)
-        ret_results[i] = write_to_one(fds[i], buffers, count);
+static ssize_t check_open(int fd) {
+    return fcntl(fd, F_GETFD) < 0 ? -errno : 0;
+}
+
+size_t fdp_broadcast(const int *fds, size_t fd_count, const struct iovec *buffers, size_t count,
+                     ssize_t *ret_results) {
+    size_t total = sum_lengths(buffers, count);
+    for (size_t i = 0; i < fd_count; i++) {
+        ssize_t result = total > 0 ? write_to_one(fds[i], buffers, count) : check_open(fds[i]);
+        ret_results[i] = result;
+        if (result == -EINTR || (result >= 0 && (size_t)result < total))
+            return i + 1;
+    }
+    return fd_count;
+}
+
+int64_t fdp_write_rows(int fd, void *rows, size_t width, size_t count) {
+    unsigned char *end = rows;
+    const unsigned char *row = rows;
+    for (size_t i = 0; i < count; i++, row += width) {
+        size_t length = row[0];
+        if (length >= width - 1)
+            return -E2BIG;
+        memmove(end, row + 1, length);
+        end += length;
+    }
+    size_t size = (size_t)(end - (unsigned char *)rows);
+    ssize_t written = size > 0 ? write(fd, rows, size) : check_open(fd);
+    if (written < 0)
+        return -errno;
+    return (int64_t)(size - (size_t)written) << 32 | written;
 }

@@ -1,8 +1,10 @@
 """Gather writes: many buffers to one descriptor, the same buffers to many."""
 
+import contextlib
 import errno
 import os
-from collections.abc import Iterable, Sequence
+import struct
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NoReturn
 
 from fdpass_c._native import ffi, lib
@@ -17,14 +19,37 @@ _MAX_BUFFERS = 1024
 # Up to this mean size, copying buffers into one costs less than describing each to the kernel.
 _JOIN_BELOW = 1024
 
-# Up to so many buffers, each is asked for its size.
-_FEW = 16
+# A row of fdp_write_rows holds a buffer's length, its bytes, and room for one more, so that a
+# longer buffer shows. A row is cleared before it is filled, so that narrow ones cost less.
+_NARROW = 66
+_WIDE = 256
+_WRITTEN = 2**32 - 1
+_DOES_NOT_FIT = -errno.E2BIG
 
 _join = b"".join
 _write = os.write
+_write_rows = lib.fdp_write_rows
 # Where the system or PyPy has no such call, the buffers are joined.
 _writev = getattr(os, "writev", lambda fd, buffers: os.write(fd, _join(buffers)))
 _pwritev = getattr(os, "pwritev", lambda fd, buffers, at: os.pwrite(fd, _join(buffers), at))
+
+
+class _Packers(dict[tuple[str, int], Callable[..., bytes]]):
+    """By item and count, what packs so many of them; struct.error for all but bytes, bytearray.
+
+    These are Python's own memory. Bytes of another object may be a mapping, which only the kernel
+    may touch: where the file behind it was cut, that is EFAULT, and SIGBUS in this process.
+    """
+
+    def __missing__(self, shape: tuple[str, int]) -> Callable[..., bytes]:
+        if len(self) >= 64:
+            self.clear()
+        item, count = shape
+        pack = self[shape] = struct.Struct(item * count).pack
+        return pack
+
+
+_packers = _Packers()
 
 
 def writev(fd: int | HasFileno, buffers: Iterable[Buffer], offset: int | None = None) -> int:
@@ -34,48 +59,33 @@ def writev(fd: int | HasFileno, buffers: Iterable[Buffer], offset: int | None = 
     objects of any size, empty ones too. offset: where in the file to write, leaving its position
     alone (man 2 pwritev); None writes at the position.
 
-    It goes on after short writes and signals until everything is written. A non-blocking
-    descriptor that is full is a BlockingIOError; a socket with a timeout waits that long in all,
-    then TimeoutError. Every OSError says in its attribute characters_written how many bytes were
-    written before it. TypeError for what has no buffer; among the first 1024 nothing is written
-    then.
+    It goes on after short writes and signals until everything is written; where there is nothing
+    to write it writes nothing. A non-blocking descriptor that is full is a BlockingIOError; a
+    socket with a timeout waits that long in all, then TimeoutError. Every OSError says in its
+    attribute characters_written how many bytes were written before it; EFAULT is a mapping whose
+    file was cut. TypeError for what has no buffer; among the first 1024 nothing is written then.
 
     What it writes is one stretch of bytes, not one message: it may take several system calls
-    where there are over 1024 buffers.
+    where there are over 1024 buffers. Small buffers are copied, at most 1 MiB at a time.
     """
-    # With as little around the system call as can be: the ends of the list stand for all of it,
-    # and a wrong guess costs a copy. All else, and all that goes wrong, is _write_all's.
-    if offset is None and type(fd) is int:
-        listed: Sequence[Buffer] = buffers  # type: ignore[assignment]
-        try:
-            size = len(listed[0]) + len(listed[-1])
-            if size <= 2 * _JOIN_BELOW and len(listed) <= _MAX_BUFFERS:
-                data = _join(listed)
-                size = len(data)
-            elif len(listed) == 2 and type(listed[0]) is type(listed[1]) is bytes:
-                data = None
-            else:
-                return _write_all(fd, listed, None)
-        except (TypeError, LookupError):
-            return _write_all(fd, buffers, None)
-        try:
-            written = _writev(fd, listed) if data is None else _write(fd, data)
-        except BlockingIOError:
-            written = 0
-        except OSError as error:
-            _count_written(error, 0)
-            raise
-        return size if written == size else _finish(fd, listed, written, None)
-    return _write_all(fd, buffers, offset)
-
-
-def _write_all(fd: int | HasFileno, buffers: Iterable[Buffer], offset: int | None) -> int:
+    target = fd if type(fd) is int else fileno(fd)
     if type(buffers) is not list and type(buffers) is not tuple:
         buffers = [*buffers]
-    target = fd if type(fd) is int else fileno(fd)
     count = len(buffers)
+    # Two are a head and a body: nothing beats os.writev, if little is around it.
+    if count == 2 and offset is None:
+        first, second = buffers
+        if type(first) is type(second) is bytes and (size := len(first) + len(second)):
+            try:
+                written = _writev(target, buffers)
+            except BlockingIOError:
+                written = 0
+            except OSError as error:
+                _count_written(error, 0)
+                raise
+            return size if written == size else _finish(fd, buffers, written, None)
     if offset is not None and offset < 0:
-        _refuse_offset()  # Linux takes -1 for the position (man 2 pwritev2).
+        _refuse(errno.EINVAL)  # Linux takes -1 for the position (man 2 pwritev2).
     if count <= _MAX_BUFFERS:
         return _write_part(fd, target, buffers, offset)
     deadline = Deadline(fd, WRITABLE)
@@ -91,9 +101,9 @@ def _write_all(fd: int | HasFileno, buffers: Iterable[Buffer], offset: int | Non
     return done
 
 
-def _refuse_offset() -> NoReturn:
+def _refuse(code: int) -> NoReturn:
     try:
-        raise_oserror(errno.EINVAL)
+        raise_oserror(code)
     except OSError as error:
         _count_written(error, 0)
         raise
@@ -106,31 +116,37 @@ def _write_part(
     offset: int | None,
     deadline: Deadline | None = None,
 ) -> int:
-    """Up to 1024 buffers with one system call, joined or not as their size makes it faster.
+    """Up to 1024 buffers with one system call.
 
-    Asking every buffer for its size costs as much as half of the writing where they are many and
-    small. Then a few are asked, and a wrong guess costs a copy.
+    The core writes small ones: asking each for its size here costs as much as half of the writing.
     """
-    asked = buffers if len(buffers) <= _FEW else buffers[:: len(buffers) // 4]
+    count = len(buffers)
+    if count > 2 and offset is None and type(buffers[0]) is type(buffers[1]) is bytes:
+        larger = max(len(buffers[0]), len(buffers[1]))
+        if larger < _WIDE - 1:
+            width = _NARROW if larger < _NARROW - 1 else _WIDE
+            try:
+                rows = _packers[f"{width}p", count](*buffers)
+                result = _write_rows(target, rows, width, count)
+            except (struct.error, MemoryError):
+                result = _DOES_NOT_FIT
+            if 0 <= result <= _WRITTEN:
+                return result
+            if result >= 0 or result in (-errno.EAGAIN, -errno.EINTR):
+                return _finish(fd, buffers, max(result, 0) & _WRITTEN, None, deadline)
+            if result != _DOES_NOT_FIT:
+                _refuse(-result)
+    data, size = _measure(buffers)
     try:
-        size = sum(map(len, asked))
-    except TypeError:
-        size = sum(map(_size, asked))
-    try:
-        if size <= _JOIN_BELOW * len(asked):
-            data = _join(buffers)
-            size = len(data)
-            written = _write(target, data) if offset is None else os.pwrite(target, data, offset)
+        if size == 0:
+            os.fstat(target)  # For EBADF. Writing nothing to a socket sends an empty packet.
+            return 0
+        if offset is None:
+            written = _writev(target, buffers) if data is None else _write(target, data)
+        elif data is None:
+            written = _pwritev(target, buffers, offset)
         else:
-            # What len says of other types may be items wider than a byte.
-            for buffer in asked:
-                if type(buffer) is not bytes or asked is not buffers:
-                    size = sum(map(_size, buffers))
-                    break
-            if offset is None:
-                written = _writev(target, buffers)
-            else:
-                written = _pwritev(target, buffers, offset)
+            written = os.pwrite(target, data, offset)
     except BlockingIOError:
         written = 0
     except OSError as error:
@@ -139,6 +155,20 @@ def _write_part(
     if written == size:
         return written
     return _finish(fd, buffers, written, offset, deadline)
+
+
+def _measure(buffers: Sequence[Buffer]) -> tuple[bytes | None, int]:
+    """The buffers joined, where that is cheaper and may be done, and their size."""
+    count = len(buffers)
+    try:
+        _packers["0s", count](*buffers)
+    except struct.error:
+        return None, sum(map(_size, buffers))
+    size = sum(map(len, buffers))
+    if count > 2 and size <= _JOIN_BELOW * count:
+        with contextlib.suppress(MemoryError):
+            return _join(buffers), size
+    return None, size
 
 
 def _count_written(error: OSError, written: int) -> None:
@@ -211,7 +241,13 @@ def broadcast(fds: Iterable[int | HasFileno], buffers: Iterable[Buffer]) -> list
     total = len(data)
     results = ffi.new("ssize_t[]", len(targets))
     view = ffi.new("struct iovec *", (ffi.from_buffer("char[]", data), total))
-    lib.fdp_broadcast(as_ints(targets), len(targets), view, 1, results)
+    done = lib.fdp_broadcast(as_ints(targets), len(targets), view, 1, results)
+    if done < len(targets):
+        # The core stops where a signal may have cut a write short: its handler runs here.
+        numbers = ffi.new("int[]", targets)
+        while done < len(targets):
+            rest = len(targets) - done
+            done += lib.fdp_broadcast(numbers + done, rest, view, 1, results + done)
     listed: list[Any] = ffi.unpack(results, len(targets))
     if min(listed, default=0) < 0:
         listed = [result if result >= 0 else _as_error(-result) for result in listed]
@@ -219,6 +255,8 @@ def broadcast(fds: Iterable[int | HasFileno], buffers: Iterable[Buffer]) -> list
 
 
 def _as_error(code: int) -> OSError:
+    if code == errno.EINTR:
+        code = errno.EAGAIN  # A device that waited until a signal came is full.
     try:
         raise_oserror(code)
     except OSError as error:

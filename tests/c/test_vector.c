@@ -58,6 +58,20 @@ static void check_read(int fd, const struct vector *vector, size_t size) {
     free(data);
 }
 
+/* Until each target had its turn. */
+static void broadcast(const int *fds, size_t fd_count, const struct vector *vector,
+                      ssize_t *ret_results) {
+    size_t done = 0;
+    while (done < fd_count) {
+        size_t now = fdp_broadcast(fds + done, fd_count - done, vector->buffers, vector->count,
+                                   ret_results + done);
+        CHECK(now > 0);
+        done += now;
+        ssize_t last = ret_results[done - 1];
+        CHECK(done == fd_count || (last >= 0 && (size_t)last < vector->size));
+    }
+}
+
 static void test_any_number(void) {
     static const size_t NUMBERS[] = {0, 1, 2, 255, 256, 257, 512, 1023, 1024, 1025, 5000};
     for (size_t i = 0; i < COUNT(NUMBERS); i++) {
@@ -68,7 +82,7 @@ static void test_any_number(void) {
         CHECK(pipe(pipes) == 0);
         const int targets[] = {left, file, pipes[1]};
         ssize_t results[3];
-        fdp_broadcast(targets, 3, vector.buffers, vector.count, results);
+        broadcast(targets, 3, &vector, results);
         for (size_t k = 0; k < 3; k++)
             CHECK(results[k] == (ssize_t)vector.size);
         CHECK(lseek(file, 0, SEEK_SET) == 0);
@@ -88,11 +102,12 @@ static void test_never_waits(void) {
     CHECK(pipe(pipes) == 0);
     const int targets[] = {left, pipes[1]};
     ssize_t results[2], again[2];
-    fdp_broadcast(targets, 2, vector.buffers, vector.count, results);
+    broadcast(targets, 2, &vector, results);
     CHECK(results[0] > 0 && (size_t)results[0] < vector.size);
     CHECK(results[1] > 0 && (size_t)results[1] < vector.size);
     do {
-        fdp_broadcast(targets, 2, &(struct iovec){.iov_base = vector.data, .iov_len = 1}, 1, again);
+        struct iovec byte = {.iov_base = vector.data, .iov_len = 1};
+        CHECK(fdp_broadcast(targets, 2, &byte, 1, again) == 2);
     } while (again[0] > 0 || again[1] > 0);
     CHECK(again[0] == -EAGAIN && again[1] == -EAGAIN);
     check_read(right, &vector, (size_t)results[0]);
@@ -115,7 +130,7 @@ static void test_errors_stay_apart(void) {
     const int targets[] = {-1, left, gone, read_only, orphan[1], INT_MAX, left};
     const ssize_t expected[] = {-EBADF, 6, -EPIPE, -EBADF, -EPIPE, -EBADF, 6};
     ssize_t results[COUNT(targets)];
-    fdp_broadcast(targets, COUNT(targets), vector.buffers, vector.count, results);
+    broadcast(targets, COUNT(targets), &vector, results);
     for (size_t i = 0; i < COUNT(targets); i++)
         CHECK(results[i] == expected[i]);
     const int all[] = {gone, left, right, orphan[1], read_only};
@@ -123,9 +138,30 @@ static void test_errors_stay_apart(void) {
     free_vector(&vector);
 }
 
+static void test_nothing_to_write(void) {
+    struct iovec empty[600] = {{.iov_base = NULL, .iov_len = 0}};
+    int left, right;
+    open_pair(SOCK_SEQPACKET, &left, &right);
+    const int targets[] = {left, -1, left};
+    for (size_t count = 0; count <= COUNT(empty); count += 300) {
+        ssize_t results[3] = {7, 7, 7};
+        CHECK(fdp_broadcast(targets, 3, empty, count, results) == 3);
+        CHECK(results[0] == 0 && results[1] == -EBADF && results[2] == 0);
+    }
+    empty[400] = (struct iovec){.iov_base = "x", .iov_len = 1};
+    ssize_t result;
+    CHECK(fdp_broadcast(targets, 1, empty, COUNT(empty), &result) == 1 && result == 1);
+    char byte;
+    CHECK(recv(right, &byte, 1, MSG_DONTWAIT) == 1);
+    CHECK(recv(right, &byte, 1, MSG_DONTWAIT) == -1 && errno == EAGAIN);
+    const int all[] = {left, right};
+    fdp_close_fds(all, COUNT(all));
+}
+
 int main(void) {
     RUN(test_any_number);
     RUN(test_never_waits);
     RUN(test_errors_stay_apart);
+    RUN(test_nothing_to_write);
     return 0;
 }

@@ -1,0 +1,89 @@
+"""A terminal that nobody reads can make broadcast wait, but keeps no signal handler from its turn."""
+
+import os
+import pty
+import signal
+import tty
+from contextlib import ExitStack
+
+import pytest
+from helpers import (
+    Interruption,
+    handling,
+    interrupt,
+    interrupt_main_thread,
+    linux_only,
+    once_blocked,
+    run_in_child,
+)
+
+import fdpass_c
+
+LARGE = bytes(1_000_000)
+SECONDS = 15
+ROUNDS = 8
+
+pytestmark = linux_only
+
+
+def open_terminal() -> int:
+    """A blocking terminal whose other end stays open, with nobody who reads it."""
+    _, terminal = pty.openpty()
+    tty.setraw(terminal)
+    return terminal
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_handler_returns(count: int) -> None:
+    """The signal ends the turn of the terminal that waits, which took a part, and of no other."""
+
+    def act() -> None:
+        signal.alarm(SECONDS)
+        for _ in range(ROUNDS):
+            terminals = [open_terminal() for _ in range(count)]
+            calls: list[int] = []
+            with ExitStack() as stack:
+                stack.enter_context(handling(signal.SIGUSR1, lambda: calls.append(1)))
+                for terminal in terminals:
+                    stack.enter_context(once_blocked(terminal, interrupt_main_thread))
+                results = fdpass_c.broadcast(terminals, [LARGE])
+            assert len(calls) == count
+            assert all(isinstance(size, int) and 0 < size < len(LARGE) for size in results)
+
+    run_in_child(act)
+
+
+def test_handler_raises() -> None:
+    """A handler that raises ends the call, however many terminals would have to be waited for."""
+
+    def act() -> None:
+        signal.alarm(SECONDS)
+        for _ in range(ROUNDS):
+            terminals = [open_terminal() for _ in range(3)]
+            with (
+                handling(signal.SIGUSR1, interrupt),
+                once_blocked(terminals[0], interrupt_main_thread),
+                pytest.raises(Interruption),
+            ):
+                fdpass_c.broadcast(terminals, [LARGE])
+
+    run_in_child(act)
+
+
+def test_full_terminal() -> None:
+    """A terminal that is full already is a BlockingIOError, and nobody waits."""
+
+    def act() -> None:
+        signal.alarm(SECONDS)
+        reader, writer = os.pipe()
+        terminal = open_terminal()
+        os.set_blocking(terminal, False)
+        with pytest.raises(BlockingIOError):
+            while True:
+                os.write(terminal, b"x" * 100)
+        os.set_blocking(terminal, True)
+        refused, taken = fdpass_c.broadcast([terminal, writer], [b"hello"])
+        assert isinstance(refused, BlockingIOError)
+        assert (taken, os.read(reader, 10)) == (5, b"hello")
+
+    run_in_child(act)

@@ -1,0 +1,117 @@
+"""Nothing to write writes nothing: no empty packet, which a reader takes for the end of file."""
+
+import errno
+import os
+import socket
+from typing import IO, Any
+
+import pytest
+from helpers import Pair, assert_empty
+
+import fdpass_c
+
+EMPTY: list[Any] = [
+    [],
+    (),
+    [b""],
+    [b""] * 2,
+    [bytearray(), memoryview(b""), b""],
+    [b""] * 17,
+    [memoryview(b"")] * 100,
+    [b""] * 3000,
+]
+shapes = pytest.mark.parametrize("buffers", EMPTY, ids=lambda buffers: str(len(buffers)))
+
+
+@pytest.mark.parametrize("form", ["int", "object"])
+@shapes
+def test_writev(buffers: Any, form: str, pair: Pair) -> None:
+    """writev of no byte returns 0, and no packet leaves."""
+    left, right = pair
+    assert fdpass_c.writev(left.fileno() if form == "int" else left, buffers) == 0
+    assert fdpass_c.writev(left, iter(buffers)) == 0
+    assert_empty(right)
+
+
+@shapes
+def test_writev_full(buffers: Any, pair: Pair) -> None:
+    """writev of no byte needs no room."""
+    left, _ = pair
+    left.setblocking(False)
+    with pytest.raises(BlockingIOError):
+        while True:
+            left.send(b"x" * 1000)
+    assert fdpass_c.writev(left, buffers) == 0
+
+
+@shapes
+def test_offset(buffers: Any, tmp_path: Any) -> None:
+    """No byte at an offset leaves the file as it is."""
+    with open(tmp_path / "file", "wb", buffering=0) as file:
+        assert fdpass_c.writev(file, buffers, 1000) == 0
+        assert os.fstat(file.fileno()).st_size == 0
+
+
+def test_no_byte_among_many(seqpacket: Pair) -> None:
+    """Where it takes several system calls, those without a byte are left out."""
+    left, right = seqpacket
+    assert fdpass_c.writev(left, [b""] * 1024 + [b"x"] + [b""] * 3000) == 1
+    assert right.recv(10) == b"x"
+    assert_empty(right)
+
+
+@shapes
+def test_broadcast(buffers: Any, pair: Pair) -> None:
+    """broadcast of no byte gives 0 for each target, and no packet leaves."""
+    left, right = pair
+    assert fdpass_c.broadcast([left, left.fileno()], buffers) == [0, 0]
+    assert_empty(right)
+
+
+def test_udp() -> None:
+    """No empty datagram goes out over the network either."""
+    with (
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as right,
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as left,
+    ):
+        right.bind(("127.0.0.1", 0))
+        left.connect(right.getsockname())
+        assert fdpass_c.writev(left, [b""]) == 0
+        assert fdpass_c.broadcast([left], []) == [0]
+        left.send(b"first")
+        assert right.recv(10) == b"first"
+
+
+@pytest.mark.parametrize("offset", [None, 0])
+@shapes
+def test_closed_descriptor(buffers: Any, offset: int | None) -> None:
+    """A descriptor that is not open is EBADF still."""
+    fd = os.dup(0)
+    os.close(fd)
+    with pytest.raises(OSError, match=os.strerror(errno.EBADF)) as caught:
+        fdpass_c.writev(fd, buffers, offset)
+    assert caught.value.characters_written == 0  # type: ignore[attr-defined]
+    (result,) = fdpass_c.broadcast([fd], buffers)
+    assert isinstance(result, OSError)
+    assert result.errno == errno.EBADF
+
+
+def test_channel_goes_on(seqpacket: Pair, file: int) -> None:
+    """A Channel is not ended by a writev of nothing over its socket."""
+    left, right = (fdpass_c.Channel(sock) for sock in seqpacket)
+    with left, right:
+        assert fdpass_c.writev(left.fileno(), [b""]) == 0
+        left.send(b"message", [file])
+        payload, fds = right.recv()
+        with fds:
+            assert payload == b"message"
+
+
+def test_wrong_target(tmp_path: Any) -> None:
+    """What is no descriptor is a TypeError with nothing to write too."""
+    wrong: Any = "text"
+    with pytest.raises(TypeError, match="fileno"):
+        fdpass_c.writev(wrong, [])
+    buffers: IO[bytes]
+    with open(tmp_path / "file", "wb") as buffers, pytest.raises(TypeError):
+        fdpass_c.writev(buffers.fileno(), [b"", None])
