@@ -16,6 +16,7 @@ import warnings
 from typing import Any
 
 from fdpass_c.pool import Pool, open_listener
+from support import handlers
 from support.handlers import begin_and_wait, obey
 
 # linux/filter.h, linux/seccomp.h, linux/prctl.h
