@@ -1,23 +1,19 @@
-"""A terminal that nobody reads can make broadcast wait, but keeps no signal handler from its turn."""
+"""A terminal that nobody reads may make broadcast wait, but keeps no signal handler waiting."""
 
 import os
 import pty
 import signal
 import tty
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
+from functools import partial
 
 import pytest
-from helpers import (
-    Interruption,
-    handling,
-    interrupt,
-    interrupt_main_thread,
-    linux_only,
-    once_blocked,
-    run_in_child,
-)
 
 import fdpass_c
+from support.marks import linux_only
+from support.processes import run_in_child
+from support.signals import Interruption, handling, interrupt, interrupt_main_thread
+from support.waiting import once_blocked
 
 LARGE = bytes(1_000_000)
 SECONDS = 15
@@ -43,7 +39,7 @@ def test_handler_returns(count: int) -> None:
             terminals = [open_terminal() for _ in range(count)]
             calls: list[int] = []
             with ExitStack() as stack:
-                stack.enter_context(handling(signal.SIGUSR1, lambda: calls.append(1)))
+                stack.enter_context(handling(signal.SIGUSR1, partial(calls.append, 1)))
                 for terminal in terminals:
                     stack.enter_context(once_blocked(terminal, interrupt_main_thread))
                 results = fdpass_c.broadcast(terminals, [LARGE])
@@ -78,7 +74,7 @@ def test_full_terminal() -> None:
         reader, writer = os.pipe()
         terminal = open_terminal()
         os.set_blocking(terminal, False)
-        with pytest.raises(BlockingIOError):
+        with suppress(BlockingIOError):
             while True:
                 os.write(terminal, b"x" * 100)
         os.set_blocking(terminal, True)
