@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from fdpass_c._native import ffi, lib
 from fdpass_c.descriptors import Descriptors, as_fd_list, own
-from fdpass_c.errors import MAX_FDS, TruncatedError, raise_oserror
+from fdpass_c.errors import MAX_FDS, NotCopied, TruncatedError, raise_oserror
 from fdpass_c.messages import Buffer
 from fdpass_c.peer import is_unix
 from fdpass_c.waiting import READABLE, WRITABLE, Deadline, HasFileno, fileno, persist
@@ -29,7 +29,7 @@ class Progress(NamedTuple):
 _NOTHING_SENT = Progress()
 
 
-class Batch:
+class Batch(NotCopied):
     """The messages of one recv_many, and the owner of their descriptors.
 
     payloads: a list of bytes, one each. fds: the Descriptors of all messages, one message's
@@ -37,7 +37,7 @@ class Batch:
     them. len, indexing and iterating go by message: batch[i] is (payload, list of borrowed ints).
 
     A context manager: close() closes every descriptor that was not taken out of fds, in few
-    system calls.
+    system calls. It cannot be copied or pickled (TypeError).
     """
 
     __slots__ = ("_counts", "fds", "payloads")

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Collection
 from typing import Any
 
-from fdpass_c.errors import raise_oserror
+from fdpass_c.errors import NotCopied, raise_oserror
 from fdpass_c.peer import Credentials, is_unix, peer_credentials, peer_pidfd
 from fdpass_c.receiving import Receiving
 from fdpass_c.sending import Sending
@@ -16,9 +16,11 @@ from fdpass_c.unix import connect_unix
 
 # Linux 6.16; Python has no name for it yet.
 _SO_PASSRIGHTS = 83
+# Of most of Linux's processors; Python has no name for it everywhere.
+_SO_OOBINLINE = getattr(socket, "SO_OOBINLINE", 10)
 
 
-class Channel(Sending, Receiving):
+class Channel(Sending, Receiving, NotCopied):
     """Passes whole messages, each a payload and descriptors, over a connected Unix socket.
 
     Messages arrive whole, in order and exactly once; payloads and descriptors of any size and
@@ -27,7 +29,7 @@ class Channel(Sending, Receiving):
 
     Sending borrows descriptors: the caller still closes them, at once if it likes. Receiving
     gives their owner, a Descriptors or a Batch; all are close-on-exec. A context manager, and an
-    iterator over (payload, fds) until the peer closes.
+    iterator over (payload, fds) until the peer closes. It cannot be copied or pickled (TypeError).
 
     Threads: one may send while another receives. Several may send, or receive: they take turns,
     and a message is never mixed with another. A signal handler must leave alone the direction
@@ -74,6 +76,9 @@ class Channel(Sending, Receiving):
             raise PermissionError(errno.EACCES, f"the peer's user {self._peer.uid} is not allowed")
         if not receive_fds:
             refuse_fds(sock)
+        # A byte sent with MSG_OOB would make the socket readable with nothing to read (Linux 5.15).
+        with contextlib.suppress(OSError):
+            sock.setsockopt(socket.SOL_SOCKET, _SO_OOBINLINE, 1)
         self._sock = sock
         self._fd = sock.fileno()
         self._start_sending()
@@ -161,8 +166,11 @@ class Channel(Sending, Receiving):
 
     def __del__(self) -> None:
         if getattr(self, "_fd", -1) >= 0:
-            warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=2)
-            self.close()
+            try:
+                warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=2)
+            finally:
+                # Also where the warning is made an error.
+                self.close()
 
     def __repr__(self) -> str:
         state = "closed" if self._fd < 0 else f"fd={self._fd}, peer pid={self._peer.pid}"

@@ -12,6 +12,7 @@ except ImportError:  # PyPy
     tracemalloc = None  # type: ignore[assignment]
 
 from fdpass_c._native import ffi, lib
+from fdpass_c.errors import NotCopied
 from fdpass_c.waiting import HasFileno, fileno
 
 _TAKEN = -1
@@ -67,7 +68,7 @@ def close_fds(fds: Iterable[int | HasFileno]) -> None:
         _close_fds(listed, len(listed))
 
 
-class Descriptors(Sequence[int]):
+class Descriptors(NotCopied, Sequence[int]):
     """Owns received descriptors: whatever is not taken out of it is closed with it.
 
     A sequence of ints, in the order they were sent. Reading one (fds[0], iterating) borrows it;
@@ -76,6 +77,8 @@ class Descriptors(Sequence[int]):
 
     Use it as a context manager or call close(). One that is dropped open is closed with a
     ResourceWarning, which says where it was received when tracemalloc is on (-X tracemalloc).
+
+    It cannot be copied or pickled (TypeError): two owners would close the same descriptors.
 
     Threads may share one for reading; taking and closing are for one thread at a time.
     """
@@ -196,14 +199,16 @@ class Descriptors(Sequence[int]):
             fds = self._fds
         except AttributeError:
             return  # An exception came between making it and giving it something to own.
-        if fds:
-            if fds.count(_TAKEN) < len(fds):
+        try:
+            if fds and fds.count(_TAKEN) < len(fds):
                 tracing = tracemalloc is not None and tracemalloc.is_tracing()
                 origin = tracemalloc.get_object_traceback(self) if tracing else None
                 where = "\n".join(["", "received at:", *origin.format()]) if origin else ""
                 warnings.warn(
                     f"unclosed {self!r}{where}", ResourceWarning, source=self, stacklevel=2
                 )
+        finally:
+            # Also where the warning is made an error.
             self.close()
 
 

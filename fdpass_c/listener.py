@@ -6,11 +6,12 @@ from collections.abc import Iterator
 from typing import Any
 
 from fdpass_c.channel import Channel, refuse_fds
+from fdpass_c.errors import NotCopied
 from fdpass_c.unix import Path, SocketFile, as_address, is_abstract
 from fdpass_c.waiting import READABLE, Deadline
 
 
-class Listener:
+class Listener(NotCopied):
     """Listens at a path and accepts channels. A context manager; iterating accepts for ever."""
 
     def __init__(

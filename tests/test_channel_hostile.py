@@ -177,6 +177,19 @@ def test_peer_hears_of_it() -> None:
             peer.send(b"more")
 
 
+@pytest.mark.parametrize("timeout", [None, 0.0, 30.0])
+def test_out_of_band(timeout: float | None) -> None:
+    """A byte sent with MSG_OOB is a violation as any other, and keeps no receive waiting."""
+    with raw_pair() as (peer, channel):
+        channel.settimeout(timeout)
+        try:
+            peer.send(b"x", socket.MSG_OOB)
+        except OSError as error:
+            pytest.skip(f"no MSG_OOB: {error}")
+        with pytest.raises(ProtocolError, match=MALFORMED):
+            channel.recv()
+
+
 @pytest.mark.parametrize("many", [False, True], ids=["recv", "recv_many"])
 def test_good_messages_before_a_violation(many: bool, file: int) -> None:
     """What came whole before the violation is handed out first."""
