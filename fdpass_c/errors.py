@@ -12,6 +12,18 @@ MAX_FDS = 253
 """Descriptors that Linux takes in one message (SCM_MAX_FD)."""
 
 
+class NotCopied:
+    """The base of what owns descriptors: a copy would close them a second time."""
+
+    __slots__ = ()
+
+    def __reduce_ex__(self, _protocol: object) -> NoReturn:
+        raise TypeError(
+            f"cannot copy or pickle a {type(self).__name__}: both would own the same descriptors; "
+            "send descriptors over a Channel, or copy one with os.dup"
+        )
+
+
 class FdpassError(Exception):
     """The base of the exceptions that only this package raises."""
 

@@ -64,13 +64,13 @@ class SocketFile:
                 with contextlib.suppress(OSError):
                     os.fchmod(sock.fileno(), mode)
                 self._bind(sock)
-                self._identity = _identify(self._path)
+                self._identity = identify(self._path)
                 self._set_mode(mode)
                 sock.listen(backlog)
             except BaseException:
                 if self._identity is None and sock.getsockname():
                     with contextlib.suppress(OSError):
-                        self._identity = _identify(self._path)
+                        self._identity = identify(self._path)
                 self.remove()
                 raise
 
@@ -81,7 +81,7 @@ class SocketFile:
         """
         if self._identity is not None and self._pid == os.getpid():
             with contextlib.suppress(OSError):
-                if _identify(self._path) == self._identity:
+                if identify(self._path) == self._identity:
                     os.unlink(self._path)
         self._identity = None
 
@@ -92,7 +92,7 @@ class SocketFile:
             if error.errno != errno.EADDRINUSE:
                 raise
             with contextlib.suppress(FileNotFoundError):  # Its owner has just removed it.
-                _identify(self._path)
+                identify(self._path)
                 _check_stale(self._address)
                 os.unlink(self._path)
             sock.bind(self._address)
@@ -217,7 +217,7 @@ def _try_lock(lock: int, name: str) -> bool:
         return False
 
 
-def _identify(path: str) -> tuple[int, int]:
+def identify(path: str) -> tuple[int, int]:
     """The device and inode of a socket file: whether it is still the one that was bound.
 
     FileExistsError where path is something else than a socket.
