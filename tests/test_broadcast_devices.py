@@ -29,6 +29,7 @@ def open_terminal() -> int:
     return terminal
 
 
+@pytest.mark.thread_unsafe
 @pytest.mark.parametrize("count", [1, 3])
 def test_handler_returns(count: int) -> None:
     """The signal ends the turn of the terminal that waits, which took a part, and of no other."""
@@ -49,6 +50,7 @@ def test_handler_returns(count: int) -> None:
     run_in_child(act)
 
 
+@pytest.mark.thread_unsafe
 def test_handler_raises() -> None:
     """A handler that raises ends the call, however many terminals would have to be waited for."""
 
@@ -66,6 +68,7 @@ def test_handler_raises() -> None:
     run_in_child(act)
 
 
+@pytest.mark.thread_unsafe
 def test_full_terminal() -> None:
     """A terminal that is full already is a BlockingIOError, and nobody waits."""
 

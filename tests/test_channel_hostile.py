@@ -177,6 +177,7 @@ def test_peer_hears_of_it() -> None:
             peer.send(b"more")
 
 
+@pytest.mark.thread_unsafe
 @pytest.mark.parametrize("timeout", [None, 0.0, 30.0])
 def test_out_of_band(timeout: float | None) -> None:
     """A byte sent with MSG_OOB is a violation as any other, and keeps no receive waiting."""

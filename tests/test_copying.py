@@ -15,6 +15,7 @@ from fdpass_c import Batch, Channel, Descriptors, Listener
 from support.sockets import Pair
 
 
+@pytest.mark.thread_unsafe
 @pytest.mark.parametrize(
     "duplicate", [copy.copy, copy.deepcopy, pickle.dumps], ids=["copy", "deepcopy", "pickle"]
 )

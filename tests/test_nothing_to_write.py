@@ -23,6 +23,7 @@ EMPTY: list[Any] = [
 shapes = pytest.mark.parametrize("buffers", EMPTY, ids=lambda buffers: str(len(buffers)))
 
 
+@pytest.mark.thread_unsafe
 @pytest.mark.parametrize("form", ["int", "object"])
 @shapes
 def test_writev(buffers: Any, form: str, pair: Pair) -> None:
@@ -33,6 +34,7 @@ def test_writev(buffers: Any, form: str, pair: Pair) -> None:
     assert_empty(right)
 
 
+@pytest.mark.thread_unsafe
 @shapes
 def test_writev_full(buffers: Any, pair: Pair) -> None:
     """writev of no byte needs no room."""
@@ -42,6 +44,7 @@ def test_writev_full(buffers: Any, pair: Pair) -> None:
     assert fdpass_c.writev(left, buffers) == 0
 
 
+@pytest.mark.thread_unsafe
 @shapes
 def test_offset(buffers: Any, tmp_path: Any) -> None:
     """No byte at an offset leaves the file as it is."""
@@ -50,6 +53,7 @@ def test_offset(buffers: Any, tmp_path: Any) -> None:
         assert os.fstat(file.fileno()).st_size == 0
 
 
+@pytest.mark.thread_unsafe
 def test_no_byte_among_many(seqpacket: Pair) -> None:
     """Where it takes several system calls, those without a byte are left out."""
     left, right = seqpacket
@@ -58,6 +62,7 @@ def test_no_byte_among_many(seqpacket: Pair) -> None:
     assert_empty(right)
 
 
+@pytest.mark.thread_unsafe
 @shapes
 def test_broadcast(buffers: Any, pair: Pair) -> None:
     """broadcast of no byte gives 0 for each target, and no packet leaves."""
@@ -66,6 +71,7 @@ def test_broadcast(buffers: Any, pair: Pair) -> None:
     assert_empty(right)
 
 
+@pytest.mark.thread_unsafe
 def test_udp() -> None:
     """No empty datagram goes out over the network either."""
     with (
@@ -80,6 +86,7 @@ def test_udp() -> None:
         assert right.recv(10) == b"first"
 
 
+@pytest.mark.thread_unsafe
 @pytest.mark.parametrize("offset", [None, 0])
 @shapes
 def test_closed_descriptor(buffers: Any, offset: int | None) -> None:
@@ -94,6 +101,7 @@ def test_closed_descriptor(buffers: Any, offset: int | None) -> None:
     assert result.errno == errno.EBADF
 
 
+@pytest.mark.thread_unsafe
 def test_channel_goes_on(seqpacket: Pair, file: int) -> None:
     """A Channel is not ended by a writev of nothing over its socket."""
     left, right = (fdpass_c.Channel(sock) for sock in seqpacket)
@@ -105,6 +113,7 @@ def test_channel_goes_on(seqpacket: Pair, file: int) -> None:
             assert payload == b"message"
 
 
+@pytest.mark.thread_unsafe
 def test_wrong_target(tmp_path: Any) -> None:
     """What is no descriptor is a TypeError with nothing to write too."""
     wrong: Any = "text"

@@ -70,6 +70,7 @@ def test_a_broken_standard_output(where: str) -> None:
         assert "cannot start" not in server.log
 
 
+@pytest.mark.thread_unsafe
 def test_idle_workers_that_die_young() -> None:
     """Workers that die, idle, as soon as they have started are not replaced without end."""
     with Server(program=("pool_programs.py", "die_idle")) as server:
@@ -79,6 +80,7 @@ def test_idle_workers_that_die_young() -> None:
         assert server.log.count(" started\n") == 5
 
 
+@pytest.mark.thread_unsafe
 def test_workers_that_somebody_kills() -> None:
     """Workers that have served may be killed as often as anybody likes."""
     with Server("echo", "--workers", "2") as server:
@@ -90,6 +92,7 @@ def test_workers_that_somebody_kills() -> None:
         assert server.stop() == 0
 
 
+@pytest.mark.thread_unsafe
 @pytest.mark.parametrize("how", ["handler", "thread"])
 def test_somebody_else_waits_for_the_workers(how: str) -> None:
     """Where something else in the program takes the status of dead workers, they are replaced all

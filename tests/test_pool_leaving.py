@@ -15,6 +15,7 @@ kept_alive = pytest.mark.parametrize(
 )
 
 
+@pytest.mark.thread_unsafe
 @kept_alive
 @pytest.mark.parametrize("end", ["TERM", "HUP", "kill the master"])
 def test_kept_alive_connections_end(handler: str, capacity: str, end: str) -> None:
@@ -46,12 +47,14 @@ def test_kept_alive_connections_end(handler: str, capacity: str, end: str) -> No
         assert "WARNING" not in server.log
 
 
+@pytest.mark.thread_unsafe
 def test_outside_of_a_worker() -> None:
     """A handler runs in a test, or anywhere, as well: nobody is leaving there."""
     assert not fdpass_c.pool.is_leaving()
     assert not fdpass_c.pool.leaving_event().is_set()
 
 
+@pytest.mark.thread_unsafe
 @pytest.mark.parametrize("handler", ["give_to_thread", "give_to_executor"])
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGHUP])
 def test_threads_are_waited_for(handler: str, signum: int, tmp_path: Path) -> None:
@@ -78,6 +81,7 @@ def test_threads_are_waited_for(handler: str, signum: int, tmp_path: Path) -> No
     assert lines[-1] == "atexit"
 
 
+@pytest.mark.thread_unsafe
 def test_teardown_where_a_handler_exits(tmp_path: Path) -> None:
     """The teardown runs where a handler calls sys.exit, and not in a worker that is killed."""
     notes = tmp_path / "notes"

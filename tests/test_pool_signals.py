@@ -118,6 +118,7 @@ def test_reload(handler: str, capacity: str) -> None:
         assert "WARNING" not in server.log
 
 
+@pytest.mark.thread_unsafe
 @pytest.mark.parametrize("max_requests", ["1", "8"])
 def test_successors_come_first(max_requests: str, tmp_path: Path) -> None:
     """Workers that are used up serve on while their successors take long to start, one at a time;
@@ -139,6 +140,7 @@ def test_successors_come_first(max_requests: str, tmp_path: Path) -> None:
         assert "WARNING" not in server.log
 
 
+@pytest.mark.thread_unsafe
 def test_a_start_that_hangs(tmp_path: Path) -> None:
     """A reload whose workers hang at their start is given up, and can be tried again."""
     gate = tmp_path / "gate"
@@ -159,6 +161,7 @@ def test_a_start_that_hangs(tmp_path: Path) -> None:
         assert server.stop() == 0
 
 
+@pytest.mark.thread_unsafe
 def test_a_stop_while_a_start_hangs(tmp_path: Path) -> None:
     """A pool that stops does not wait, for as long as it would for requests, for a worker that
     hangs at its start."""
