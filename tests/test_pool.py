@@ -33,6 +33,7 @@ not_awaited = pytest.mark.parametrize(
 )
 
 
+@pytest.mark.thread_unsafe
 @both_kinds
 def test_answers(handler: str) -> None:
     """Every connection is answered, by workers that take turns, and knows its peer's address."""
@@ -50,6 +51,7 @@ def test_answers(handler: str) -> None:
         assert server.stop() == 0
 
 
+@pytest.mark.thread_unsafe
 @both_kinds
 def test_several_listeners(handler: str, tmp_path: Path) -> None:
     """IPv4, IPv6 and Unix sockets at once; the Unix socket's file goes with the pool."""
@@ -158,6 +160,7 @@ def test_workers_that_never_start() -> None:
     run_in_child(serve)
 
 
+@pytest.mark.thread_unsafe
 def test_status_before_serving() -> None:
     """A pool that does not serve yet has nothing to show."""
     status = Pool(echo, 2).status()
@@ -165,6 +168,7 @@ def test_status_before_serving() -> None:
     assert "0 handled" in status.render()
 
 
+@pytest.mark.thread_unsafe
 @coroutines
 def test_coroutine_functions_in_disguise(handler: str) -> None:
     """Partials, bound methods and objects that are called are awaited, several at once."""
@@ -178,6 +182,7 @@ def test_coroutine_functions_in_disguise(handler: str) -> None:
         assert (status.handled, status.failed) == (2, 0)
 
 
+@pytest.mark.thread_unsafe
 @not_awaited
 def test_a_handler_that_is_not_awaited(handler: str) -> None:
     """A plain function that returns what it should have run is told so at every connection, which
@@ -261,6 +266,7 @@ def test_a_signal_while_the_program_starts() -> None:
     run_in_child(serve)
 
 
+@pytest.mark.thread_unsafe
 def test_no_descriptor_in_workers(tmp_path: Path) -> None:
     """A worker holds its channel and nothing of the master's: no listener, no other worker's."""
     if sys.platform != "linux":

@@ -47,6 +47,7 @@ def connect_late_reader(server: Server) -> socket.socket:
     return sock
 
 
+@pytest.mark.thread_unsafe
 @streams
 def test_a_transport_keeps_its_socket(handler: str, request_line: bytes) -> None:
     """What a transport has taken is not cut when the handler returns; the connection is in hand
@@ -97,6 +98,7 @@ both_kinds = pytest.mark.parametrize(
 )
 
 
+@pytest.mark.thread_unsafe
 @both_kinds
 @pytest.mark.parametrize("family", ["tcp", "unix"])
 def test_an_unread_request(handler: str, capacity: str, family: str, tmp_path: object) -> None:
@@ -116,6 +118,7 @@ def test_an_unread_request(handler: str, capacity: str, family: str, tmp_path: o
         assert server.stop() == 0
 
 
+@pytest.mark.thread_unsafe
 @both_kinds
 def test_a_client_that_never_stops(handler: str, capacity: str) -> None:
     """A client that sends without end is cut off, and then others are served."""
@@ -132,6 +135,7 @@ def test_a_client_that_never_stops(handler: str, capacity: str) -> None:
         assert server.settled(1).handled == 2
 
 
+@pytest.mark.thread_unsafe
 @linux_only
 def test_one_of_many_exits() -> None:
     """A coroutine that exits ends its worker; what the others had begun is lost and counted."""
@@ -146,6 +150,7 @@ def test_one_of_many_exits() -> None:
             assert (status.handled, status.lost) == (0, 10 * number)
 
 
+@pytest.mark.thread_unsafe
 def test_one_of_many_is_cancelled() -> None:
     """A coroutine that ends as cancelled has failed, and the others go on."""
     with Server("exit_beside_others", "--workers", "1", "--capacity", "10") as server:

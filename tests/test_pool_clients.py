@@ -15,6 +15,7 @@ from support.sockets import read_all, read_some
 both_kinds = pytest.mark.parametrize("handler", ["echo", "echo_async"])
 
 
+@pytest.mark.thread_unsafe
 @pytest.mark.parametrize(("handler", "capacity"), [("echo", "1"), ("echo_async", "2")])
 def test_silent_clients(handler: str, capacity: str) -> None:
     """A client that says nothing takes one place, and nobody is put behind it."""
@@ -34,6 +35,7 @@ def reset(sock: socket.socket) -> None:
     sock.close()
 
 
+@pytest.mark.thread_unsafe
 @both_kinds
 def test_resetting_clients(handler: str) -> None:
     """Clients that reset, before they are accepted or after their request, disturb nobody."""
@@ -72,6 +74,7 @@ def test_flood(handler: str) -> None:
         assert server.settled_fds(fds) == fds
 
 
+@pytest.mark.thread_unsafe
 def test_flood_on_one_listener() -> None:
     """Of two listeners the one that is flooded does not keep the other from being served."""
     addresses = ("127.0.0.1:0", "127.0.0.1:0")
@@ -87,6 +90,7 @@ def test_flood_on_one_listener() -> None:
                 assert read_all(sock).endswith(b"again")
 
 
+@pytest.mark.thread_unsafe
 @pytest.mark.parametrize("handler", ["obey", "obey_async"])
 def test_handler_that_raises(handler: str) -> None:
     """An exception is logged with the client's address, the connection closed, the worker stays."""
@@ -115,6 +119,7 @@ def test_handler_that_closes_early() -> None:
         assert server.settled(1).lost == 1
 
 
+@pytest.mark.thread_unsafe
 def test_handler_that_exits() -> None:
     """A handler that calls sys.exit ends its worker, which is replaced."""
     with Server("obey", "--workers", "1") as server:

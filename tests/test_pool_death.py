@@ -141,6 +141,7 @@ def test_successors_that_die(tmp_path: Path) -> None:
         server.wait_for("PoolError: 5 workers in a row died before they began anything")
 
 
+@pytest.mark.thread_unsafe
 @linux_only
 def test_workers_that_cannot_receive(tmp_path: Path) -> None:
     """Workers that start but die of the first connection are not replaced for ever."""

@@ -113,6 +113,7 @@ def test_no_process_for_a_successor() -> None:
         assert server.stop() == 0
 
 
+@pytest.mark.thread_unsafe
 def test_no_process_at_all() -> None:
     """Where there is no process for the first worker, the pool ends with an error that says so."""
     with Server(program=("-m", "support.pool_of_nobody", "0")) as server:

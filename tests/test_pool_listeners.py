@@ -102,6 +102,7 @@ def test_a_service_manager_passes_a_datagram_socket() -> None:
             assert len(done.stderr.splitlines()) == 1
 
 
+@pytest.mark.thread_unsafe
 @linux_only
 @pytest.mark.skipif(platform.machine() not in ACCEPT4, reason="the number of accept4")
 @pytest.mark.parametrize("code", [errno.EPERM, errno.ENETDOWN, errno.ECONNABORTED])
@@ -147,6 +148,7 @@ def test_a_listener_that_is_shut_down() -> None:
         server.wait_for("PoolError: no listener")
 
 
+@pytest.mark.thread_unsafe
 def test_a_path_that_became_anothers(tmp_path: Path) -> None:
     """A pool that stops removes its own socket file, and not one that another server has bound at
     its path meanwhile, nor a file that is no socket; wherever the program has gone."""
@@ -215,6 +217,7 @@ def count_answers(socks: Sequence[socket.socket]) -> list[int]:
     return [int(read_all(sock).split()[0]) for sock in socks]
 
 
+@pytest.mark.thread_unsafe
 @pytest.mark.parametrize(("listeners", "capacity"), [(2, 1), (3, 1), (3, 2), (2, 3), (3, 4)])
 def test_fair_shares(listeners: int, capacity: int) -> None:
     """While all are flooded each listener gets its share, whatever the room for connections."""

@@ -15,6 +15,7 @@ begin_and_wait = pytest.mark.parametrize("handler", ["begin_and_wait", "begin_an
 stops = pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
 
 
+@pytest.mark.thread_unsafe
 @begin_and_wait
 @stops
 def test_drain(handler: str, signum: int) -> None:
@@ -48,6 +49,7 @@ def test_drain_finishes_what_was_accepted() -> None:
         assert server.process.wait() == 0
 
 
+@pytest.mark.thread_unsafe
 @begin_and_wait
 def test_deadline(handler: str) -> None:
     """A worker that does not finish in time is killed, and the pool stops all the same."""
@@ -60,6 +62,7 @@ def test_deadline(handler: str) -> None:
         server.wait_for("killed by SIGKILL: 1 connections lost")
 
 
+@pytest.mark.thread_unsafe
 @stops
 def test_second_signal(signum: int) -> None:
     """A second signal ends the pool at once, whatever is in hand."""
@@ -191,6 +194,7 @@ def test_reload_under_load() -> None:
         assert server.stop() == 0
 
 
+@pytest.mark.thread_unsafe
 @pytest.mark.parametrize("handler", ["echo", "echo_async"])
 @pytest.mark.parametrize("capacity", ["1", "3"])
 def test_max_requests(handler: str, capacity: str) -> None:
@@ -210,6 +214,7 @@ def test_max_requests(handler: str, capacity: str) -> None:
         assert server.stop() == 0
 
 
+@pytest.mark.thread_unsafe
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1])
 @begin_and_wait
 def test_signals_to_workers(handler: str, signum: int) -> None:
@@ -223,6 +228,7 @@ def test_signals_to_workers(handler: str, signum: int) -> None:
         assert server.settled(1).pids == [pid]
 
 
+@pytest.mark.thread_unsafe
 @pytest.mark.parametrize("signum", [signal.SIGUSR1, signal.SIGCHLD, signal.SIGHUP])
 def test_a_flood_of_signals(signum: int) -> None:
     """Connections are served while signals come faster than they can be obeyed."""
@@ -245,6 +251,7 @@ def test_a_flood_of_signals(signum: int) -> None:
         assert server.stop() == 0
 
 
+@pytest.mark.thread_unsafe
 @pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="to wait for another's child")
 @begin_and_wait
 def test_death_of_the_master(handler: str) -> None:
