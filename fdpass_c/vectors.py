@@ -1,6 +1,5 @@
 """Gather writes: many buffers to one descriptor, the same buffers to many."""
 
-import contextlib
 import errno
 import os
 import struct
@@ -19,12 +18,14 @@ _MAX_BUFFERS = 1024
 # Up to this mean size, copying buffers into one costs less than describing each to the kernel.
 _JOIN_BELOW = 1024
 
+# Up to so many bytes, a head and a body are cheaper to write as one.
+_SMALL = 512
+
 # A row of fdp_write_rows holds a buffer's length, its bytes, and room for one more, so that a
 # longer buffer shows. A row is cleared before it is filled, so that narrow ones cost less.
 _NARROW = 66
 _WIDE = 256
 _WRITTEN = 2**32 - 1
-_DOES_NOT_FIT = -errno.E2BIG
 
 _join = b"".join
 _write = os.write
@@ -34,22 +35,26 @@ _writev = getattr(os, "writev", lambda fd, buffers: os.write(fd, _join(buffers))
 _pwritev = getattr(os, "pwritev", lambda fd, buffers, at: os.pwrite(fd, _join(buffers), at))
 
 
-class _Packers(dict[tuple[str, int], Callable[..., bytes]]):
-    """By item and count, what packs so many of them; struct.error for all but bytes, bytearray.
+class _Packers(dict[int, Callable[..., bytes]]):
+    """By count, what packs so many buffers; struct.error for all but bytes and bytearray.
 
     These are Python's own memory. Bytes of another object may be a mapping, which only the kernel
     may touch: where the file behind it was cut, that is EFAULT, and SIGBUS in this process.
     """
 
-    def __missing__(self, shape: tuple[str, int]) -> Callable[..., bytes]:
-        if len(self) >= 64:
+    def __init__(self, item: str) -> None:
+        self._item = item
+
+    def __missing__(self, count: int) -> Callable[..., bytes]:
+        if len(self) >= 32:
             self.clear()
-        item, count = shape
-        pack = self[shape] = struct.Struct(item * count).pack
+        pack = self[count] = struct.Struct(self._item * count).pack
         return pack
 
 
-_packers = _Packers()
+_pack_narrow = _Packers(f"{_NARROW}p")
+_pack_wide = _Packers(f"{_WIDE}p")
+_check_types = _Packers("0s")
 
 
 def writev(fd: int | HasFileno, buffers: Iterable[Buffer], offset: int | None = None) -> int:
@@ -68,29 +73,46 @@ def writev(fd: int | HasFileno, buffers: Iterable[Buffer], offset: int | None = 
     What it writes is one stretch of bytes, not one message: it may take several system calls
     where there are over 1024 buffers. Small buffers are copied, at most 1 MiB at a time.
     """
-    target = fd if type(fd) is int else fileno(fd)
+    # With as little around the system call as can be. All else is _write_all's.
+    if offset is None and type(fd) is int:
+        listed: Sequence[Buffer] = buffers  # type: ignore[assignment]
+        try:
+            count = len(listed)
+            first = listed[0]
+        except (TypeError, LookupError):
+            return _write_all(fd, buffers, None)
+        if type(first) is bytes and first:
+            if count == 2:
+                second = listed[1]
+                if type(second) is bytes:
+                    size = len(first) + len(second)
+                    try:
+                        if size <= _SMALL:
+                            written = _write(fd, first + second)
+                        else:
+                            written = _writev(fd, listed)
+                    except BlockingIOError:
+                        written = 0
+                    except OSError as error:
+                        _count_written(error, 0)
+                        raise
+                    return size if written == size else _finish(fd, listed, written, None)
+            elif count <= _MAX_BUFFERS:
+                return _write_part(fd, fd, listed, None)
+    return _write_all(fd, buffers, offset)
+
+
+def _write_all(fd: int | HasFileno, buffers: Iterable[Buffer], offset: int | None) -> int:
     if type(buffers) is not list and type(buffers) is not tuple:
         buffers = [*buffers]
-    count = len(buffers)
-    # Two are a head and a body: nothing beats os.writev, if little is around it.
-    if count == 2 and offset is None:
-        first, second = buffers
-        if type(first) is type(second) is bytes and (size := len(first) + len(second)):
-            try:
-                written = _writev(target, buffers)
-            except BlockingIOError:
-                written = 0
-            except OSError as error:
-                _count_written(error, 0)
-                raise
-            return size if written == size else _finish(fd, buffers, written, None)
+    target = fd if type(fd) is int else fileno(fd)
     if offset is not None and offset < 0:
         _refuse(errno.EINVAL)  # Linux takes -1 for the position (man 2 pwritev2).
-    if count <= _MAX_BUFFERS:
+    if len(buffers) <= _MAX_BUFFERS:
         return _write_part(fd, target, buffers, offset)
     deadline = Deadline(fd, WRITABLE)
     done = 0
-    for start in range(0, count, _MAX_BUFFERS):
+    for start in range(0, len(buffers), _MAX_BUFFERS):
         part = buffers[start : start + _MAX_BUFFERS]
         try:
             at = None if offset is None else offset + done
@@ -116,27 +138,36 @@ def _write_part(
     offset: int | None,
     deadline: Deadline | None = None,
 ) -> int:
-    """Up to 1024 buffers with one system call.
-
-    The core writes small ones: asking each for its size here costs as much as half of the writing.
-    """
+    """Up to 1024 buffers with one system call, joined or not as their size makes it faster."""
     count = len(buffers)
-    if count > 2 and offset is None and type(buffers[0]) is type(buffers[1]) is bytes:
-        larger = max(len(buffers[0]), len(buffers[1]))
-        if larger < _WIDE - 1:
-            width = _NARROW if larger < _NARROW - 1 else _WIDE
+    if count > 2 and offset is None and type(buffers[0]) is bytes:
+        # Where the first is small, all are taken for small, and the core joins and writes them:
+        # asking each for its size here costs as much as half of the writing.
+        size = len(buffers[0])
+        if size < _WIDE - 1:
             try:
-                rows = _packers[f"{width}p", count](*buffers)
-                result = _write_rows(target, rows, width, count)
+                if size < _NARROW - 1:
+                    written = _write_rows(target, _pack_narrow[count](*buffers), _NARROW, count)
+                else:
+                    written = _write_rows(target, _pack_wide[count](*buffers), _WIDE, count)
             except (struct.error, MemoryError):
-                result = _DOES_NOT_FIT
-            if 0 <= result <= _WRITTEN:
-                return result
-            if result >= 0 or result in (-errno.EAGAIN, -errno.EINTR):
-                return _finish(fd, buffers, max(result, 0) & _WRITTEN, None, deadline)
-            if result != _DOES_NOT_FIT:
-                _refuse(-result)
-    data, size = _measure(buffers)
+                written = -errno.E2BIG
+            if 0 <= written <= _WRITTEN:
+                return written
+            if written > 0 or written in (-errno.EAGAIN, -errno.EINTR):
+                return _finish(fd, buffers, max(written, 0) & _WRITTEN, None, deadline)
+            if written != -errno.E2BIG:
+                _refuse(-written)
+    data = None
+    try:
+        _check_types[count](*buffers)
+        size = sum(map(len, buffers))
+        if 2 < count and size <= _JOIN_BELOW * count:
+            data = _join(buffers)
+    except struct.error:
+        size = sum(map(_size, buffers))
+    except MemoryError:
+        size = sum(map(len, buffers))
     try:
         if size == 0:
             os.fstat(target)  # For EBADF. Writing nothing to a socket sends an empty packet.
@@ -155,20 +186,6 @@ def _write_part(
     if written == size:
         return written
     return _finish(fd, buffers, written, offset, deadline)
-
-
-def _measure(buffers: Sequence[Buffer]) -> tuple[bytes | None, int]:
-    """The buffers joined, where that is cheaper and may be done, and their size."""
-    count = len(buffers)
-    try:
-        _packers["0s", count](*buffers)
-    except struct.error:
-        return None, sum(map(_size, buffers))
-    size = sum(map(len, buffers))
-    if count > 2 and size <= _JOIN_BELOW * count:
-        with contextlib.suppress(MemoryError):
-            return _join(buffers), size
-    return None, size
 
 
 def _count_written(error: OSError, written: int) -> None:
