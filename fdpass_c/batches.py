@@ -13,7 +13,7 @@ from fdpass_c.descriptors import Descriptors, as_fd_list, own
 from fdpass_c.errors import MAX_FDS, NotCopied, TruncatedError, raise_oserror
 from fdpass_c.messages import Buffer
 from fdpass_c.peer import is_unix
-from fdpass_c.waiting import READABLE, WRITABLE, Deadline, HasFileno, fileno, persist
+from fdpass_c.waiting import READABLE, WRITABLE, Deadline, HasFileno, persist, raw_fileno
 
 
 class Progress(NamedTuple):
@@ -119,7 +119,7 @@ def send_many(
     next one, of which progress.bytes bytes left with all its descriptors. To go on without loss
     or repeat, call again with the same payloads and fds and start=error.progress.
     """
-    fd = fileno(sock)
+    fd = raw_fileno(sock)
     data = b"".join(payloads)
     count = len(payloads)
     lengths = _measure(payloads, len(data))
@@ -276,7 +276,7 @@ def recv_many(
         )
     if flags & socket.MSG_PEEK:
         max_messages = 1  # The kernel would show the first one over and over.
-    fd = fileno(sock)
+    fd = raw_fileno(sock)
     batch = Batch([], own([]))
     lost = 0
     try:

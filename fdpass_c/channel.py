@@ -13,6 +13,7 @@ from fdpass_c.peer import Credentials, is_unix, peer_credentials, peer_pidfd
 from fdpass_c.receiving import Receiving
 from fdpass_c.sending import Sending
 from fdpass_c.unix import connect_unix
+from fdpass_c.waiting import raw_fileno
 
 # Linux 6.16; Python has no name for it yet.
 _SO_PASSRIGHTS = 83
@@ -66,7 +67,7 @@ class Channel(Sending, Receiving, NotCopied):
         ValueError: another type of socket. OSError: EAFNOSUPPORT for another family, ENOTCONN
         without a peer. PermissionError: the peer's user is not in allow_uids; sock is closed.
         """
-        if not is_unix(sock.fileno()):
+        if not is_unix(raw_fileno(sock)):
             raise_oserror(errno.EAFNOSUPPORT)
         if sock.type not in (socket.SOCK_STREAM, socket.SOCK_SEQPACKET):
             raise ValueError(f"a channel needs a stream or seqpacket socket, not {sock.type!r}")

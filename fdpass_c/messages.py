@@ -18,7 +18,7 @@ from fdpass_c.errors import (
     raise_oserror,
 )
 from fdpass_c.peer import is_unix
-from fdpass_c.waiting import READABLE, WRITABLE, HasFileno, fileno, persist
+from fdpass_c.waiting import READABLE, WRITABLE, HasFileno, persist, raw_fileno
 
 Buffer = Any
 """bytes, bytearray, memoryview or anything else with a C-contiguous buffer (PEP 688 names it)."""
@@ -65,10 +65,7 @@ def send_fds(
     BlockingIOError and TimeoutError as for socket.sendmsg. TypeError for a wrong element. After
     any of these nothing was sent.
     """
-    try:
-        fd = sock.fileno()  # type: ignore[union-attr]
-    except AttributeError:
-        fd = fileno(sock)
+    fd = sock.fileno() if type(sock) is socket.socket else raw_fileno(sock)
     data = _join(buffers)
     listed: list[Any] = [*fds]
     if listed:
@@ -176,10 +173,7 @@ def recv_fds(
         memory = _make_memory()
     data, view, received, head = memory
     try:
-        try:
-            fd = sock.fileno()  # type: ignore[union-attr]
-        except AttributeError:
-            fd = fileno(sock)
+        fd = sock.fileno() if type(sock) is socket.socket else raw_fileno(sock)
         if bufsize > _INLINE_SIZE:
             data = _new_uncleared("char[]", bufsize)
             view = ffi.buffer(data)

@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NoReturn
 
 from fdpass_c._native import ffi, lib
-from fdpass_c.descriptors import as_fd_list, as_ints
+from fdpass_c.descriptors import as_ints
 from fdpass_c.errors import raise_oserror
 from fdpass_c.messages import Buffer
-from fdpass_c.waiting import WRITABLE, Deadline, HasFileno, fileno
+from fdpass_c.waiting import WRITABLE, Deadline, HasFileno, fileno, raw_fileno
 
 # What one system call takes at most (IOV_MAX on Linux, man 2 writev).
 _MAX_BUFFERS = 1024
@@ -105,7 +105,7 @@ def writev(fd: int | HasFileno, buffers: Iterable[Buffer], offset: int | None = 
 def _write_all(fd: int | HasFileno, buffers: Iterable[Buffer], offset: int | None) -> int:
     if type(buffers) is not list and type(buffers) is not tuple:
         buffers = [*buffers]
-    target = fd if type(fd) is int else fileno(fd)
+    target = raw_fileno(fd)
     if offset is not None and offset < 0:
         _refuse(errno.EINVAL)  # Linux takes -1 for the position (man 2 pwritev2).
     if len(buffers) <= _MAX_BUFFERS:
@@ -162,7 +162,7 @@ def _write_part(
     try:
         _check_types[count](*buffers)
         size = sum(map(len, buffers))
-        if 2 < count and size <= _JOIN_BELOW * count:
+        if count > 2 and size <= _JOIN_BELOW * count:
             data = _join(buffers)
     except struct.error:
         size = sum(map(_size, buffers))
@@ -253,7 +253,7 @@ def broadcast(fds: Iterable[int | HasFileno], buffers: Iterable[Buffer]) -> list
     """
     targets: list[Any] = [*fds]
     if not {*map(type, targets)} <= {int}:
-        targets = as_fd_list(targets)
+        targets = _find_targets(targets)
     data = _join(buffers)
     total = len(data)
     results = ffi.new("ssize_t[]", len(targets))
@@ -269,6 +269,16 @@ def broadcast(fds: Iterable[int | HasFileno], buffers: Iterable[Buffer]) -> list
     if min(listed, default=0) < 0:
         listed = [result if result >= 0 else _as_error(-result) for result in listed]
     return listed
+
+
+def _find_targets(fds: list[int | HasFileno]) -> list[int]:
+    targets = []
+    for position, fd in enumerate(fds):
+        try:
+            targets.append(raw_fileno(fd))
+        except TypeError as error:
+            raise TypeError(f"fds[{position}]: {error}") from None
+    return targets
 
 
 def _as_error(code: int) -> OSError:

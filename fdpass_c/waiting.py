@@ -1,7 +1,9 @@
 """What happens after a system call said "not now": signals, timeouts, non-blocking sockets."""
 
 import errno
+import io
 import select
+import socket
 import time
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -10,6 +12,11 @@ from fdpass_c.errors import raise_oserror
 
 READABLE = select.POLLIN
 WRITABLE = select.POLLOUT
+
+_TLS = "speaks TLS: send and receive through it, or unwrap() it and pass the socket that it gives"
+_FRAMES = "frames what goes through it: use its own methods, or pass the socket or number below it"
+_BUFFERS = "buffers what goes through it: flush() it and pass its fileno()"
+_TRANSFORMS = "buffers or compresses what goes through it: write through it, or pass a raw file"
 
 _WOULD_BLOCK = {errno.EAGAIN, errno.EWOULDBLOCK}
 
@@ -34,6 +41,47 @@ def fileno(obj: int | HasFileno) -> int:
     if not isinstance(fd, int):
         raise TypeError(f"fileno() returned {type(fd).__name__}, not int")
     return fd
+
+
+def raw_fileno(obj: int | HasFileno) -> int:
+    """The descriptor of what one writes to or speaks over, which must be that and nothing more.
+
+    TypeError for an object whose bytes must go through itself, because it encrypts, frames,
+    compresses, encodes or buffers them: the text says what to pass instead.
+    """
+    kind = type(obj)
+    if kind is int:
+        return obj  # type: ignore[return-value]
+    if kind is not socket.socket and (reason := _find_layer(obj)):
+        raise TypeError(f"{kind.__name__} {reason}")
+    return fileno(obj)
+
+
+# By what an object can do: gevent's and trio's sockets are no socket.socket, and not every TLS
+# object is an ssl.SSLSocket.
+_LAYERS = {
+    "getpeercert": _TLS,
+    "unwrap": _TLS,
+    "do_handshake": _TLS,
+    "send_bytes": _FRAMES,
+    "send_many": _FRAMES,
+}
+
+
+def _find_layer(obj: object) -> str | None:
+    """What an object does to the bytes that go through it; None where it does nothing."""
+    for name, reason in _LAYERS.items():
+        if hasattr(obj, name):
+            return reason
+    if hasattr(obj, "flush"):
+        for name in ("buffer", "raw"):
+            if hasattr(obj, name):
+                return _find_layer(getattr(obj, name)) or _BUFFERS
+    if isinstance(obj, socket.SocketIO):
+        return _find_layer(obj._sock)  # type: ignore[attr-defined]
+    if isinstance(obj, io.IOBase) and not isinstance(obj, io.RawIOBase):
+        return _TRANSFORMS
+    return None
 
 
 class Deadline:

@@ -175,9 +175,11 @@ def test_pipes() -> None:
 def test_files(size: int, pairs: list[Pair]) -> None:
     """Regular files take everything, at their position."""
     data = os.urandom(size)
-    with tempfile.TemporaryFile() as first, tempfile.TemporaryFile() as second:
+    with (
+        tempfile.TemporaryFile(buffering=0) as first,
+        tempfile.TemporaryFile(buffering=0) as second,
+    ):
         second.write(b"before")
-        second.flush()
         results = fdpass_c.broadcast([first, pairs[0][0], second], [data[:10], data[10:]])
         assert results[0] == results[2] == size
         first.seek(0)

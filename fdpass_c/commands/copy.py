@@ -4,7 +4,7 @@ import errno
 import os
 
 from fdpass_c.vectors import writev
-from fdpass_c.waiting import HasFileno
+from fdpass_c.waiting import HasFileno, fileno
 
 _CHUNK = 1 << 20
 
@@ -21,4 +21,4 @@ def copy(source: int, target: int | HasFileno) -> int:
             return error.errno or errno.EIO
         if not chunk:
             return 0
-        writev(target, [chunk])
+        writev(fileno(target), [chunk])
