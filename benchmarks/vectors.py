@@ -23,7 +23,7 @@ _STRETCH = 1 << 20
 _ALONE = 160 << 10
 _MOST_PASSES = 256
 
-_TARGETS = 64
+_TARGETS = (8, 64)
 _BROADCAST = (8, 64)
 
 _Write = Callable[[int], object]
@@ -143,8 +143,8 @@ def _open_socket(count: int, size: int, stack: ExitStack) -> list[Contender]:
     return open_case(_make_buffers(count, size), stack)
 
 
-def _open_broadcast(size: int, stack: ExitStack) -> list[Contender]:
-    pairs = [open_pair(stack) for _ in range(_TARGETS)]
+def _open_broadcast(targets: int, size: int, stack: ExitStack) -> list[Contender]:
+    pairs = [open_pair(stack) for _ in range(targets)]
     rights = [right for _, right in pairs]
     fds = [left.fileno() for left, _ in pairs]
     buffers = _make_buffers(2, size)
@@ -174,8 +174,8 @@ def _grid(open_case: Callable[[int, int, ExitStack], list[Contender]], _quick: b
 
 def _broadcast(_quick: bool) -> list[Case]:
     return [
-        Case(f"2 x {size} B to {_TARGETS} sockets", _TARGETS, partial(_open_broadcast, size))
-        for size in _BROADCAST
+        Case(f"2 x {size} B to {targets} sockets", targets, partial(_open_broadcast, targets, size))
+        for targets, size in product(_TARGETS, _BROADCAST)
     ]
 
 

@@ -150,6 +150,10 @@ ssize_t fdp_recv_batch(int sock, void *ret_data, size_t capacity, size_t fd_capa
 size_t fdp_broadcast(const int *fds, size_t fd_count, const struct iovec *buffers, size_t count,
                      ssize_t *ret_results);
 
+/* The same for one buffer. */
+size_t fdp_broadcast_bytes(const int *fds, size_t fd_count, const void *data, size_t length,
+                           ssize_t *ret_results);
+
 /* Writes count buffers, one after the other, with one write. Each stands in a row of width bytes,
  * 2 to 256, as Python's struct packs a Pascal string: its length, then its bytes, cut where they are
  * more than the row takes. rows is used up. Returns the bytes written plus 2 to the 32 times those

@@ -102,6 +102,12 @@ size_t fdp_broadcast(const int *fds, size_t fd_count, const struct iovec *buffer
     return fd_count;
 }
 
+size_t fdp_broadcast_bytes(const int *fds, size_t fd_count, const void *data, size_t length,
+                           ssize_t *ret_results) {
+    const struct iovec buffer = {.iov_base = (void *)(uintptr_t)data, .iov_len = length};
+    return fdp_broadcast(fds, fd_count, &buffer, 1, ret_results);
+}
+
 int64_t fdp_write_rows(int fd, void *rows, size_t width, size_t count) {
     unsigned char *end = rows;
     const unsigned char *row = rows;

@@ -27,20 +27,24 @@ _NARROW = 66
 _WIDE = 256
 _WRITTEN = 2**32 - 1
 
+# Of other memory, which may be a mapping, only the kernel may touch the bytes: where the file
+# behind it was cut, that is EFAULT for the kernel and SIGBUS for this process.
+_OWN_TYPES = {bytes, bytearray}
+_INT_ONLY = {int}
+_RESULTS = ffi.typeof("ssize_t[]")
+_MOST_COPIED = 2**20
+
 _join = b"".join
 _write = os.write
 _write_rows = lib.fdp_write_rows
+_broadcast_bytes = lib.fdp_broadcast_bytes
 # Where the system or PyPy has no such call, the buffers are joined.
 _writev = getattr(os, "writev", lambda fd, buffers: os.write(fd, _join(buffers)))
 _pwritev = getattr(os, "pwritev", lambda fd, buffers, at: os.pwrite(fd, _join(buffers), at))
 
 
 class _Packers(dict[int, Callable[..., bytes]]):
-    """By count, what packs so many buffers; struct.error for all but bytes and bytearray.
-
-    These are Python's own memory. Bytes of another object may be a mapping, which only the kernel
-    may touch: where the file behind it was cut, that is EFAULT, and SIGBUS in this process.
-    """
+    """By count, what packs so many buffers; struct.error for all but Python's own memory."""
 
     def __init__(self, item: str) -> None:
         self._item = item
@@ -60,15 +64,19 @@ _check_types = _Packers("0s")
 def writev(fd: int | HasFileno, buffers: Iterable[Buffer], offset: int | None = None) -> int:
     """Writes all of buffers, one after the other; returns the number of bytes.
 
-    fd: a descriptor or an object with fileno(), borrowed. buffers: any number of bytes-like
-    objects of any size, empty ones too. offset: where in the file to write, leaving its position
-    alone (man 2 pwritev); None writes at the position.
+    fd: a descriptor, a socket, a raw file, or another object whose fileno() is all of it,
+    borrowed. buffers: any number of bytes-like objects of any size, empty ones too. offset: where
+    in the file to write, leaving its position alone (man 2 pwritev); None writes at the position.
 
     It goes on after short writes and signals until everything is written; where there is nothing
     to write it writes nothing. A non-blocking descriptor that is full is a BlockingIOError; a
     socket with a timeout waits that long in all, then TimeoutError. Every OSError says in its
     attribute characters_written how many bytes were written before it; EFAULT is a mapping whose
-    file was cut. TypeError for what has no buffer; among the first 1024 nothing is written then.
+    file was cut.
+
+    TypeError for what has no buffer; among the first 1024 nothing is written then. TypeError too
+    for an fd that does more with its bytes than to write them: a TLS socket, a buffered, text or
+    compressed file, a multiprocessing Connection, a Channel. Flush it and pass its fileno().
 
     What it writes is one stretch of bytes, not one message: it may take several system calls
     where there are over 1024 buffers. Small buffers are copied, at most 1 MiB at a time.
@@ -242,33 +250,59 @@ def _finish(
 def broadcast(fds: Iterable[int | HasFileno], buffers: Iterable[Buffer]) -> list[int | OSError]:
     """Writes the same buffers to many descriptors, without waiting for any that is full.
 
-    fds: descriptors or objects with fileno(), borrowed. buffers: bytes-like objects.
+    fds: descriptors, sockets, raw files, or other objects whose fileno() is all of them, borrowed.
+    buffers: bytes-like objects.
 
     Returns one result for each of fds, in their order: the number of bytes that it took, fewer
     than all where it filled up on the way, or the OSError that it gave: BlockingIOError where it
-    was full, BrokenPipeError where its peer had gone. No target disturbs the others, and no
-    socket's timeout is waited for. A device may make it wait.
+    was full, BrokenPipeError where its peer had gone, EFAULT for a mapping whose file was cut. No
+    target disturbs the others, and no socket's timeout is waited for. A device may make it wait,
+    until a signal comes. Where there is nothing to write nothing is written, and each result is 0.
 
-    TypeError for a wrong element of fds or buffers, before anything is written.
+    TypeError for a wrong element of fds or buffers, before anything is written: also for an object
+    that does more with its bytes than to write them, as for writev.
     """
     targets: list[Any] = [*fds]
-    if not {*map(type, targets)} <= {int}:
+    if not {*map(type, targets)} <= _INT_ONLY:
         targets = _find_targets(targets)
-    data = _join(buffers)
-    total = len(data)
-    results = ffi.new("ssize_t[]", len(targets))
-    view = ffi.new("struct iovec *", (ffi.from_buffer("char[]", data), total))
-    done = lib.fdp_broadcast(as_ints(targets), len(targets), view, 1, results)
-    if done < len(targets):
+    listed = [*buffers]
+    results = ffi.new(_RESULTS, len(targets))
+    if {*map(type, listed)} <= _OWN_TYPES:
+        size = sum(map(len, listed))
+    elif all(map(_is_own, listed)):
+        size = sum(map(_size, listed))
+    else:
+        size = None
+    if size is not None and size <= _MOST_COPIED:
+        _write_to_each(targets, _broadcast_bytes, _join(listed), size, results)
+    else:
+        held = [ffi.from_buffer("char[]", buffer) for buffer in listed]
+        try:
+            vector = ffi.new("struct iovec[]", [(memory, len(memory)) for memory in held])
+            _write_to_each(targets, lib.fdp_broadcast, vector, len(held), results)
+        finally:
+            for memory in held:
+                ffi.release(memory)  # type: ignore[attr-defined]
+    answers: list[Any] = ffi.unpack(results, len(targets))
+    if answers and min(answers) < 0:
+        answers = [answer if answer >= 0 else _as_error(-answer) for answer in answers]
+    return answers
+
+
+def _write_to_each(
+    targets: list[int], write: Callable[..., int], memory: Any, size: int, results: Any
+) -> None:
+    count = len(targets)
+    done = write(as_ints(targets), count, memory, size, results)
+    if done < count:
         # The core stops where a signal may have cut a write short: its handler runs here.
         numbers = ffi.new("int[]", targets)
-        while done < len(targets):
-            rest = len(targets) - done
-            done += lib.fdp_broadcast(numbers + done, rest, view, 1, results + done)
-    listed: list[Any] = ffi.unpack(results, len(targets))
-    if min(listed, default=0) < 0:
-        listed = [result if result >= 0 else _as_error(-result) for result in listed]
-    return listed
+        while done < count:
+            done += write(numbers + done, count - done, memory, size, results + done)
+
+
+def _is_own(buffer: Buffer) -> bool:
+    return type(buffer.obj if type(buffer) is memoryview else buffer) in _OWN_TYPES
 
 
 def _find_targets(fds: list[int | HasFileno]) -> list[int]:
