@@ -98,6 +98,14 @@ def sdist(session: nox.Session) -> None:
 
 
 @nox.session
+def frozen(session: nox.Session) -> None:
+    """A program frozen by PyInstaller runs."""
+    install(session, "freeze")
+    session.install("-e", ".", env=STRICT)
+    session.run("pytest", "-q", "tests/test_frozen.py")
+
+
+@nox.session
 def benchmarks(session: nox.Session) -> None:
     """The benchmarks run; their figures mean nothing here."""
     install(session, "test")

@@ -12,6 +12,9 @@ if sys.platform == "win32":
         "it runs on Linux, macOS and BSD, not on Windows"
     )
 
+# Only the compiled module imports it, where PyInstaller and its like do not look.
+import _cffi_backend  # noqa: F401
+
 from fdpass_c.batches import Batch, Progress, TruncatedBatchError, recv_many, send_many
 from fdpass_c.channel import Channel
 from fdpass_c.descriptors import Descriptors, close_fds
