@@ -2,7 +2,6 @@
 
 import os
 import resource
-import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,9 @@ from hypothesis import strategies as st
 import fdpass_c
 from support.marks import linux_only
 from support.processes import run_in_child
+
+tracemalloc: Any = pytest.importorskip("tracemalloc", reason="PyPy has none")
+pytestmark = pytest.mark.thread_unsafe  # The memory is that of the whole process.
 
 LIMIT = 2**20 + 2**18  # the copy, and what describes the buffers
 LARGE = bytes(8 * 2**20)

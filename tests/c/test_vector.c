@@ -158,10 +158,41 @@ static void test_nothing_to_write(void) {
     fdp_close_fds(all, COUNT(all));
 }
 
+static void test_rows(void) {
+    enum { WIDTH = 8, COUNT_OF_ROWS = 3 };
+    int left, right, pipes[2];
+    open_pair(SOCK_STREAM, &left, &right);
+    char rows[] = "\2ab-----" "\0-------" "\6cdefgh-";
+    CHECK(fdp_write_rows(left, rows, WIDTH, COUNT_OF_ROWS) == 8);
+    char data[16];
+    CHECK(read(right, data, sizeof data) == 8 && memcmp(data, "abcdefgh", 8) == 0);
+    char full[] = "\2ab-----" "\7cdefghi";
+    CHECK(fdp_write_rows(left, full, WIDTH, 2) == -E2BIG);
+    char empty[WIDTH * 2] = {0};
+    CHECK(fdp_write_rows(left, empty, WIDTH, 2) == 0);
+    CHECK(fdp_write_rows(-1, empty, WIDTH, 2) == -EBADF);
+    CHECK(recv(right, data, sizeof data, MSG_DONTWAIT) == -1 && errno == EAGAIN);
+
+    /* A pipe that takes a part says how many bytes are left. */
+    enum { WIDE = 256, MANY = 1024 };
+    CHECK(pipe2(pipes, O_NONBLOCK) == 0);
+    static unsigned char many[WIDE * MANY];
+    for (size_t i = 0; i < MANY; i++)
+        many[i * WIDE] = WIDE - 2;
+    int64_t result = fdp_write_rows(pipes[1], many, WIDE, MANY);
+    int64_t written = result & UINT32_MAX;
+    CHECK(written > 0 && written + (result >> 32) == (int64_t)(WIDE - 2) * MANY);
+    many[0] = WIDE - 2;
+    CHECK(fdp_write_rows(pipes[1], many, WIDE, 1) == -EAGAIN);
+    const int all[] = {left, right, pipes[0], pipes[1]};
+    fdp_close_fds(all, COUNT(all));
+}
+
 int main(void) {
     RUN(test_any_number);
     RUN(test_never_waits);
     RUN(test_errors_stay_apart);
     RUN(test_nothing_to_write);
+    RUN(test_rows);
     return 0;
 }
