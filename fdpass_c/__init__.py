@@ -31,6 +31,8 @@ from fdpass_c.messages import recv_fd, recv_fds, send_fd, send_fds
 from fdpass_c.peer import Credentials, peer_credentials, peer_pidfd
 from fdpass_c.vectors import broadcast, writev
 
+__version__ = "0.1.0"
+
 __all__ = [
     "MAX_FDS",
     "Batch",

@@ -5,8 +5,11 @@ import os
 import sys
 from collections.abc import Sequence
 
+from fdpass_c import __version__
 from fdpass_c.commands import bench, cat, connect, info, pool, recv, send
 from fdpass_c.commands.errors import complain, describe
+from fdpass_c.commands.signals import Ended, ending
+from fdpass_c.commands.streams import fill_closed
 from fdpass_c.errors import FdpassError
 
 _COMMANDS = [cat, send, recv, connect, pool, bench, info]
@@ -30,6 +33,7 @@ def _build_parser() -> argparse.ArgumentParser:
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for module in _COMMANDS:
         module.add_parser(commands)
@@ -38,16 +42,18 @@ def _build_parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; returns its exit status, which is 2 by SystemExit for a wrong line."""
+    fill_closed()
     options = _build_parser().parse_args(arguments)
-    if sys.stdout is None:
-        # The next descriptor that is opened would take its place.
-        complain(options.command, "standard output is closed")
-        return 1
     try:
-        status: int = options.run(options)
-        sys.stdout.flush()
+        with ending():
+            status: int = options.run(options)
+            if sys.stdout is not None:
+                sys.stdout.flush()
     except KeyboardInterrupt:
         return 130
+    except Ended as end:
+        end.die()
+        return 128 + end.signum
     except BrokenPipeError:
         # Python flushes standard output once more on its way out, to nobody.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)

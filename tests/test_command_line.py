@@ -337,7 +337,11 @@ def test_connect_refused() -> None:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         port = unused.getsockname()[1]
-        done = fdpass("connect", "127.0.0.1", port, status=1)
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            command = [*FDPASS, "connect", "127.0.0.1", str(port)]
+            done = subprocess.run(command, stdout=theirs.fileno(), stderr=subprocess.PIPE)
+    assert done.returncode == 1
     expected = f"fdpass: connect: 127.0.0.1 port {port}: Connection refused\n"
     assert done.stderr == expected.encode()
 

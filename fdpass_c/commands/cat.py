@@ -2,12 +2,15 @@
 
 import argparse
 import os
-import sys
+import select
+import signal
+import threading
 from typing import Any
 
 from fdpass_c.channel import Channel
 from fdpass_c.commands.copy import copy
 from fdpass_c.commands.errors import complain
+from fdpass_c.commands.streams import find_output, open_input
 from fdpass_c.errors import PeerClosedError
 
 _DESCRIPTION = """\
@@ -36,13 +39,16 @@ def add_parser(commands: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
+    output = find_output()
+    # A caller that ignores it would leave nothing to wait for.
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     ours, theirs = Channel.pair()
-    sys.stdout.flush()
     pid = os.fork()
     if pid == 0:
         status = 1
         try:
             ours.close()
+            _end_with_parent(theirs)
             _open_each(theirs, options.files)
             status = 0
         except (BrokenPipeError, KeyboardInterrupt):
@@ -52,7 +58,7 @@ def run(options: argparse.Namespace) -> int:
     theirs.close()
     try:
         with ours:
-            failed = _print_each(ours)
+            failed = _print_each(ours, output)
     finally:
         _, status = os.waitpid(pid, 0)
     if status:
@@ -60,20 +66,32 @@ def run(options: argparse.Namespace) -> int:
     return 1 if failed or status else 0
 
 
+def _end_with_parent(channel: Channel) -> None:
+    """In the child. It may sit in open, of a FIFO say, which nothing from the parent ends."""
+    poller = select.poll()
+    poller.register(channel, 0)  # POLLHUP comes unasked.
+
+    def watch() -> None:
+        poller.poll()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 def _open_each(channel: Channel, names: list[str]) -> None:
     """In the child. A message is an errno and a name; with errno 0 comes the descriptor."""
     for name in names:
         try:
-            fd = 0 if name == "-" else os.open(name, os.O_RDONLY | os.O_CLOEXEC)
+            fd = open_input(name)
         except OSError as error:
             channel.send(f"{error.errno} ".encode() + os.fsencode(name))
             continue
         channel.send(b"0 " + os.fsencode(name), [fd])
-        if name != "-":
+        if fd:
             os.close(fd)
 
 
-def _print_each(channel: Channel) -> bool:
+def _print_each(channel: Channel, output: int) -> bool:
     """In the parent. Returns whether any file failed."""
     failed = False
     while True:
@@ -83,7 +101,7 @@ def _print_each(channel: Channel) -> bool:
             return failed
         code, _, name = payload.partition(b" ")
         with fds:
-            problem = int(code) or copy(fds[0], sys.stdout)
+            problem = copy(fds[0], output) if fds else OSError(int(code), os.strerror(int(code)))
         if problem:
             failed = True
-            complain("cat", f"{os.fsdecode(name)}: {os.strerror(problem)}")
+            complain("cat", f"{os.fsdecode(name)}: {problem.strerror}")

@@ -1,14 +1,15 @@
 """fdpass connect: connect, and hand the connected socket to standard output."""
 
 import argparse
-import errno
+import select
 import socket
-import sys
 from typing import Any
 
 from fdpass_c.commands.arguments import duration
 from fdpass_c.commands.errors import complain, describe
+from fdpass_c.commands.streams import wait_for
 from fdpass_c.messages import send_fd
+from fdpass_c.peer import is_unix
 
 _DESCRIPTION = """\
 Connect to HOST and PORT and pass the connected socket over standard output, which must be a Unix
@@ -40,6 +41,9 @@ def add_parser(commands: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
+    if not _is_unix(1):
+        complain("connect", "standard output is not a Unix socket; see fdpass connect --help")
+        return 1
     try:
         sock = socket.create_connection((options.host, options.port), options.timeout)
     except OSError as error:
@@ -47,11 +51,16 @@ def run(options: argparse.Namespace) -> int:
         return 1
     with sock:
         sock.settimeout(None)
-        try:
-            send_fd(sys.stdout.fileno(), sock)
-        except OSError as error:
-            if error.errno not in (errno.ENOTSOCK, errno.EAFNOSUPPORT):
-                raise
-            complain("connect", "standard output is not a Unix socket; see fdpass connect --help")
-            return 1
-    return 0
+        while True:
+            try:
+                send_fd(1, sock)
+                return 0
+            except BlockingIOError:
+                wait_for(1, select.POLLOUT)
+
+
+def _is_unix(fd: int) -> bool:
+    try:
+        return is_unix(fd)
+    except OSError:
+        return False

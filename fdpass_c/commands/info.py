@@ -2,9 +2,11 @@
 
 import argparse
 import json
+import sys
 from typing import Any
 
 from fdpass_c import info
+from fdpass_c.commands.streams import find_output, write_all
 
 
 def add_parser(commands: Any) -> None:
@@ -18,6 +20,8 @@ def add_parser(commands: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
+    output = find_output()
     found = info.collect()
-    print(json.dumps(found, indent=2) if options.json else info.render(found))
+    text = json.dumps(found, indent=2) if options.json else info.render(found)
+    write_all(output, f"{text}\n".encode(sys.getfilesystemencoding(), "backslashreplace"))
     return 0

@@ -4,13 +4,14 @@ import argparse
 import fcntl
 import os
 import socket
-import sys
 from typing import Any
 
 from fdpass_c.commands import rendezvous
 from fdpass_c.commands.arguments import count, numbers
 from fdpass_c.commands.copy import copy
-from fdpass_c.commands.errors import complain, describe
+from fdpass_c.commands.errors import complain, describe, escape
+from fdpass_c.commands.signals import restore_for_program
+from fdpass_c.commands.streams import find_output, write_all
 from fdpass_c.errors import FdpassError, PeerClosedError
 from fdpass_c.messages import recv_fd
 
@@ -45,11 +46,16 @@ def add_parser(commands: Any) -> None:
     rendezvous.add_arguments(parser)
     parser.add_argument("--count", type=count, metavar="N", help="stop after N files")
     what = parser.add_mutually_exclusive_group()
-    what.add_argument("--names", action="store_true", help="print the payloads, one a line")
+    what.add_argument(
+        "--names",
+        action="store_true",
+        help="print the payloads, one a line, with \\ before what a terminal would obey",
+    )
     what.add_argument(
         "--save",
         metavar="DIRECTORY",
-        help="copy each file into it, under the last part of its name; replaces no file",
+        help="copy each file into it, under the last part of its name; makes the directory, "
+        "replaces no file",
     )
     what.add_argument(
         "--at",
@@ -66,6 +72,10 @@ def run(options: argparse.Namespace) -> int:
         options.parser.error("a program goes with --at only")
     if options.at and not options.program:
         options.parser.error("--at needs a program, after --")
+    if options.save:
+        os.makedirs(options.save, exist_ok=True)
+    elif not options.program:
+        find_output()
     with rendezvous.meet(options) as sock:
         if options.program:
             return _execute(sock, options.at or [0], options.program)
@@ -92,19 +102,21 @@ def _receive(sock: socket.socket, options: argparse.Namespace) -> int:
 def _use(name: bytes, fd: int, options: argparse.Namespace) -> bool:
     """Prints or saves one file; returns whether that went well."""
     if options.names:
-        sys.stdout.buffer.write(name + b"\n")
-        sys.stdout.flush()
+        # Backslashes too, so that no two names look the same.
+        line = escape(os.fsdecode(name).replace("\\", "\\\\"))
+        write_all(find_output(), os.fsencode(line) + b"\n")
         return True
     if not options.save:
-        problem = copy(fd, sys.stdout)
+        problem = copy(fd, find_output(), options.timeout)
     else:
         try:
-            problem = _save(os.path.join(os.fsencode(options.save), _last_part(name)), fd)
+            path = os.path.join(os.fsencode(options.save), _last_part(name))
+            problem = _save(path, fd, options.timeout)
         except (OSError, FdpassError) as error:
             complain("recv", describe(error))
             return False
     if problem:
-        complain("recv", f"{os.fsdecode(name)}: {os.strerror(problem)}")
+        complain("recv", f"{os.fsdecode(name)}: {problem.strerror}")
     return not problem
 
 
@@ -112,13 +124,21 @@ def _last_part(name: bytes) -> bytes:
     """The peer chooses the name: it must not lead out of the directory."""
     last = os.path.basename(name)
     if last in (b"", b".", b"..") or b"\0" in last:
-        raise FdpassError(f"{os.fsdecode(name)!r} is no name to save a file under")
+        raise FdpassError(f"{os.fsdecode(name)}: is no name to save a file under")
     return last
 
 
-def _save(path: bytes, fd: int) -> int:
+def _save(path: bytes, fd: int, timeout: float | None) -> OSError | None:
+    """A file that is not whole is removed: the next try could not replace it."""
     with open(path, "xb", buffering=0) as file:
-        return copy(fd, file)
+        whole = False
+        try:
+            problem = copy(fd, file.fileno(), timeout)
+            whole = problem is None
+            return problem
+        finally:
+            if not whole:
+                os.unlink(path)
 
 
 def _execute(sock: socket.socket, numbers: list[int], program: list[str]) -> int:
@@ -130,6 +150,7 @@ def _execute(sock: socket.socket, numbers: list[int], program: list[str]) -> int
             aside.append(fcntl.fcntl(fds[0], fcntl.F_DUPFD_CLOEXEC, beyond))
     for fd, number in zip(aside, numbers, strict=True):
         os.dup2(fd, number)
+    restore_for_program()
     try:
         os.execvp(program[0], program)
     except OSError as error:

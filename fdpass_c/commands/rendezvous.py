@@ -1,13 +1,12 @@
 """How two commands meet at a named socket: either side listens, the other connects."""
 
 import argparse
-import os
 import socket
 import time
 from typing import Any
 
 from fdpass_c.commands.arguments import duration
-from fdpass_c.unix import bind_unix
+from fdpass_c.unix import SocketFile, connect_unix
 
 _RETRY = 0.05
 
@@ -23,7 +22,7 @@ def add_arguments(parser: Any) -> None:
         type=duration,
         metavar="SECONDS",
         help="wait at most so long for the peer, with --connect also for its socket to appear, "
-        "and for each message",
+        "for each message, and in all for what is in each pipe or socket received",
     )
 
 
@@ -34,32 +33,31 @@ def meet(options: argparse.Namespace) -> socket.socket:
     """
     path = options.listen or options.connect
     try:
-        sock = _await_peer(path, options) if options.listen else _connect(path, options.timeout)
+        sock = (_await_peer if options.listen else _connect)(path, options.timeout)
     except OSError as error:
         raise type(error)(error.errno, error.strerror or str(error), path) from None
     sock.settimeout(options.timeout)
     return sock
 
 
-def _await_peer(path: str, options: argparse.Namespace) -> socket.socket:
-    with bind_unix(path, backlog=1) as listener:
+def _await_peer(path: str, timeout: float | None) -> socket.socket:
+    file = SocketFile(path)
+    with socket.socket(socket.AF_UNIX) as listener:
         try:
-            listener.settimeout(options.timeout)
+            file.listen(listener, backlog=1, mode=0o600)
+            listener.settimeout(timeout)
             return listener.accept()[0]
         finally:
-            os.unlink(path)
+            file.remove()
 
 
 def _connect(path: str, timeout: float | None) -> socket.socket:
-    until = time.monotonic() + (timeout or 0)
+    until = None if timeout is None else time.monotonic() + timeout
     while True:
-        sock = socket.socket(socket.AF_UNIX)
+        left = None if until is None else max(until - time.monotonic(), _RETRY)
         try:
-            sock.connect(path)
-            return sock
-        except BaseException as error:
-            sock.close()
-            missing = isinstance(error, (FileNotFoundError, ConnectionRefusedError))
-            if not missing or time.monotonic() >= until:
+            return connect_unix(path, left)
+        except (FileNotFoundError, ConnectionRefusedError):
+            if until is None or time.monotonic() >= until:
                 raise
         time.sleep(_RETRY)

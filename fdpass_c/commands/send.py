@@ -1,12 +1,17 @@
 """fdpass send: pass open files to whoever receives at a named socket."""
 
 import argparse
+import errno
 import os
-import sys
+import socket
+import time
 from typing import Any
 
 from fdpass_c.commands import rendezvous
 from fdpass_c.commands.errors import complain, describe
+from fdpass_c.commands.streams import open_input
+from fdpass_c.descriptors import close_fds
+from fdpass_c.errors import PeerClosedError
 from fdpass_c.messages import send_fd
 
 _DESCRIPTION = """\
@@ -15,13 +20,19 @@ file's name as payload. Any program that receives SCM_RIGHTS can be the peer, fd
 """
 
 _EPILOG = """\
-The files are opened before the peer is met. One that cannot be opened is reported, the others are
-passed, and the exit status is 1.
+The files are opened before the peer is met, as many as this process can have open; the others once
+those are passed. One that cannot be opened is reported, the others are passed, and the exit status
+is 1.
 
   fdpass send --listen /tmp/s notes.txt        and elsewhere  fdpass recv --connect /tmp/s
   fdpass send --connect /tmp/s --payload hello notes.txt
   make | fdpass send --connect /tmp/s -
 """
+
+# Room in the table for the socket, the one that listens, its lock, and one more.
+_SPARE = 4
+
+_RETRY = 0.01
 
 
 def add_parser(commands: Any) -> None:
@@ -47,16 +58,52 @@ def _not_empty(text: str) -> str:
 
 
 def run(options: argparse.Namespace) -> int:
-    opened = []
-    failed = False
-    for name in options.files:
-        try:
-            opened.append((name, sys.stdin.fileno() if name == "-" else os.open(name, os.O_RDONLY)))
-        except OSError as error:
-            failed = True
-            complain("send", describe(error))
+    names = options.files[::-1]
+    spare = [os.open(os.devnull, os.O_RDONLY) for _ in range(_SPARE)]
+    opened, failed = _open_some(names)
+    close_fds(spare)
     if opened:
         with rendezvous.meet(options) as sock:
-            for name, fd in opened:
-                send_fd(sock, fd, os.fsencode(options.payload or name))
+            while opened:
+                for name, fd in opened:
+                    _send(sock, fd, os.fsencode(options.payload or name))
+                close_fds([fd for _, fd in opened if fd])
+                opened, more_failed = _open_some(names)
+                failed |= more_failed
     return 1 if failed else 0
+
+
+def _open_some(names: list[str]) -> tuple[list[tuple[str, int]], bool]:
+    """Opens names from the end of the list on, and removes them, until the table is full.
+
+    Returns those opened, and whether any could not be.
+    """
+    opened: list[tuple[str, int]] = []
+    failed = False
+    while names:
+        try:
+            opened.append((names[-1], open_input(names[-1])))
+        except OSError as error:
+            if opened and error.errno in (errno.EMFILE, errno.ENFILE):
+                break
+            failed = True
+            complain("send", describe(error))
+        names.pop()
+    return opened, failed
+
+
+def _send(sock: socket.socket, fd: int, payload: bytes) -> None:
+    """Waits while this user has as many in flight as RLIMIT_NOFILE; nothing tells when not."""
+    timeout = sock.gettimeout()
+    until = None if timeout is None else time.monotonic() + timeout
+    while True:
+        try:
+            send_fd(sock, fd, payload)
+            return
+        except BrokenPipeError:
+            raise PeerClosedError("the peer closed before it had received all") from None
+        except OSError as error:
+            full = error.errno == errno.ETOOMANYREFS
+            if not full or (until is not None and time.monotonic() >= until):
+                raise
+        time.sleep(_RETRY)

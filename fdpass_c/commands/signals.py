@@ -1,0 +1,80 @@
+"""Signals: those that end a command, the one that bounds its waiting, those that a program gets."""
+
+import errno
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import NoReturn
+
+_ENDING = (signal.SIGTERM, signal.SIGHUP)
+
+# Python ignores them (man 7 signal has SIGXFZ on some systems).
+_IGNORED = ("SIGPIPE", "SIGXFZ", "SIGXFSZ")
+
+# A signal that comes just before a system call does not end it: the next one does.
+_REPEAT = 0.1
+
+
+class Ended(BaseException):
+    """A signal that ends this process came, and what must be removed is being removed."""
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(signum)
+        self.signum = signum
+
+    def die(self) -> None:
+        """Ends this process by the signal, as if it had not been handled. Returns as process 1."""
+        signal.signal(self.signum, signal.SIG_DFL)
+        signal.raise_signal(self.signum)
+
+
+@contextmanager
+def ending() -> Iterator[None]:
+    """TERM and HUP raise Ended in the block, unless the caller has them ignored, as nohup does."""
+    handled = [signum for signum in _ENDING if signal.getsignal(signum) == signal.SIG_DFL]
+
+    def end(signum: int, _frame: FrameType | None) -> NoReturn:
+        # One is enough: timeout(1) sends two.
+        for each in handled:
+            signal.signal(each, signal.SIG_IGN)
+        raise Ended(signum)
+
+    for signum in handled:
+        signal.signal(signum, end)
+    try:
+        yield
+    finally:
+        for signum in handled:
+            if signal.getsignal(signum) == end:
+                signal.signal(signum, signal.SIG_DFL)
+
+
+@contextmanager
+def time_limit(seconds: float | None) -> Iterator[None]:
+    """TimeoutError in the block, whatever it waits in, after so many seconds; None is no limit.
+
+    What it had read then is lost.
+    """
+    if seconds is None:
+        yield
+        return
+
+    def end(_signum: int, _frame: FrameType | None) -> NoReturn:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        raise TimeoutError(errno.ETIMEDOUT, "timed out")
+
+    before = signal.signal(signal.SIGALRM, end)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, max(seconds, 1e-6), _REPEAT)
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def restore_for_program() -> None:
+    """What Python ignores does again what a program expects."""
+    for name in _IGNORED:
+        if signum := getattr(signal, name, None):
+            signal.signal(signum, signal.SIG_DFL)

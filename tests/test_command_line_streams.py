@@ -1,0 +1,243 @@
+"""The commands take their standard streams, signals and table as cat(1), nc(1) and ssh(1) do."""
+
+import os
+import re
+import resource
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+import fdpass_c
+from support.processes import FDPASS, Program
+
+pytestmark = pytest.mark.thread_unsafe
+
+
+def shell(line: str, cwd: Path) -> "subprocess.CompletedProcess[bytes]":
+    """Runs a line of sh in which $FDPASS is the command."""
+    environment = {**os.environ, "FDPASS": " ".join(FDPASS)}
+    return subprocess.run(
+        ["sh", "-c", line], cwd=cwd, env=environment, capture_output=True, timeout=60
+    )
+
+
+def sending(path: Path, fd: int, payload: bytes = b"name", count: int = 1) -> threading.Thread:
+    """A thread that listens at path and passes fd to whoever connects."""
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(str(path))
+    listener.listen()
+
+    def send() -> None:
+        with listener:
+            sock, _ = listener.accept()
+            with sock:
+                for _ in range(count):
+                    fdpass_c.send_fd(sock, fd, payload)
+
+    thread = threading.Thread(target=send)
+    thread.start()
+    return thread
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["$FDPASS cat f >> f", "$FDPASS cat - < f >> f", "cp f g; cat f >> g; $FDPASS cat f g >> g"],
+)
+def test_a_file_into_itself(line: str, tmp_path: Path) -> None:
+    """A file that would grow as fast as it is read is refused, as cat(1) does."""
+    (tmp_path / "f").write_bytes(b"x" * 1000)
+    done = shell(line, tmp_path)
+    assert done.returncode == 1
+    assert b"input file is output file" in done.stderr
+    assert (tmp_path / "f").stat().st_size == 1000
+
+
+def test_a_received_file_into_itself(tmp_path: Path) -> None:
+    """recv refuses a file that is its own output, too."""
+    (tmp_path / "f").write_bytes(b"x" * 1000)
+    with open(tmp_path / "f", "rb") as file:
+        thread = sending(tmp_path / "s", file.fileno())
+        done = shell("$FDPASS recv --connect s >> f", tmp_path)
+        thread.join()
+    assert done.returncode == 1
+    assert b"input file is output file" in done.stderr
+    assert (tmp_path / "f").stat().st_size == 1000
+
+
+@pytest.mark.parametrize("end", ["closed", "full", "TERM"])
+def test_cat_ends_while_its_child_opens(end: str, tmp_path: Path) -> None:
+    """A FIFO that nobody opens keeps neither cat nor its child once there is nobody to print to."""
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "file").write_bytes(b"x" * 100_000)
+    if end == "closed":
+        done = shell("$FDPASS cat file fifo | head -c 1", tmp_path)
+        assert done.stdout == b"x"
+    elif end == "full":
+        done = shell("$FDPASS cat file fifo > /dev/full", tmp_path)
+        assert done.returncode == 1
+    else:
+        command = [*FDPASS, "cat", "file", "fifo"]
+        with Program[bytes](command, cwd=tmp_path, stdout=subprocess.PIPE) as process:
+            assert process.stdout is not None
+            assert len(process.stdout.read(100_000)) == 100_000
+            process.terminate()
+            assert process.wait(60) == -signal.SIGTERM
+
+
+def test_complaints_stay_out_of_the_data(tmp_path: Path) -> None:
+    """With standard error closed, what goes wrong is not printed among the data."""
+    (tmp_path / "f").write_bytes(b"data")
+    done = shell("$FDPASS cat missing f 2>&-", tmp_path)
+    assert (done.returncode, done.stdout) == (1, b"data")
+
+
+def test_closed_standard_input(tmp_path: Path) -> None:
+    """A closed standard input is one file that cannot be read; the others are printed."""
+    (tmp_path / "f").write_bytes(b"data")
+    done = shell("$FDPASS cat - f <&-", tmp_path)
+    assert (done.returncode, done.stdout) == (1, b"data")
+    assert done.stderr == b"fdpass: cat: -: Bad file descriptor\n"
+
+
+def test_closed_standard_output_of_what_needs_none(tmp_path: Path) -> None:
+    """send works without a standard output."""
+    (tmp_path / "f").write_bytes(b"data")
+    with Program[bytes]([*FDPASS, "recv", "--listen", "s"], cwd=tmp_path, stdout=-1) as receiver:
+        done = shell("$FDPASS send --connect s --timeout 30 f >&-", tmp_path)
+        assert (done.returncode, done.stderr) == (0, b"")
+        assert receiver.communicate(timeout=60)[0] == b"data"
+
+
+def test_signals_of_a_program(tmp_path: Path) -> None:
+    """What recv executes dies of SIGPIPE, as it would from a shell."""
+    with open(os.devnull, "rb") as file:
+        thread = sending(tmp_path / "s", file.fileno())
+        line = "$FDPASS recv --connect s --at 0 -- sh -c 'yes | head -1'"
+        done = shell(line, tmp_path)
+        thread.join()
+    assert (done.stdout, done.stderr) == (b"y\n", b"")
+
+
+def test_caller_that_ignores_its_children(tmp_path: Path) -> None:
+    """cat waits for its child also where the caller has SIGCHLD ignored."""
+    (tmp_path / "f").write_bytes(b"data")
+    code = "import os,signal,sys; signal.signal(signal.SIGCHLD, signal.SIG_IGN); "
+    code += "os.execv(sys.argv[1], sys.argv[1:])"
+    command = [sys.executable, "-c", code, *FDPASS, "cat", "f"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"data", b"")
+
+
+@pytest.mark.parametrize("save", [False, True])
+def test_sources_in_non_blocking_mode(save: bool, tmp_path: Path) -> None:
+    """A pipe that a peer reads without waiting is waited for, and copied whole."""
+    reader, writer = os.pipe()
+    os.set_blocking(reader, False)
+    data = os.urandom(300_000)
+
+    def feed() -> None:
+        with open(writer, "wb", buffering=0) as pipe:
+            for start in range(0, len(data), 10_000):
+                pipe.write(data[start : start + 10_000])
+
+    thread = sending(tmp_path / "s", reader)
+    feeder = threading.Thread(target=feed)
+    feeder.start()
+    option = "--save made/for/it" if save else ""
+    done = shell(f"$FDPASS recv --connect s {option}", tmp_path)
+    thread.join()
+    os.close(reader)
+    feeder.join()
+    assert (done.returncode, done.stderr) == (0, b"")
+    found = (tmp_path / "made/for/it/name").read_bytes() if save else done.stdout
+    assert found in (data,)
+
+
+def test_output_in_non_blocking_mode(tmp_path: Path) -> None:
+    """An output that is full is waited for."""
+    (tmp_path / "f").write_bytes(b"x" * 300_000)
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    with Program[bytes]([*FDPASS, "cat", "f"], cwd=tmp_path, stdout=writer) as process:
+        os.close(writer)
+        with open(reader, "rb") as pipe:
+            assert len(pipe.read()) == 300_000
+        assert process.wait(60) == 0
+
+
+def test_timeout_bounds_the_copying(tmp_path: Path) -> None:
+    """A peer whose pipe never ends keeps recv no longer than --timeout; nothing half is saved."""
+    reader, writer = os.pipe()
+    os.write(writer, b"begun")
+    thread = sending(tmp_path / "s", reader)
+    done = shell("$FDPASS recv --connect s --timeout 0.2 --save d", tmp_path)
+    thread.join()
+    os.close(reader)
+    os.close(writer)
+    assert done.returncode == 1
+    assert b"timed out" in done.stderr
+    assert not [*(tmp_path / "d").iterdir()]
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_removes_the_socket(signum: signal.Signals, tmp_path: Path) -> None:
+    """TERM and HUP leave no file of --listen behind, and end the command as they would."""
+    path = tmp_path / "s"
+    with Program[bytes]([*FDPASS, "recv", "--listen", str(path)]) as process:
+        while not path.exists():
+            assert process.poll() is None
+        process.send_signal(signum)
+        assert process.wait(60) == -signum
+    assert not path.exists()
+
+
+def test_more_files_than_the_table_holds(tmp_path: Path) -> None:
+    """send passes any number of files, in parts."""
+    names = [f"{number:03}" for number in range(200)]
+    for name in names:
+        (tmp_path / name).write_text(name)
+
+    def lower() -> None:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (40, 40))
+
+    with Program[bytes](
+        [*FDPASS, "recv", "--listen", "s", "--names"], cwd=tmp_path, stdout=subprocess.PIPE
+    ) as receiver:
+        command = [*FDPASS, "send", "--connect", "s", "--timeout", "30", *names]
+        subprocess.run(command, cwd=tmp_path, preexec_fn=lower, check=True, timeout=60)
+        assert receiver.communicate(timeout=60)[0].decode().split() == names
+
+
+def test_names_are_escaped(tmp_path: Path) -> None:
+    """What a terminal would obey in a peer's name is shown, not sent to it."""
+    with open(os.devnull, "rb") as file:
+        thread = sending(tmp_path / "s", file.fileno(), b"\x1b[31m\\ \xff\n")
+        done = shell("$FDPASS recv --connect s --names", tmp_path)
+        thread.join()
+    assert done.stdout == b"\\x1b[31m\\\\ \\xff\\n\n"
+
+
+def test_connect_looks_at_its_output_first(tmp_path: Path) -> None:
+    """Without a socket to hand over to, nobody is connected to."""
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        server.listen()
+        server.setblocking(False)
+        done = shell(f"$FDPASS connect 127.0.0.1 {server.getsockname()[1]}", tmp_path)
+        with pytest.raises(BlockingIOError):
+            server.accept()
+    assert done.returncode == 1
+    assert b"standard output is not a Unix socket" in done.stderr
+
+
+def test_version(tmp_path: Path) -> None:
+    """--version says what fdpass_c.__version__ and pyproject.toml do."""
+    done = shell("$FDPASS --version", tmp_path)
+    assert done.stdout == f"fdpass {fdpass_c.__version__}\n".encode()
+    text = (Path(__file__).parents[1] / "pyproject.toml").read_text()
+    assert re.search(r"version = .*__version__", text) or fdpass_c.__version__ in text
