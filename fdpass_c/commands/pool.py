@@ -25,7 +25,7 @@ or after the last ADDRESS, not between them. The log goes to standard error.
 
 signals:
   TERM, INT  stop accepting, finish what was accepted, exit with status 0; again: at once
-  HUP        replace the workers one by one
+  HUP        replace the workers one by one; MODULE is not imported anew: for new code start anew
   USR1       log the status table
 
   fdpass pool http_server:handle 127.0.0.1:8000 '[::1]:8000'
@@ -108,9 +108,15 @@ def _load(options: argparse.Namespace) -> Any:
     if "" not in sys.path and os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     try:
-        handler = getattr(importlib.import_module(module_name), name)
-    except (ImportError, AttributeError) as error:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        # Of what the module itself lacks, the traceback says where.
+        if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
+            raise
         options.parser.error(str(error))
+    if not hasattr(module, name):
+        options.parser.error(f"module {module_name!r} has no attribute {name!r}")
+    handler = getattr(module, name)
     if not callable(handler):
         options.parser.error(f"{options.handler} is not callable")
     return handler

@@ -1,5 +1,7 @@
 """Staffing: as many workers as were asked for, whoever dies, leaves or is to be replaced."""
 
+import contextlib
+import os
 import selectors
 import time
 from collections import deque
@@ -151,7 +153,7 @@ class Staff:
 
     def replace_all(self) -> None:
         """One by one: a successor is ready before a worker stops taking connections."""
-        logger.info("replacing the workers")
+        logger.info("replacing the workers; they run the code that this process has imported")
         self._outdated = deque(w for w in self._workers if w.state is not State.LEAVING)
         self.alarm = 0.0
 
@@ -176,6 +178,19 @@ class Staff:
         for worker in [*self._workers]:
             if worker.has_exited():
                 self.bury(worker)
+        if os.getpid() == 1:
+            self._reap_orphans()
+
+    def _reap_orphans(self) -> None:
+        """A container's first process inherits those whose parent died (man 7 pid_namespaces)."""
+        options = os.WEXITED | os.WNOHANG | os.WNOWAIT
+        with contextlib.suppress(ChildProcessError):
+            while ended := os.waitid(os.P_ALL, 0, options):
+                worker = next((w for w in self._workers if w.pid == ended.si_pid), None)
+                if worker is not None and worker.has_exited():
+                    self.bury(worker)
+                else:
+                    os.waitpid(ended.si_pid, os.WNOHANG)
 
     def bury(self, worker: Worker) -> None:
         """Ends a worker; what it had not begun goes to others."""

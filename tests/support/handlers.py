@@ -52,6 +52,21 @@ async def obey_async(sock: socket.socket, _address: object) -> None:
     await loop.sock_sendall(sock, f"{os.getpid()}".encode())
 
 
+def leave_an_orphan(sock: socket.socket, _address: object) -> None:
+    """Forks a process that outlives its parent, which is another one, and holds the connection."""
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        if os.fork() == 0:
+            os.close(writer)
+            os.read(reader, 1)  # Until the parent has gone.
+        os._exit(0)
+    os.close(reader)
+    os.close(writer)
+    os.waitpid(child, 0)
+    sock.sendall(b"left one")
+
+
 def begin_and_wait(sock: socket.socket, _address: object) -> None:
     """Says at once who has begun, and answers when the client says something."""
     sock.sendall(f"{os.getpid()} ".encode())
