@@ -1,5 +1,6 @@
 """A pool as the first process of a container."""
 
+import contextlib
 import os
 import shutil
 import signal
@@ -21,7 +22,8 @@ def find_children(pid: int) -> dict[int, str]:
     found = {}
     for task in Path(f"/proc/{pid}/task").iterdir():
         for child in map(int, (task / "children").read_text().split()):
-            found[child] = Path(f"/proc/{child}/stat").read_text().rpartition(") ")[2][0]
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # Gone meanwhile.
+                found[child] = Path(f"/proc/{child}/stat").read_text().rpartition(") ")[2][0]
     return found
 
 
