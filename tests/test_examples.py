@@ -166,6 +166,8 @@ def test_http_server_leaves(signum: int) -> None:
             assert b"200 OK" in stream.readline()
             process.send_signal(signum)
             assert stream.read().endswith(b"\n")
+        if signum == signal.SIGTERM:
+            assert process.wait(60) == 0  # A second one would kill it.
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
