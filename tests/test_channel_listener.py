@@ -72,6 +72,7 @@ def test_abstract_name() -> None:
         Channel.connect(name)
 
 
+@pytest.mark.thread_unsafe
 @pytest.mark.parametrize("mode", [0o600, 0o660, 0o666])
 def test_mode(mode: int, path: Path) -> None:
     """The socket file has the permissions asked for, whatever the umask."""

@@ -164,6 +164,7 @@ class _ByFile(_Replaced):
         path.with_name("victim").rename(path)
 
 
+@pytest.mark.thread_unsafe
 @pytest.mark.parametrize("kind", [_ByLink, _ByFile])
 @pytest.mark.parametrize("mode", [0o600, 0o666])
 def test_what_takes_the_place_of_the_file(kind: type[_Replaced], mode: int, path: Path) -> None:
@@ -180,6 +181,7 @@ def test_what_takes_the_place_of_the_file(kind: type[_Replaced], mode: int, path
     assert stat.S_IMODE(path.stat().st_mode) == 0o400
 
 
+@pytest.mark.thread_unsafe
 @linux_only
 @pytest.mark.parametrize("mode", [0o600, 0o660, 0o666])
 def test_no_moment_of_wider_permissions(mode: int, path: Path) -> None:
