@@ -4,16 +4,36 @@ import errno
 import socket
 import struct
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import accumulate, chain
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 from fdpass_c._native import ffi, lib
-from fdpass_c.descriptors import Descriptors, as_fd_list, own
+from fdpass_c.buffers import Buffer
+from fdpass_c.descriptors import (
+    MANY,
+    Descriptors,
+    is_tracing,
+    join_owners,
+    many,
+    new_memory,
+    own,
+)
 from fdpass_c.errors import MAX_FDS, NotCopied, TruncatedError, raise_oserror
-from fdpass_c.messages import Buffer
+from fdpass_c.jobs import flatten_fds, make_job
 from fdpass_c.peer import is_unix
-from fdpass_c.waiting import READABLE, WRITABLE, Deadline, HasFileno, persist, raw_fileno
+from fdpass_c.scratch import make_scratch
+from fdpass_c.shapes import LONGEST_IN_COLUMN, cut, pack_column
+from fdpass_c.waiting import READABLE, WRITABLE, Deadline, HasFileno, fileno, persist, raw_fileno
+
+_try_recv_batch = lib.fdp_try_recv_batch
+_try_send_messages = lib.fdp_try_send_messages
+
+_COUNT_SHIFT = lib.FDP_COUNT_SHIFT
+_LENGTH = lib.FDP_MIXED_LENGTHS - 1
+_MORE = lib.FDP_MORE
+_LARGE = lib.FDP_LARGE
+_UNUSUAL = lib.FDP_MIXED_LENGTHS | lib.FDP_MIXED_COUNTS | _MORE | _LARGE
 
 
 class Progress(NamedTuple):
@@ -117,74 +137,67 @@ def send_many(
     An OSError, BlockingIOError and TimeoutError among them, has an attribute
     progress: the first progress.messages are sent, exactly once, and the error is that of the
     next one, of which progress.bytes bytes left with all its descriptors. To go on without loss
-    or repeat, call again with the same payloads and fds and start=error.progress.
+    or repeat, call again with the same payloads and fds and start=error.progress. EFAULT: the next
+    payload is a mapping of a file that has shrunk.
     """
     fd = raw_fileno(sock)
-    data = b"".join(payloads)
+    data = [*payloads]
+    listed = [*fds]
+    count = len(data)
+    if start == _NOTHING_SENT and 0 < count == len(listed) and type(data[0]) is bytes:
+        width = len(data[0]) + 2
+        if count <= lib.FDP_BATCH and width <= LONGEST_IN_COLUMN + 2:
+            try:
+                column = pack_column[count, width](*listed, *data)
+            except struct.error:
+                pass  # Not ints, or not bytes.
+            else:
+                if not is_unix(fd, sock):
+                    raise _without_progress(errno.EAFNOSUPPORT)
+                sent = _try_send_messages(fd, column, count, width, flags)
+                if sent == count:
+                    return count
+                if sent > 0:
+                    start = Progress(sent, 0)
+    return _send_all(sock, fd, data, listed, flags, start)
+
+
+def _send_all(
+    sock: int | HasFileno,
+    fd: int,
+    payloads: list[Buffer],
+    fds: list[Any],
+    flags: int,
+    start: Progress,
+) -> int:
     count = len(payloads)
-    lengths = _measure(payloads, len(data))
-    flat, counts = flatten_fds(fds)
+    job, lengths, flat, counts = make_job(payloads, *flatten_fds(fds))
     _check_start(start, lengths)
     try:
         _check_batch(sock, fd, lengths, flat, counts)
-    except OSError as error:
-        error.progress = start  # type: ignore[attr-defined]
-        raise
-
-    progress = ffi.new("struct fdp_progress *")
-    if start != _NOTHING_SENT:
-        progress.messages, progress.bytes = start
-        progress.payload_offset = sum(lengths[: start.messages])
-        progress.fd_offset = start.messages if counts is None else sum(counts[: start.messages])
-    arguments = (
-        fd,
-        data,
-        ffi.from_buffer("size_t[]", array("L", lengths)),
-        ffi.from_buffer("int[]", flat),
-        ffi.NULL if counts is None else ffi.from_buffer("unsigned int[]", counts),
-        count,
-        flags,
-        progress,
-    )
-    deadline = None
-    while progress.messages < count:
-        sent = lib.fdp_send_batch(*arguments)
-        if sent < 0:
-            try:
-                deadline = deadline or Deadline(sock, WRITABLE)
+        at = job.at
+        at.message, at.bytes = start
+        at.data_offset = sum(lengths[: start.messages])
+        at.fd_offset = start.messages if counts is None else sum(counts[: start.messages])
+        deadline = None
+        while at.message < count:
+            sent = lib.fdp_send_batch(fd, job, flags)
+            if sent < 0:
+                deadline = deadline or Deadline(sock, WRITABLE, flags)
                 deadline.handle(-sent)
-            except OSError as error:
-                error.progress = Progress(progress.messages, progress.bytes)  # type: ignore[attr-defined]
-                raise
+                fd = raw_fileno(sock)
+    except OSError as error:
+        error.progress = Progress(job.at.message, job.at.bytes)  # type: ignore[attr-defined]
+        raise
     return count
 
 
-def flatten_fds(fds: Sequence[Any]) -> tuple["array[int]", "array[int] | None"]:
-    """All descriptors in a row, and how many go with each message: None for one each."""
+def _without_progress(code: int) -> OSError:
     try:
-        return array("i", fds), None
-    except TypeError:
-        pass
-    if any(map(_is_single, fds)):
-        return array("i", as_fd_list(fds)), None
-    rows = [as_fd_list(row) for row in fds]
-    return array("i", chain.from_iterable(rows)), array("I", map(len, rows))
-
-
-def _is_single(fds: Any) -> bool:
-    """Whether fds is one descriptor; an owner of several stands for all of them."""
-    return isinstance(fds, int) or (hasattr(fds, "fileno") and not isinstance(fds, Descriptors))
-
-
-def _measure(payloads: Sequence[Buffer], total: int) -> list[int]:
-    """The bytes of each payload; not every buffer has a length, or one in bytes."""
-    try:
-        lengths = [*map(len, payloads)]
-        if sum(lengths) == total:
-            return lengths
-    except TypeError:
-        pass
-    return [memoryview(payload).nbytes for payload in payloads]
+        raise_oserror(code)
+    except OSError as error:
+        error.progress = _NOTHING_SENT  # type: ignore[attr-defined]
+        return error
 
 
 def _check_start(start: Progress, lengths: list[int]) -> None:
@@ -203,9 +216,6 @@ def _check_batch(
     fds: "array[int]",
     counts: "array[int] | None",
 ) -> None:
-    described = len(fds) if counts is None else len(counts)
-    if described != len(lengths):
-        raise ValueError(f"{len(lengths)} payloads, but descriptors for {described}")
     if counts is not None and max(counts, default=0) > MAX_FDS:
         raise_oserror(
             errno.EINVAL, f"{max(counts)} descriptors, one message takes at most {MAX_FDS}"
@@ -221,29 +231,17 @@ def _check_batch(
                 )
 
 
-# message_count, fd_count, all_flags, one_each, same_length, the first of lengths
-_unpack_head = struct.Struct("=IIii4xiI").unpack_from
-_IS_FULL = 4  # the int behind them
-_FDS_AT = ffi.offsetof("struct fdp_inbox", "fds") // 4
-_INLINE_SIZE = 4096
-
-_LOSSY = socket.MSG_CTRUNC | socket.MSG_TRUNC
+_INLINE_SIZE = lib.FDP_INLINE_SIZE
 
 _new_uncleared = ffi.new_allocator(should_clear_after_alloc=False)
 
+# Memory for one batch on its way in: what describes it, and the bytes.
+_idle: list[tuple[Any, Any, Any]] = []
 
-def _make_memory() -> tuple[Any, Any, Any, Any]:
-    """Memory for one batch on its way in, reused: fresh pages would cost more than the messages.
 
-    As for one message, the count of descriptors in the inbox is 0 whenever nobody is between the
-    system call and the handing over.
-    """
+def _make_memory() -> tuple[Any, Any, Any]:
     data = _new_uncleared("char[]", lib.FDP_BATCH * _INLINE_SIZE)
-    inbox = ffi.new("struct fdp_inbox *")
-    return data, ffi.buffer(data), inbox, memoryview(ffi.buffer(inbox)).cast("i")
-
-
-_idle: list[tuple[Any, Any, Any, Any]] = []
+    return make_scratch()[0], data, ffi.buffer(data)
 
 
 def recv_many(
@@ -267,7 +265,9 @@ def recv_many(
     TruncatedError: a message carried more than maxfds descriptors, was a datagram longer than
     bufsize, or met a full descriptor table. Its own descriptors are closed; the messages that
     arrived whole are in the error's attribute batch, open and to be closed by the caller.
-    OSError, BlockingIOError and TimeoutError as for socket.recvmsg.
+    ConnectionResetError: the peer closed without having received everything that was sent to it;
+    what it had sent is in the error's attribute batch, likewise. OSError, BlockingIOError and
+    TimeoutError as for socket.recvmsg.
     """
     if max_messages < 1 or bufsize < 1 or maxfds < 0:
         raise ValueError(
@@ -277,95 +277,122 @@ def recv_many(
     if flags & socket.MSG_PEEK:
         max_messages = 1  # The kernel would show the first one over and over.
     fd = raw_fileno(sock)
-    batch = Batch([], own([]))
-    lost = 0
     try:
         memory = _idle.pop()
     except IndexError:
         memory = _make_memory()
-    data, view, inbox, head = memory
+    scratch, data, view = memory
     if bufsize > _INLINE_SIZE:
         data = _new_uncleared("char[]", min(max_messages, lib.FDP_BATCH) * bufsize)
         view = ffi.buffer(data)
-    try:
-        left = max_messages
-        while True:
-            arguments = (fd, data, bufsize, maxfds, left, flags, inbox)
-            count = lib.fdp_recv_batch(*arguments)
-            if count < 0:
-                if left < max_messages:
-                    break
-                count = persist(sock, READABLE, count, lib.fdp_recv_batch, *arguments)
-            lost += _collect(batch, view, inbox, head, bufsize)
-            left -= count
-            if not left or not head[_IS_FULL]:
-                break
-            flags |= socket.MSG_DONTWAIT
-    except BaseException:
-        lib.fdp_close_fds(inbox.fds, head[1])
-        head[1] = 0
-        batch.close()
-        raise
+    room = min(max_messages, lib.FDP_BATCH) * min(maxfds, MAX_FDS)
+    pool: list[Any] | None = None
+    if room <= MANY:
+        pool = many
+        owned = many.pop() if many and not is_tracing() else new_memory(MANY)
+    else:
+        owned = new_memory(room)
+    code = _try_recv_batch(fd, data, bufsize, maxfds, max_messages, flags, scratch, owned)
+    reset = False
+    if code < 0:
+        try:
+            if code == -errno.ECONNRESET:
+                # The kernel says so before the queue is empty, and only once.
+                reset = True
+                code = _try_recv_batch(
+                    fd, data, bufsize, maxfds, max_messages, flags, scratch, owned
+                )
+            else:
+                code = _wait_to_receive(
+                    sock, code, flags, data, bufsize, maxfds, max_messages, scratch, owned
+                )
+        finally:
+            if code < 0:
+                _idle.append(memory)
+    batch = read_batch(own(owned, pool), max(code, 0), scratch, view)
+    lost = scratch.lost if code & lib.FDP_MIXED_COUNTS else 0
+    left = max_messages - len(batch.payloads) - lost
+    parts = [batch]
+    while code & _MORE and left > 0:
+        owned = new_memory(max(room, 1))
+        code = _try_recv_batch(fd, data, bufsize, maxfds, left, flags, scratch, owned)
+        if code <= 0:
+            break
+        parts.append(read_batch(own(owned), code, scratch, view))
+        lost_here = scratch.lost if code & lib.FDP_MIXED_COUNTS else 0
+        left -= len(parts[-1].payloads) + lost_here
+        lost += lost_here
+    if len(parts) > 1:
+        batch = merge(parts)
     _idle.append(memory)
+    if reset:
+        _raise_reset(batch)
     if lost:
         raise TruncatedBatchError(lost, batch)
     return batch
 
 
-def _collect(batch: Batch, view: Any, inbox: Any, head: Any, bufsize: int) -> int:
-    """Moves what the inbox holds into batch; returns how many messages had to be thrown away."""
-    messages, fd_count, all_flags, one_each, same_length, length = _unpack_head(head)
-    if batch._counts is None and not one_each:
-        batch._counts = [1] * len(batch)
-    # From the inbox to the batch by assignments, between which no signal handler runs.
-    fds = head[_FDS_AT : _FDS_AT + fd_count].tolist()
-    owned = batch.fds._fds
-    owned += fds
-    head[1] = 0
-    if same_length:
-        # The usual case: one unpack cuts them all, ten times as fast.
-        batch.payloads += _cuts[messages, length, bufsize](view)
+def _wait_to_receive(sock: int | HasFileno, code: int, flags: int, *arguments: Any) -> int:
+    """Waits, as the socket's timeout says, after a try that brought nothing."""
+    data, bufsize, maxfds, most, scratch, owned = arguments
+    rest = (data, bufsize, maxfds, most, flags, scratch, owned)
+    if code == -errno.EAGAIN:
+        code = lib.fdp_recv_batch(fileno(sock), *rest)
+    if code < 0:
+        code = persist(sock, READABLE, code, flags, lib.fdp_recv_batch, *rest)
+    return code
+
+
+def _raise_reset(batch: Batch) -> None:
+    try:
+        raise_oserror(errno.ECONNRESET)
+    except ConnectionResetError as error:
+        error.batch = batch  # type: ignore[attr-defined]
+        raise
+
+
+def recv_one(sock: int | HasFileno, bufsize: int, maxfds: int) -> tuple[bytes, Descriptors, int]:
+    """One message: its payload, the owner of its descriptors, and the flags of what was lost."""
+    scratch, data, view = memory = _idle.pop() if _idle else _make_memory()
+    if bufsize > lib.FDP_BATCH * _INLINE_SIZE:
+        data = _new_uncleared("char[]", bufsize)
+        view = ffi.buffer(data)
+    owned = many.pop() if many and not is_tracing() else new_memory(MANY)
+    try:
+        code = _try_recv_batch(fileno(sock), data, bufsize, maxfds, 1, 0, scratch, owned)
+        if code < 0:
+            code = _wait_to_receive(sock, code, 0, data, bufsize, maxfds, 1, scratch, owned)
+        batch = read_batch(own(owned, many), code, scratch, view)
+        flags = scratch.lost_flags
+        _idle.append(memory)
+    except BaseException:
+        lib.fdp_drop_owner(owned)  # Nobody is to be warned of what nobody could close.
+        raise
+    return b"".join(batch.payloads), batch.fds, flags
+
+
+def read_batch(fds: Descriptors, code: int, scratch: Any, view: Any) -> Batch:
+    """The batch whose descriptors fds owns: code and scratch describe it, view has the payloads."""
+    if not code & _UNUSUAL:
+        return Batch([*cut[code >> _COUNT_SHIFT, code & _LENGTH](view)], fds)
+    if code >= _LARGE:
+        return Batch([bytes(ffi.buffer(scratch.large, scratch.large_size))], fds, [len(fds)])
+    count = (code & ~_MORE) >> _COUNT_SHIFT
+    payloads: list[bytes]
+    if code & lib.FDP_MIXED_LENGTHS:
+        lengths = ffi.unpack(scratch.lengths, count)
+        ends = accumulate(lengths)
+        payloads = [view[end - size : end] for end, size in zip(ends, lengths, strict=True)]
     else:
-        lengths = ffi.unpack(inbox.lengths, messages)
-        starts = range(0, messages * bufsize, bufsize)
-        batch.payloads += [view[at : at + size] for at, size in zip(starts, lengths, strict=True)]
-    if batch._counts is not None:
-        batch._counts += ffi.unpack(inbox.fd_counts, messages)
-    if all_flags & _LOSSY:
-        return _drop_truncated(batch, ffi.unpack(inbox.flags, messages))
-    return 0
+        payloads = [*cut[count, code & _LENGTH](view)]
+    mixed = code & lib.FDP_MIXED_COUNTS
+    return Batch(payloads, fds, ffi.unpack(scratch.fd_counts, count) if mixed else None)
 
 
-class Cuts(dict[tuple[int, int, int], Callable[..., tuple[bytes, ...]]]):
-    """By count, length and stride, what cuts that many equal payloads out of memory.
-
-    No lru_cache: PyPy's is written in Python, and stays broken where a signal handler raises in it.
-    """
-
-    def __missing__(self, shape: tuple[int, int, int]) -> Callable[..., tuple[bytes, ...]]:
-        if len(self) > 64:
-            self.clear()
-        count, length, stride = shape
-        cut = struct.Struct(f"{length}s{stride - length}x" * count).unpack_from
-        self[shape] = cut
-        return cut
-
-
-_cuts = Cuts()
-
-
-def _drop_truncated(batch: Batch, flags: list[int]) -> int:
-    """Takes the truncated ones of the last len(flags) messages out of batch and closes theirs."""
-    first = len(batch) - len(flags)
-    truncated = [first + at for at, flag in enumerate(flags) if flag & _LOSSY]
-    counts = batch._counts = batch._counts or [1] * len(batch)
-    owned = batch.fds._fds or []
-    for position in reversed(truncated):
-        start = sum(counts[:position])
-        number = counts[position]
-        end = start + number
-        surplus = owned[start:end]
-        # No call between these two, so no signal handler that could raise.
-        del owned[start:end], counts[position], batch.payloads[position]
-        lib.fdp_close_fds(surplus, number)
-    return len(truncated)
+def merge(parts: list[Batch]) -> Batch:
+    """All of parts as one batch; they own nothing any more."""
+    fds = join_owners([part.fds for part in parts])
+    mixed = any(part._counts is not None for part in parts)
+    counts = [count for part in parts for count in part._counts or [1] * len(part)]
+    payloads = [payload for part in parts for payload in part.payloads]
+    return Batch(payloads, fds, counts if mixed else None)

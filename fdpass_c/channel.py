@@ -4,24 +4,79 @@ import contextlib
 import errno
 import os
 import socket
+import struct
+import threading
 import warnings
-from collections.abc import Collection
-from typing import Any
+import weakref
+from array import array
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from functools import partial
+from typing import Any, NoReturn
 
-from fdpass_c.errors import NotCopied, raise_oserror
+from fdpass_c._native import ffi, lib
+from fdpass_c.batches import Batch, Progress, read_batch
+from fdpass_c.buffers import Buffer
+from fdpass_c.descriptors import (
+    FEW,
+    MANY,
+    Descriptors,
+    few,
+    is_tracing,
+    many,
+    new_memory,
+    own,
+    recycle,
+)
+from fdpass_c.errors import (
+    DescriptorTableFullError,
+    NotCopied,
+    PeerClosedError,
+    ProtocolError,
+    raise_oserror,
+)
+from fdpass_c.jobs import flatten_fds, make_job
 from fdpass_c.peer import Credentials, is_unix, peer_credentials, peer_pidfd
-from fdpass_c.receiving import Receiving
-from fdpass_c.sending import Sending
+from fdpass_c.scratch import give_back, make_scratch, spare
+from fdpass_c.shapes import LONGEST_IN_COLUMN, pack_column
+from fdpass_c.turns import Turns
 from fdpass_c.unix import connect_unix
-from fdpass_c.waiting import raw_fileno
+from fdpass_c.waiting import READABLE, WRITABLE, Deadline, HasFileno, raw_fileno
 
 # Linux 6.16; Python has no name for it yet.
 _SO_PASSRIGHTS = 83
 # Of most of Linux's processors; Python has no name for it everywhere.
 _SO_OOBINLINE = getattr(socket, "SO_OOBINLINE", 10)
 
+# Looked up once: an attribute of lib costs as much as a cheap argument.
+_try_receive = lib.fdp_try_receive
+_try_send = lib.fdp_try_send
+_try_send_column = lib.fdp_try_send_column
 
-class Channel(Sending, Receiving, NotCopied):
+_LARGE = lib.FDP_LARGE
+_LENGTH = lib.FDP_MIXED_LENGTHS - 1
+_DONE = lib.FDP_DONE
+_BEGUN = lib.FDP_BEGUN
+_NO_FD = lib.FDP_NO_FD
+
+_UNDECIDED = {lib.FDP_LOOK, -errno.EPROTO}
+
+_VIOLATIONS = {
+    lib.FDP_MALFORMED: "the peer sent something other than a frame",
+    lib.FDP_TORN: "the peer closed the connection inside a message",
+    lib.FDP_MISSING: "a frame came without all of the descriptors that it announced",
+    lib.FDP_SURPLUS: "descriptors came that no frame announced",
+    lib.FDP_UNWANTED: "descriptors came to a channel with receive_fds=False",
+    lib.FDP_TRUNCATED: "descriptors were lost: the descriptor table is full (RLIMIT_NOFILE) "
+    "or a security module refused them",
+    lib.FDP_TOO_LONG: "a message of {needed} bytes, max_payload is {max_payload}",
+    lib.FDP_TOO_MANY: "a message with {needed} descriptors, max_fds is {max_fds}",
+    lib.FDP_NO_MEMORY: "no memory for what was received",
+}
+
+_all: "weakref.WeakSet[Channel]" = weakref.WeakSet()
+
+
+class Channel(NotCopied):
     """Passes whole messages, each a payload and descriptors, over a connected Unix socket.
 
     Messages arrive whole, in order and exactly once; payloads and descriptors of any size and
@@ -33,8 +88,8 @@ class Channel(Sending, Receiving, NotCopied):
     iterator over (payload, fds) until the peer closes. It cannot be copied or pickled (TypeError).
 
     Threads: one may send while another receives. Several may send, or receive: they take turns,
-    and a message is never mixed with another. A signal handler must leave alone the direction
-    that it interrupts: it would wait for itself.
+    and a message is never mixed with another. A signal handler must not send on a channel whose
+    send it has interrupted (RuntimeError, if that one has sent a part).
 
     Fork: a child has a copy of both ends and of the messages already received but not handed out.
     What arrives later goes to whichever process reads first, so let only one go on with an end and
@@ -42,10 +97,13 @@ class Channel(Sending, Receiving, NotCopied):
     inside a call.
 
     Selectors: fileno() is readable when bytes are there; after that, receive until pending is 0,
-    because messages that came in one frame are not seen by a selector again.
+    because a selector does not report messages that came in one frame with another.
 
     A violation of the protocol, by accident or by malice, closes every descriptor received and
     not handed out, and ends the connection; every later call raises the same ProtocolError.
+
+    The descriptor table: messages of which only a part has come may together hold at most half of
+    the soft limit (RLIMIT_NOFILE), over all channels of a process, and leave 64 places free.
     """
 
     def __init__(
@@ -80,11 +138,17 @@ class Channel(Sending, Receiving, NotCopied):
         # A byte sent with MSG_OOB would make the socket readable with nothing to read (Linux 5.15).
         with contextlib.suppress(OSError):
             sock.setsockopt(socket.SOL_SOCKET, _SO_OOBINLINE, 1)
+        inbox = ffi.gc(ffi.new("struct fdp_inbox *"), lib.fdp_close_inbox)
+        outbox = ffi.gc(ffi.new("struct fdp_outbox *"), lib.fdp_close_outbox)
+        lib.fdp_start_inbox(inbox, sock.fileno(), max_payload, max_fds, receive_fds)
+        lib.fdp_start_outbox(outbox, sock.fileno())
+        self._inbox = inbox
+        self._outbox = outbox
+        self._receivers = Turns()
+        self._senders = Turns()
+        self._sender = 0
         self._sock = sock
-        self._fd = sock.fileno()
-        self._start_sending()
-        self._start_receiving(max_payload, max_fds, receive_fds)
-        self._reader.wait = sock.gettimeout() is None
+        _all.add(self)
 
     @classmethod
     def pair(cls, **options: Any) -> tuple["Channel", "Channel"]:
@@ -117,9 +181,290 @@ class Channel(Sending, Receiving, NotCopied):
             sock.close()
             raise
 
+    def send(self, payload: Buffer, fds: Iterable[int | HasFileno] = ()) -> None:
+        """Sends one message: payload, bytes-like, may be empty; any number of descriptors.
+
+        fds: ints or objects with fileno(), borrowed.
+
+        All or nothing: after any exception but that of a signal handler the receiver does not
+        get the message, and no descriptor of it stays there. BlockingIOError and TimeoutError: the
+        socket's buffer is full; in non-blocking mode a message must fit into it. OSError: EBADF
+        for a descriptor that is not open, ETOOMANYREFS where the user has RLIMIT_NOFILE in flight,
+        EFAULT where payload is a mapping of a file that has shrunk, PermissionError where the peer
+        refuses descriptors, BrokenPipeError where it has closed. ProtocolError where a receive
+        found the peer to have broken the protocol. TypeError for a wrong element. A frame that is
+        begun when time runs out counts as sent: its rest is kept, see unsent.
+        """
+        listed: list[Any] = [*fds]
+        if type(payload) is bytes:
+            result = 0
+            if not listed:
+                result = _try_send(self._outbox, payload, len(payload), _NO_FD)
+            elif len(listed) == 1:
+                fd = listed[0]
+                if type(fd) is int and 0 <= fd < 0x7FFFFFFF:
+                    result = _try_send(self._outbox, payload, len(payload), fd)
+            if result == _DONE and not self._senders:
+                return
+            if result > 0:
+                self._finish(result)
+                return
+        flat, counts = flatten_fds([listed])
+        self._send_all([payload], flat, counts)
+
+    def send_many(
+        self,
+        payloads: Sequence[Buffer],
+        fds: Sequence[int | HasFileno] | Sequence[Iterable[int | HasFileno]] = (),
+    ) -> int:
+        """Sends many messages, packed into as few as the kernel allows; returns how many.
+
+        payloads: one bytes-like object a message. fds: one descriptor a message, or one iterable
+        of any number a message, or nothing at all; borrowed. All are checked before anything is
+        sent: TypeError for a wrong element, ValueError for unequal lengths.
+
+        Errors as for send; the error's attribute progress says in progress.messages how many
+        messages the receiver gets, whole; none of the others, and progress.bytes is 0.
+        """
+        data = [*payloads]
+        listed = [*fds]
+        count = len(data)
+        if 0 < count == len(listed) and type(data[0]) is bytes:
+            width = len(data[0]) + 2
+            if width <= LONGEST_IN_COLUMN + 2:
+                try:
+                    column = pack_column[count, width](*listed, *data)
+                except struct.error:
+                    pass  # Not ints, or not bytes.
+                else:
+                    result = _try_send_column(self._outbox, column, count, width)
+                    if result > 0:
+                        self._finish(result)
+                        return count
+        if listed:
+            flat, counts = flatten_fds(listed)
+        else:
+            flat, counts = array("i"), array("I", [0]) * count
+        self._send_all(data, flat, counts)
+        return count
+
+    def _finish(self, result: int) -> None:
+        """After a frame that has left, or a part of it that counts for all."""
+        if result == _BEGUN:
+            with contextlib.suppress(BlockingIOError, TimeoutError):
+                self.flush()
+        if self._senders:
+            self._senders.pass_on()
+
+    def _send_all(
+        self, payloads: list[Buffer], flat: "array[int]", counts: "array[int] | None"
+    ) -> None:
+        job = make_job(payloads, flat, counts)[0]
+        # However this ends, the core does not go on with memory that is gone.
+        self._send_job(ffi.gc(job, partial(lib.fdp_abandon, self._outbox)), len(payloads))
+
+    def _send_job(self, job: Any, count: int) -> None:
+        outbox = self._outbox
+        deadline = Deadline(self._sock, WRITABLE)
+        try:
+            while True:
+                waits = self._sock.gettimeout() is None
+                result = lib.fdp_send(outbox, job, 0 if waits else socket.MSG_DONTWAIT)
+                if result == _DONE:
+                    break
+                if result == -errno.EBUSY:
+                    self._wait_to_send(deadline)
+                    continue
+                self._sender = threading.get_ident()
+                if result != lib.FDP_LOOK:
+                    self._handle(-result, deadline)
+                elif self._sock.gettimeout():
+                    deadline.look()
+        except BaseException as error:
+            lib.fdp_abandon(outbox, job)
+            if isinstance(error, OSError):
+                if outbox.unsent:
+                    lib.fdp_flush(outbox, socket.MSG_DONTWAIT)
+                done = job.at.message
+                if done == count and isinstance(error, (BlockingIOError, TimeoutError)):
+                    return  # The rest of the last frame is kept.
+                error.progress = Progress(done, 0)  # type: ignore[attr-defined]
+            raise
+        finally:
+            self._sender = 0
+            if self._senders:
+                self._senders.pass_on()
+
+    def _wait_to_send(self, deadline: Deadline) -> None:
+        if self._sender == threading.get_ident():
+            raise RuntimeError("a signal handler sends on the channel whose send it interrupted")
+        deadline.look()
+        self._senders.wait()
+
+    def _handle(self, code: int, deadline: Deadline) -> None:
+        """Returns where a call that failed is worth another try; raises what it means otherwise."""
+        if self._inbox.violation:
+            self._raise_violation()
+        if self._inbox.sock < 0:
+            raise_oserror(errno.EBADF, "the channel is closed")
+        deadline.handle(code)
+
+    @property
+    def unsent(self) -> int:
+        """How many bytes of a frame that is begun wait for the next send, or for flush()."""
+        return int(self._outbox.unsent)
+
+    def flush(self) -> None:
+        """Sends what unsent counts. BlockingIOError or TimeoutError where the buffer is full."""
+        deadline = None
+        while True:
+            if self._inbox.violation:
+                self._raise_violation()
+            waits = self._sock.gettimeout() is None
+            result = lib.fdp_flush(self._outbox, 0 if waits else socket.MSG_DONTWAIT)
+            if result == 0:
+                return
+            deadline = deadline or Deadline(self._sock, WRITABLE)
+            if result == -errno.EBUSY:
+                self._wait_to_send(deadline)
+            else:
+                self._handle(-result, deadline)
+
+    def recv(self) -> tuple[bytes, Descriptors]:
+        """Receives one message: its payload and the owner of its descriptors, perhaps of none.
+
+        PeerClosedError: the peer closed, after a whole message. ProtocolError: it closed inside
+        one, or broke the protocol, or sent more than max_payload or max_fds; everything received
+        is closed and the channel is poisoned. DescriptorTableFullError: no room for the next
+        message's descriptors; it is still queued. BlockingIOError, TimeoutError: nothing there, or
+        not all of it yet; what came stays for the next call. ConnectionResetError: the peer closed
+        without having received everything that was sent to it; all that it sent came before.
+
+        A signal handler that raises inside leaves the message for the next call.
+        """
+        try:
+            scratch, view = pair = spare.pop()
+        except IndexError:
+            scratch, view = pair = make_scratch()
+        memory = few.pop() if few and not is_tracing() else new_memory(FEW)
+        pool: list[Any] | None = few
+        try:
+            code = _try_receive(self._inbox, 1, scratch, memory)
+            if not 0 < code < _LARGE:
+                code, memory, pool = self._receive(code, 1, scratch, memory, few)
+            if code < _LARGE:
+                payload = view[: code & _LENGTH]
+            else:
+                payload = bytes(ffi.buffer(scratch.large, scratch.large_size))
+                pair = make_scratch()  # The core frees that one with the payload.
+            if self._receivers:
+                self._receivers.pass_on()
+            owner = own(memory, pool)
+            # No call, after which a signal handler could run: from here on it is the caller's.
+            stack = spare
+            stack += (pair,)
+            return payload, owner
+        except BaseException:
+            lib.fdp_put_back(self._inbox, scratch, memory)
+            raise
+
+    def recv_many(self, max_messages: int = 253) -> Batch:
+        """Receives at least one message, and with it those that came in the same frame or are
+        already here, at most max_messages; others may still be queued.
+
+        Returns a Batch, which owns their descriptors. Errors as for recv, but only where not one
+        message came: PeerClosedError rather than an empty Batch.
+        """
+        if max_messages < 1:
+            raise ValueError(f"max_messages is positive, got {max_messages}")
+        try:
+            scratch, view = pair = spare.pop()
+        except IndexError:
+            scratch, view = pair = make_scratch()
+        memory = many.pop() if many and not is_tracing() else new_memory(MANY)
+        pool: list[Any] | None = many
+        try:
+            code = _try_receive(self._inbox, max_messages, scratch, memory)
+            if not 0 < code < _LARGE:
+                code, memory, pool = self._receive(code, max_messages, scratch, memory, many)
+            batch = read_batch(own(memory, pool), code, scratch, view)
+            if code >= _LARGE:
+                pair = make_scratch()  # The core frees that one with the payload.
+            if self._receivers:
+                self._receivers.pass_on()
+            stack = spare
+            stack += (pair,)
+            return batch
+        except BaseException:
+            lib.fdp_put_back(self._inbox, scratch, memory)
+            raise
+
+    def _receive(
+        self, code: int, most: int, scratch: Any, memory: Any, pool: list[Any] | None
+    ) -> tuple[int, Any, list[Any] | None]:
+        """What is left to do where the first try brought nothing: waits, as the timeout says.
+
+        code: what that try returned. Returns what the last one did, and where descriptors are.
+        """
+        inbox = self._inbox
+        deadline = Deadline(self._sock, READABLE)
+        # What the first try could not do itself is no answer yet.
+        first = code in _UNDECIDED or (code == -errno.EAGAIN and self._sock.gettimeout() is None)
+        try:
+            while code <= 0:
+                if code == lib.FDP_FIT:
+                    memory, pool = new_memory(inbox.needed), None
+                elif code == -errno.EBUSY:
+                    deadline.look()
+                    self._receivers.wait()
+                elif not first:
+                    self._explain(code, deadline)
+                first = False
+                waits = self._sock.gettimeout() is None
+                code = lib.fdp_receive(inbox, most, waits, scratch, memory)
+        except OSError:
+            # Nothing came: neither is needed any more.
+            recycle(memory, pool)
+            give_back(scratch)
+            raise
+        return code, memory, pool
+
+    def _explain(self, code: int, deadline: Deadline) -> None:
+        """Raises what a result of a receive means, or returns where it is worth another try."""
+        inbox = self._inbox
+        if code == 0:
+            raise PeerClosedError("the peer closed the connection")
+        if code == -errno.EMFILE:
+            raise DescriptorTableFullError(inbox.needed, inbox.room)
+        if code == lib.FDP_LOOK:
+            deadline.look()
+        else:
+            self._handle(-code, deadline)
+
+    def _raise_violation(self) -> NoReturn:
+        inbox = self._inbox
+        text = _VIOLATIONS[inbox.violation].format(
+            needed=inbox.needed, max_payload=inbox.max_payload, max_fds=inbox.max_fds
+        )
+        raise ProtocolError(f"{text}; every descriptor received and not handed out is closed")
+
+    def __iter__(self) -> Iterator[tuple[bytes, Descriptors]]:
+        """The messages until the peer closes; each Descriptors is the loop's to close."""
+        while True:
+            try:
+                message = self.recv()
+            except PeerClosedError:
+                return
+            yield message
+
+    @property
+    def pending(self) -> int:
+        """How many whole messages are here and not handed out; a selector does not report them."""
+        return int(lib.fdp_try_count_pending(self._inbox))
+
     def fileno(self) -> int:
         """The socket's descriptor, borrowed; -1 once closed."""
-        return self._fd
+        return int(self._inbox.sock)
 
     def gettimeout(self) -> float | None:
         """Seconds that a call waits in all; None for ever, 0 not at all."""
@@ -128,11 +473,10 @@ class Channel(Sending, Receiving, NotCopied):
     def settimeout(self, timeout: float | None) -> None:
         """Sets what gettimeout returns."""
         self._sock.settimeout(timeout)
-        self._reader.wait = timeout is None
 
     def setblocking(self, flag: bool) -> None:
         """True waits for ever, False not at all."""
-        self.settimeout(None if flag else 0.0)
+        self._sock.setblocking(flag)
 
     @property
     def peer(self) -> Credentials:
@@ -146,18 +490,19 @@ class Channel(Sending, Receiving, NotCopied):
     @property
     def closed(self) -> bool:
         """True after close()."""
-        return self._fd < 0
+        return bool(self._inbox.sock < 0)
 
     def close(self) -> None:
         """Closes the socket and every descriptor received and not handed out. Again is harmless.
 
-        What unsent counts is lost: flush() before, and the peer sees a violation otherwise. No
-        other thread may be inside a call.
+        What unsent counts is lost: flush() before, and the peer sees a violation otherwise. Another
+        thread that waits inside a call is woken and gets an OSError (EBADF).
         """
-        if self._fd >= 0:
-            self._drop_all()
-            self._fd = -1
-            self._sock.close()
+        while lib.fdp_close_inbox(self._inbox) < 0:
+            self._receivers.wait()
+        while lib.fdp_close_outbox(self._outbox) < 0:
+            self._senders.wait()
+        self._sock.close()
 
     def __enter__(self) -> "Channel":
         return self
@@ -166,15 +511,15 @@ class Channel(Sending, Receiving, NotCopied):
         self.close()
 
     def __del__(self) -> None:
-        if getattr(self, "_fd", -1) >= 0:
-            try:
-                warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=2)
-            finally:
-                # Also where the warning is made an error.
-                self.close()
+        if not hasattr(self, "_sock") or self._inbox.sock < 0:
+            return
+        try:
+            warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=2)
+        finally:
+            self.close()
 
     def __repr__(self) -> str:
-        state = "closed" if self._fd < 0 else f"fd={self._fd}, peer pid={self._peer.pid}"
+        state = "closed" if self.closed else f"fd={self.fileno()}, peer pid={self._peer.pid}"
         return f"<Channel {state}>"
 
 
@@ -182,3 +527,11 @@ def refuse_fds(sock: socket.socket) -> None:
     """Has the kernel refuse descriptors for sock in the sender's face, where it can."""
     with contextlib.suppress(OSError):
         sock.setsockopt(socket.SOL_SOCKET, _SO_PASSRIGHTS, 0)
+
+
+def _after_fork() -> None:
+    for channel in [*_all]:
+        lib.fdp_free_after_fork(channel._inbox, channel._outbox)
+
+
+os.register_at_fork(after_in_child=_after_fork)

@@ -3,7 +3,9 @@
 import socket
 import struct
 import warnings
+from array import array
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from typing import IO, Any, overload
 
 try:
@@ -15,28 +17,21 @@ from fdpass_c._native import ffi, lib
 from fdpass_c.errors import NotCopied
 from fdpass_c.waiting import HasFileno, fileno
 
-_TAKEN = -1
-
-_close_fd = lib.fdp_close_fd
-_close_fds = lib.fdp_close_fds
+_TAKEN = lib.FDP_TAKEN
+_drop = lib.fdp_drop_owner
 
 _INTS = ffi.typeof("int[]")
 
-# From this length on packing is worth its call.
-_LONG = 24
-
 
 def as_ints(fds: list[Any]) -> Any:
-    """fds for a parameter const int *: cffi reads a long list three times as slowly as struct does.
+    """fds for a parameter const int *, TypeError for what is no int, OverflowError for a large one.
 
-    What is not a list of ints comes back as it is, for cffi to say what is wrong with it.
+    cffi reads a long list three times as slowly as struct does, and takes whatever has __int__.
     """
-    if len(fds) < _LONG:
-        return fds
     try:
         return ffi.from_buffer(_INTS, struct.pack(f"{len(fds)}i", *fds))
     except struct.error:
-        return fds
+        return ffi.from_buffer(_INTS, array("i", fds))
 
 
 def as_fd_list(fds: Iterable[int | HasFileno]) -> list[int]:
@@ -62,10 +57,61 @@ def close_fds(fds: Iterable[int | HasFileno]) -> None:
     """
     listed: list[Any] = [*fds]
     try:
-        _close_fds(as_ints(listed), len(listed))
+        ints = as_ints(listed)
     except TypeError:
-        listed = as_fd_list(listed)
-        _close_fds(listed, len(listed))
+        ints = as_fd_list(listed)
+    lib.fdp_close_fds(ints, len(listed))
+
+
+# Capacities of recycled memory: what most messages have, and what a frame has.
+FEW = 4
+MANY = 253
+
+# Closed memory of these capacities, to use again. pop and append are atomic, so that threads and
+# signal handlers never get the same.
+few: list[Any] = []
+many: list[Any] = []
+
+# So that an hour with many owners does not keep their memory for ever.
+_SPARE = 64
+
+
+def new_memory(capacity: int) -> Any:
+    """Memory for that many descriptors, as a struct fdp_owner * that holds none."""
+    plain = ffi.new("struct fdp_owner *", {"capacity": capacity, "fds": capacity})
+    # The inner destructor is the core's own: it closes without a line of Python.
+    return ffi.gc(ffi.gc(plain, _drop), _warn)
+
+
+def _show(fds: list[int]) -> str:
+    return ", ".join("taken" if fd == _TAKEN else str(fd) for fd in fds)
+
+
+def _warn(memory: Any) -> None:
+    fds = ffi.unpack(memory.fds, memory.count)
+    if fds.count(_TAKEN) < len(fds):
+        tracing = tracemalloc is not None and tracemalloc.is_tracing()
+        origin = tracemalloc.get_object_traceback(memory) if tracing else None
+        where = "\n".join(["", "received at:", *origin.format()]) if origin else ""
+        _drop(memory)  # First: the warning may be made an error, whose traceback keeps memory.
+        warnings.warn(
+            f"unclosed <Descriptors [{_show(fds)}]>{where}",
+            ResourceWarning,
+            source=memory,
+            stacklevel=2,
+        )
+
+
+# While tracemalloc traces, memory is made anew: where says where its descriptors were received.
+is_tracing = (lambda: False) if tracemalloc is None else tracemalloc.is_tracing
+
+
+def recycle(memory: Any, spare: list[Any] | None) -> None:
+    """Makes closed memory go back to spare, the list that it came from, or away."""
+    if spare is not None and len(spare) < _SPARE:
+        spare.append(memory)
+    else:
+        ffi.gc(memory, None)  # Nothing is left to warn of.
 
 
 class Descriptors(NotCopied, Sequence[int]):
@@ -77,22 +123,28 @@ class Descriptors(NotCopied, Sequence[int]):
 
     Use it as a context manager or call close(). One that is dropped open is closed with a
     ResourceWarning, which says where it was received when tracemalloc is on (-X tracemalloc).
-
     It cannot be copied or pickled (TypeError): two owners would close the same descriptors.
 
     Threads may share one for reading; taking and closing are for one thread at a time.
     """
 
-    __slots__ = ("__weakref__", "_fds")
+    __slots__ = ("__weakref__", "_memory", "_spare")
 
     def __init__(self, fds: Iterable[int]) -> None:
         """Takes ownership of fds: ints that the caller no longer closes."""
-        self._fds: list[int] | None = None
-        self._fds = [*fds]
+        self._memory: Any = None
+        self._spare: list[Any] | None = None
+        listed = [*fds]
+        ints = as_ints(listed)
+        memory = new_memory(len(listed))
+        ffi.memmove(memory.fds, ints, len(listed) * ffi.sizeof("int"))
+        memory.count = len(listed)
+        self._memory = memory
 
     def __len__(self) -> int:
         """How many were received, taken ones included; 0 once closed."""
-        return len(self._fds or ())
+        memory = self._memory
+        return 0 if memory is None else memory.count
 
     @overload
     def __getitem__(self, index: int) -> int: ...
@@ -101,52 +153,67 @@ class Descriptors(NotCopied, Sequence[int]):
     def __getitem__(self, index: int | slice) -> int | list[int]:
         if isinstance(index, slice):
             return [*self][index]
-        fd = self._open_fds()[index]
+        memory = self._open()
+        fd: int = memory.fds[self._find(index)]
         if fd == _TAKEN:
             raise ValueError(f"descriptor {index} was taken")
         return fd
 
     def __iter__(self) -> Iterator[int]:
-        fds = self._open_fds()
+        memory = self._open()
+        fds: list[int] = ffi.unpack(memory.fds, memory.count)
         if _TAKEN in fds:
             raise ValueError(f"descriptor {fds.index(_TAKEN)} was taken")
         return iter(fds)
 
     def __repr__(self) -> str:
-        if self._fds is None:
+        memory = self._memory
+        if memory is None:
             return "<Descriptors closed>"
-        shown = ", ".join("taken" if fd == _TAKEN else str(fd) for fd in self._fds)
-        return f"<Descriptors [{shown}]>"
+        return f"<Descriptors [{_show(ffi.unpack(memory.fds, memory.count))}]>"
 
-    def _open_fds(self) -> list[int]:
-        if self._fds is None:
+    def _open(self) -> Any:
+        if self._memory is None:
             raise ValueError("the descriptors are closed")
-        return self._fds
+        return self._memory
+
+    def _find(self, index: int) -> int:
+        """index as one from the front; IndexError where there is none."""
+        count = self._open().count
+        if not -count <= index < count:
+            raise IndexError(f"descriptor {index} of {count}")
+        return index % count
 
     @property
     def closed(self) -> bool:
         """True after close(), and after everything was taken by take_all()."""
-        return self._fds is None
+        return self._memory is None
 
     def fileno(self) -> int:
         """The descriptor, borrowed, where exactly one was received; ValueError otherwise."""
-        if len(self._open_fds()) != 1:
+        if self._open().count != 1:
             raise ValueError(f"fileno() needs exactly one descriptor, here are {len(self)}")
         return self[0]
 
     def take(self, index: int = 0) -> int:
         """Hands over the descriptor at index: the caller owns and closes the int returned.
 
-        IndexError where there is none, ValueError where it was taken or all are closed.
+        IndexError where there is none, ValueError where it was taken or all are closed. A signal
+        handler that raises as the int is returned can lose it: as_socket and as_file cannot.
         """
-        fd = self[index]
-        self._open_fds()[index] = _TAKEN
-        return fd
+        self[index]
+        return lib.fdp_take_fd(self._memory, self._find(index))
 
     def take_all(self) -> list[int]:
-        """Hands over all that was not taken yet, as a list of ints that the caller closes."""
-        fds, self._fds = self._open_fds(), None
-        return [fd for fd in fds if fd != _TAKEN]
+        """Hands over all that was not taken yet, as a list of ints that the caller closes.
+
+        A signal handler that raises as the list is returned can lose them.
+        """
+        memory = self._open()
+        fds = [fd for fd in ffi.unpack(memory.fds, memory.count) if fd != _TAKEN]
+        memory.count = 0
+        self._memory = None
+        return fds
 
     def as_socket(self, index: int = 0) -> socket.socket:
         """Hands over the descriptor at index as a socket.socket, which now owns it.
@@ -154,8 +221,17 @@ class Descriptors(NotCopied, Sequence[int]):
         Family, type and protocol are read from the descriptor. OSError (ENOTSOCK) where it is no
         socket; then it still belongs to this object.
         """
-        sock = socket.socket(fileno=self[index])
-        self._open_fds()[index] = _TAKEN
+        fd = self[index]
+        memory, position = self._memory, self._find(index)
+        sock = socket.socket.__new__(socket.socket)
+        try:
+            sock.__init__(fileno=fd)  # type: ignore[misc]
+            lib.fdp_take_fd(memory, position)
+        except BaseException:
+            # Both own it, unless the owner has let go.
+            if memory.fds[position] >= 0:
+                sock.detach()
+            raise
         return sock
 
     def as_file(self, index: int = 0, mode: str = "rb", **options: Any) -> IO[Any]:
@@ -168,25 +244,16 @@ class Descriptors(NotCopied, Sequence[int]):
         fd = self[index]
         # Some of its refusals close the descriptor: let it refuse where it may not.
         open(fd, mode, **{**options, "closefd": False}).close()
-        file: IO[Any] = open(fd, mode, **options)  # noqa: SIM115
-        self._open_fds()[index] = _TAKEN
-        return file
+        opener = partial(lib.fdp_open_fd, self._memory, self._find(index))
+        return open(b"fd", mode, opener=opener, **options)
 
     def close(self) -> None:
         """Closes all that was not taken. Again is harmless."""
-        fds = self._fds
-        if not fds:
-            self._fds = None
-            return
-        count = len(fds)
-        # No call between giving them up and closing them, so no signal handler that could raise.
-        if count == 1:
-            self._fds = None
-            _close_fd(fds[0])
-        else:
-            ints = as_ints(fds)
-            self._fds = None
-            _close_fds(ints, count)
+        memory = self._memory
+        if memory is not None:
+            self._memory = None
+            _drop(memory)
+            recycle(memory, self._spare)
 
     def __enter__(self) -> "Descriptors":
         return self
@@ -194,29 +261,22 @@ class Descriptors(NotCopied, Sequence[int]):
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def __del__(self) -> None:
-        try:
-            fds = self._fds
-        except AttributeError:
-            return  # An exception came between making it and giving it something to own.
-        try:
-            if fds and fds.count(_TAKEN) < len(fds):
-                tracing = tracemalloc is not None and tracemalloc.is_tracing()
-                origin = tracemalloc.get_object_traceback(self) if tracing else None
-                where = "\n".join(["", "received at:", *origin.format()]) if origin else ""
-                warnings.warn(
-                    f"unclosed {self!r}{where}", ResourceWarning, source=self, stacklevel=2
-                )
-        finally:
-            # Also where the warning is made an error.
-            self.close()
-
 
 _new = Descriptors.__new__
 
 
-def own(fds: list[int]) -> Descriptors:
-    """Descriptors(fds) for the layers above, which give the list away: half the time."""
+def own(memory: Any, spare: list[Any] | None = None) -> Descriptors:
+    """The owner that shows what memory holds; spare: the list that the memory goes back to."""
     owner = _new(Descriptors)
-    owner._fds = fds
+    owner._memory = memory
+    owner._spare = spare
     return owner
+
+
+def join_owners(owners: list[Descriptors]) -> Descriptors:
+    """One owner of all that owners have; they own nothing any more."""
+    memory = new_memory(sum(map(len, owners)))
+    for owner in owners:
+        if owner._memory is not None:
+            lib.fdp_move_fds(memory, owner._memory)
+    return own(memory)

@@ -3,13 +3,14 @@
 import errno
 import os
 import socket
-import struct
 import sys
 from collections.abc import Iterable
 from typing import Any, NoReturn
 
 from fdpass_c._native import ffi, lib
-from fdpass_c.descriptors import Descriptors, as_fd_list, as_ints, close_fds
+from fdpass_c.batches import recv_one
+from fdpass_c.buffers import Buffer, describe, join
+from fdpass_c.descriptors import Descriptors, as_fd_list, as_ints
 from fdpass_c.errors import (
     MAX_FDS,
     PeerClosedError,
@@ -18,25 +19,16 @@ from fdpass_c.errors import (
     raise_oserror,
 )
 from fdpass_c.peer import is_unix
-from fdpass_c.waiting import READABLE, WRITABLE, HasFileno, persist, raw_fileno
-
-Buffer = Any
-"""bytes, bytearray, memoryview or anything else with a C-contiguous buffer (PEP 688 names it)."""
-
-# socket.family builds an enum, ten times as slow as the slot below it.
-_family = socket.SocketType.family.__get__
-_AF_UNIX = int(socket.AF_UNIX)
+from fdpass_c.waiting import READABLE, WRITABLE, HasFileno, fileno, persist, raw_fileno
 
 # Looked up once: an attribute of lib costs as much as a cheap argument.
-_send_fd = lib.fdp_send_fd
+_try_send_fd = lib.fdp_try_send_fd
 _send_bytes = lib.fdp_send_bytes
-_recv_bytes = lib.fdp_recv_bytes
-_join = b"".join
+_try_recv = lib.fdp_try_recv
 
-
-def _check_count(fds: list[int]) -> None:
-    if len(fds) > MAX_FDS:
-        raise_oserror(errno.EINVAL, f"{len(fds)} descriptors, one message takes at most {MAX_FDS}")
+_SIZE_SHIFT = lib.FDP_SIZE_SHIFT
+_HAS_MORE = lib.FDP_HAS_MORE
+_INLINE_SIZE = lib.FDP_INLINE_SIZE
 
 
 def send_fds(
@@ -61,87 +53,81 @@ def send_fds(
     ValueError: descriptors but no byte on a stream, where the kernel drops them in silence.
     OSError: EINVAL for more than 253 descriptors; EBADF for one that is not open; ETOOMANYREFS
     where the user has RLIMIT_NOFILE of them in flight; EAFNOSUPPORT for another family of socket;
-    EPERM where the receiver refuses descriptors (SO_PASSRIGHTS, Linux 6.16); BrokenPipeError,
-    BlockingIOError and TimeoutError as for socket.sendmsg. TypeError for a wrong element. After
-    any of these nothing was sent.
+    EPERM where the receiver refuses descriptors (SO_PASSRIGHTS, Linux 6.16); EFAULT where a buffer
+    is a mapping of a file that has shrunk; BrokenPipeError, BlockingIOError and TimeoutError as for
+    socket.sendmsg. TypeError for a wrong element. After any of these nothing was sent.
     """
-    fd = sock.fileno() if type(sock) is socket.socket else raw_fileno(sock)
-    data = _join(buffers)
+    fd = raw_fileno(sock)
+    parts = [*buffers]
     listed: list[Any] = [*fds]
-    if listed:
-        try:
-            unix = _family(sock) == _AF_UNIX
-        except TypeError:
-            unix = is_unix(fd)
-        if not unix:
-            raise_oserror(errno.EAFNOSUPPORT)
-    if address is not None:
-        return _send_to(sock, data, as_fd_list(listed), flags, address)
+    if listed and not is_unix(fd, sock):
+        raise_oserror(errno.EAFNOSUPPORT)
+    if address is None and len(listed) == 1 and type(listed[0]) is int:
+        data = parts[0] if len(parts) == 1 else None
+        if type(data) is bytes:
+            sent = _try_send_fd(fd, data, len(data), listed[0], flags)
+            if sent >= 0:
+                return sent
+    if len(listed) > MAX_FDS:
+        raise_oserror(
+            errno.EINVAL, f"{len(listed)} descriptors, one message takes at most {MAX_FDS}"
+        )
     try:
-        if len(listed) == 1:
-            sent = _send_fd(fd, data, len(data), listed[0], flags)
-        else:
-            sent = _send_bytes(fd, data, len(data), as_ints(listed), len(listed), flags)
+        ints = as_ints(listed)
     except TypeError:
-        listed = as_fd_list(listed)
-        sent = _send_bytes(fd, data, len(data), listed, len(listed), flags)
-    if sent >= 0:
-        return sent
-    _check_count(listed)
+        ints = as_ints(as_fd_list(listed))
+    if address is not None:
+        return _send_to(sock, parts, ints, flags, address)
+    return _send(sock, parts, ints, len(listed), flags)
+
+
+def _send(sock: int | HasFileno, parts: list[Buffer], fds: Any, count: int, flags: int) -> int:
+    joined = join(parts)
+    if joined is None:
+        vector, sizes = describe(parts)
+        message = ffi.new("struct fdp_message *")
+        message.buffers, message.buffer_count = vector, len(sizes)
+        message.fds, message.fd_count = fds, count
+        call, arguments = lib.fdp_send_message, (message, flags)
+    else:
+        call, arguments = _send_bytes, (joined[0], len(joined[0]), fds, count, flags)
+    sent: int = call(fileno(sock), *arguments)
     if sent == -errno.ENODATA:
         raise ValueError("on a stream, descriptors need at least one byte to travel with")
-    return persist(
-        sock, WRITABLE, sent, _send_bytes, fd, data, len(data), listed, len(listed), flags
-    )
-
-
-def _send_to(sock: Any, data: bytes, fds: list[int], flags: int, address: str | bytes) -> int:
-    """The standard library's own sendmsg knows how to write an address; nothing beats it here."""
-    _check_count(fds)
-    control = ffi.buffer(ffi.new("int[]", fds))
-    ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, control)] if fds else []
-    sent: int = sock.sendmsg([data], ancillary, flags, address)
+    if sent < 0:
+        sent = persist(sock, WRITABLE, sent, flags, call, *arguments)
     return sent
 
 
-_INLINE_SIZE = 4096
+def _send_to(sock: Any, parts: list[Buffer], fds: Any, flags: int, address: str | bytes) -> int:
+    """The standard library's own sendmsg knows how to write an address; nothing beats it here."""
+    control = ffi.buffer(fds)
+    ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, control)] if len(control) else []
+    sent: int = sock.sendmsg(parts, ancillary, flags, address)
+    return sent
 
 
-# fd_count, flags; past the credentials, address_length and the first descriptor.
-_unpack_head = struct.Struct("=Ii16xIi").unpack_from
-_FDS_AT = ffi.offsetof("struct fdp_received", "fds") // 4
+_FDS_AT = ffi.offsetof("struct fdp_received", "fds") // ffi.sizeof("int")
+_COUNT_AT = ffi.offsetof("struct fdp_received", "arrival", "fd_count") // ffi.sizeof("int")
 
-
-def _make_memory() -> tuple[Any, Any, Any, Any]:
-    """Memory for one message on its way in, reused because making it costs as much as a receive.
-
-    data and a buffer over it, a struct fdp_received and the same as ints. The first int is the
-    count of descriptors: it is 0 whenever nobody is between the system call and the handing over,
-    so that an exception in between, a signal handler's say, knows what there is to close.
-    """
-    data = ffi.new("char[]", _INLINE_SIZE)
-    received = ffi.new("struct fdp_received *")
-    return data, ffi.buffer(data), received, memoryview(ffi.buffer(received)).cast("i")
-
-
-# A list used as a stack: pop and append are atomic, so that threads and signal handlers which
-# receive while a receive is under way each get memory of their own.
-_idle: list[tuple[Any, Any, Any, Any]] = []
-_reuse = _idle.pop
-_release = _idle.append
-# Stands in for the first int of memory that others may be receiving into by now.
-_RELEASED: Any = [0]
+# Memory for one message on its way in, reused because making it costs as much as a receive: a
+# struct fdp_received, its data, and all of it as ints. A list used as a stack: pop and append are
+# atomic, so that threads and signal handlers which receive while a receive is under way each get
+# memory of their own.
+_idle: list[tuple[Any, Any, Any]] = []
 
 _new_uncleared = ffi.new_allocator(should_clear_after_alloc=False)
 
 
+def _make_memory() -> tuple[Any, Any, Any]:
+    # It closes what is in it when it is dropped, so that an exception leaks nothing.
+    received = ffi.gc(ffi.new("struct fdp_received *"), lib.fdp_drop_received)
+    ints = memoryview(ffi.buffer(received)).cast("i")
+    return received, ffi.buffer(received.data), ints
+
+
 def recv_fds(
-    sock: int | HasFileno,
-    bufsize: int,
-    maxfds: int,
-    flags: int = 0,
-    *,
-    _into: list[int] | None = None,
+    sock: int | HasFileno, bufsize: int, maxfds: int, flags: int = 0
 ) -> tuple[bytes, list[int], int, Any]:
     """Receives one message with descriptors, like socket.recv_fds.
 
@@ -164,46 +150,68 @@ def recv_fds(
     size. A signal handler that raises while descriptors are between the kernel and the caller
     leaves none of them open, but for the instant of the return itself: recv_fd closes that too.
     """
-    # Signal handlers run after calls and nowhere else, so descriptors change hands by assignments:
-    # at every call they belong either to the memory or to fds, and an exception closes them once.
-    fds: list[int] = []
+    fd = raw_fileno(sock)
     try:
-        memory = _reuse()
+        memory = _idle.pop()
     except IndexError:
         memory = _make_memory()
-    data, view, received, head = memory
+    received, view, ints = memory
     try:
-        fd = sock.fileno() if type(sock) is socket.socket else raw_fileno(sock)
+        code = _try_recv(fd, bufsize, maxfds, flags, received)
+    except OverflowError:
+        if bufsize >= 0 <= maxfds:
+            raise
+        raise ValueError(f"negative bufsize {bufsize} or maxfds {maxfds}") from None
+    if code >= 0 and not code & _HAS_MORE:
+        count = code & 255
+        fds = [ints[_FDS_AT]] if count == 1 else ints[_FDS_AT : _FDS_AT + count].tolist()
+        # No call, after which a signal handler could run: from here on they are the caller's.
+        ints[_COUNT_AT] = 0
+        stack = _idle
+        stack += (memory,)
+        return view[: code >> _SIZE_SHIFT], fds, 0, None
+    if code >= 0:
+        size = code >> _SIZE_SHIFT
+    else:
         if bufsize > _INLINE_SIZE:
             data = _new_uncleared("char[]", bufsize)
             view = ffi.buffer(data)
-        size = _recv_bytes(fd, data, bufsize, maxfds, flags, received)
-        if size < 0:
-            size = persist(
-                sock, READABLE, size, _recv_bytes, fd, data, bufsize, maxfds, flags, received
-            )
-        count, msg_flags, length, first = _unpack_head(head)
-        if count:
-            fds = [first] if count == 1 else head[_FDS_AT : _FDS_AT + count].tolist()
-            head[0] = 0
-            if _into is not None:
-                _into += fds
-        if msg_flags:
-            size = min(size, bufsize)  # With MSG_TRUNC in flags it is the datagram's own.
-        address = _read_address(received, length) if length else None
-        result = view[:size], fds, msg_flags, address
-        head = _RELEASED
-        _release(memory)
-        return result
-    except BaseException as error:
-        lib.fdp_close_fds(received.fds, head[0])
-        head[0] = 0
-        close_fds(fds)
-        if _into is not None:
-            _into.clear()
-        if isinstance(error, OverflowError) and (bufsize < 0 or maxfds < 0):
-            raise ValueError(f"negative bufsize {bufsize} or maxfds {maxfds}") from None
-        raise
+        else:
+            data = received.data
+        try:
+            size = _receive(sock, code, data, bufsize, maxfds, flags, received)
+        except OSError:
+            _idle.append(memory)
+            raise
+    arrival = received.arrival
+    msg_flags = arrival.flags
+    length = received.address_length
+    address = _read_address(received, length) if length else None
+    result = view[: min(size, bufsize)]
+    count = arrival.fd_count
+    fds = ints[_FDS_AT : _FDS_AT + count].tolist()
+    ints[_COUNT_AT] = 0
+    stack = _idle
+    stack += (memory,)
+    return result, fds, msg_flags, address
+
+
+def _receive(
+    sock: int | HasFileno,
+    code: int,
+    data: Any,
+    bufsize: int,
+    maxfds: int,
+    flags: int,
+    received: Any,
+) -> int:
+    """Waits, as the socket's timeout says, after a try that brought nothing."""
+    arguments = (data, bufsize, maxfds, flags, received)
+    if code in (-errno.EAGAIN, -errno.EMSGSIZE):
+        code = lib.fdp_recv_bytes(fileno(sock), *arguments)
+    if code < 0:
+        code = persist(sock, READABLE, code, flags, lib.fdp_recv_bytes, *arguments)
+    return code
 
 
 def _read_address(received: Any, length: int) -> Any:
@@ -211,7 +219,7 @@ def _read_address(received: Any, length: int) -> Any:
     raw = bytes(ffi.buffer(received.address, length))
     # The family is two bytes on Linux, a length and one byte on the BSDs.
     family = raw[1] if sys.platform != "linux" else int.from_bytes(raw[:2], sys.byteorder)
-    if family != _AF_UNIX:
+    if family != socket.AF_UNIX:
         return family, raw[2:]
     path = raw[2:]
     if path.startswith(b"\0"):
@@ -230,6 +238,8 @@ def send_fd(sock: int | HasFileno, fd: int | HasFileno, data: Buffer = b"\0") ->
     descriptor with the first of them), as an attribute.
     """
     sent = send_fds(sock, (data,), (fd,))
+    if type(data) is bytes and sent == len(data):
+        return
     view = memoryview(data).cast("B")
     while sent < len(view):
         try:
@@ -251,14 +261,13 @@ def recv_fd(sock: int | HasFileno, bufsize: int = 4096) -> tuple[bytes, Descript
     were several; or a datagram was longer than bufsize. OSError, BlockingIOError and TimeoutError
     as for socket.recvmsg. Everything received with the error has been closed.
     """
-    fds = Descriptors(())
-    try:
-        data, listed, flags, _ = recv_fds(sock, bufsize, 2, _into=fds._fds)
-        if len(listed) != 1 or flags & (socket.MSG_CTRUNC | socket.MSG_TRUNC):
-            _refuse(data, len(listed), flags)
-    except BaseException:
+    if bufsize < 0:
+        raise ValueError(f"negative bufsize {bufsize}")
+    data, fds, lost_flags = recv_one(sock, bufsize, MAX_FDS)
+    if len(fds) != 1 or lost_flags:
+        count = len(fds)
         fds.close()
-        raise
+        _refuse(data, count, lost_flags)
     return data, fds
 
 

@@ -1,29 +1,35 @@
-"""The lock by which threads take turns at one direction of a Channel."""
+"""Who comes next at one direction of a Channel while a thread is inside the C core."""
 
-import sys
+import contextlib
 import threading
+from collections import deque
+from typing import Any
 
-if sys.version_info[:2] == (3, 14):
-    import _thread
+# A wake-up can be lost, to a signal handler that raises; then somebody looks again after so long.
+_AT_MOST = 0.05
 
-    class Turn(_thread.RLock):
-        """A lock that no signal handler can leave taken.
 
-        Python 3.14 may run a handler between a lock's own __enter__ and the block; if it raises,
-        nobody gives the lock back (CPython's issue 148874). It runs none after the iterator of a
-        for loop, nor on the way out of an __enter__ that is written in Python.
+class Turns:
+    """Threads that were told that another one is busy."""
 
-        An RLock, because that can be subclassed; but who has the turn does not get it again.
-        """
+    def __init__(self) -> None:
+        self._waiting: deque[Any] = deque()
 
-        __slots__ = ()
+    def __bool__(self) -> bool:
+        return bool(self._waiting)
 
-        def __enter__(self) -> bool:
-            if self._is_owned():
-                raise RuntimeError("a signal handler uses what it has interrupted")
-            for _ in map(self.acquire, (True,)):
-                break
-            return True
+    def wait(self) -> None:
+        """Returns once it is worth another try."""
+        # Looked up late: gevent replaces it, and a lock from before would stop all greenlets.
+        lock = threading.Lock()
+        lock.acquire()
+        self._waiting.append(lock)
+        try:
+            lock.acquire(timeout=_AT_MOST)
+        finally:
+            self._waiting.remove(lock)
 
-else:
-    Turn = threading.Lock
+    def pass_on(self) -> None:
+        """Wakes who has waited longest."""
+        with contextlib.suppress(IndexError, RuntimeError):  # Gone, or woken already.
+            self._waiting[0].release()

@@ -2,6 +2,8 @@
 
 import errno
 import io
+import operator
+import os
 import select
 import socket
 import time
@@ -10,8 +12,9 @@ from typing import Any, Protocol
 
 from fdpass_c.errors import raise_oserror
 
-READABLE = select.POLLIN
-WRITABLE = select.POLLOUT
+# POLLIN and POLLOUT, also where a patch took them away.
+READABLE = 0x1
+WRITABLE = 0x4
 
 _TLS = "speaks TLS: send and receive through it, or unwrap() it and pass the socket that it gives"
 _FRAMES = "frames what goes through it: use its own methods, or pass the socket or number below it"
@@ -28,9 +31,16 @@ class HasFileno(Protocol):
 
 
 def fileno(obj: int | HasFileno) -> int:
-    """The descriptor of an int or of anything with fileno(); TypeError for anything else."""
+    """The descriptor of an int, or of an object with __index__ or else with fileno().
+
+    TypeError for anything else; what merely converts to int, a Decimal say, is no descriptor.
+    """
     if isinstance(obj, int):
         return obj
+    try:
+        return operator.index(obj)  # type: ignore[arg-type]
+    except TypeError:
+        pass
     try:
         method = obj.fileno
     except AttributeError:
@@ -87,15 +97,35 @@ def _find_layer(obj: object) -> str | None:
 class Deadline:
     """Waits as the socket's own timeout says, counted from the making of this object.
 
-    As in the standard library: None waits in the kernel, 0 never waits, anything else waits that
-    many seconds in all. What is not a socket has no timeout of its own.
+    As in the standard library: None waits for ever, 0 never waits, anything else waits that many
+    seconds in all. The timeout is asked for anew at every wait, and so is the descriptor: a signal
+    handler may have changed or closed it. What is not a socket has no timeout of its own.
     """
 
-    def __init__(self, sock: int | HasFileno, event: int) -> None:
-        self._fd = fileno(sock)
+    def __init__(self, sock: int | HasFileno, event: int, flags: int = 0) -> None:
+        """flags: the caller's own; MSG_DONTWAIT in them means never to wait."""
+        self._sock = sock
         self._event = event
-        timeout: float | None = getattr(sock, "gettimeout", lambda: None)()
-        self._until = time.monotonic() + timeout if timeout else None
+        self._never = bool(flags & socket.MSG_DONTWAIT)
+        self._start = time.monotonic()
+
+    def _left(self) -> float | None:
+        """Seconds, 0 where no time is left, None for ever."""
+        timeout: float | None = self._sock.gettimeout()  # type: ignore[union-attr]
+        if timeout is None:
+            return None
+        if timeout == 0:
+            raise_oserror(errno.EAGAIN)
+        left = self._start + timeout - time.monotonic()
+        if left <= 0:
+            raise TimeoutError("timed out")
+        return left
+
+    def look(self) -> None:
+        """Raises TimeoutError or BlockingIOError where a call that goes on has to end."""
+        if not hasattr(self._sock, "gettimeout"):
+            return
+        self._left()
 
     def handle(self, code: int) -> None:
         """Returns when the call that failed with errno code is worth another try.
@@ -106,23 +136,39 @@ class Deadline:
         if code == errno.EINTR:
             # The handler has run by the time Python comes back here (PEP 475).
             return
-        if code not in _WOULD_BLOCK or self._until is None:
+        if code not in _WOULD_BLOCK or self._never or not hasattr(self._sock, "gettimeout"):
             raise_oserror(code)
-        remaining = self._until - time.monotonic()
-        if remaining > 0:
-            poller = select.poll()
-            poller.register(self._fd, self._event)
-            if poller.poll(remaining * 1000):
-                return
-        raise TimeoutError("timed out")
+        left = self._left()
+        if left is None and os.get_blocking(fileno(self._sock)):
+            raise_oserror(code)  # The socket's own SO_RCVTIMEO or SO_SNDTIMEO ran out.
+        if not _wait(fileno(self._sock), self._event, left):
+            raise TimeoutError("timed out")
+
+
+def _wait(fd: int, event: int, timeout: float | None) -> bool:
+    """Whether fd is ready in time. What waits is looked up late: gevent replaces it."""
+    if hasattr(select, "poll"):
+        poller = select.poll()
+        poller.register(fd, event)
+        return bool(poller.poll(None if timeout is None else timeout * 1000))
+    ready = ([fd], [], []) if event == READABLE else ([], [fd], [])
+    return any(select.select(*ready, timeout))
 
 
 def persist(
-    sock: int | HasFileno, event: int, result: int, call: Callable[..., int], *arguments: Any
+    sock: int | HasFileno,
+    event: int,
+    result: int,
+    flags: int,
+    call: Callable[..., int],
+    *arguments: Any,
 ) -> int:
-    """Repeats a call of the C core that returned a negative errno until it returns a count."""
-    deadline = Deadline(sock, event)
+    """Repeats a call of the C core that returned a negative errno until it returns a count.
+
+    call gets the socket's descriptor, asked for anew, and arguments.
+    """
+    deadline = Deadline(sock, event, flags)
     while result < 0:
         deadline.handle(-result)
-        result = call(*arguments)
+        result = call(fileno(sock), *arguments)
     return result

@@ -149,7 +149,7 @@ def test_the_sender_is_killed_in_the_middle(count: int, file: int, stream: Pair)
             assert receiver.recv()[0] == b"whole"
             receiver.setblocking(False)
             # Until pieces of the large one are here.
-            while receiver._partial is None:
+            while not receiver._inbox.large.is_open:
                 with pytest.raises(BlockingIOError):
                     receiver.recv()
             os.kill(pid, signal.SIGKILL)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import fdpass_c
-from fdpass_c import Channel, frames
+from fdpass_c import Channel
 from support.c_core import ROOT, run_sanitized
 from support.channels import raw_pair
 from support.descriptors import identity
@@ -95,7 +95,8 @@ def test_numbers_of_the_page() -> None:
     """The limits on the page are the core's."""
     page = PAGE.read_text()
     lib = fdpass_c._native.lib
-    assert f"`{frames.MAGIC.hex(' ')}`" in page
+    magic = b"FDP" + bytes([lib.FDP_FRAME_VERSION])
+    assert f"`{magic.hex(' ')}`" in page
     assert f"header of {lib.FDP_HEADER_SIZE} bytes" in page
     assert f"at most {lib.FDP_MAX_FDS}" in page
     assert f"1 to {lib.FDP_FRAME_MESSAGES}" in page

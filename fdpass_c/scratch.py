@@ -1,0 +1,29 @@
+"""Memory for one receive, reused: fresh pages would cost more than the messages."""
+
+from typing import Any
+
+from fdpass_c._native import ffi, lib
+
+_new_uncleared = ffi.new_allocator(should_clear_after_alloc=False)
+
+# A list used as a stack: pop and append are atomic, so that threads and signal handlers which
+# receive while a receive is under way each get memory of their own.
+spare: list[tuple[Any, Any]] = []
+
+
+def _view(scratch: Any) -> Any:
+    return ffi.buffer(scratch.bytes + lib.FDP_COLUMN_SIZE, lib.FDP_LONGEST_PACKED)
+
+
+def give_back(scratch: Any) -> None:
+    """For the next receive."""
+    spare.append((scratch, _view(scratch)))
+
+
+def make_scratch() -> tuple[Any, Any]:
+    """A struct fdp_scratch *, and the bytes of the payloads in it."""
+    plain = _new_uncleared("struct fdp_scratch *")
+    plain.count = 0
+    plain.large = ffi.NULL
+    scratch = ffi.gc(plain, lib.fdp_drop_scratch)
+    return scratch, _view(scratch)
