@@ -179,7 +179,8 @@ struct fdp_position {
  * runs). Payloads: data, one behind
  * the other, and lengths; or buffers, one each, which the core never touches, only the kernel.
  * fds: all descriptors; fd_counts how many go with each, NULL for one. at starts as zeros;
- * at.message counts the messages that the receiver gets whole. */
+ * at.message counts the messages that the receiver gets whole. sender: the caller's own name for
+ * who sends it, not 0. */
 struct fdp_job {
     const unsigned char *data;
     const size_t *lengths;
@@ -189,6 +190,7 @@ struct fdp_job {
     size_t count;
     struct fdp_position at;
     size_t sent_of_frame;
+    uint64_t sender;
 };
 
 /* Sends the job's messages, from where it stands, and moves it, also when it fails: at.message are
@@ -385,11 +387,13 @@ int fdp_close_inbox(struct fdp_inbox *inbox);
 /* Up to so many bytes Linux takes a frame whole or not at all, into any buffer. */
 #define FDP_ATOMIC_SIZE 2000
 
-/* unsent: how many bytes of a frame that is begun are kept. The rest is the core's. */
+/* unsent: how many bytes of a frame that is begun are kept. sender: whose job comes first, or 0. The
+ * rest is the core's. */
 struct fdp_outbox {
     int sock;
     unsigned int busy;
     struct fdp_job *job;
+    uint64_t sender;
     size_t unsent;
     size_t rest_at;
     unsigned char *rest;

@@ -14,6 +14,11 @@ static void leave(struct fdp_outbox *outbox) {
     __atomic_store_n(&outbox->busy, 0, __ATOMIC_RELEASE);
 }
 
+static void set_job(struct fdp_outbox *outbox, struct fdp_job *job) {
+    outbox->job = job;
+    outbox->sender = job != NULL ? job->sender : 0;
+}
+
 /* Makes room for what is left of a frame. Without it the stream is torn: then it ends. */
 static unsigned char *start_rest(struct fdp_outbox *outbox, size_t size) {
     unsigned char *rest = malloc(size);
@@ -128,10 +133,10 @@ ssize_t fdp_send(struct fdp_outbox *outbox, struct fdp_job *job, int flags) {
     } else if (outbox->job == NULL || outbox->job == job) {
         result = flush_rest(outbox, flags);
         if (result == 0) {
-            outbox->job = job;
+            set_job(outbox, job);
             result = fdp_send_frames(outbox->sock, job, flags);
             if (result == FDP_DONE)
-                outbox->job = NULL;
+                set_job(outbox, NULL);
         }
     }
     leave(outbox);
@@ -145,19 +150,22 @@ void fdp_abandon(struct fdp_outbox *outbox, struct fdp_job *job) {
         size_t size = fdp_size_rest(job);
         unsigned char *rest = size > 0 ? start_rest(outbox, size) : NULL;
         fdp_end_job(job, rest);
-        outbox->job = NULL;
+        set_job(outbox, NULL);
     }
     leave(outbox);
 }
 
 int fdp_close_outbox(struct fdp_outbox *outbox) {
+    int sock = outbox->sock;
     outbox->sock = -1;
-    if (enter(outbox) < 0)
+    if (enter(outbox) < 0) {
+        (void)shutdown(sock, SHUT_RDWR); /* So that who waits there goes. */
         return -EBUSY;
+    }
     free(outbox->rest);
     outbox->rest = NULL;
     outbox->unsent = 0;
-    outbox->job = NULL;
+    set_job(outbox, NULL);
     leave(outbox);
     return 0;
 }
@@ -165,5 +173,5 @@ int fdp_close_outbox(struct fdp_outbox *outbox) {
 void fdp_free_after_fork(struct fdp_inbox *inbox, struct fdp_outbox *outbox) {
     inbox->busy = 0;
     outbox->busy = 0;
-    outbox->job = NULL;
+    set_job(outbox, NULL);
 }

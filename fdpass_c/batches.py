@@ -13,11 +13,12 @@ from fdpass_c.buffers import Buffer
 from fdpass_c.descriptors import (
     MANY,
     Descriptors,
-    is_tracing,
+    get_memory,
     join_owners,
     many,
     new_memory,
     own,
+    recycle,
 )
 from fdpass_c.errors import MAX_FDS, NotCopied, TruncatedError, raise_oserror
 from fdpass_c.jobs import flatten_fds, make_job
@@ -244,6 +245,13 @@ def _make_memory() -> tuple[Any, Any, Any]:
     return make_scratch()[0], data, ffi.buffer(data)
 
 
+def _get_memory() -> tuple[Any, Any, Any]:
+    try:
+        return _idle.pop()
+    except IndexError:
+        return _make_memory()
+
+
 def recv_many(
     sock: int | HasFileno,
     max_messages: int = 64,
@@ -277,41 +285,31 @@ def recv_many(
     if flags & socket.MSG_PEEK:
         max_messages = 1  # The kernel would show the first one over and over.
     fd = raw_fileno(sock)
-    try:
-        memory = _idle.pop()
-    except IndexError:
-        memory = _make_memory()
-    scratch, data, view = memory
+    scratch, data, view = memory = _get_memory()
+    most = min(max_messages, lib.FDP_BATCH)
     if bufsize > _INLINE_SIZE:
-        data = _new_uncleared("char[]", min(max_messages, lib.FDP_BATCH) * bufsize)
+        data = _new_uncleared("char[]", most * bufsize)
         view = ffi.buffer(data)
-    room = min(max_messages, lib.FDP_BATCH) * min(maxfds, MAX_FDS)
-    pool: list[Any] | None = None
-    if room <= MANY:
-        pool = many
-        owned = many.pop() if many and not is_tracing() else new_memory(MANY)
-    else:
-        owned = new_memory(room)
-    code = _try_recv_batch(fd, data, bufsize, maxfds, max_messages, flags, scratch, owned)
-    reset = False
-    if code < 0:
-        try:
-            if code == -errno.ECONNRESET:
-                # The kernel says so before the queue is empty, and only once.
-                reset = True
-                code = _try_recv_batch(
-                    fd, data, bufsize, maxfds, max_messages, flags, scratch, owned
-                )
-            else:
-                code = _wait_to_receive(
-                    sock, code, flags, data, bufsize, maxfds, max_messages, scratch, owned
-                )
-        finally:
-            if code < 0:
-                _idle.append(memory)
-    batch = read_batch(own(owned, pool), max(code, 0), scratch, view)
+    room = most * min(maxfds, MAX_FDS)
+    pool = many if room <= MANY else None
+    owned = get_memory(many, MANY) if room <= MANY else new_memory(room)
+    arguments = (data, bufsize, maxfds, max_messages, flags, scratch, owned)
+    reset: ConnectionResetError | None = None
+    try:
+        code = _try_recv_batch(fd, *arguments)
+        if code < 0:
+            code = _wait_to_receive(sock, code, flags, *arguments)
+    except ConnectionResetError as error:
+        # The kernel says so before the queue is empty, and only once.
+        reset = error
+        code = max(_try_recv_batch(fd, *arguments), 0)
+    except BaseException:
+        recycle(owned, pool)
+        _idle.append(memory)
+        raise
+    batch = read_batch(own(owned, pool), code, scratch, view)
     lost = scratch.lost if code & lib.FDP_MIXED_COUNTS else 0
-    left = max_messages - len(batch.payloads) - lost
+    left = max_messages - len(batch) - lost
     parts = [batch]
     while code & _MORE and left > 0:
         owned = new_memory(max(room, 1))
@@ -320,13 +318,14 @@ def recv_many(
             break
         parts.append(read_batch(own(owned), code, scratch, view))
         lost_here = scratch.lost if code & lib.FDP_MIXED_COUNTS else 0
-        left -= len(parts[-1].payloads) + lost_here
+        left -= len(parts[-1]) + lost_here
         lost += lost_here
     if len(parts) > 1:
         batch = merge(parts)
     _idle.append(memory)
-    if reset:
-        _raise_reset(batch)
+    if reset is not None:
+        reset.batch = batch  # type: ignore[attr-defined]
+        raise reset
     if lost:
         raise TruncatedBatchError(lost, batch)
     return batch
@@ -334,41 +333,32 @@ def recv_many(
 
 def _wait_to_receive(sock: int | HasFileno, code: int, flags: int, *arguments: Any) -> int:
     """Waits, as the socket's timeout says, after a try that brought nothing."""
-    data, bufsize, maxfds, most, scratch, owned = arguments
-    rest = (data, bufsize, maxfds, most, flags, scratch, owned)
     if code == -errno.EAGAIN:
-        code = lib.fdp_recv_batch(fileno(sock), *rest)
+        code = lib.fdp_recv_batch(fileno(sock), *arguments)
     if code < 0:
-        code = persist(sock, READABLE, code, flags, lib.fdp_recv_batch, *rest)
+        code = persist(sock, READABLE, code, flags, lib.fdp_recv_batch, *arguments)
     return code
-
-
-def _raise_reset(batch: Batch) -> None:
-    try:
-        raise_oserror(errno.ECONNRESET)
-    except ConnectionResetError as error:
-        error.batch = batch  # type: ignore[attr-defined]
-        raise
 
 
 def recv_one(sock: int | HasFileno, bufsize: int, maxfds: int) -> tuple[bytes, Descriptors, int]:
     """One message: its payload, the owner of its descriptors, and the flags of what was lost."""
-    scratch, data, view = memory = _idle.pop() if _idle else _make_memory()
+    scratch, data, view = memory = _get_memory()
     if bufsize > lib.FDP_BATCH * _INLINE_SIZE:
         data = _new_uncleared("char[]", bufsize)
         view = ffi.buffer(data)
-    owned = many.pop() if many and not is_tracing() else new_memory(MANY)
+    owned = get_memory(many, MANY)
+    arguments = (data, bufsize, maxfds, 1, 0, scratch, owned)
     try:
-        code = _try_recv_batch(fileno(sock), data, bufsize, maxfds, 1, 0, scratch, owned)
+        code = _try_recv_batch(raw_fileno(sock), *arguments)
         if code < 0:
-            code = _wait_to_receive(sock, code, 0, data, bufsize, maxfds, 1, scratch, owned)
+            code = _wait_to_receive(sock, code, 0, *arguments)
         batch = read_batch(own(owned, many), code, scratch, view)
-        flags = scratch.lost_flags
-        _idle.append(memory)
+        return b"".join(batch.payloads), batch.fds, scratch.lost_flags
     except BaseException:
-        lib.fdp_drop_owner(owned)  # Nobody is to be warned of what nobody could close.
+        recycle(owned, many)
         raise
-    return b"".join(batch.payloads), batch.fds, flags
+    finally:
+        _idle.append(memory)
 
 
 def read_batch(fds: Descriptors, code: int, scratch: Any, view: Any) -> Batch:

@@ -4,24 +4,20 @@ import contextlib
 import errno
 import os
 import socket
-import struct
-import threading
 import warnings
 import weakref
-from array import array
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from functools import partial
 from typing import Any, NoReturn
 
 from fdpass_c._native import ffi, lib
-from fdpass_c.batches import Batch, Progress, read_batch
+from fdpass_c.batches import Batch, read_batch
 from fdpass_c.buffers import Buffer
 from fdpass_c.descriptors import (
     FEW,
     MANY,
     Descriptors,
     few,
-    is_tracing,
+    get_memory,
     many,
     new_memory,
     own,
@@ -34,10 +30,9 @@ from fdpass_c.errors import (
     ProtocolError,
     raise_oserror,
 )
-from fdpass_c.jobs import flatten_fds, make_job
 from fdpass_c.peer import Credentials, is_unix, peer_credentials, peer_pidfd
-from fdpass_c.scratch import give_back, make_scratch, spare
-from fdpass_c.shapes import LONGEST_IN_COLUMN, pack_column
+from fdpass_c.scratch import get_scratch, make_scratch, spare
+from fdpass_c.sending import Sending, is_own, start_many, start_one
 from fdpass_c.turns import Turns
 from fdpass_c.unix import connect_unix
 from fdpass_c.waiting import READABLE, WRITABLE, Deadline, HasFileno, raw_fileno
@@ -49,14 +44,10 @@ _SO_OOBINLINE = getattr(socket, "SO_OOBINLINE", 10)
 
 # Looked up once: an attribute of lib costs as much as a cheap argument.
 _try_receive = lib.fdp_try_receive
-_try_send = lib.fdp_try_send
-_try_send_column = lib.fdp_try_send_column
 
 _LARGE = lib.FDP_LARGE
 _LENGTH = lib.FDP_MIXED_LENGTHS - 1
 _DONE = lib.FDP_DONE
-_BEGUN = lib.FDP_BEGUN
-_NO_FD = lib.FDP_NO_FD
 
 _UNDECIDED = {lib.FDP_LOOK, -errno.EPROTO}
 
@@ -146,7 +137,6 @@ class Channel(NotCopied):
         self._outbox = outbox
         self._receivers = Turns()
         self._senders = Turns()
-        self._sender = 0
         self._sock = sock
         _all.add(self)
 
@@ -195,22 +185,9 @@ class Channel(NotCopied):
         found the peer to have broken the protocol. TypeError for a wrong element. A frame that is
         begun when time runs out counts as sent: its rest is kept, see unsent.
         """
-        listed: list[Any] = [*fds]
-        if type(payload) is bytes:
-            result = 0
-            if not listed:
-                result = _try_send(self._outbox, payload, len(payload), _NO_FD)
-            elif len(listed) == 1:
-                fd = listed[0]
-                if type(fd) is int and 0 <= fd < 0x7FFFFFFF:
-                    result = _try_send(self._outbox, payload, len(payload), fd)
-            if result == _DONE and not self._senders:
-                return
-            if result > 0:
-                self._finish(result)
-                return
-        flat, counts = flatten_fds([listed])
-        self._send_all([payload], flat, counts)
+        sending = start_one(self._outbox, payload, fds)
+        if sending is not None or self._senders:
+            self._finish(sending)
 
     def send_many(
         self,
@@ -227,87 +204,59 @@ class Channel(NotCopied):
         messages the receiver gets, whole; none of the others, and progress.bytes is 0.
         """
         data = [*payloads]
-        listed = [*fds]
-        count = len(data)
-        if 0 < count == len(listed) and type(data[0]) is bytes:
-            width = len(data[0]) + 2
-            if width <= LONGEST_IN_COLUMN + 2:
-                try:
-                    column = pack_column[count, width](*listed, *data)
-                except struct.error:
-                    pass  # Not ints, or not bytes.
-                else:
-                    result = _try_send_column(self._outbox, column, count, width)
-                    if result > 0:
-                        self._finish(result)
-                        return count
-        if listed:
-            flat, counts = flatten_fds(listed)
-        else:
-            flat, counts = array("i"), array("I", [0]) * count
-        self._send_all(data, flat, counts)
-        return count
+        sending = start_many(self._outbox, data, [*fds])
+        if sending is not None or self._senders:
+            self._finish(sending)
+        return len(data)
 
-    def _finish(self, result: int) -> None:
-        """After a frame that has left, or a part of it that counts for all."""
-        if result == _BEGUN:
-            with contextlib.suppress(BlockingIOError, TimeoutError):
-                self.flush()
-        if self._senders:
-            self._senders.pass_on()
+    def start_sending(self, payload: Buffer, fds: Iterable[int | HasFileno]) -> Sending | None:
+        """For an event loop: begins what send does. None where it is done."""
+        return start_one(self._outbox, payload, fds)
 
-    def _send_all(
-        self, payloads: list[Buffer], flat: "array[int]", counts: "array[int] | None"
-    ) -> None:
-        job = make_job(payloads, flat, counts)[0]
-        # However this ends, the core does not go on with memory that is gone.
-        self._send_job(ffi.gc(job, partial(lib.fdp_abandon, self._outbox)), len(payloads))
+    def start_sending_many(self, payloads: list[Buffer], fds: Sequence[Any]) -> Sending | None:
+        """For an event loop: begins what send_many does. None where it is done."""
+        return start_many(self._outbox, payloads, fds)
 
-    def _send_job(self, job: Any, count: int) -> None:
-        outbox = self._outbox
-        deadline = Deadline(self._sock, WRITABLE)
+    def _finish(self, sending: Sending | None) -> None:
+        """Sends what is left, waiting as the timeout says, and lets the next one have its turn."""
         try:
-            while True:
-                waits = self._sock.gettimeout() is None
-                result = lib.fdp_send(outbox, job, 0 if waits else socket.MSG_DONTWAIT)
-                if result == _DONE:
-                    break
-                if result == -errno.EBUSY:
-                    self._wait_to_send(deadline)
-                    continue
-                self._sender = threading.get_ident()
-                if result != lib.FDP_LOOK:
-                    self._handle(-result, deadline)
-                elif self._sock.gettimeout():
-                    deadline.look()
+            if sending is not None:
+                self._drive(sending)
         except BaseException as error:
-            lib.fdp_abandon(outbox, job)
-            if isinstance(error, OSError):
-                if outbox.unsent:
-                    lib.fdp_flush(outbox, socket.MSG_DONTWAIT)
-                done = job.at.message
-                if done == count and isinstance(error, (BlockingIOError, TimeoutError)):
-                    return  # The rest of the last frame is kept.
-                error.progress = Progress(done, 0)  # type: ignore[attr-defined]
-            raise
+            assert sending is not None
+            if not sending.give_up(error):
+                raise
         finally:
-            self._sender = 0
             if self._senders:
                 self._senders.pass_on()
 
-    def _wait_to_send(self, deadline: Deadline) -> None:
-        if self._sender == threading.get_ident():
-            raise RuntimeError("a signal handler sends on the channel whose send it interrupted")
-        deadline.look()
-        self._senders.wait()
+    def _drive(self, sending: Sending) -> None:
+        deadline = Deadline(self._sock, WRITABLE)
+        while (result := sending.step(self._send_flags())) != _DONE:
+            self._wait_to_send(result, deadline)
 
-    def _handle(self, code: int, deadline: Deadline) -> None:
-        """Returns where a call that failed is worth another try; raises what it means otherwise."""
+    def _send_flags(self) -> int:
+        return 0 if self._sock.gettimeout() is None else socket.MSG_DONTWAIT
+
+    def _wait_to_send(self, result: int, deadline: Deadline) -> None:
+        """Returns where a send that is not done is worth another try."""
+        if result == -errno.EBUSY:
+            if is_own(self._outbox):
+                raise RuntimeError("a signal handler sends on the channel whose send it stopped")
+            deadline.look()
+            self._senders.wait()
+        elif result == lib.FDP_LOOK:
+            deadline.look()
+        else:
+            self.raise_failure()
+            deadline.handle(-result)
+
+    def raise_failure(self) -> None:
+        """After a call that failed: raises where the channel is closed or poisoned."""
         if self._inbox.violation:
             self._raise_violation()
         if self._inbox.sock < 0:
             raise_oserror(errno.EBADF, "the channel is closed")
-        deadline.handle(code)
 
     @property
     def unsent(self) -> int:
@@ -316,19 +265,9 @@ class Channel(NotCopied):
 
     def flush(self) -> None:
         """Sends what unsent counts. BlockingIOError or TimeoutError where the buffer is full."""
-        deadline = None
-        while True:
-            if self._inbox.violation:
-                self._raise_violation()
-            waits = self._sock.gettimeout() is None
-            result = lib.fdp_flush(self._outbox, 0 if waits else socket.MSG_DONTWAIT)
-            if result == 0:
-                return
-            deadline = deadline or Deadline(self._sock, WRITABLE)
-            if result == -errno.EBUSY:
-                self._wait_to_send(deadline)
-            else:
-                self._handle(-result, deadline)
+        if self._inbox.violation:
+            self._raise_violation()
+        self._drive(Sending(self._outbox, None, 0))
 
     def recv(self) -> tuple[bytes, Descriptors]:
         """Receives one message: its payload and the owner of its descriptors, perhaps of none.
@@ -342,16 +281,15 @@ class Channel(NotCopied):
 
         A signal handler that raises inside leaves the message for the next call.
         """
-        try:
-            scratch, view = pair = spare.pop()
-        except IndexError:
-            scratch, view = pair = make_scratch()
-        memory = few.pop() if few and not is_tracing() else new_memory(FEW)
-        pool: list[Any] | None = few
+        scratch, view = pair = get_scratch()
+        memory, pool = get_memory(few, FEW), few
+        held: list[Any] = []
         try:
             code = _try_receive(self._inbox, 1, scratch, memory)
             if not 0 < code < _LARGE:
-                code, memory, pool = self._receive(code, 1, scratch, memory, few)
+                held += (memory, few)
+                code = self._receive(code, 1, scratch, held)
+                memory, pool = held
             if code < _LARGE:
                 payload = view[: code & _LENGTH]
             else:
@@ -365,7 +303,7 @@ class Channel(NotCopied):
             stack += (pair,)
             return payload, owner
         except BaseException:
-            lib.fdp_put_back(self._inbox, scratch, memory)
+            self._undo(scratch, pair, *(held or (memory, few)))
             raise
 
     def recv_many(self, max_messages: int = 253) -> Batch:
@@ -377,16 +315,15 @@ class Channel(NotCopied):
         """
         if max_messages < 1:
             raise ValueError(f"max_messages is positive, got {max_messages}")
-        try:
-            scratch, view = pair = spare.pop()
-        except IndexError:
-            scratch, view = pair = make_scratch()
-        memory = many.pop() if many and not is_tracing() else new_memory(MANY)
-        pool: list[Any] | None = many
+        scratch, view = pair = get_scratch()
+        memory, pool = get_memory(many, MANY), many
+        held: list[Any] = []
         try:
             code = _try_receive(self._inbox, max_messages, scratch, memory)
             if not 0 < code < _LARGE:
-                code, memory, pool = self._receive(code, max_messages, scratch, memory, many)
+                held += (memory, many)
+                code = self._receive(code, max_messages, scratch, held)
+                memory, pool = held
             batch = read_batch(own(memory, pool), code, scratch, view)
             if code >= _LARGE:
                 pair = make_scratch()  # The core frees that one with the payload.
@@ -396,38 +333,38 @@ class Channel(NotCopied):
             stack += (pair,)
             return batch
         except BaseException:
-            lib.fdp_put_back(self._inbox, scratch, memory)
+            self._undo(scratch, pair, *(held or (memory, many)))
             raise
 
-    def _receive(
-        self, code: int, most: int, scratch: Any, memory: Any, pool: list[Any] | None
-    ) -> tuple[int, Any, list[Any] | None]:
+    def _undo(self, scratch: Any, pair: Any, memory: Any, pool: list[Any] | None) -> None:
+        """After a receive that raised: what it brought, if anything, is the next message again."""
+        lib.fdp_put_back(self._inbox, scratch, memory)
+        recycle(memory, pool)
+        # Not before: another thread would receive into it.
+        spare.append(pair)
+
+    def _receive(self, code: int, most: int, scratch: Any, held: list[Any]) -> int:
         """What is left to do where the first try brought nothing: waits, as the timeout says.
 
-        code: what that try returned. Returns what the last one did, and where descriptors are.
+        code: what that try returned. held: the memory for descriptors and the list it came from,
+        here replaced where it is too small. Returns what the last try did.
         """
         inbox = self._inbox
         deadline = Deadline(self._sock, READABLE)
         # What the first try could not do itself is no answer yet.
         first = code in _UNDECIDED or (code == -errno.EAGAIN and self._sock.gettimeout() is None)
-        try:
-            while code <= 0:
-                if code == lib.FDP_FIT:
-                    memory, pool = new_memory(inbox.needed), None
-                elif code == -errno.EBUSY:
-                    deadline.look()
-                    self._receivers.wait()
-                elif not first:
-                    self._explain(code, deadline)
-                first = False
-                waits = self._sock.gettimeout() is None
-                code = lib.fdp_receive(inbox, most, waits, scratch, memory)
-        except OSError:
-            # Nothing came: neither is needed any more.
-            recycle(memory, pool)
-            give_back(scratch)
-            raise
-        return code, memory, pool
+        while code <= 0:
+            if code == lib.FDP_FIT:
+                held[:] = new_memory(inbox.needed), None
+            elif code == -errno.EBUSY:
+                deadline.look()
+                self._receivers.wait()
+            elif not first:
+                self._explain(code, deadline)
+            first = False
+            waits = self._sock.gettimeout() is None
+            code = lib.fdp_receive(inbox, most, waits, scratch, held[0])
+        return code
 
     def _explain(self, code: int, deadline: Deadline) -> None:
         """Raises what a result of a receive means, or returns where it is worth another try."""
@@ -439,7 +376,8 @@ class Channel(NotCopied):
         if code == lib.FDP_LOOK:
             deadline.look()
         else:
-            self._handle(-code, deadline)
+            self.raise_failure()
+            deadline.handle(-code)
 
     def _raise_violation(self) -> NoReturn:
         inbox = self._inbox

@@ -88,6 +88,8 @@ def _show(fds: list[int]) -> str:
 
 
 def _warn(memory: Any) -> None:
+    if memory.count == 0 or ffi is None:  # None: the interpreter ends, and nobody is left to warn.
+        return
     fds = ffi.unpack(memory.fds, memory.count)
     if fds.count(_TAKEN) < len(fds):
         tracing = tracemalloc is not None and tracemalloc.is_tracing()
@@ -102,12 +104,21 @@ def _warn(memory: Any) -> None:
         )
 
 
-# While tracemalloc traces, memory is made anew: where says where its descriptors were received.
 is_tracing = (lambda: False) if tracemalloc is None else tracemalloc.is_tracing
 
 
+def get_memory(spare: list[Any], capacity: int) -> Any:
+    """As new_memory, but used before where spare has some."""
+    # Not where tracemalloc traces: the warning says where memory was made.
+    try:
+        return new_memory(capacity) if is_tracing() else spare.pop()
+    except IndexError:
+        return new_memory(capacity)
+
+
 def recycle(memory: Any, spare: list[Any] | None) -> None:
-    """Makes closed memory go back to spare, the list that it came from, or away."""
+    """Closes what is in memory, which goes back to spare, the list that it came from, or away."""
+    _drop(memory)
     if spare is not None and len(spare) < _SPARE:
         spare.append(memory)
     else:
@@ -202,7 +213,8 @@ class Descriptors(NotCopied, Sequence[int]):
         handler that raises as the int is returned can lose it: as_socket and as_file cannot.
         """
         self[index]
-        return lib.fdp_take_fd(self._memory, self._find(index))
+        fd: int = lib.fdp_take_fd(self._memory, self._find(index))
+        return fd
 
     def take_all(self) -> list[int]:
         """Hands over all that was not taken yet, as a list of ints that the caller closes.
@@ -252,7 +264,6 @@ class Descriptors(NotCopied, Sequence[int]):
         memory = self._memory
         if memory is not None:
             self._memory = None
-            _drop(memory)
             recycle(memory, self._spare)
 
     def __enter__(self) -> "Descriptors":

@@ -4,7 +4,7 @@ import errno
 import os
 import socket
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, NoReturn
 
 from fdpass_c._native import ffi, lib
@@ -82,6 +82,8 @@ def send_fds(
 
 
 def _send(sock: int | HasFileno, parts: list[Buffer], fds: Any, count: int, flags: int) -> int:
+    call: Callable[..., int]
+    arguments: tuple[Any, ...]
     joined = join(parts)
     if joined is None:
         vector, sizes = describe(parts)

@@ -15,9 +15,12 @@ def _view(scratch: Any) -> Any:
     return ffi.buffer(scratch.bytes + lib.FDP_COLUMN_SIZE, lib.FDP_LONGEST_PACKED)
 
 
-def give_back(scratch: Any) -> None:
-    """For the next receive."""
-    spare.append((scratch, _view(scratch)))
+def get_scratch() -> tuple[Any, Any]:
+    """As make_scratch, but used before where there is one."""
+    try:
+        return spare.pop()
+    except IndexError:
+        return make_scratch()
 
 
 def make_scratch() -> tuple[Any, Any]:

@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NoReturn
 
 from fdpass_c._native import ffi, lib
+from fdpass_c.buffers import Buffer
 from fdpass_c.descriptors import as_ints
 from fdpass_c.errors import raise_oserror
-from fdpass_c.messages import Buffer
 from fdpass_c.waiting import WRITABLE, Deadline, HasFileno, fileno, raw_fileno
 
 # What one system call takes at most (IOV_MAX on Linux, man 2 writev).

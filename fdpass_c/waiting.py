@@ -151,8 +151,10 @@ def _wait(fd: int, event: int, timeout: float | None) -> bool:
         poller = select.poll()
         poller.register(fd, event)
         return bool(poller.poll(None if timeout is None else timeout * 1000))
-    ready = ([fd], [], []) if event == READABLE else ([], [fd], [])
-    return any(select.select(*ready, timeout))
+    wanted = [fd]
+    if event == READABLE:
+        return any(select.select(wanted, [], [], timeout))
+    return any(select.select([], wanted, [], timeout))
 
 
 def persist(

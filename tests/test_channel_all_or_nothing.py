@@ -31,7 +31,7 @@ def test_ten_thousand_descriptors(kind: socket.SocketKind, make_files: MakeFiles
     """One send of 10,000 descriptors is one message of 10,000, in order."""
     files = make_files(5)
     sent = repeat(files, 10_000)
-    with table_of(12_000), channels(kind) as (sender, receiver):
+    with table_of(20_000), channels(kind) as (sender, receiver):
         with beside(lambda: sender.send(b"all of them", sent)):
             payload, owner = receiver.recv()
         with owner:

@@ -1,0 +1,111 @@
+"""Messages on their way out of a channel, for whoever waits: a thread here, an event loop there."""
+
+import struct
+import threading
+from array import array
+from collections.abc import Iterable, Sequence
+from functools import partial
+from typing import Any
+
+from fdpass_c._native import ffi, lib
+from fdpass_c.batches import Progress
+from fdpass_c.buffers import Buffer
+from fdpass_c.jobs import flatten_fds, make_job
+from fdpass_c.shapes import LONGEST_IN_COLUMN, pack_column
+from fdpass_c.waiting import HasFileno
+
+# Looked up once: an attribute of lib costs as much as a cheap argument.
+_try_send = lib.fdp_try_send
+_try_send_column = lib.fdp_try_send_column
+
+_DONE = lib.FDP_DONE
+_BEGUN = lib.FDP_BEGUN
+_NO_FD = lib.FDP_NO_FD
+_MOST_INT = 0x7FFFFFFF
+
+
+class Sending:
+    """What one call has yet to send. Keeps its payloads alive, and gives them up when dropped."""
+
+    __slots__ = ("_count", "_job", "_outbox")
+
+    def __init__(self, outbox: Any, job: Any, count: int) -> None:
+        """job: None where all has left but the rest of a frame, which the outbox keeps."""
+        self._outbox = outbox
+        # However this ends, the core does not go on with memory that is gone.
+        self._job = job and ffi.gc(job, partial(lib.fdp_abandon, outbox))
+        self._count = count
+
+    def step(self, flags: int) -> int:
+        """Sends what the socket takes: FDP_DONE, FDP_LOOK, -EBUSY where another one comes first, or
+        a negative errno. After anything but FDP_DONE it may be called again, or given up."""
+        if self._job is not None:
+            return lib.fdp_send(self._outbox, self._job, flags)
+        return lib.fdp_flush(self._outbox, flags) or _DONE
+
+    def give_up(self, error: BaseException) -> bool:
+        """Ends it where it stands, and says so in error.progress. True where the receiver gets all
+        messages, because only time ran out for the rest of the last frame."""
+        done = self._count
+        if self._job is not None:
+            lib.fdp_abandon(self._outbox, self._job)
+            done = self._job.at.message
+        if isinstance(error, (BlockingIOError, TimeoutError)) and done == self._count:
+            return True
+        error.progress = Progress(done, 0)  # type: ignore[attr-defined]
+        return False
+
+
+def start_one(outbox: Any, payload: Buffer, fds: Iterable[int | HasFileno]) -> Sending | None:
+    """Sends one message without waiting. None where it has left, or else what is left to do."""
+    listed: list[Any] = [*fds]
+    if type(payload) is bytes:
+        fd = listed[0] if len(listed) == 1 else _NO_FD
+        if not listed or (type(fd) is int and 0 <= fd <= _MOST_INT):
+            result = _try_send(outbox, payload, len(payload), fd)
+            if result == _DONE:
+                return None
+            if result == _BEGUN:
+                return Sending(outbox, None, 1)
+    flat, counts = flatten_fds([listed])
+    return _start(outbox, [payload], flat, counts)
+
+
+def start_many(
+    outbox: Any,
+    payloads: list[Buffer],
+    fds: Sequence[int | HasFileno] | Sequence[Iterable[int | HasFileno]],
+) -> Sending | None:
+    """The same for many messages."""
+    count = len(payloads)
+    if 0 < count == len(fds) and type(payloads[0]) is bytes:
+        width = len(payloads[0]) + 2
+        if width <= LONGEST_IN_COLUMN + 2:
+            try:
+                column = pack_column[count, width](*fds, *payloads)
+            except struct.error:
+                pass  # Not ints, or not bytes.
+            else:
+                result = _try_send_column(outbox, column, count, width)
+                if result == _DONE:
+                    return None
+                if result == _BEGUN:
+                    return Sending(outbox, None, count)
+    if fds:
+        flat, counts = flatten_fds(fds)
+    else:
+        flat, counts = array("i"), array("I", [0]) * count
+    return _start(outbox, payloads, flat, counts)
+
+
+def _start(
+    outbox: Any, payloads: list[Buffer], flat: "array[int]", counts: "array[int] | None"
+) -> Sending:
+    job = make_job(payloads, flat, counts)[0]
+    job.sender = threading.get_ident()
+    return Sending(outbox, job, len(payloads))
+
+
+def is_own(outbox: Any) -> bool:
+    """Whether this thread is it whose messages come first."""
+    return bool(outbox.sender == threading.get_ident())
