@@ -160,6 +160,13 @@ int fdp_parse_header(const unsigned char *bytes, size_t size, struct fdp_frame *
         return -EPROTO;
     ret_frame->size = FDP_HEADER_SIZE + (unsigned)body_size;
     ret_frame->payload_offset = FDP_HEADER_SIZE;
+    ret_frame->total_payload = ret_frame->total_fds = 0;
+    const unsigned char *body = bytes + FDP_HEADER_SIZE;
+    if (kind == FDP_FIRST && size >= FDP_HEADER_SIZE + FDP_TOTALS_SIZE) {
+        ret_frame->total_payload = (uint64_t)get_u32(body) | (uint64_t)get_u32(body + 4) << 32;
+        ret_frame->total_fds = get_u32(body + 8);
+        ret_frame->payload_offset += FDP_TOTALS_SIZE;
+    }
     return 1;
 }
 
@@ -169,16 +176,11 @@ int fdp_parse_frame(const unsigned char *bytes, size_t size, struct fdp_frame *r
         return found;
     if (size < ret_frame->size)
         return 0;
-    const unsigned char *body = bytes + FDP_HEADER_SIZE;
     if (ret_frame->kind == FDP_PACKED) {
         int tables = check_packed(bytes, ret_frame->size - FDP_HEADER_SIZE, ret_frame);
         if (tables < 0)
             return tables;
         ret_frame->payload_offset += (unsigned)tables;
-    } else if (ret_frame->kind == FDP_FIRST) {
-        ret_frame->total_payload = (uint64_t)get_u32(body) | (uint64_t)get_u32(body + 4) << 32;
-        ret_frame->total_fds = get_u32(body + 8);
-        ret_frame->payload_offset += FDP_TOTALS_SIZE;
     }
     return 1;
 }

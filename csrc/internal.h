@@ -6,7 +6,8 @@
 
 /* frame.c */
 
-/* Reads the header at the start of bytes. Returns 1 if it is there, 0 if more bytes must come
+/* Reads the header at the start of bytes, and the totals of a first piece where they are there; they
+ * are 0 otherwise. Returns 1 if it is there, 0 if more bytes must come
  * first, -EPROTO if no frame starts so. */
 int fdp_parse_header(const unsigned char *bytes, size_t size, struct fdp_frame *ret_frame);
 

@@ -73,13 +73,15 @@ static ssize_t refuse(struct fdp_inbox *inbox, uint64_t needed, ssize_t room) {
     return -EMFILE;
 }
 
-/* Whether the table takes the descriptors of the frame at the front, of which size bytes are
- * queued here. Any frame may use the last place if it is whole; others leave room for those. */
+/* Whether the table takes the descriptors of the frame at the front, of which have bytes are here,
+ * and of what must follow it. Any frame may use the last place if it is whole; others leave room for those. */
 static int fits(struct fdp_inbox *inbox, const struct fdp_frame *front, size_t have) {
     ssize_t room = fdp_count_room();
     if (room < 0)
         return 1; /* The system does not tell; the peek will. */
     uint64_t needed = front->fd_count;
+    if (front->total_fds > needed && front->total_fds <= inbox->max_fds)
+        needed = front->total_fds;
     int is_whole = front->kind == FDP_PACKED && fdp_count_queued(inbox->sock) + have >= front->size;
     if ((uint64_t)room >= needed && (is_whole || fdp_may_hold(needed, room)))
         return 1;
@@ -113,7 +115,7 @@ static ssize_t take_by_peek(struct fdp_inbox *inbox, unsigned char *target, size
 static ssize_t receive_carefully(struct fdp_inbox *inbox, const unsigned char *known,
                                  size_t known_size, unsigned char *target,
                                  struct fdp_arrived *ret_arrived) {
-    unsigned char head[FDP_HEADER_SIZE];
+    unsigned char head[FDP_HEADER_SIZE + FDP_TOTALS_SIZE];
     struct fdp_frame front;
     memcpy(head, known, known_size);
     ssize_t seen = recv(inbox->sock, head + known_size, sizeof head - known_size,

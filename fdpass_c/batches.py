@@ -14,7 +14,7 @@ from fdpass_c.descriptors import (
     MANY,
     Descriptors,
     get_memory,
-    join_owners,
+    join,
     many,
     new_memory,
     own,
@@ -31,10 +31,12 @@ _try_recv_batch = lib.fdp_try_recv_batch
 _try_send_messages = lib.fdp_try_send_messages
 
 _COUNT_SHIFT = lib.FDP_COUNT_SHIFT
-_LENGTH = lib.FDP_MIXED_LENGTHS - 1
+_MIXED_LENGTHS = lib.FDP_MIXED_LENGTHS
+_MIXED_COUNTS = lib.FDP_MIXED_COUNTS
+_LENGTH = _MIXED_LENGTHS - 1
 _MORE = lib.FDP_MORE
 _LARGE = lib.FDP_LARGE
-_UNUSUAL = lib.FDP_MIXED_LENGTHS | lib.FDP_MIXED_COUNTS | _MORE | _LARGE
+_UNUSUAL = _MIXED_LENGTHS | _MIXED_COUNTS | _MORE | _LARGE
 
 
 class Progress(NamedTuple):
@@ -292,42 +294,50 @@ def recv_many(
         view = ffi.buffer(data)
     room = most * min(maxfds, MAX_FDS)
     pool = many if room <= MANY else None
-    owned = get_memory(many, MANY) if room <= MANY else new_memory(room)
-    arguments = (data, bufsize, maxfds, max_messages, flags, scratch, owned)
-    reset: ConnectionResetError | None = None
+    held = [get_memory(many, MANY) if room <= MANY else new_memory(room)]
+    arguments = (data, bufsize, maxfds, max_messages, flags, scratch, held[0])
+    error: Exception | None = None
     try:
-        code = _try_recv_batch(fd, *arguments)
-        if code < 0:
-            code = _wait_to_receive(sock, code, flags, *arguments)
-    except ConnectionResetError as error:
-        # The kernel says so before the queue is empty, and only once.
-        reset = error
-        code = max(_try_recv_batch(fd, *arguments), 0)
+        try:
+            code = _try_recv_batch(fd, *arguments)
+            if code < 0:
+                code = _wait_to_receive(sock, code, flags, *arguments)
+        except ConnectionResetError as reset:
+            # The kernel says so before the queue is empty, and only once.
+            error = reset
+            code = max(_try_recv_batch(fd, *arguments), 0)
+        payloads, counts = read_messages(code, scratch, view, held[0])
+        lost = scratch.lost if code & _MIXED_COUNTS else 0
+        while code & _MORE and (left := max_messages - len(payloads) - lost) > 0:
+            held.append(new_memory(max(room, 1)))
+            code = _try_recv_batch(fd, data, bufsize, maxfds, left, flags, scratch, held[-1])
+            if code <= 0:
+                break
+            more, their_counts = read_messages(code, scratch, view, held[-1])
+            if counts or their_counts:
+                counts = (counts or [1] * len(payloads)) + (their_counts or [1] * len(more))
+            payloads += more
+            lost += scratch.lost if code & _MIXED_COUNTS else 0
+        if len(held) > 1:
+            pool = None
+            held.append(join(held))
+        batch = Batch(payloads, own(held[-1], pool), counts)
+        if error is not None:
+            error.batch = batch  # type: ignore[attr-defined]
+        elif lost:
+            error = TruncatedBatchError(lost, batch)
+        # No call, after which a signal handler could run: from here on it is the caller's.
+        stack = _idle
+        stack += (memory,)
     except BaseException:
-        recycle(owned, pool)
+        for owned in held:
+            lib.fdp_drop_owner(owned)
+        if len(held) == 1:
+            recycle(held[0], pool)
         _idle.append(memory)
         raise
-    batch = read_batch(own(owned, pool), code, scratch, view)
-    lost = scratch.lost if code & lib.FDP_MIXED_COUNTS else 0
-    left = max_messages - len(batch) - lost
-    parts = [batch]
-    while code & _MORE and left > 0:
-        owned = new_memory(max(room, 1))
-        code = _try_recv_batch(fd, data, bufsize, maxfds, left, flags, scratch, owned)
-        if code <= 0:
-            break
-        parts.append(read_batch(own(owned), code, scratch, view))
-        lost_here = scratch.lost if code & lib.FDP_MIXED_COUNTS else 0
-        left -= len(parts[-1]) + lost_here
-        lost += lost_here
-    if len(parts) > 1:
-        batch = merge(parts)
-    _idle.append(memory)
-    if reset is not None:
-        reset.batch = batch  # type: ignore[attr-defined]
-        raise reset
-    if lost:
-        raise TruncatedBatchError(lost, batch)
+    if error is not None:
+        raise error
     return batch
 
 
@@ -352,37 +362,36 @@ def recv_one(sock: int | HasFileno, bufsize: int, maxfds: int) -> tuple[bytes, D
         code = _try_recv_batch(raw_fileno(sock), *arguments)
         if code < 0:
             code = _wait_to_receive(sock, code, 0, *arguments)
-        batch = read_batch(own(owned, many), code, scratch, view)
-        return b"".join(batch.payloads), batch.fds, scratch.lost_flags
+        payloads, _ = read_messages(code, scratch, view, owned)
+        flags = scratch.lost_flags
+        owner = own(owned, many)
+        # No call, after which a signal handler could run: from here on it is the caller's.
+        stack = _idle
+        stack += (memory,)
+        return payloads[0] if payloads else b"", owner, flags
     except BaseException:
         recycle(owned, many)
-        raise
-    finally:
         _idle.append(memory)
+        raise
 
 
-def read_batch(fds: Descriptors, code: int, scratch: Any, view: Any) -> Batch:
-    """The batch whose descriptors fds owns: code and scratch describe it, view has the payloads."""
+def read_messages(
+    code: int, scratch: Any, view: Any, owned: Any
+) -> tuple[list[bytes], list[int] | None]:
+    """The payloads of what a receive brought, and how many descriptors go with each, None for one.
+
+    code and scratch describe it, view shows the payloads, owned has the descriptors.
+    """
     if not code & _UNUSUAL:
-        return Batch([*cut[code >> _COUNT_SHIFT, code & _LENGTH](view)], fds)
+        return [*cut[code >> _COUNT_SHIFT, code & _LENGTH](view)], None
     if code >= _LARGE:
-        return Batch([bytes(ffi.buffer(scratch.large, scratch.large_size))], fds, [len(fds)])
+        return [bytes(ffi.buffer(scratch.large, scratch.large_size))], [owned.count]
     count = (code & ~_MORE) >> _COUNT_SHIFT
     payloads: list[bytes]
-    if code & lib.FDP_MIXED_LENGTHS:
+    if code & _MIXED_LENGTHS:
         lengths = ffi.unpack(scratch.lengths, count)
         ends = accumulate(lengths)
         payloads = [view[end - size : end] for end, size in zip(ends, lengths, strict=True)]
     else:
         payloads = [*cut[count, code & _LENGTH](view)]
-    mixed = code & lib.FDP_MIXED_COUNTS
-    return Batch(payloads, fds, ffi.unpack(scratch.fd_counts, count) if mixed else None)
-
-
-def merge(parts: list[Batch]) -> Batch:
-    """All of parts as one batch; they own nothing any more."""
-    fds = join_owners([part.fds for part in parts])
-    mixed = any(part._counts is not None for part in parts)
-    counts = [count for part in parts for count in part._counts or [1] * len(part)]
-    payloads = [payload for part in parts for payload in part.payloads]
-    return Batch(payloads, fds, counts if mixed else None)
+    return payloads, ffi.unpack(scratch.fd_counts, count) if code & _MIXED_COUNTS else None

@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Any, NoReturn
 
 from fdpass_c._native import ffi, lib
-from fdpass_c.batches import Batch, read_batch
+from fdpass_c.batches import Batch, read_messages
 from fdpass_c.buffers import Buffer
 from fdpass_c.descriptors import (
     FEW,
@@ -324,7 +324,8 @@ class Channel(NotCopied):
                 held += (memory, many)
                 code = self._receive(code, max_messages, scratch, held)
                 memory, pool = held
-            batch = read_batch(own(memory, pool), code, scratch, view)
+            payloads, counts = read_messages(code, scratch, view, memory)
+            batch = Batch(payloads, own(memory, pool), counts)
             if code >= _LARGE:
                 pair = make_scratch()  # The core frees that one with the payload.
             if self._receivers:

@@ -190,7 +190,7 @@ class Descriptors(NotCopied, Sequence[int]):
 
     def _find(self, index: int) -> int:
         """index as one from the front; IndexError where there is none."""
-        count = self._open().count
+        count: int = self._open().count
         if not -count <= index < count:
             raise IndexError(f"descriptor {index} of {count}")
         return index % count
@@ -284,10 +284,9 @@ def own(memory: Any, spare: list[Any] | None = None) -> Descriptors:
     return owner
 
 
-def join_owners(owners: list[Descriptors]) -> Descriptors:
-    """One owner of all that owners have; they own nothing any more."""
-    memory = new_memory(sum(map(len, owners)))
-    for owner in owners:
-        if owner._memory is not None:
-            lib.fdp_move_fds(memory, owner._memory)
-    return own(memory)
+def join(parts: list[Any]) -> Any:
+    """New memory with all that is in parts, in which nothing is left."""
+    joined = new_memory(sum([part.count for part in parts]))
+    for part in parts:
+        lib.fdp_move_fds(joined, part)
+    return joined

@@ -29,6 +29,7 @@ _try_recv = lib.fdp_try_recv
 _SIZE_SHIFT = lib.FDP_SIZE_SHIFT
 _HAS_MORE = lib.FDP_HAS_MORE
 _INLINE_SIZE = lib.FDP_INLINE_SIZE
+_ATOMIC_SIZE = lib.FDP_ATOMIC_SIZE
 
 
 def send_fds(
@@ -64,7 +65,7 @@ def send_fds(
         raise_oserror(errno.EAFNOSUPPORT)
     if address is None and len(listed) == 1 and type(listed[0]) is int:
         data = parts[0] if len(parts) == 1 else None
-        if type(data) is bytes:
+        if type(data) is bytes and len(data) <= _ATOMIC_SIZE:
             sent = _try_send_fd(fd, data, len(data), listed[0], flags)
             if sent >= 0:
                 return sent

@@ -1,5 +1,6 @@
 """Messages on their way out of a channel, for whoever waits: a thread here, an event loop there."""
 
+import socket
 import struct
 import threading
 from array import array
@@ -50,6 +51,8 @@ class Sending:
         if self._job is not None:
             lib.fdp_abandon(self._outbox, self._job)
             done = self._job.at.message
+        if self._outbox.unsent:
+            lib.fdp_flush(self._outbox, socket.MSG_DONTWAIT)
         if isinstance(error, (BlockingIOError, TimeoutError)) and done == self._count:
             return True
         error.progress = Progress(done, 0)  # type: ignore[attr-defined]
