@@ -36,6 +36,7 @@ _MIXED_COUNTS = lib.FDP_MIXED_COUNTS
 _LENGTH = _MIXED_LENGTHS - 1
 _MORE = lib.FDP_MORE
 _LARGE = lib.FDP_LARGE
+_BATCH = lib.FDP_BATCH
 _UNUSUAL = _MIXED_LENGTHS | _MIXED_COUNTS | _MORE | _LARGE
 
 
@@ -147,9 +148,9 @@ def send_many(
     data = [*payloads]
     listed = [*fds]
     count = len(data)
-    if start == _NOTHING_SENT and 0 < count == len(listed) and type(data[0]) is bytes:
+    if start is _NOTHING_SENT and 0 < count == len(listed) and type(data[0]) is bytes:
         width = len(data[0]) + 2
-        if count <= lib.FDP_BATCH and width <= LONGEST_IN_COLUMN + 2:
+        if count <= _BATCH and width <= LONGEST_IN_COLUMN + 2:
             try:
                 column = pack_column[count, width](*listed, *data)
             except struct.error:
@@ -235,6 +236,7 @@ def _check_batch(
 
 
 _INLINE_SIZE = lib.FDP_INLINE_SIZE
+_MSG_PEEK = int(socket.MSG_PEEK)
 
 _new_uncleared = ffi.new_allocator(should_clear_after_alloc=False)
 
@@ -243,7 +245,7 @@ _idle: list[tuple[Any, Any, Any]] = []
 
 
 def _make_memory() -> tuple[Any, Any, Any]:
-    data = _new_uncleared("char[]", lib.FDP_BATCH * _INLINE_SIZE)
+    data = _new_uncleared("char[]", _BATCH * _INLINE_SIZE)
     return make_scratch()[0], data, ffi.buffer(data)
 
 
@@ -284,31 +286,33 @@ def recv_many(
             f"max_messages and bufsize are positive, maxfds is not negative, "
             f"got {max_messages}, {bufsize} and {maxfds}"
         )
-    if flags & socket.MSG_PEEK:
+    if flags & _MSG_PEEK:
         max_messages = 1  # The kernel would show the first one over and over.
     fd = raw_fileno(sock)
     scratch, data, view = memory = _get_memory()
-    most = min(max_messages, lib.FDP_BATCH)
+    most = max_messages if max_messages < _BATCH else _BATCH
     if bufsize > _INLINE_SIZE:
         data = _new_uncleared("char[]", most * bufsize)
         view = ffi.buffer(data)
-    room = most * min(maxfds, MAX_FDS)
+    room = most * (maxfds if maxfds < MAX_FDS else MAX_FDS)
     pool = many if room <= MANY else None
-    held = [get_memory(many, MANY) if room <= MANY else new_memory(room)]
-    arguments = (data, bufsize, maxfds, max_messages, flags, scratch, held[0])
+    owned = get_memory(many, MANY) if room <= MANY else new_memory(room)
+    held = [owned]
     error: Exception | None = None
     try:
         try:
-            code = _try_recv_batch(fd, *arguments)
+            code = _try_recv_batch(fd, data, bufsize, maxfds, max_messages, flags, scratch, owned)
             if code < 0:
+                arguments = (data, bufsize, maxfds, max_messages, flags, scratch, owned)
                 code = _wait_to_receive(sock, code, flags, *arguments)
         except ConnectionResetError as reset:
             # The kernel says so before the queue is empty, and only once.
             error = reset
             code = max(_try_recv_batch(fd, *arguments), 0)
-        payloads, counts = read_messages(code, scratch, view, held[0])
+        payloads, counts = read_messages(code, scratch, view, owned)
         lost = scratch.lost if code & _MIXED_COUNTS else 0
         while code & _MORE and (left := max_messages - len(payloads) - lost) > 0:
+            pool = None
             held.append(new_memory(max(room, 1)))
             code = _try_recv_batch(fd, data, bufsize, maxfds, left, flags, scratch, held[-1])
             if code <= 0:
@@ -319,7 +323,6 @@ def recv_many(
             payloads += more
             lost += scratch.lost if code & _MIXED_COUNTS else 0
         if len(held) > 1:
-            pool = None
             held.append(join(held))
         batch = Batch(payloads, own(held[-1], pool), counts)
         if error is not None:
@@ -331,9 +334,7 @@ def recv_many(
         stack += (memory,)
     except BaseException:
         for owned in held:
-            lib.fdp_drop_owner(owned)
-        if len(held) == 1:
-            recycle(held[0], pool)
+            recycle(owned, pool)
         _idle.append(memory)
         raise
     if error is not None:
@@ -353,7 +354,7 @@ def _wait_to_receive(sock: int | HasFileno, code: int, flags: int, *arguments: A
 def recv_one(sock: int | HasFileno, bufsize: int, maxfds: int) -> tuple[bytes, Descriptors, int]:
     """One message: its payload, the owner of its descriptors, and the flags of what was lost."""
     scratch, data, view = memory = _get_memory()
-    if bufsize > lib.FDP_BATCH * _INLINE_SIZE:
+    if bufsize > _BATCH * _INLINE_SIZE:
         data = _new_uncleared("char[]", bufsize)
         view = ffi.buffer(data)
     owned = get_memory(many, MANY)

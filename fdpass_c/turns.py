@@ -9,27 +9,21 @@ from typing import Any
 _AT_MOST = 0.05
 
 
-class Turns:
-    """Threads that were told that another one is busy."""
-
-    def __init__(self) -> None:
-        self._waiting: deque[Any] = deque()
-
-    def __bool__(self) -> bool:
-        return bool(self._waiting)
+class Turns(deque[Any]):
+    """Threads that were told that another one is busy: a lock each, in the order they came."""
 
     def wait(self) -> None:
         """Returns once it is worth another try."""
         # Looked up late: gevent replaces it, and a lock from before would stop all greenlets.
         lock = threading.Lock()
         lock.acquire()
-        self._waiting.append(lock)
+        self.append(lock)
         try:
             lock.acquire(timeout=_AT_MOST)
         finally:
-            self._waiting.remove(lock)
+            self.remove(lock)
 
     def pass_on(self) -> None:
         """Wakes who has waited longest."""
         with contextlib.suppress(IndexError, RuntimeError):  # Gone, or woken already.
-            self._waiting[0].release()
+            self[0].release()

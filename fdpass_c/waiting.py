@@ -37,10 +37,8 @@ def fileno(obj: int | HasFileno) -> int:
     """
     if isinstance(obj, int):
         return obj
-    try:
+    if hasattr(type(obj), "__index__"):
         return operator.index(obj)  # type: ignore[arg-type]
-    except TypeError:
-        pass
     try:
         method = obj.fileno
     except AttributeError:
@@ -60,9 +58,11 @@ def raw_fileno(obj: int | HasFileno) -> int:
     compresses, encodes or buffers them: the text says what to pass instead.
     """
     kind = type(obj)
+    if kind is socket.socket:
+        return obj.fileno()  # type: ignore[union-attr]
     if kind is int:
         return obj  # type: ignore[return-value]
-    if kind is not socket.socket and (reason := _find_layer(obj)):
+    if reason := _find_layer(obj):
         raise TypeError(f"{kind.__name__} {reason}")
     return fileno(obj)
 
