@@ -6,7 +6,7 @@ import struct
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import accumulate
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, overload
 
 from fdpass_c._native import ffi, lib
 from fdpass_c.buffers import Buffer
@@ -49,8 +49,15 @@ class Progress(NamedTuple):
     messages: int = 0
     bytes: int = 0
 
+    @staticmethod
+    def of(error: BaseException) -> "Progress":
+        """The progress of an error of send_many, in a way that type checkers know; none, if it has
+        none."""
+        progress: Progress = getattr(error, "progress", NOTHING_SENT)
+        return progress
 
-_NOTHING_SENT = Progress()
+
+NOTHING_SENT = Progress()
 
 
 class Batch(NotCopied):
@@ -58,7 +65,8 @@ class Batch(NotCopied):
 
     payloads: a list of bytes, one each. fds: the Descriptors of all messages, one message's
     behind the other's; where every message carries one, zip(batch.payloads, batch.fds) pairs
-    them. len, indexing and iterating go by message: batch[i] is (payload, list of borrowed ints).
+    them. len, indexing and iterating go by message: batch[i] is (payload, list of borrowed ints),
+    a slice a list of those. Unlike a Channel's messages they have no owner each: fds is it.
 
     A context manager: close() closes every descriptor that was not taken out of fds, in few
     system calls. It cannot be copied or pickled (TypeError).
@@ -77,7 +85,15 @@ class Batch(NotCopied):
     def __len__(self) -> int:
         return len(self.payloads)
 
-    def __getitem__(self, index: int) -> tuple[bytes, list[int]]:
+    @overload
+    def __getitem__(self, index: int) -> tuple[bytes, list[int]]: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[tuple[bytes, list[int]]]: ...
+    def __getitem__(
+        self, index: int | slice
+    ) -> tuple[bytes, list[int]] | list[tuple[bytes, list[int]]]:
+        if isinstance(index, slice):
+            return [*self][index]
         payload = self.payloads[index]
         index %= len(self.payloads)
         if self._counts is None:
@@ -124,7 +140,7 @@ def send_many(
     fds: Sequence[int | HasFileno] | Sequence[Iterable[int | HasFileno]],
     flags: int = 0,
     *,
-    start: Progress = _NOTHING_SENT,
+    start: Progress = NOTHING_SENT,
 ) -> int:
     """Sends many messages for one system call in each 64; returns how many: len(payloads).
 
@@ -148,7 +164,7 @@ def send_many(
     data = [*payloads]
     listed = [*fds]
     count = len(data)
-    if start is _NOTHING_SENT and 0 < count == len(listed) and type(data[0]) is bytes:
+    if start is NOTHING_SENT and 0 < count == len(listed) and type(data[0]) is bytes:
         width = len(data[0]) + 2
         if count <= _BATCH and width <= LONGEST_IN_COLUMN + 2:
             try:
@@ -200,14 +216,14 @@ def _without_progress(code: int) -> OSError:
     try:
         raise_oserror(code)
     except OSError as error:
-        error.progress = _NOTHING_SENT  # type: ignore[attr-defined]
+        error.progress = NOTHING_SENT  # type: ignore[attr-defined]
         return error
 
 
 def _check_start(start: Progress, lengths: list[int]) -> None:
     """ValueError for what no error.progress of this batch could be: it would send other memory."""
     messages, part = start
-    if start == _NOTHING_SENT or (messages == len(lengths) and part == 0):
+    if start == NOTHING_SENT or (messages == len(lengths) and part == 0):
         return
     if not (0 <= messages < len(lengths) and 0 <= part < max(lengths[messages], 1)):
         raise ValueError(f"start is {start}, outside the {len(lengths)} payloads")

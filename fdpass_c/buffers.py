@@ -3,20 +3,24 @@
 import operator
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fdpass_c._native import ffi
 
-Buffer = Any
-"""bytes, bytearray, memoryview or anything else with a C-contiguous buffer (PEP 688 names it)."""
+if TYPE_CHECKING:
+    from typing_extensions import Buffer as Buffer
+else:
+    # bytes, bytearray, memoryview or anything else with a C-contiguous buffer. Python 3.12 has it.
+    Buffer = Any
 
-_PLAIN = {bytes, bytearray}
+_PLAIN: set[type] = {bytes, bytearray}
 _join = b"".join
 
 
 def _is_plain(buffer: Buffer) -> bool:
-    kind = type(buffer)
-    return kind in _PLAIN or (kind is memoryview and type(buffer.obj) in _PLAIN)
+    if isinstance(buffer, memoryview):
+        return type(buffer.obj) in _PLAIN
+    return type(buffer) in _PLAIN
 
 
 def join(buffers: Sequence[Buffer]) -> tuple[bytes, list[int]] | None:

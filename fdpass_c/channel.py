@@ -7,10 +7,11 @@ import socket
 import warnings
 import weakref
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from functools import partial
 from typing import Any, NoReturn
 
 from fdpass_c._native import ffi, lib
-from fdpass_c.batches import Batch, read_messages
+from fdpass_c.batches import NOTHING_SENT, Batch, Progress, read_messages
 from fdpass_c.buffers import Buffer
 from fdpass_c.descriptors import (
     FEW,
@@ -64,6 +65,9 @@ _VIOLATIONS = {
     lib.FDP_NO_MEMORY: "no memory for what was received",
 }
 
+DEFAULT_MAX_PAYLOAD = 16 * 2**20
+DEFAULT_MAX_FDS = 65536
+
 _all: "weakref.WeakSet[Channel]" = weakref.WeakSet()
 
 
@@ -101,8 +105,8 @@ class Channel(NotCopied):
         self,
         sock: socket.socket,
         *,
-        max_payload: int = 16 * 2**20,
-        max_fds: int = 65536,
+        max_payload: int = DEFAULT_MAX_PAYLOAD,
+        max_fds: int = DEFAULT_MAX_FDS,
         allow_uids: Collection[int] | None = None,
         receive_fds: bool = True,
     ) -> None:
@@ -113,9 +117,12 @@ class Channel(NotCopied):
         receive_fds: False makes any descriptor a violation; where the kernel has SO_PASSRIGHTS
         (Linux 6.16) the peer's send then fails with PermissionError instead.
 
-        ValueError: another type of socket. OSError: EAFNOSUPPORT for another family, ENOTCONN
-        without a peer. PermissionError: the peer's user is not in allow_uids; sock is closed.
+        TypeError: sock is no socket. ValueError: it is of another type. OSError: EAFNOSUPPORT for
+        another family, ENOTCONN without a peer. PermissionError: the peer's user is not in
+        allow_uids; sock is closed.
         """
+        if not hasattr(sock, "gettimeout"):
+            raise TypeError(f"a channel needs a socket, not {type(sock).__name__}")
         if not is_unix(raw_fileno(sock)):
             raise_oserror(errno.EAFNOSUPPORT)
         if sock.type not in (socket.SOCK_STREAM, socket.SOCK_SEQPACKET):
@@ -141,11 +148,25 @@ class Channel(NotCopied):
         _all.add(self)
 
     @classmethod
-    def pair(cls, **options: Any) -> tuple["Channel", "Channel"]:
-        """Two connected channels, for a child process or a thread. options: as for Channel."""
+    def pair(
+        cls,
+        *,
+        max_payload: int = DEFAULT_MAX_PAYLOAD,
+        max_fds: int = DEFAULT_MAX_FDS,
+        allow_uids: Collection[int] | None = None,
+        receive_fds: bool = True,
+    ) -> tuple["Channel", "Channel"]:
+        """Two connected channels, for a child process or a thread. Parameters as for Channel."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        make = partial(
+            cls,
+            max_payload=max_payload,
+            max_fds=max_fds,
+            allow_uids=allow_uids,
+            receive_fds=receive_fds,
+        )
         try:
-            channels = cls(ours, **options), cls(theirs, **options)
+            channels = make(ours), make(theirs)
         except BaseException:
             ours.close()
             theirs.close()
@@ -154,19 +175,33 @@ class Channel(NotCopied):
 
     @classmethod
     def connect(
-        cls, path: str | bytes | os.PathLike[str], *, timeout: float | None = None, **options: Any
+        cls,
+        path: str | bytes | os.PathLike[str],
+        *,
+        timeout: float | None = None,
+        max_payload: int = DEFAULT_MAX_PAYLOAD,
+        max_fds: int = DEFAULT_MAX_FDS,
+        allow_uids: Collection[int] | None = None,
+        receive_fds: bool = True,
     ) -> "Channel":
         """A channel to whoever listens at path; a leading NUL means Linux's abstract namespace.
 
         timeout: seconds, for connecting, which waits for a place in a full backlog, and as the
-        channel's own. options: as for Channel. OSError as for socket.connect, with the path in it:
-        FileNotFoundError, ConnectionRefusedError, PermissionError; TimeoutError where there was no
-        place in time, BlockingIOError where there is none and timeout is 0. ValueError: a NUL in a
-        path.
+        channel's own. The others as for Channel.
+
+        OSError as for socket.connect, with the path in it: FileNotFoundError,
+        ConnectionRefusedError, PermissionError; TimeoutError where there was no place in time,
+        BlockingIOError where there is none and timeout is 0. ValueError: a NUL in a path.
         """
         sock = connect_unix(path, timeout)
         try:
-            return cls(sock, **options)
+            return cls(
+                sock,
+                max_payload=max_payload,
+                max_fds=max_fds,
+                allow_uids=allow_uids,
+                receive_fds=receive_fds,
+            )
         except BaseException:
             sock.close()
             raise
@@ -193,18 +228,21 @@ class Channel(NotCopied):
         self,
         payloads: Sequence[Buffer],
         fds: Sequence[int | HasFileno] | Sequence[Iterable[int | HasFileno]] = (),
+        *,
+        start: Progress = NOTHING_SENT,
     ) -> int:
-        """Sends many messages, packed into as few as the kernel allows; returns how many.
+        """Sends many messages, packed into as few as the kernel allows; returns len(payloads).
 
         payloads: one bytes-like object a message. fds: one descriptor a message, or one iterable
         of any number a message, or nothing at all; borrowed. All are checked before anything is
         sent: TypeError for a wrong element, ValueError for unequal lengths.
 
         Errors as for send; the error's attribute progress says in progress.messages how many
-        messages the receiver gets, whole; none of the others, and progress.bytes is 0.
+        messages the receiver gets, whole; none of the others, and progress.bytes is 0. To go on
+        without loss or repeat, call again with the same payloads and fds and start=error.progress.
         """
         data = [*payloads]
-        sending = start_many(self._outbox, data, [*fds])
+        sending = start_many(self._outbox, data, [*fds], start)
         if sending is not None or self._senders:
             self._finish(sending)
         return len(data)
@@ -213,9 +251,11 @@ class Channel(NotCopied):
         """For an event loop: begins what send does. None where it is done."""
         return start_one(self._outbox, payload, fds)
 
-    def start_sending_many(self, payloads: list[Buffer], fds: Sequence[Any]) -> Sending | None:
+    def start_sending_many(
+        self, payloads: list[Buffer], fds: list[Any], start: Progress = NOTHING_SENT
+    ) -> Sending | None:
         """For an event loop: begins what send_many does. None where it is done."""
-        return start_many(self._outbox, payloads, fds)
+        return start_many(self._outbox, payloads, fds, start)
 
     def _finish(self, sending: Sending | None) -> None:
         """Sends what is left, waiting as the timeout says, and lets the next one have its turn."""
@@ -430,6 +470,28 @@ class Channel(NotCopied):
     def closed(self) -> bool:
         """True after close()."""
         return bool(self._inbox.sock < 0)
+
+    def shutdown(self, how: int) -> None:
+        """Ends one direction or both, as socket.shutdown(how) does: SHUT_WR tells the peer that
+        nothing more comes, and leaves receiving as it is. What unsent counts is lost: flush()
+        before. OSError (ENOTCONN) where the peer has closed, on some systems."""
+        self._sock.shutdown(how)
+
+    def detach(self) -> socket.socket:
+        """Hands over the socket, whose owner the caller is now; the channel is closed after it.
+
+        ValueError where that would lose something: messages or parts of them that were received
+        and not handed out, or what unsent counts. Then nothing has changed.
+        """
+        if self.closed:
+            raise_oserror(errno.EBADF, "the channel is closed")
+        inbox = self._inbox
+        if inbox.store != ffi.NULL or inbox.large.is_open or self._outbox.unsent:
+            raise ValueError("more is to be received, or flushed: it would be lost")
+        sock = self._sock
+        self._sock = sock.dup()
+        self.close()
+        return sock
 
     def close(self) -> None:
         """Closes the socket and every descriptor received and not handed out. Again is harmless.

@@ -1,5 +1,6 @@
 """The owner of received descriptors, and closing many at once."""
 
+import os
 import socket
 import struct
 import warnings
@@ -205,6 +206,13 @@ class Descriptors(NotCopied, Sequence[int]):
         if self._open().count != 1:
             raise ValueError(f"fileno() needs exactly one descriptor, here are {len(self)}")
         return self[0]
+
+    def dup(self, index: int = 0) -> int:
+        """A copy of the descriptor at index, close-on-exec, which the caller owns and closes.
+
+        Errors as for take, and OSError (EMFILE) where the table is full.
+        """
+        return os.dup(self[index])
 
     def take(self, index: int = 0) -> int:
         """Hands over the descriptor at index: the caller owns and closes the int returned.

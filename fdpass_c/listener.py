@@ -2,10 +2,10 @@
 
 import errno
 import socket
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Collection, Iterator
+from functools import partial
 
-from fdpass_c.channel import Channel, refuse_fds
+from fdpass_c.channel import DEFAULT_MAX_FDS, DEFAULT_MAX_PAYLOAD, Channel, refuse_fds
 from fdpass_c.errors import NotCopied
 from fdpass_c.unix import Path, SocketFile, as_address, is_abstract
 from fdpass_c.waiting import READABLE, Deadline
@@ -15,11 +15,19 @@ class Listener(NotCopied):
     """Listens at a path and accepts channels. A context manager; iterating accepts for ever."""
 
     def __init__(
-        self, path: Path, *, backlog: int = 128, mode: int = 0o600, **options: Any
+        self,
+        path: Path,
+        *,
+        backlog: int = 128,
+        mode: int = 0o600,
+        max_payload: int = DEFAULT_MAX_PAYLOAD,
+        max_fds: int = DEFAULT_MAX_FDS,
+        allow_uids: Collection[int] | None = None,
+        receive_fds: bool = True,
     ) -> None:
         """path: of the socket file, or a name in Linux's abstract namespace behind a leading NUL.
         backlog: connections that wait to be accepted. mode: the file's permissions; who may write
-        may connect (man 7 unix). options: as for Channel, and hold for each one accepted.
+        may connect (man 7 unix). The others are as for Channel, and hold for each one accepted.
 
         A socket file that nobody listens at any more is replaced; a file beside it, its name with
         .lock at the end, is there meanwhile. ValueError: a NUL in a path. OSError: EADDRINUSE where
@@ -29,13 +37,19 @@ class Listener(NotCopied):
         An abstract name has no permissions: use allow_uids. What a user's number is worth,
         Credentials says.
         """
-        self._options = options
+        self._make_channel = partial(
+            Channel,
+            max_payload=max_payload,
+            max_fds=max_fds,
+            allow_uids=allow_uids,
+            receive_fds=receive_fds,
+        )
         address = as_address(path)
         self._file = None if is_abstract(address) else SocketFile(address)
         self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             self.settimeout(None)
-            if not options.get("receive_fds", True):
+            if not receive_fds:
                 # Accepted sockets inherit it, so that not even an early descriptor gets in.
                 refuse_fds(self._sock)
             if self._file is None:
@@ -63,7 +77,7 @@ class Listener(NotCopied):
                 continue
             try:
                 sock.settimeout(None)
-                return Channel(sock, **self._options)
+                return self._make_channel(sock)
             except PermissionError:
                 if self._timeout is not None:
                     deadline.handle(errno.EAGAIN)

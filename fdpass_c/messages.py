@@ -106,8 +106,11 @@ def _send_to(sock: Any, parts: list[Buffer], fds: Any, flags: int, address: str 
     """The standard library's own sendmsg knows how to write an address; nothing beats it here."""
     control = ffi.buffer(fds)
     ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, control)] if len(control) else []
-    sent: int = sock.sendmsg(parts, ancillary, flags, address)
-    return sent
+    if hasattr(sock, "sendmsg"):
+        sent: int = sock.sendmsg(parts, ancillary, flags, address)
+        return sent
+    with socket.socket(fileno=os.dup(fileno(sock))) as copy:
+        return copy.sendmsg(parts, ancillary, flags, address)
 
 
 _FDS_AT = ffi.offsetof("struct fdp_received", "fds") // ffi.sizeof("int")

@@ -4,12 +4,12 @@ import socket
 import struct
 import threading
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from functools import partial
 from typing import Any
 
 from fdpass_c._native import ffi, lib
-from fdpass_c.batches import Progress
+from fdpass_c.batches import NOTHING_SENT, Progress
 from fdpass_c.buffers import Buffer
 from fdpass_c.jobs import flatten_fds, make_job
 from fdpass_c.shapes import LONGEST_IN_COLUMN, pack_column
@@ -28,14 +28,16 @@ _MOST_INT = 0x7FFFFFFF
 class Sending:
     """What one call has yet to send. Keeps its payloads alive, and gives them up when dropped."""
 
-    __slots__ = ("_count", "_job", "_outbox")
+    __slots__ = ("_before", "_count", "_job", "_outbox")
 
-    def __init__(self, outbox: Any, job: Any, count: int) -> None:
-        """job: None where all has left but the rest of a frame, which the outbox keeps."""
+    def __init__(self, outbox: Any, job: Any, count: int, before: int = 0) -> None:
+        """job: None where all has left but the rest of a frame, which the outbox keeps. count: the
+        messages of this call, before: those of the same batch that earlier calls sent."""
         self._outbox = outbox
         # However this ends, the core does not go on with memory that is gone.
         self._job = job and ffi.gc(job, partial(lib.fdp_abandon, outbox))
         self._count = count
+        self._before = before
 
     def step(self, flags: int) -> int:
         """Sends what the socket takes: FDP_DONE, FDP_LOOK, -EBUSY where another one comes first, or
@@ -55,7 +57,7 @@ class Sending:
             lib.fdp_flush(self._outbox, socket.MSG_DONTWAIT)
         if isinstance(error, (BlockingIOError, TimeoutError)) and done == self._count:
             return True
-        error.progress = Progress(done, 0)  # type: ignore[attr-defined]
+        error.progress = Progress(self._before + done, 0)  # type: ignore[attr-defined]
         return False
 
 
@@ -77,9 +79,14 @@ def start_one(outbox: Any, payload: Buffer, fds: Iterable[int | HasFileno]) -> S
 def start_many(
     outbox: Any,
     payloads: list[Buffer],
-    fds: Sequence[int | HasFileno] | Sequence[Iterable[int | HasFileno]],
+    fds: list[Any],
+    start: Progress,
 ) -> Sending | None:
-    """The same for many messages."""
+    """The same for many messages, those from start on."""
+    before = 0
+    if start is not NOTHING_SENT:
+        before = _check_whole(start, len(payloads))
+        payloads, fds = payloads[before:], fds[before:]
     count = len(payloads)
     if 0 < count == len(fds) and type(payloads[0]) is bytes:
         width = len(payloads[0]) + 2
@@ -93,20 +100,32 @@ def start_many(
                 if result == _DONE:
                     return None
                 if result == _BEGUN:
-                    return Sending(outbox, None, count)
+                    return Sending(outbox, None, count, before)
     if fds:
         flat, counts = flatten_fds(fds)
     else:
         flat, counts = array("i"), array("I", [0]) * count
-    return _start(outbox, payloads, flat, counts)
+    return _start(outbox, payloads, flat, counts, before)
 
 
 def _start(
-    outbox: Any, payloads: list[Buffer], flat: "array[int]", counts: "array[int] | None"
+    outbox: Any,
+    payloads: list[Buffer],
+    flat: "array[int]",
+    counts: "array[int] | None",
+    before: int = 0,
 ) -> Sending:
     job = make_job(payloads, flat, counts)[0]
     job.sender = threading.get_ident()
-    return Sending(outbox, job, len(payloads))
+    return Sending(outbox, job, len(payloads), before)
+
+
+def _check_whole(start: Progress, count: int) -> int:
+    """The messages before start; ValueError for what no error.progress of the batch could be."""
+    messages, part = start
+    if not 0 <= messages <= count or part != 0:
+        raise ValueError(f"start is {start}, outside the {count} payloads or inside of one")
+    return messages
 
 
 def is_own(outbox: Any) -> bool:

@@ -5,26 +5,36 @@ from collections.abc import Callable
 from typing import Any
 
 
-class Shapes(dict[tuple[int, int], Callable[..., Any]]):
-    """By two numbers, what a struct of that shape does.
+class Shapes(dict[Any, Callable[..., Any]]):
+    """By the shape of a struct, what it does.
 
     No lru_cache: PyPy's is written in Python, and stays broken where a signal handler raises in it.
     """
 
-    def __init__(self, make: Callable[[int, int], Callable[..., Any]]) -> None:
+    def __init__(self, make: Callable[[Any], Callable[..., Any]]) -> None:
         self._make = make
 
-    def __missing__(self, shape: tuple[int, int]) -> Callable[..., Any]:
-        if len(self) > 64:
+    def __missing__(self, shape: Any) -> Callable[..., Any]:
+        if len(self) >= 64:
             self.clear()
-        self[shape] = made = self._make(*shape)
+        self[shape] = made = self._make(shape)
         return made
 
 
-cut = Shapes(lambda count, length: struct.Struct(f"{length}s" * count).unpack_from)
+def _make_cut(shape: tuple[int, int]) -> Callable[..., Any]:
+    count, length = shape
+    return struct.Struct(f"{length}s" * count).unpack_from
+
+
+def _make_pack_column(shape: tuple[int, int]) -> Callable[..., Any]:
+    count, width = shape
+    return struct.Struct(f"{count}i" + f"{width}p" * count).pack
+
+
+cut = Shapes(_make_cut)
 """cut[count, length](memory): that many payloads of one length."""
 
-pack_column = Shapes(lambda count, width: struct.Struct(f"{count}i" + f"{width}p" * count).pack)
+pack_column = Shapes(_make_pack_column)
 """pack_column[count, width](*fds, *payloads): a column for the C core. struct.error for what is no
 int or no bytes."""
 

@@ -10,6 +10,7 @@ from fdpass_c._native import ffi, lib
 from fdpass_c.buffers import Buffer
 from fdpass_c.descriptors import as_ints
 from fdpass_c.errors import raise_oserror
+from fdpass_c.shapes import Shapes
 from fdpass_c.waiting import WRITABLE, Deadline, HasFileno, fileno, raw_fileno
 
 # What one system call takes at most (IOV_MAX on Linux, man 2 writev).
@@ -35,6 +36,7 @@ _RESULTS = ffi.typeof("ssize_t[]")
 _MOST_COPIED = 2**20
 
 _join = b"".join
+_length: Callable[[Any], int] = len
 _write = os.write
 _write_rows = lib.fdp_write_rows
 _broadcast_bytes = lib.fdp_broadcast_bytes
@@ -43,22 +45,14 @@ _writev = getattr(os, "writev", lambda fd, buffers: os.write(fd, _join(buffers))
 _pwritev = getattr(os, "pwritev", lambda fd, buffers, at: os.pwrite(fd, _join(buffers), at))
 
 
-class _Packers(dict[int, Callable[..., bytes]]):
+def _pack_each(item: str) -> Shapes:
     """By count, what packs so many buffers; struct.error for all but Python's own memory."""
-
-    def __init__(self, item: str) -> None:
-        self._item = item
-
-    def __missing__(self, count: int) -> Callable[..., bytes]:
-        if len(self) >= 32:
-            self.clear()
-        pack = self[count] = struct.Struct(self._item * count).pack
-        return pack
+    return Shapes(lambda count: struct.Struct(item * count).pack)
 
 
-_pack_narrow = _Packers(f"{_NARROW}p")
-_pack_wide = _Packers(f"{_WIDE}p")
-_check_types = _Packers("0s")
+_pack_narrow = _pack_each(f"{_NARROW}p")
+_pack_wide = _pack_each(f"{_WIDE}p")
+_check_types = _pack_each("0s")
 
 
 def writev(fd: int | HasFileno, buffers: Iterable[Buffer], offset: int | None = None) -> int:
@@ -169,13 +163,13 @@ def _write_part(
     data = None
     try:
         _check_types[count](*buffers)
-        size = sum(map(len, buffers))
+        size = sum(map(_length, buffers))
         if count > 2 and size <= _JOIN_BELOW * count:
             data = _join(buffers)
     except struct.error:
         size = sum(map(_size, buffers))
     except MemoryError:
-        size = sum(map(len, buffers))
+        size = sum(map(_length, buffers))
     try:
         if size == 0:
             os.fstat(target)  # For EBADF. Writing nothing to a socket sends an empty packet.
@@ -268,7 +262,7 @@ def broadcast(fds: Iterable[int | HasFileno], buffers: Iterable[Buffer]) -> list
     listed = [*buffers]
     results = ffi.new(_RESULTS, len(targets))
     if {*map(type, listed)} <= _OWN_TYPES:
-        size = sum(map(len, listed))
+        size = sum(map(_length, listed))
     elif all(map(_is_own, listed)):
         size = sum(map(_size, listed))
     else:

@@ -349,7 +349,7 @@ def test_nobody_is_allowed() -> None:
     with pytest.raises(PermissionError):
         Channel.pair(allow_uids=[])
     with pytest.raises(TypeError):
-        Channel.pair(no_such_option=1)
+        Channel.pair(no_such_option=1)  # type: ignore[call-arg]
 
 
 def test_accepted_refuse_descriptors_from_the_first_on(path: Path, file: int) -> None:
