@@ -59,7 +59,7 @@ int fdp_has_ample_room(void) {
         ssize_t room = fdp_count_room();
         if (room < AMPLE_ROOM)
             return 0;
-        uint64_t seen = room < MOST_ROOM ? (uint64_t)room : MOST_ROOM;
+        uint64_t seen = (uint64_t)room < MOST_ROOM ? (uint64_t)room : MOST_ROOM;
         __atomic_store_n(&last_look, clock_us() << ROOM_BITS | seen, __ATOMIC_RELAXED);
     }
     return fdp_may_hold(FDP_MAX_FDS, AMPLE_ROOM);
