@@ -335,6 +335,8 @@ struct fdp_large {
 struct fdp_inbox {
     int sock;
     unsigned int busy;
+    unsigned int waiting;
+    int was_reset;
     int violation;
     unsigned int room;
     uint64_t needed;
@@ -377,7 +379,7 @@ void fdp_put_back(struct fdp_inbox *inbox, struct fdp_scratch *scratch, struct f
 size_t fdp_try_count_pending(struct fdp_inbox *inbox);
 
 /* Closes the descriptors that were received and not handed out. -EBUSY: another thread is inside,
- * and is on its way out: call again. */
+ * or waits there, and is on its way out with -EBADF: call again. */
 int fdp_close_inbox(struct fdp_inbox *inbox);
 
 /* outbox.c: sending messages. */

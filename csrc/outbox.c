@@ -163,7 +163,7 @@ int fdp_close_outbox(struct fdp_outbox *outbox) {
 }
 
 void fdp_free_after_fork(struct fdp_inbox *inbox, struct fdp_outbox *outbox) {
-    inbox->busy = 0;
+    inbox->busy = inbox->waiting = 0;
     outbox->busy = 0;
     outbox->job = NULL;
 }
