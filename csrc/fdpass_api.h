@@ -122,7 +122,8 @@ struct fdp_owner {
 /* Closes what it owns; after it, it owns nothing. */
 void fdp_drop_owner(struct fdp_owner *owner);
 
-/* Hands over the descriptor at index: the caller owns and closes it. -EBADF: there is none. */
+/* Hands over the descriptor at index: the caller owns and closes it. -EBADF: there is none, or
+ * none any more. */
 int fdp_take_fd(struct fdp_owner *owner, size_t index);
 
 /* Moves all that source owns behind what target owns, which has room for it. */
