@@ -426,10 +426,11 @@ ssize_t fdp_send(struct fdp_outbox *outbox, struct fdp_job *job, int flags);
  * after it is done, is harmless. */
 void fdp_abandon(struct fdp_outbox *outbox, struct fdp_job *job);
 
-/* Sends what unsent counts. Returns 0, or a negative errno. */
+/* Sends what unsent counts. Returns 0, or a negative errno, -EINTR where only a part left. */
 ssize_t fdp_flush(struct fdp_outbox *outbox, int flags);
 
-/* Frees what is kept. -EBUSY: another thread is inside. */
+/* Frees what is kept. -EBUSY: another thread is inside, and is on its way out with -EBADF: call
+ * again. */
 int fdp_close_outbox(struct fdp_outbox *outbox);
 
 /* In the child of a fork: what threads of the parent were inside of is nobody's any more. */

@@ -164,7 +164,7 @@ ssize_t fdp_send_frames(int sock, struct fdp_job *job, int flags);
 /* The bytes that bring the receiver from where the job stands to the end of a message. */
 size_t fdp_size_rest(const struct fdp_job *job);
 
-/* Writes those bytes, if there is somewhere to, and moves the job there. */
+/* Writes those bytes, of which there is at least one, and moves the job there. */
 void fdp_end_job(struct fdp_job *job, unsigned char *ret_rest);
 
 #endif

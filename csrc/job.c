@@ -220,19 +220,17 @@ void fdp_end_job(struct fdp_job *job, unsigned char *ret_rest) {
         struct iovec parts[] = {{.iov_base = head, .iov_len = plan.head_size}, plan.payload};
         write_head(job, &job->at, &plan, head);
         skip(parts, job->sent_of_frame);
-        if (ret_rest != NULL) {
-            memcpy(ret_rest, parts[0].iov_base, parts[0].iov_len);
-            ret_rest += parts[0].iov_len;
-            /* Of a message that is taken back nobody reads the bytes, which may have vanished. */
-            if (plan.after.is_inside)
-                memset(ret_rest, 0, parts[1].iov_len);
-            else
-                memcpy(ret_rest, parts[1].iov_base, parts[1].iov_len);
-            ret_rest += parts[1].iov_len;
-        }
+        memcpy(ret_rest, parts[0].iov_base, parts[0].iov_len);
+        ret_rest += parts[0].iov_len;
+        /* Of a message that is taken back nobody reads the bytes, which may have vanished. */
+        if (plan.after.is_inside)
+            memset(ret_rest, 0, parts[1].iov_len);
+        else
+            memcpy(ret_rest, parts[1].iov_base, parts[1].iov_len);
+        ret_rest += parts[1].iov_len;
         job->at = plan.after;
         job->sent_of_frame = 0;
     }
-    if (job->at.is_inside && ret_rest != NULL)
+    if (job->at.is_inside)
         (void)fdp_write_piece(ret_rest, FDP_WITHDRAWN, 0, 0, 0, 0);
 }

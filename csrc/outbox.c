@@ -46,7 +46,9 @@ static ssize_t flush_rest(struct fdp_outbox *outbox, int flags) {
             return sent;
         outbox->rest_at += (size_t)sent;
         outbox->unsent -= (size_t)sent;
-        flags |= MSG_DONTWAIT;
+        /* A signal cut the waiting short, or the socket's own timeout, of which the next call tells. */
+        if (outbox->unsent > 0 && !(flags & MSG_DONTWAIT))
+            return -EINTR;
     }
     free(outbox->rest);
     outbox->rest = NULL;
@@ -106,7 +108,7 @@ ssize_t fdp_try_send_column(struct fdp_outbox *outbox, const void *column, size_
                             size_t width) {
     unsigned char payloads[8192];
     int fds[FDP_MAX_FDS];
-    if (count == 0 || count > FDP_MAX_FDS || width < 2 || count * width > sizeof payloads)
+    if (count == 0 || count > FDP_MAX_FDS || width < 2 || width > sizeof payloads / count)
         return -EMSGSIZE;
     const unsigned char *row = (const unsigned char *)column + count * sizeof(int);
     size_t length = *row;
@@ -119,6 +121,11 @@ ssize_t fdp_try_send_column(struct fdp_outbox *outbox, const void *column, size_
     return try_packed(outbox, payloads, length, count, fds, count);
 }
 
+/* Others read which job is there without entering. */
+static void set_job(struct fdp_outbox *outbox, struct fdp_job *job) {
+    __atomic_store_n(&outbox->job, job, __ATOMIC_RELAXED);
+}
+
 ssize_t fdp_send(struct fdp_outbox *outbox, struct fdp_job *job, int flags) {
     if (enter(outbox) < 0)
         return -EBUSY;
@@ -128,36 +135,44 @@ ssize_t fdp_send(struct fdp_outbox *outbox, struct fdp_job *job, int flags) {
     } else if (outbox->job == NULL || outbox->job == job) {
         result = flush_rest(outbox, flags);
         if (result == 0) {
-            outbox->job = job;
+            set_job(outbox, job);
             result = fdp_send_frames(outbox->sock, job, flags);
             if (result == FDP_DONE)
-                outbox->job = NULL;
+                set_job(outbox, NULL);
         }
+        if (result < 0 && outbox->sock < 0)
+            result = -EBADF; /* Another thread has closed it meanwhile. */
     }
     leave(outbox);
     return result;
 }
 
 void fdp_abandon(struct fdp_outbox *outbox, struct fdp_job *job) {
+    /* Who waits inside with another job may do so for long. */
+    if (__atomic_load_n(&outbox->job, __ATOMIC_RELAXED) != job)
+        return;
     while (enter(outbox) < 0)
         fdp_yield();
     if (outbox->job == job) {
         size_t size = fdp_size_rest(job);
         unsigned char *rest = size > 0 ? start_rest(outbox, size) : NULL;
-        fdp_end_job(job, rest);
-        outbox->job = NULL;
+        if (rest != NULL)
+            fdp_end_job(job, rest);
+        set_job(outbox, NULL);
     }
     leave(outbox);
 }
 
 int fdp_close_outbox(struct fdp_outbox *outbox) {
-    outbox->sock = -1;
-    if (enter(outbox) < 0)
+    int sock = __atomic_exchange_n(&outbox->sock, -1, __ATOMIC_SEQ_CST);
+    if (enter(outbox) < 0) {
+        (void)shutdown(sock, SHUT_RDWR); /* So that who waits there goes. */
         return -EBUSY;
+    }
     free(outbox->rest);
     outbox->rest = NULL;
     outbox->unsent = 0;
-    outbox->job = NULL;
+    set_job(outbox, NULL);
     leave(outbox);
     return 0;
 }
