@@ -243,7 +243,7 @@ static struct messages *make_job(int which, int with_buffers) {
         ADD(2, 3, 1);
         ADD(1, 200000, 300);
         ADD(2, 0, 0);
-        ADD(1, 2, 600);
+        ADD(1, 2, 400);
         ADD(1, 70000, 0);
         ADD(1, 0, 254);
         ADD(3, 5, 1);
