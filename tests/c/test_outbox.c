@@ -70,7 +70,8 @@ static size_t check_arrived(struct ends *ends, const struct messages *messages, 
         unsigned fds = 0;
         for (unsigned i = 0; i < scratch->count; i++, at++) {
             CHECK(at < messages->job.count);
-            size_t length = scratch->large != NULL ? scratch->large_size : scratch->lengths[i];
+            size_t length =
+                scratch->large != NULL ? (size_t)scratch->large_size : scratch->lengths[i];
             unsigned count = scratch->large != NULL ? ends->owner->count : scratch->fd_counts[i];
             CHECK(length == messages->lengths[at] && count == messages->counts[at]);
             for (size_t k = 0; k < length; k++)
@@ -165,7 +166,7 @@ static void test_begun(void) {
     const unsigned count = 1;
     struct messages *messages = make_messages(&length, &count, 1, 0);
     CHECK(fdp_send(&ends->outbox, &messages->job, MSG_DONTWAIT) == -EAGAIN);
-    ssize_t sent, result;
+    ssize_t sent = -EAGAIN, result;
     while ((result = receive(ends, 1)) == -EAGAIN) {
         sent = fdp_send(&ends->outbox, &messages->job, MSG_DONTWAIT);
         CHECK(sent == FDP_DONE || sent == -EAGAIN);
