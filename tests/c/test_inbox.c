@@ -235,11 +235,12 @@ static void test_large(void) {
 
 /* What breaks the protocol ends it, once, and closes everything. */
 static void test_violations(void) {
-    unsigned char packed[64], first[64], next[64], withdrawn[64], none[64];
+    unsigned char packed[64], first[64], next[64], short_next[64], withdrawn[64], none[64];
     size_t packed_size = put_packed(packed, 1, 2, 2);
     size_t none_size = put_packed(none, 1, 2, 0);
     size_t first_size = put_piece(first, FDP_FIRST, 1, 2, 9, 4);
     size_t next_size = put_piece(next, FDP_NEXT, 1, 8, 0, 0);
+    size_t short_size = put_piece(short_next, FDP_NEXT, 1, 1, 0, 0);
     size_t withdrawn_size = put_piece(withdrawn, FDP_WITHDRAWN, 0, 0, 0, 0);
     const struct {
         const void *before;
@@ -263,6 +264,8 @@ static void test_violations(void) {
         {first, first_size, packed, packed_size, 2, 0, FDP_MALFORMED},
         {first, first_size, first, first_size, 1, 0, FDP_MALFORMED},
         {first, first_size, next, next_size, 1, 0, FDP_MALFORMED},
+        {first, first_size, short_next, short_size, 2, 0, FDP_SURPLUS},
+        {first, first_size, short_next, short_size, 0, 0, FDP_MISSING},
         {first, first_size, "", 0, 0, 1, FDP_TORN},
         {first, first_size, withdrawn, withdrawn_size, 1, 0, FDP_SURPLUS},
     };
@@ -359,10 +362,13 @@ static void test_pending(void) {
     size += put_piece(bytes + size, FDP_FIRST, 0, 1, 2, 0);
     size += put_piece(bytes + size, FDP_WITHDRAWN, 0, 0, 0, 0);
     size += put_packed(bytes + size, 2, 1, 0);
+    size += put_packed(bytes + size, 2, 1, 0);
     size_t last = put_packed(bytes + size, 1, 1, 0);
-    for (unsigned asked = 0; asked < 64; asked++) {
-        send_raw(ends->left, bytes, size + last - 1, 0);
-        for (unsigned here = 6; here-- > 0;) {
+    last += put_packed(bytes + size + last, 3, 1, 0);
+    last += put_packed(bytes + size + last, 2, 1, 0);
+    for (unsigned asked = 0; asked < 256; asked++) {
+        send_raw(ends->left, bytes, size + 10, 0);
+        for (unsigned here = 8; here-- > 0;) {
             ssize_t result = receive(ends, 1);
             CHECK(result > 0);
             if (asked >> here & 1) {
@@ -375,10 +381,31 @@ static void test_pending(void) {
             fdp_drop_scratch(&ends->scratch);
         }
         CHECK(receive(ends, 1) == -EAGAIN);
-        send_raw(ends->left, bytes + size + last - 1, 1, 0);
-        CHECK(receive(ends, 1) > 0);
         CHECK(fdp_try_count_pending(&ends->inbox) == 0);
+        send_raw(ends->left, bytes + size + 10, last - 10, 0);
+        for (unsigned here = 6; here-- > 0;) {
+            CHECK(receive(ends, 1) > 0);
+            CHECK(!(asked >> here & 1) || fdp_try_count_pending(&ends->inbox) == here);
+        }
     }
+    close_ends(ends);
+}
+
+/* What is missing of a large message that has begun may be here, but not looked at. */
+static void test_pending_large(void) {
+    struct ends *ends = open_ends(SOCK_STREAM);
+    size_t size = put_piece(bytes, FDP_FIRST, 0, 0, 100, 0);
+    for (int i = 0; i < 100; i++)
+        size += put_piece(bytes + size, FDP_NEXT, 0, 1, 0, 0);
+    size += put_packed(bytes + size, 1, 1, 0);
+    send_raw(ends->left, bytes, size, 0);
+    CHECK(receive(ends, 1) == FDP_LOOK);
+    CHECK(fdp_try_count_pending(&ends->inbox) == 2);
+    CHECK(receive(ends, 1) == FDP_LARGE);
+    CHECK(fdp_try_count_pending(&ends->inbox) == 1);
+    check_large(ends, 100, 0);
+    CHECK(receive(ends, 1) > 0);
+    CHECK(fdp_try_count_pending(&ends->inbox) == 0);
     close_ends(ends);
 }
 
@@ -552,6 +579,7 @@ int main(void) {
     RUN(test_violations);
     RUN(test_limits);
     RUN(test_pending);
+    RUN(test_pending_large);
     RUN(test_close);
     RUN(test_empty_packet);
     RUN(test_reset);

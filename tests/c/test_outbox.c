@@ -280,6 +280,24 @@ static void test_jobs(void) {
     }
 }
 
+/* A call sends 64 frames and then asks for a look at the clock. */
+static void test_look(void) {
+    static size_t lengths[200];
+    static unsigned counts[200];
+    const int size = 1 << 20;
+    struct ends *ends = open_ends(SOCK_STREAM);
+    struct messages *messages = make_messages(lengths, counts, COUNT(lengths), 1);
+    CHECK(setsockopt(ends->left, SOL_SOCKET, SO_SNDBUF, &size, sizeof size) == 0);
+    for (size_t sent = 64; sent < COUNT(lengths); sent += 64) {
+        CHECK(fdp_send(&ends->outbox, &messages->job, MSG_DONTWAIT) == FDP_LOOK);
+        CHECK(messages->job.at.message == sent);
+    }
+    CHECK(fdp_send(&ends->outbox, &messages->job, MSG_DONTWAIT) == FDP_DONE);
+    CHECK(check_arrived(ends, messages, 0) == COUNT(lengths));
+    free_messages(messages);
+    close_ends(ends);
+}
+
 /* Given up at every point, with as small a buffer as there is. */
 static void test_abandon(void) {
     for (int which = 0; which < 4; which++) {
@@ -527,6 +545,7 @@ int main(void) {
     RUN(test_begun);
     RUN(test_column);
     RUN(test_jobs);
+    RUN(test_look);
     RUN(test_abandon);
     RUN(test_bad_descriptor);
     RUN(test_fault);

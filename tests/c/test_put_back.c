@@ -131,6 +131,28 @@ static void test_mixed(void) {
     close_ends(ends);
 }
 
+/* More than one scratch takes comes in more than one call. */
+static void test_too_long_together(void) {
+    enum { LENGTH = 40000, TIMES = 3 };
+    struct ends *ends = open_ends(SOCK_STREAM);
+    struct fdp_scratch *scratches = calloc(TIMES, sizeof *scratches);
+    CHECK(scratches != NULL);
+    size_t size = put_packed(bytes, 1, LENGTH, 0);
+    for (int i = 0; i < TIMES; i++) {
+        send_raw(ends->left, bytes, size, 0);
+        CHECK(fdp_receive(&ends->inbox, 9, 0, &scratches[i], ends->owner) > 0);
+    }
+    for (int i = TIMES; i-- > 0;)
+        fdp_put_back(&ends->inbox, &scratches[i], ends->owner);
+    CHECK(fdp_try_count_pending(&ends->inbox) == TIMES);
+    for (int i = 0; i < TIMES; i++) {
+        CHECK(receive(ends, 9) > 0);
+        check_messages(ends, 1, LENGTH, 0, 0);
+    }
+    free(scratches);
+    close_ends(ends);
+}
+
 /* Slots out of which a descriptor was taken come back as such. */
 static void test_taken(void) {
     struct ends *ends = open_ends(SOCK_STREAM);
@@ -170,6 +192,7 @@ int main(void) {
     RUN(test_many_frames);
     RUN(test_large);
     RUN(test_mixed);
+    RUN(test_too_long_together);
     RUN(test_taken);
     RUN(test_after_violation);
     return 0;

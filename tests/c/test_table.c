@@ -115,7 +115,6 @@ static void test_full_large(void) {
     struct ends *ends = open_ends(SOCK_STREAM);
     struct full_table table;
     send_raw(ends->left, bytes, put_piece(bytes, FDP_FIRST, 10, 2, 4, 40), 10);
-    send_raw(ends->left, bytes, put_piece(bytes, FDP_NEXT, 30, 2, 0, 0), 30);
     fill_table(&table, 200, 60);
     for (int again = 0; again < 2; again++)
         CHECK(receive(ends, 1) == -EMFILE);
@@ -125,13 +124,80 @@ static void test_full_large(void) {
     /* Room for the first piece and the 64 that stay free, but not for the others. */
     for (int again = 0; again < 2; again++)
         CHECK(receive(ends, 1) == -EMFILE && ends->inbox.needed == 30);
-    CHECK(fdp_try_count_pending(&ends->inbox) == 1 || fdp_try_count_pending(&ends->inbox) == 0);
+    send_raw(ends->left, bytes, put_piece(bytes, FDP_NEXT, 30, 2, 0, 0), 30);
+    CHECK(receive(ends, 1) == -EMFILE && ends->inbox.needed == 30);
     for (int i = 0; i < 25; i++)
         free_place(&table);
     ssize_t result = receive(ends, 1);
     CHECK(result == FDP_LARGE);
     check_large(ends, 4, 40);
     empty_table(&table);
+    close_ends(ends);
+}
+
+/* The rest of a frame that is begun is taken without a look at the table; what comes behind it has
+ * descriptors of its own. */
+static void test_full_behind_begun(void) {
+    for (size_t cut = 1; cut < 30; cut++) {
+        struct ends *ends = open_ends(SOCK_STREAM);
+        struct full_table table;
+        fill_table(&table, 64, 2);
+        size_t size = put_packed(bytes, 1, 10, 0);
+        CHECK(size == 30);
+        send_raw(ends->left, bytes, cut, 0);
+        CHECK(receive(ends, 9) == -EAGAIN);
+        send_raw(ends->left, bytes + cut, size - cut, 0);
+        send_raw(ends->left, bytes, put_packed(bytes, 1, 3, 3), 3);
+        CHECK(receive(ends, 9) > 0);
+        check_messages(ends, 1, 10, 0, 0);
+        CHECK(receive(ends, 9) == -EMFILE);
+        free_place(&table);
+        CHECK(receive(ends, 9) > 0);
+        check_messages(ends, 1, 3, 3, 0);
+        empty_table(&table);
+        close_ends(ends);
+    }
+}
+
+/* A header that is cut is not let in with descriptors that may stay long, before there is room for
+ * such. */
+static void test_full_cut_header(void) {
+    struct ends *ends = open_ends(SOCK_STREAM);
+    struct full_table table;
+    fill_table(&table, 200, 70);
+    ssize_t room = fdp_count_room();
+    size_t size = put_packed(bytes, 1, 3, 10);
+    send_raw(ends->left, bytes, 8, 10);
+    for (int again = 0; again < 2; again++)
+        CHECK(receive(ends, 9) == -EMFILE && fdp_count_room() == room);
+    for (int i = 0; i < 14; i++)
+        free_place(&table);
+    CHECK(receive(ends, 9) == -EAGAIN && fdp_count_room() == room + 4);
+    send_raw(ends->left, bytes + 8, size - 8, 0);
+    CHECK(receive(ends, 9) > 0);
+    check_messages(ends, 1, 3, 10, 0);
+    empty_table(&table);
+    close_ends(ends);
+}
+
+/* What is whole and waits for its receiver is not counted as unfinished. */
+static void test_whole_is_not_held(void) {
+    struct ends *ends = open_ends(SOCK_STREAM);
+    struct rlimit limit;
+    CHECK(getrlimit(RLIMIT_NOFILE, &limit) == 0);
+    send_raw(ends->left, bytes, put_packed(bytes, 5, 3, 10), 50);
+    CHECK(receive(ends, 1) > 0);
+    check_messages(ends, 1, 3, 10, 0);
+    limit_to(400);
+    CHECK(fdp_may_hold(200, fdp_count_room()));
+    send_raw(ends->left, bytes, put_piece(bytes, FDP_FIRST, 20, 2, 4, 20), 20);
+    CHECK(receive(ends, 9) > 0);
+    check_messages(ends, 4, 3, 10, 1);
+    CHECK(receive(ends, 9) == -EAGAIN);
+    CHECK(fdp_may_hold(180, fdp_count_room()) && !fdp_may_hold(181, fdp_count_room()));
+    CHECK(fdp_close_inbox(&ends->inbox) == 0);
+    CHECK(fdp_may_hold(200, fdp_count_room()));
+    CHECK(setrlimit(RLIMIT_NOFILE, &limit) == 0);
     close_ends(ends);
 }
 
@@ -209,6 +275,9 @@ int main(void) {
     RUN(test_may_hold);
     RUN(test_full);
     RUN(test_full_large);
+    RUN(test_full_behind_begun);
+    RUN(test_full_cut_header);
+    RUN(test_whole_is_not_held);
     RUN(test_many_unfinished);
     RUN_IN_CHILD(test_without_proc);
     return 0;
