@@ -55,10 +55,11 @@ static int fill_chunk(struct chunk *chunk, int sock, const struct fdp_job *job) 
         struct iovec payload = fdp_get_payload(job, &at);
         /* The descriptors of a message partly sent went with its first byte. */
         size_t fd_count = at.bytes > 0 ? 0 : fdp_count_fds(job, at.message);
-        payload.iov_base = (unsigned char *)payload.iov_base + at.bytes;
+        if (at.bytes > 0)
+            payload.iov_base = (unsigned char *)payload.iov_base + at.bytes;
         payload.iov_len -= at.bytes;
-        ssize_t size =
-            add_message(chunk, filled, used, sock, payload, job->fds + at.fd_offset, fd_count);
+        const int *fds = fd_count > 0 ? job->fds + at.fd_offset : NULL;
+        ssize_t size = add_message(chunk, filled, used, sock, payload, fds, fd_count);
         if (size < 0)
             return filled > 0 ? filled : (int)size;
         used += (size_t)size;

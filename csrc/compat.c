@@ -82,7 +82,8 @@ static int send_each(int sock, struct mmsghdr *headers, unsigned count, int flag
         if (sent < 0)
             return i > 0 ? (int)i : -errno;
         headers[i].msg_len = (unsigned)sent;
-        if ((size_t)sent < headers[i].msg_hdr.msg_iov->iov_len)
+        const struct msghdr *header = &headers[i].msg_hdr;
+        if ((size_t)sent < fdp_sum_lengths(header->msg_iov, (size_t)header->msg_iovlen))
             return (int)i + 1;
         flags |= MSG_DONTWAIT;
     }

@@ -122,7 +122,8 @@ struct fdp_owner {
 /* Closes what it owns; after it, it owns nothing. */
 void fdp_drop_owner(struct fdp_owner *owner);
 
-/* Hands over the descriptor at index: the caller owns and closes it. -EBADF: there is none. */
+/* Hands over the descriptor at index: the caller owns and closes it. -EBADF: there is none, or
+ * none any more. */
 int fdp_take_fd(struct fdp_owner *owner, size_t index);
 
 /* Moves all that source owns behind what target owns, which has room for it. */
@@ -337,6 +338,8 @@ struct fdp_large {
 struct fdp_inbox {
     int sock;
     unsigned int busy;
+    unsigned int waiting;
+    int was_reset;
     int violation;
     unsigned int room;
     uint64_t needed;
@@ -379,7 +382,7 @@ void fdp_put_back(struct fdp_inbox *inbox, struct fdp_scratch *scratch, struct f
 size_t fdp_try_count_pending(struct fdp_inbox *inbox);
 
 /* Closes the descriptors that were received and not handed out. -EBUSY: another thread is inside,
- * and is on its way out: call again. */
+ * or waits there, and is on its way out with -EBADF: call again. */
 int fdp_close_inbox(struct fdp_inbox *inbox);
 
 /* outbox.c: sending messages. */
@@ -427,10 +430,11 @@ ssize_t fdp_send(struct fdp_outbox *outbox, struct fdp_job *job, int flags);
  * after it is done, is harmless. */
 void fdp_abandon(struct fdp_outbox *outbox, struct fdp_job *job);
 
-/* Sends what unsent counts. Returns 0, or a negative errno. */
+/* Sends what unsent counts. Returns 0, or a negative errno, -EINTR where only a part left. */
 ssize_t fdp_flush(struct fdp_outbox *outbox, int flags);
 
-/* Frees what is kept. -EBUSY: another thread is inside. */
+/* Frees what is kept. -EBUSY: another thread is inside, and is on its way out with -EBADF: call
+ * again. */
 int fdp_close_outbox(struct fdp_outbox *outbox);
 
 /* In the child of a fork: what threads of the parent were inside of is nobody's any more. */

@@ -127,10 +127,16 @@ void fdp_leave_inbox(struct fdp_inbox *inbox);
 /* Notes a violation, ends the connection, and returns -EPROTO. */
 int fdp_violate(struct fdp_inbox *inbox, int violation);
 
-/* Checks the frame at the start of bytes, with which fd_count descriptors came so far. Returns 1 if
- * it is whole, 0 if more must come, or a violation's -EPROTO. */
-int fdp_check_frame(struct fdp_inbox *inbox, const unsigned char *bytes, size_t size,
-                    unsigned fd_count, struct fdp_frame *ret_frame);
+/* fill.c */
+
+/* Looks for a whole frame at the front of the store, and checks it. Returns 1, 0 if more must come,
+ * or a violation's -EPROTO. */
+int fdp_find_front(struct fdp_inbox *inbox, struct fdp_store *store);
+
+/* Receives what comes next: into the store, the large message, or scratch, where the usual frame is
+ * handed out at once. Returns 0 at the end of the connection, or a negative errno. */
+ssize_t fdp_fill(struct fdp_inbox *inbox, size_t most, struct fdp_scratch *scratch,
+                 struct fdp_owner *owner);
 
 /* pending.c: as fdp_try_count_pending, for who has entered the inbox. */
 size_t fdp_count_pending(struct fdp_inbox *inbox);
@@ -159,7 +165,7 @@ ssize_t fdp_send_frames(int sock, struct fdp_job *job, int flags);
 /* The bytes that bring the receiver from where the job stands to the end of a message. */
 size_t fdp_size_rest(const struct fdp_job *job);
 
-/* Writes those bytes, if there is somewhere to, and moves the job there. */
+/* Writes those bytes, of which there is at least one, and moves the job there. */
 void fdp_end_job(struct fdp_job *job, unsigned char *ret_rest);
 
 #endif

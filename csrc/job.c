@@ -24,7 +24,8 @@ struct plan {
 struct iovec fdp_get_payload(const struct fdp_job *job, const struct fdp_position *at) {
     if (job->buffers != NULL)
         return job->buffers[at->message];
-    return (struct iovec){.iov_base = (void *)(uintptr_t)(job->data + at->data_offset),
+    /* As a number: data may be NULL where no message has a payload. */
+    return (struct iovec){.iov_base = (void *)((uintptr_t)job->data + at->data_offset),
                           .iov_len = job->lengths[at->message]};
 }
 
@@ -91,7 +92,9 @@ static void plan_piece(const struct fdp_job *job, struct plan *plan) {
 
 static struct plan plan_frame(const struct fdp_job *job, const struct fdp_position *at) {
     struct plan plan = {.after = *at};
-    plan.payload.iov_base = (unsigned char *)fdp_get_payload(job, at).iov_base + at->bytes;
+    plan.payload.iov_base = fdp_get_payload(job, at).iov_base;
+    if (at->bytes > 0)
+        plan.payload.iov_base = (unsigned char *)plan.payload.iov_base + at->bytes;
     if (!at->is_inside)
         plan_packed(job, &plan);
     if (plan.count == 0)
@@ -124,7 +127,8 @@ struct chunk {
 static void skip(struct iovec *parts, size_t sent) {
     for (int i = 0; i < 2; i++) {
         size_t gone = sent < parts[i].iov_len ? sent : parts[i].iov_len;
-        parts[i].iov_base = (unsigned char *)parts[i].iov_base + gone;
+        if (gone > 0)
+            parts[i].iov_base = (unsigned char *)parts[i].iov_base + gone;
         parts[i].iov_len -= gone;
         sent -= gone;
     }
@@ -140,9 +144,10 @@ static unsigned fill_chunk(struct chunk *chunk, const struct fdp_job *job) {
         if (heads + plan.head_size > HEADS)
             break;
         /* The descriptors of a frame that is begun went with its first byte. */
-        ssize_t control_size = fdp_build_control(
-            chunk->controls + controls, CONTROLS - controls, job->fds + at.fd_offset + at.fds,
-            sent > 0 ? 0 : plan.fd_count, NULL);
+        size_t fd_count = sent > 0 ? 0 : plan.fd_count;
+        const int *fds = fd_count > 0 ? job->fds + at.fd_offset + at.fds : NULL;
+        ssize_t control_size = fdp_build_control(chunk->controls + controls, CONTROLS - controls,
+                                                 fds, fd_count, NULL);
         if (control_size < 0)
             break;
         write_head(job, &at, &plan, chunk->heads + heads);
@@ -215,19 +220,17 @@ void fdp_end_job(struct fdp_job *job, unsigned char *ret_rest) {
         struct iovec parts[] = {{.iov_base = head, .iov_len = plan.head_size}, plan.payload};
         write_head(job, &job->at, &plan, head);
         skip(parts, job->sent_of_frame);
-        if (ret_rest != NULL) {
-            memcpy(ret_rest, parts[0].iov_base, parts[0].iov_len);
-            ret_rest += parts[0].iov_len;
-            /* Of a message that is taken back nobody reads the bytes, which may have vanished. */
-            if (plan.after.is_inside)
-                memset(ret_rest, 0, parts[1].iov_len);
-            else
-                memcpy(ret_rest, parts[1].iov_base, parts[1].iov_len);
-            ret_rest += parts[1].iov_len;
-        }
+        memcpy(ret_rest, parts[0].iov_base, parts[0].iov_len);
+        ret_rest += parts[0].iov_len;
+        /* Of a message that is taken back nobody reads the bytes, which may have vanished. */
+        if (plan.after.is_inside)
+            memset(ret_rest, 0, parts[1].iov_len);
+        else
+            memcpy(ret_rest, parts[1].iov_base, parts[1].iov_len);
+        ret_rest += parts[1].iov_len;
         job->at = plan.after;
         job->sent_of_frame = 0;
     }
-    if (job->at.is_inside && ret_rest != NULL)
+    if (job->at.is_inside)
         (void)fdp_write_piece(ret_rest, FDP_WITHDRAWN, 0, 0, 0, 0);
 }

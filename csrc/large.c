@@ -24,12 +24,12 @@ static int begin(struct fdp_inbox *inbox, const struct fdp_frame *frame) {
         if (room >= 0 && !fdp_may_hold(inbox->needed, room))
             return -EMFILE;
     }
-    if (frame->total_payload >= SIZE_MAX)
+    if (frame->total_payload >= SIZE_MAX || frame->total_fds >= INT32_MAX / sizeof(int))
         return -ENOMEM;
     /* Not cleared: what a header promises is not resident before it comes. */
     struct fdp_large large = {.is_open = 1,
                               .payload = malloc((size_t)frame->total_payload + 1),
-                              .fds = malloc((frame->total_fds + 1) * sizeof(int)),
+                              .fds = malloc(((size_t)frame->total_fds + 1) * sizeof(int)),
                               .total_payload = frame->total_payload,
                               .total_fds = frame->total_fds};
     if (large.payload == NULL || large.fds == NULL) {
@@ -133,7 +133,7 @@ static ssize_t continue_piece(struct fdp_inbox *inbox) {
     struct fdp_arrived arrived;
     ssize_t received =
         fdp_receive_frame(inbox, NULL, FDP_HEADER_SIZE, large->payload + large->size,
-                          large->piece_left, &arrived);
+                          (size_t)large->piece_left, &arrived);
     if (received > 0) {
         large->size += (size_t)received;
         large->piece_left -= (size_t)received;

@@ -10,20 +10,13 @@ int fdp_check_empty(int sock) {
     return type == SOCK_STREAM ? -ENODATA : 0;
 }
 
-static size_t sum_lengths(const struct iovec *buffers, size_t count) {
-    size_t total = 0;
-    for (size_t i = 0; i < count; i++)
-        total += buffers[i].iov_len;
-    return total;
-}
-
 ssize_t fdp_send_message(int sock, const struct fdp_message *message, int flags) {
     FDP_CONTROL(control, FDP_CONTROL_SIZE);
     ssize_t control_size = fdp_build_control(control, sizeof control, message->fds,
                                              message->fd_count, message->credentials);
     if (control_size < 0)
         return control_size;
-    if (message->fd_count > 0 && sum_lengths(message->buffers, message->buffer_count) == 0) {
+    if (message->fd_count > 0 && fdp_sum_lengths(message->buffers, message->buffer_count) == 0) {
         int refusal = fdp_check_empty(sock);
         if (refusal < 0)
             return refusal;

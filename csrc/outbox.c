@@ -14,11 +14,6 @@ static void leave(struct fdp_outbox *outbox) {
     __atomic_store_n(&outbox->busy, 0, __ATOMIC_RELEASE);
 }
 
-static void set_job(struct fdp_outbox *outbox, struct fdp_job *job) {
-    outbox->job = job;
-    outbox->sender = job != NULL ? job->sender : 0;
-}
-
 /* Makes room for what is left of a frame. Without it the stream is torn: then it ends. */
 static unsigned char *start_rest(struct fdp_outbox *outbox, size_t size) {
     unsigned char *rest = malloc(size);
@@ -51,7 +46,9 @@ static ssize_t flush_rest(struct fdp_outbox *outbox, int flags) {
             return sent;
         outbox->rest_at += (size_t)sent;
         outbox->unsent -= (size_t)sent;
-        flags |= MSG_DONTWAIT;
+        /* A signal cut the waiting short, or the socket's own timeout, of which the next call tells. */
+        if (outbox->unsent > 0 && !(flags & MSG_DONTWAIT))
+            return -EINTR;
     }
     free(outbox->rest);
     outbox->rest = NULL;
@@ -111,7 +108,7 @@ ssize_t fdp_try_send_column(struct fdp_outbox *outbox, const void *column, size_
                             size_t width) {
     unsigned char payloads[8192];
     int fds[FDP_MAX_FDS];
-    if (count == 0 || count > FDP_MAX_FDS || width < 2 || count * width > sizeof payloads)
+    if (count == 0 || count > FDP_MAX_FDS || width < 2 || width > sizeof payloads / count)
         return -EMSGSIZE;
     const unsigned char *row = (const unsigned char *)column + count * sizeof(int);
     size_t length = *row;
@@ -122,6 +119,11 @@ ssize_t fdp_try_send_column(struct fdp_outbox *outbox, const void *column, size_
     }
     memcpy(fds, column, count * sizeof *fds);
     return try_packed(outbox, payloads, length, count, fds, count);
+}
+
+/* Others read which job is there without entering. */
+static void set_job(struct fdp_outbox *outbox, struct fdp_job *job) {
+    __atomic_store_n(&outbox->job, job, __ATOMIC_RELAXED);
 }
 
 ssize_t fdp_send(struct fdp_outbox *outbox, struct fdp_job *job, int flags) {
@@ -138,26 +140,31 @@ ssize_t fdp_send(struct fdp_outbox *outbox, struct fdp_job *job, int flags) {
             if (result == FDP_DONE)
                 set_job(outbox, NULL);
         }
+        if (result < 0 && outbox->sock < 0)
+            result = -EBADF; /* Another thread has closed it meanwhile. */
     }
     leave(outbox);
     return result;
 }
 
 void fdp_abandon(struct fdp_outbox *outbox, struct fdp_job *job) {
+    /* Who waits inside with another job may do so for long. */
+    if (__atomic_load_n(&outbox->job, __ATOMIC_RELAXED) != job)
+        return;
     while (enter(outbox) < 0)
         fdp_yield();
     if (outbox->job == job) {
         size_t size = fdp_size_rest(job);
         unsigned char *rest = size > 0 ? start_rest(outbox, size) : NULL;
-        fdp_end_job(job, rest);
+        if (rest != NULL)
+            fdp_end_job(job, rest);
         set_job(outbox, NULL);
     }
     leave(outbox);
 }
 
 int fdp_close_outbox(struct fdp_outbox *outbox) {
-    int sock = outbox->sock;
-    outbox->sock = -1;
+    int sock = __atomic_exchange_n(&outbox->sock, -1, __ATOMIC_SEQ_CST);
     if (enter(outbox) < 0) {
         (void)shutdown(sock, SHUT_RDWR); /* So that who waits there goes. */
         return -EBUSY;
@@ -171,7 +178,7 @@ int fdp_close_outbox(struct fdp_outbox *outbox) {
 }
 
 void fdp_free_after_fork(struct fdp_inbox *inbox, struct fdp_outbox *outbox) {
-    inbox->busy = 0;
+    inbox->busy = inbox->waiting = 0;
     outbox->busy = 0;
-    set_job(outbox, NULL);
+    outbox->job = NULL;
 }

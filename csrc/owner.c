@@ -9,7 +9,7 @@ void fdp_drop_owner(struct fdp_owner *owner) {
 }
 
 int fdp_take_fd(struct fdp_owner *owner, size_t index) {
-    if (index >= owner->count)
+    if (index >= owner->count || owner->fds[index] == FDP_TAKEN)
         return -EBADF;
     int fd = owner->fds[index];
     owner->fds[index] = FDP_TAKEN;

@@ -18,6 +18,7 @@
 /* The core's only memory of its own. When (us) the table was looked at, above ROOM_BITS bits for
  * the room it had, less what this core has received since. */
 #define ROOM_BITS 20
+#define MOST_US (UINT64_MAX >> ROOM_BITS)
 #define MOST_ROOM ((1u << ROOM_BITS) - 1)
 static uint64_t last_look;
 
@@ -31,14 +32,14 @@ static uint64_t clock_us(void) {
 
 ssize_t fdp_count_room(void) {
     struct rlimit limit;
-    ssize_t open = fdp_count_open();
-    if (open < 0)
-        return open;
     if (getrlimit(RLIMIT_NOFILE, &limit) != 0)
         return -errno;
     if (limit.rlim_cur > INT32_MAX)
         limit.rlim_cur = INT32_MAX;
     __atomic_store_n(&limit_seen, (uint64_t)limit.rlim_cur, __ATOMIC_RELAXED);
+    ssize_t open = fdp_count_open();
+    if (open < 0)
+        return open;
     ssize_t room = (ssize_t)limit.rlim_cur - open;
     return room > 0 ? room : 0;
 }
@@ -46,7 +47,7 @@ ssize_t fdp_count_room(void) {
 /* What is left for certain of the room that the last look found. */
 static uint64_t estimate_room(void) {
     uint64_t look = __atomic_load_n(&last_look, __ATOMIC_RELAXED);
-    uint64_t age = clock_us() - (look >> ROOM_BITS);
+    uint64_t age = (clock_us() - (look >> ROOM_BITS)) & MOST_US;
     if (age > FRESH_US)
         return 0;
     uint64_t taken = age * 1000 / NS_A_PLACE * fdp_count_processors();
@@ -59,7 +60,7 @@ int fdp_has_ample_room(void) {
         ssize_t room = fdp_count_room();
         if (room < AMPLE_ROOM)
             return 0;
-        uint64_t seen = room < MOST_ROOM ? (uint64_t)room : MOST_ROOM;
+        uint64_t seen = (uint64_t)room < MOST_ROOM ? (uint64_t)room : MOST_ROOM;
         __atomic_store_n(&last_look, clock_us() << ROOM_BITS | seen, __ATOMIC_RELAXED);
     }
     return fdp_may_hold(FDP_MAX_FDS, AMPLE_ROOM);
@@ -78,7 +79,7 @@ void fdp_count_received(unsigned fd_count) {
 int fdp_may_hold(uint64_t fd_count, ssize_t room) {
     uint64_t most = __atomic_load_n(&limit_seen, __ATOMIC_RELAXED) / 2;
     return __atomic_load_n(&held, __ATOMIC_RELAXED) + fd_count <= most &&
-           fd_count + RESERVE <= (uint64_t)room;
+           (room < 0 || fd_count + RESERVE <= (uint64_t)room);
 }
 
 void fdp_count_held(unsigned before, unsigned now) {
