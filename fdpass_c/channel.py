@@ -246,7 +246,9 @@ class Channel(NotCopied):
             deadline.look()
             self._senders.wait()
         elif result == lib.FDP_LOOK:
-            deadline.look()
+            # What does not wait goes on: there may be room, and messages have an end.
+            if self._sock.gettimeout() != 0:
+                deadline.look()
         else:
             self.raise_failure()
             deadline.handle(-result)

@@ -24,7 +24,7 @@ from support.marks import linux_only
 from support.messages import progress_of, take
 from support.processes import fork, run_in_child
 from support.signals import Interruption, handling, interrupt
-from support.tables import fill_table, limit_table, open_numbers
+from support.tables import fill_table, limit_table, many_allowed, open_numbers
 from support.threads import beside
 
 NOTHING = first(2, 0, b"x") + pack(WITHDRAWN)
@@ -425,3 +425,19 @@ def finish(sender: Channel) -> None:
     sender.flush()
     assert sender.unsent == 0
     sender.send(b"end")
+
+
+@pytest.mark.thread_unsafe
+@pytest.mark.parametrize("send", ["send", "send_many"])
+def test_what_fits_leaves_at_once(send: str, file: int) -> None:
+    """A call that does not wait sends all that there is room for, however many frames that is."""
+    with many_allowed(20_000), channels(buffer=4_000_000) as (sender, receiver):
+        sender.setblocking(False)
+        if send == "send":
+            sender.send(b"whole", [file] * 6000)
+            payload, fds = receiver.recv()
+            with fds:
+                assert (payload, len(fds)) == (b"whole", 6000)
+        else:
+            sender.send_many([array.array("B", b"x")] * 300)
+            assert [receiver.recv()[0] for _ in range(300)] == [b"x"] * 300
