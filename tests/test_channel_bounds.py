@@ -328,6 +328,29 @@ def test_peers_may_park_half_of_the_table(name: str, limit: int, file: int) -> N
 
 @linux_only
 @pytest.mark.thread_unsafe
+@pytest.mark.parametrize("end", [pack(WITHDRAWN), pack(NEXT, 0, 0, 0, b"x")])
+def test_what_was_parked_makes_room_at_once(end: bytes, file: int) -> None:
+    """What one message held is room for the next one, also where both are received by one call."""
+
+    def child() -> None:
+        with raw_pair() as (peer, channel):
+            channel.setblocking(False)
+            for _ in range(3):
+                socket.send_fds(peer, [first(2, 253, b"x", 253)], [file] * 253)
+                with pytest.raises(BlockingIOError):
+                    channel.recv()
+                peer.send(end)
+                socket.send_fds(peer, [first(1, 506, b"y", 253)], [file] * 253)
+                socket.send_fds(peer, [pack(NEXT, 0, 253, 0)], [file] * 253)
+                if end == pack(NEXT, 0, 0, 0, b"x"):
+                    assert len(take(channel.recv())[1]) == 253
+                assert len(take(channel.recv())[1]) == 506
+
+    in_child_with_table_of(1024, child)
+
+
+@linux_only
+@pytest.mark.thread_unsafe
 def test_two_processes_at_one_end(file: int) -> None:
     """Two processes that read one end of a channel in a small table both come to its end."""
 
