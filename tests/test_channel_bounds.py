@@ -26,6 +26,7 @@ from support.processes import fork, run_in_child
 from support.signals import Interruption, handling, interrupt
 from support.tables import fill_table, limit_table, many_allowed, open_numbers
 from support.threads import beside
+from support.waiting import once_blocked
 
 NOTHING = first(2, 0, b"x") + pack(WITHDRAWN)
 """Two frames that bring no message."""
@@ -328,23 +329,45 @@ def test_peers_may_park_half_of_the_table(name: str, limit: int, file: int) -> N
 
 @linux_only
 @pytest.mark.thread_unsafe
-@pytest.mark.parametrize("end", [pack(WITHDRAWN), pack(NEXT, 0, 0, 0, b"x")])
-def test_what_was_parked_makes_room_at_once(end: bytes, file: int) -> None:
-    """What one message held is room for the next one, also where both are received by one call."""
+def test_what_was_parked_makes_room_at_once(file: int) -> None:
+    """What a withdrawn message held is room for the next one, where one call receives both."""
 
     def child() -> None:
         with raw_pair() as (peer, channel):
-            channel.setblocking(False)
-            for _ in range(3):
+
+            def send() -> None:
                 socket.send_fds(peer, [first(2, 253, b"x", 253)], [file] * 253)
-                with pytest.raises(BlockingIOError):
-                    channel.recv()
-                peer.send(end)
+                peer.send(pack(WITHDRAWN))
                 socket.send_fds(peer, [first(1, 506, b"y", 253)], [file] * 253)
                 socket.send_fds(peer, [pack(NEXT, 0, 253, 0)], [file] * 253)
-                if end == pack(NEXT, 0, 0, 0, b"x"):
-                    assert len(take(channel.recv())[1]) == 253
+
+            with once_blocked(channel.fileno(), send):
                 assert len(take(channel.recv())[1]) == 506
+
+    in_child_with_table_of(1024, child)
+
+
+@linux_only
+@pytest.mark.thread_unsafe
+def test_what_a_waiting_call_holds_counts(file: int) -> None:
+    """What peers may park is counted while a call waits for the rest of a message, too."""
+
+    def child() -> None:
+        with contextlib.ExitStack() as stack:
+            pairs = [stack.enter_context(raw_pair()) for _ in range(3)]
+            for peer, _ in pairs:
+                socket.send_fds(peer, [first(2, 253, b"x", 253)], [file] * 253)
+
+            def park_more() -> None:
+                for (_, channel), expected in zip(pairs[1:], results, strict=True):
+                    channel.setblocking(False)
+                    with pytest.raises(expected):
+                        channel.recv()
+                pairs[0][0].send(pack(NEXT, 0, 0, 0, b"x"))
+
+            results = (BlockingIOError, DescriptorTableFullError)
+            with once_blocked(pairs[0][1].fileno(), park_more):
+                assert len(take(pairs[0][1].recv())[1]) == 253
 
     in_child_with_table_of(1024, child)
 
