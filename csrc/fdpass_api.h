@@ -343,6 +343,7 @@ struct fdp_inbox {
     uint64_t max_payload;
     unsigned int max_fds;
     int accept_fds;
+    int was_reset;
     unsigned int held;
     unsigned int parked_count;
     int *parked;

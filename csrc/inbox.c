@@ -159,16 +159,28 @@ static ssize_t fill_scratch(struct fdp_inbox *inbox, size_t most, struct fdp_scr
     return received;
 }
 
+static ssize_t fill_once(struct fdp_inbox *inbox, size_t most, struct fdp_scratch *scratch,
+                         struct fdp_owner *owner) {
+    if (inbox->store != NULL)
+        return fill_store(inbox, inbox->store);
+    if (inbox->large.is_open &&
+        (inbox->large.piece_left > 0 || !FDP_CAN_PEEK_FDS || fdp_has_ample_room()))
+        return fdp_fill_large(inbox);
+    return fill_scratch(inbox, most, scratch, owner);
+}
+
 static ssize_t fill(struct fdp_inbox *inbox, size_t most, struct fdp_scratch *scratch,
                     struct fdp_owner *owner) {
-    ssize_t received;
-    if (inbox->store != NULL)
-        received = fill_store(inbox, inbox->store);
-    else if (inbox->large.is_open &&
-             (inbox->large.piece_left > 0 || !FDP_CAN_PEEK_FDS || fdp_has_ample_room()))
-        received = fdp_fill_large(inbox);
-    else
-        received = fill_scratch(inbox, most, scratch, owner);
+    ssize_t received = fill_once(inbox, most, scratch, owner);
+    if (received == -ECONNRESET) {
+        /* The kernel says so once, and on a seqpacket socket before the queue is empty. */
+        inbox->was_reset = 1;
+        received = fill_once(inbox, most, scratch, owner);
+    }
+    if (received == 0 && inbox->was_reset) {
+        inbox->was_reset = 0;
+        return -ECONNRESET;
+    }
     if (received == 0 && (inbox->store != NULL || inbox->large.is_open))
         return fdp_violate(inbox, FDP_TORN);
     return received;
@@ -242,7 +254,9 @@ ssize_t fdp_receive(struct fdp_inbox *inbox, size_t most, int wait, struct fdp_s
     ssize_t result;
     while ((result = receive(inbox, most, ret_scratch, ret_owner, 1)) == -EAGAIN && wait) {
         int error = fdp_wait_for_bytes(inbox->sock);
-        if (error < 0) {
+        if (error == -ECONNRESET) {
+            inbox->was_reset = 1;
+        } else if (error < 0) {
             result = error;
             break;
         }
