@@ -331,9 +331,7 @@ def recv_many(
         stack += (memory,)
     except BaseException:
         for owned in held:
-            lib.fdp_drop_owner(owned)
-        if len(held) == 1:
-            recycle(held[0], pool)
+            recycle(owned, pool if len(held) == 1 else None)
         _idle.append(memory)
         raise
     if error is not None:

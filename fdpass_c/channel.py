@@ -358,7 +358,9 @@ class Channel(NotCopied):
         first = code in _UNDECIDED or (code == -errno.EAGAIN and self._sock.gettimeout() is None)
         while code <= 0:
             if code == lib.FDP_FIT:
+                small = [*held]
                 held[:] = new_memory(inbox.needed), None
+                recycle(*small)  # Dropped, its finaliser could swallow what a handler raises.
             elif code == -errno.EBUSY:
                 deadline.look()
                 self._receivers.wait()
