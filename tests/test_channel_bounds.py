@@ -334,7 +334,8 @@ def test_what_was_parked_makes_room_at_once(file: int) -> None:
 
     def child() -> None:
         with raw_pair() as (peer, channel):
-            socket.send_fds(peer, [first(2, 253, b"x", 253)], [file] * 253)
+            socket.send_fds(peer, [first(2, 506, b"x", 253)], [file] * 253)
+            socket.send_fds(peer, [pack(NEXT, 0, 253, 0)], [file] * 253)
             channel.setblocking(False)
             with pytest.raises(BlockingIOError):
                 channel.recv()

@@ -54,6 +54,8 @@ def test_recv_many(
         except ConnectionResetError as error:
             batch = getattr(error, "batch", None) or fdpass_c.Batch([], fdpass_c.Descriptors([]))
             resets += 1
+            if most > 1:
+                assert len(batch) == min(count, most)
         else:
             if not batch:
                 break
