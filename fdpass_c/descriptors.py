@@ -221,7 +221,8 @@ class Descriptors(NotCopied, Sequence[int]):
         """Where no more than so many are left: nothing written in Python runs when this is dropped,
         which would swallow what a signal handler raises there."""
         memory = self._memory
-        if ffi.unpack(memory.fds, memory.count).count(_TAKEN) + left >= memory.count:
+        count = memory.count
+        if left >= count or ffi.unpack(memory.fds, count).count(_TAKEN) + left >= count:
             self._spare = None  # What is used again has to warn.
             ffi.gc(memory, None)
 
