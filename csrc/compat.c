@@ -115,14 +115,17 @@ int fdp_sendmmsg(int sock, struct mmsghdr *headers, unsigned count, int flags) {
     return send_each(sock, headers, count, flags);
 }
 
-/* Waits for the first message only. No timeout: Linux checks it between messages alone. */
+/* Waits for the first message only. No timeout: Linux checks it between messages alone. Not for
+ * one: recvmmsg says that a stream was reset before its queue is empty. */
 int fdp_recvmmsg(int sock, struct mmsghdr *headers, unsigned count, int flags) {
 #if defined(__linux__) && defined(SYS_recvmmsg)
-    long received = syscall(SYS_recvmmsg, sock, headers, count, flags | MSG_WAITFORONE, NULL);
-    if (received >= 0)
-        return (int)received;
-    if (!is_missing(errno))
-        return -errno;
+    if (count > 1) {
+        long received = syscall(SYS_recvmmsg, sock, headers, count, flags | MSG_WAITFORONE, NULL);
+        if (received >= 0)
+            return (int)received;
+        if (!is_missing(errno))
+            return -errno;
+    }
 #endif
     return recv_each(sock, headers, count, flags);
 }

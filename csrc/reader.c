@@ -52,12 +52,14 @@ static ssize_t take(struct fdp_inbox *inbox, struct iovec *iov, size_t iov_count
 
 /* Reads the bytes again that a peek has brought, without their control data: that frees the
  * kernel's own hold on the descriptors, of which this process now has its copies. */
-static int discard(int sock, unsigned char *bytes, size_t size) {
+static int discard(struct fdp_inbox *inbox, unsigned char *bytes, size_t size) {
     while (size > 0) {
-        ssize_t gone = recv(sock, bytes, size, MSG_DONTWAIT);
+        ssize_t gone = recv(inbox->sock, bytes, size, MSG_DONTWAIT);
         if (gone == 0)
             return -EPROTO; /* Another process reads here too, and was faster. */
-        if (gone < 0 && errno != EINTR)
+        if (gone < 0 && errno == ECONNRESET)
+            inbox->was_reset = 1;
+        else if (gone < 0 && errno != EINTR)
             return -errno;
         if (gone > 0) {
             bytes += gone;
@@ -106,7 +108,7 @@ static ssize_t take_by_peek(struct fdp_inbox *inbox, unsigned char *target, size
         return refuse(inbox, needed > 0 ? needed : 1, fdp_count_room());
     }
     received = check(inbox, received, lost, ret_arrived);
-    if (received > 0 && discard(inbox->sock, target, (size_t)received) < 0)
+    if (received > 0 && discard(inbox, target, (size_t)received) < 0)
         return fdp_violate(inbox, FDP_TORN);
     return received;
 }

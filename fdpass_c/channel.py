@@ -286,7 +286,9 @@ class Channel(NotCopied):
             deadline.look()
             self._senders.wait()
         elif result == lib.FDP_LOOK:
-            deadline.look()
+            # What does not wait goes on: there may be room, and messages have an end.
+            if self._sock.gettimeout() != 0:
+                deadline.look()
         else:
             self.raise_failure()
             deadline.handle(-result)
@@ -396,7 +398,9 @@ class Channel(NotCopied):
         first = code in _UNDECIDED or (code == -errno.EAGAIN and self._sock.gettimeout() is None)
         while code <= 0:
             if code == lib.FDP_FIT:
+                small = [*held]
                 held[:] = new_memory(inbox.needed), None
+                recycle(*small)  # Dropped, its finaliser could swallow what a handler raises.
             elif code == -errno.EBUSY:
                 deadline.look()
                 self._receivers.wait()

@@ -221,8 +221,18 @@ class Descriptors(NotCopied, Sequence[int]):
         handler that raises as the int is returned can lose it: as_socket and as_file cannot.
         """
         self[index]
+        self._stop_warning(left=1)
         fd: int = lib.fdp_take_fd(self._memory, self._find(index))
         return fd
+
+    def _stop_warning(self, left: int = 0) -> None:
+        """Where no more than so many are left: nothing written in Python runs when this is dropped,
+        which would swallow what a signal handler raises there."""
+        memory = self._memory
+        count = memory.count
+        if left >= count or ffi.unpack(memory.fds, count).count(_TAKEN) + left >= count:
+            self._spare = None  # What is used again has to warn.
+            ffi.gc(memory, None)
 
     def take_all(self) -> list[int]:
         """Hands over all that was not taken yet, as a list of ints that the caller closes.
@@ -231,6 +241,7 @@ class Descriptors(NotCopied, Sequence[int]):
         """
         memory = self._open()
         fds = [fd for fd in ffi.unpack(memory.fds, memory.count) if fd != _TAKEN]
+        self._stop_warning(left=memory.count)
         memory.count = 0
         self._memory = None
         return fds
@@ -247,6 +258,7 @@ class Descriptors(NotCopied, Sequence[int]):
         try:
             sock.__init__(fileno=fd)  # type: ignore[misc]
             lib.fdp_take_fd(memory, position)
+            self._stop_warning()
         except BaseException:
             # Both own it, unless the owner has let go.
             if memory.fds[position] >= 0:
@@ -265,6 +277,7 @@ class Descriptors(NotCopied, Sequence[int]):
         # Some of its refusals close the descriptor: let it refuse where it may not.
         open(fd, mode, **{**options, "closefd": False}).close()
         opener = partial(lib.fdp_open_fd, self._memory, self._find(index))
+        self._stop_warning(left=1)
         return open(b"fd", mode, opener=opener, **options)
 
     def close(self) -> None:
@@ -297,4 +310,5 @@ def join(parts: list[Any]) -> Any:
     joined = new_memory(sum([part.count for part in parts]))
     for part in parts:
         lib.fdp_move_fds(joined, part)
+        ffi.gc(part, None)  # Nothing is left to warn of.
     return joined
