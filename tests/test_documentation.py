@@ -48,8 +48,8 @@ def find_blocks(language: str) -> list[Block]:
     """The blocks of code in that language, with what the comment before each says.
 
     <!-- not run: why -->: it cannot be. <!-- needs: numpy, cc, linux -->: modules, programs or the
-    system without which it is skipped. <!-- run -->: a script, run among the files of its page, which are the
-    blocks with a title; a block of text right after it is what it prints.
+    system without which it is skipped. <!-- run -->: a script, run among the files of its page,
+    which are the blocks with a title; a block of text right after it is what it prints.
     """
     return [
         Block(
