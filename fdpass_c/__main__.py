@@ -20,7 +20,7 @@ exit status:
   1    something failed; a line on standard error says what
   2    the command line was wrong
   130  stopped by Ctrl-C
-  141  whoever read the output has gone
+  141  the reader of the output has exited
 
 fdpass COMMAND --help explains each command with examples.
 """
@@ -50,7 +50,7 @@ def list_commands(parser: argparse.ArgumentParser) -> dict[str, argparse.Argumen
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one command; returns its exit status, which is 2 by SystemExit for a wrong line."""
+    """Runs one command and returns its exit status. SystemExit(2): the command line is wrong."""
     fill_closed()
     options = build_parser().parse_args(arguments)
     try:
@@ -64,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         end.die()
         return 128 + end.signum
     except BrokenPipeError:
-        # Python flushes standard output once more on its way out, to nobody.
+        # Python flushes standard output once more when it exits, which would fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 141
     except (OSError, FdpassError) as error:
