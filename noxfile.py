@@ -106,6 +106,14 @@ def docs(session: nox.Session) -> None:
     session.run("mkdocs", "build", *session.posargs, env={"NO_MKDOCS_2_WARNING": "true"})
 
 
+@nox.session(default=False)
+def shell_files(session: nox.Session) -> None:
+    """Writes share/, the completions and the manual page, anew; for a change of the commands."""
+    install(session, "shell")
+    session.install("-e", ".", env=STRICT)
+    session.run("python", "tools/shell_files.py")
+
+
 @nox.session
 def frozen(session: nox.Session) -> None:
     """A program frozen by PyInstaller runs."""
