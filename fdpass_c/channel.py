@@ -117,8 +117,8 @@ class Channel(NotCopied):
 
         Args:
             sock: A connected Unix domain socket of the type SOCK_STREAM or SOCK_SEQPACKET.
-            max_payload: The largest payload of a received message, in bytes.
-            max_fds: The largest number of descriptors of a received message.
+            max_payload: The largest payload of a received message, in bytes; 16 MiB by default.
+            max_fds: The largest number of descriptors of a received message; 65,536 by default.
             allow_uids: The users whose processes may be at the other end; None for all.
             receive_fds: False makes any received descriptor a violation of the protocol. If the
                 kernel has SO_PASSRIGHTS (Linux 6.16), the peer's send fails with a PermissionError
