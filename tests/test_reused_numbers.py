@@ -139,7 +139,7 @@ def test_closed_by_another_thread(operation: Operation, timeout: float | None, f
 
 @pytest.mark.parametrize("timeout", [None, 1000])
 def test_child_closes_its_copy(timeout: float | None) -> None:
-    """A child of a fork closes its copy of a channel at once, though the parent waits in its own."""
+    """A forked child closes its copy of a channel at once, though the parent waits in its own."""
     with raw_pair() as (peer, channel):
         channel.settimeout(timeout)
 
