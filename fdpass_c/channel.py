@@ -4,6 +4,7 @@ import contextlib
 import errno
 import os
 import socket
+import threading
 import warnings
 import weakref
 from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -144,6 +145,7 @@ class Channel(NotCopied):
         self._outbox = outbox
         self._receivers = Turns()
         self._senders = Turns()
+        self._waiting: list[int] = []
         self._sock = sock
         _all.add(self)
 
@@ -290,8 +292,17 @@ class Channel(NotCopied):
             if self._sock.gettimeout() != 0:
                 deadline.look()
         else:
+            self._wait(result, deadline)
+
+    def _wait(self, code: int, deadline: Deadline) -> None:
+        """Returns where the call that failed with code is worth another try; close() wakes it."""
+        thread = threading.get_ident()
+        self._waiting.append(thread)
+        try:
             self.raise_failure()
-            deadline.handle(-result)
+            deadline.handle(-code)
+        finally:
+            self._waiting.remove(thread)
 
     def raise_failure(self) -> None:
         """After a call that failed: raises where the channel is closed or poisoned."""
@@ -421,8 +432,7 @@ class Channel(NotCopied):
         if code == lib.FDP_LOOK:
             deadline.look()
         else:
-            self.raise_failure()
-            deadline.handle(-code)
+            self._wait(code, deadline)
 
     def _raise_violation(self) -> NoReturn:
         inbox = self._inbox
@@ -507,6 +517,11 @@ class Channel(NotCopied):
             self._receivers.wait()
         while lib.fdp_close_outbox(self._outbox) < 0:
             self._senders.wait()
+        # This thread, where a handler closes what it has interrupted, finds out by itself.
+        while {*self._waiting} - {threading.get_ident()}:
+            with contextlib.suppress(OSError):
+                self._sock.shutdown(socket.SHUT_RDWR)
+            self._receivers.wait()
         self._sock.close()
 
     def __enter__(self) -> "Channel":
@@ -535,8 +550,10 @@ def refuse_fds(sock: socket.socket) -> None:
 
 
 def _after_fork() -> None:
+    thread = threading.get_ident()
     for channel in [*_all]:
         lib.fdp_free_after_fork(channel._inbox, channel._outbox)
+        channel._waiting = [each for each in channel._waiting if each == thread]
 
 
 os.register_at_fork(after_in_child=_after_fork)
