@@ -453,7 +453,7 @@ WAYS = {
 }
 
 
-@pytest.mark.parametrize("size", [1, 20, 250, 1000, 1990, 5000, 30_000, 70_000])
+@pytest.mark.parametrize("size", [1, 250, 1990, 70_000])
 @pytest.mark.parametrize("way", WAYS)
 def test_sent_in_part(way: str, size: int, file: int) -> None:
     """Whatever the buffer takes only in part: what counts as sent arrives whole, and no other."""
