@@ -69,6 +69,9 @@ _VIOLATIONS = {
 DEFAULT_MAX_PAYLOAD = 16 * 2**20
 DEFAULT_MAX_FDS = 65536
 
+# Seconds between two tries while too many are in flight: nothing tells when they are received.
+IN_FLIGHT_DELAY = 0.002
+
 _all: "weakref.WeakSet[Channel]" = weakref.WeakSet()
 
 
@@ -98,9 +101,15 @@ class Channel(NotCopied):
     A violation of the protocol, by accident or by malice, closes every descriptor received and
     not handed out, and ends the connection; every later call raises the same ProtocolError.
 
+    wait_in_flight: False, and may be set. True has sends wait, as the timeout says, while the user
+    has as many descriptors in flight as the system allows (ETOOMANYREFS), instead of failing: they
+    go on once somebody has received some.
+
     The descriptor table: messages of which only a part has come may together hold at most half of
     the soft limit (RLIMIT_NOFILE), over all channels of a process, and leave 64 places free.
     """
+
+    wait_in_flight = False
 
     def __init__(
         self,
@@ -291,6 +300,9 @@ class Channel(NotCopied):
             # What does not wait goes on: there may be room, and messages have an end.
             if self._sock.gettimeout() != 0:
                 deadline.look()
+        elif result == -errno.ETOOMANYREFS and self.wait_in_flight:
+            self.raise_failure()
+            deadline.pause(IN_FLIGHT_DELAY)
         else:
             self._wait(result, deadline)
 

@@ -127,6 +127,11 @@ class Deadline:
             return
         self._left()
 
+    def pause(self, seconds: float) -> None:
+        """Waits where nothing tells when another try is worth it. Raises as look()."""
+        left = self._left()
+        time.sleep(seconds if left is None else min(seconds, left))
+
     def handle(self, code: int) -> None:
         """Returns when the call that failed with errno code is worth another try.
 
