@@ -63,7 +63,7 @@ def threads(session: nox.Session) -> None:
 @nox.session
 def coverage(session: nox.Session) -> None:
     """How much of the Python, and of the C core, the suite reaches; less than the gate fails."""
-    install(session, "package", "coverage")
+    install(session, "package", "coverage", "peers")
     session.install("setuptools>=77", "cffi>=1.17")
     tree = unpack_sdist(session)
     session.chdir(tree)

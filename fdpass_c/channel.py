@@ -49,6 +49,8 @@ _LARGE = lib.FDP_LARGE
 _LENGTH = lib.FDP_MIXED_LENGTHS - 1
 _DONE = lib.FDP_DONE
 
+_NOTHING = os.strerror(errno.EAGAIN)
+
 _UNDECIDED = {lib.FDP_LOOK, -errno.EPROTO}
 
 _VIOLATIONS = {
@@ -217,6 +219,12 @@ class Channel(NotCopied):
         """For an event loop: begins what send_many does. None where it is done."""
         return start_many(self._outbox, payloads, fds)
 
+    def start_flushing(self) -> Sending | None:
+        """For an event loop: what flush has left to do. None where that is nothing."""
+        if self._inbox.violation:
+            self._raise_violation()
+        return Sending(self._outbox, None, 0) if self._outbox.unsent else None
+
     def _finish(self, sending: Sending | None) -> None:
         """Sends what is left, waiting as the timeout says, and lets the next one have its turn."""
         try:
@@ -265,9 +273,9 @@ class Channel(NotCopied):
 
     def flush(self) -> None:
         """Sends what unsent counts. BlockingIOError or TimeoutError where the buffer is full."""
-        if self._inbox.violation:
-            self._raise_violation()
-        self._drive(Sending(self._outbox, None, 0))
+        sending = self.start_flushing()
+        if sending is not None:
+            self._drive(sending)
 
     def recv(self) -> tuple[bytes, Descriptors]:
         """Receives one message: its payload and the owner of its descriptors, perhaps of none.
@@ -349,6 +357,10 @@ class Channel(NotCopied):
         code: what that try returned. held: the memory for descriptors and the list it came from,
         here replaced where it is too small. Returns what the last try did.
         """
+        if code == -errno.EAGAIN and self._sock.gettimeout() == 0:
+            raise BlockingIOError(
+                errno.EAGAIN, _NOTHING
+            )  # As below, but an event loop's usual case.
         inbox = self._inbox
         deadline = Deadline(self._sock, READABLE)
         # What the first try could not do itself is no answer yet.
@@ -394,6 +406,13 @@ class Channel(NotCopied):
             except PeerClosedError:
                 return
             yield message
+
+    def has_room(self) -> bool:
+        """After DescriptorTableFullError: whether there may be room for that message now. It does
+        not look at the messages of other channels that are not whole."""
+        self.raise_failure()
+        room = lib.fdp_count_room()
+        return room < 0 or bool(room >= self._inbox.needed)
 
     @property
     def pending(self) -> int:
