@@ -53,15 +53,19 @@ class Direction(ABC, Generic[Place]):
         """Makes it the caller's turn, where is_free has just said so."""
         self._busy = True
 
-    async def enter(self) -> None:
-        """Returns when it is the caller's turn. The loop turns before, and a cancellation shows."""
+    async def enter(self, pauses: bool = True) -> None:
+        """Returns when it is the caller's turn. The loop turns before, and a cancellation shows.
+
+        pauses: False where the caller is going to wait, so that it need not if nobody is inside.
+        """
         if not self._busy:
             self._busy = True
-            try:
-                await self.pause()
-            except BaseException:
-                self.leave()
-                raise
+            if pauses:
+                try:
+                    await self.pause()
+                except BaseException:
+                    self.leave()
+                    raise
             return
         place = self.make_place()
         self._places.append(place)
@@ -133,7 +137,13 @@ class Loop(Protocol):
 def in_trio() -> bool:
     """Whether trio runs the caller; else it has to be asyncio."""
     trio = sys.modules.get("trio")
-    return trio is not None and bool(trio.lowlevel.in_trio_run())
+    if trio is None:
+        return False
+    try:
+        trio.lowlevel.current_trio_token()
+    except RuntimeError:
+        return False
+    return True
 
 
 def running() -> tuple[Any, Loop]:
