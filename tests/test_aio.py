@@ -9,6 +9,7 @@ import os
 import random
 import signal
 import socket
+import sys
 import threading
 import time
 import tracemalloc
@@ -66,6 +67,8 @@ async def receive_all(channel: aio.Channel) -> list[bytes]:
 
 
 def is_cancelled(error: BaseException | None) -> bool:
+    if hasattr(error, "exceptions"):
+        return all(map(is_cancelled, error.exceptions))
     return type(error).__name__ in ("CancelledError", "Cancelled")
 
 
@@ -366,9 +369,7 @@ def test_cancelled_receive(loop: str, kind: socket.SocketKind, late: bool, file:
                 with pytest.raises(PeerClosedError):
                     while True:
                         call = getattr(right, receive)
-                        result, error, was_reached = await run_to_cancellation(
-                            loop, at, late, call
-                        )
+                        result, error, was_reached = await run_to_cancellation(loop, at, late, call)
                         reached = reached or was_reached
                         if error is not None and not is_cancelled(error):
                             raise error
@@ -437,9 +438,7 @@ def test_storm(loop: str, kind: socket.SocketKind, file: int) -> None:
                     payloads = [b"%d." % number * size for _ in range(rng.choice([1, 1, 5]))]
                     payloads = [payload[:100_000] for payload in payloads]
                     fds = [[file]] * len(payloads)
-                    task = await group.within(
-                        rng.random() * 0.002, left.send_many, payloads, fds
-                    )
+                    task = await group.within(rng.random() * 0.002, left.send_many, payloads, fds)
                     if task.error is None:
                         sent.extend(payloads)
                     else:
@@ -595,25 +594,26 @@ def test_dropped(loop: str) -> None:
     """A channel that is dropped warns once, with the place where it was made, and is closed; the
     loop does not keep it."""
 
+    async def send_later(channel: aio.Channel) -> None:
+        await pause(loop, 0.001)
+        await channel.send(b"x")
+
     async def test() -> None:
         left, right = make_pair()
         async with left:
-            await left.send(b"x")
-            take(await right.recv())
             async with Group(loop) as group:
-                receiving = await group.started(right.recv)
-                receiving.cancel()
-                await receiving.wait()
-                del receiving
+                group.start(send_later, left)
+                take(await right.recv())  # It has waited: the loop watches the descriptor.
             with warnings.catch_warnings(record=True) as caught:
                 warnings.simplefilter("always")
-                del right, group
+                del right
                 gc.collect()
             (warning,) = [one for one in caught if one.category is ResourceWarning]
             assert "unclosed" in str(warning.message)
-            origin = tracemalloc.get_object_traceback(warning.source)
-            assert origin is not None
-            assert any(frame.filename == __file__ for frame in origin)
+            if sys.version_info >= (3, 12):  # Before, it knows no object of such a class.
+                origin = tracemalloc.get_object_traceback(warning.source)
+                assert origin is not None
+                assert any(frame.filename == __file__ for frame in origin)
             for _ in range(3):
                 await pause(loop)
             with pytest.raises(OSError):  # noqa: PT011
@@ -761,7 +761,8 @@ def test_connect_to_nobody(loop: str, tmp_path: Path) -> None:
 
 @every_loop
 def test_turns_within_32_calls(loop: str) -> None:
-    """Whatever a task calls without waiting, another one runs at least once in 32 calls."""
+    """Whatever a task calls without waiting, the loop turns at least once in 32 calls: another task
+    runs once in 64, since trio runs them in any order."""
 
     async def test() -> None:
         left, right = make_pair()
@@ -779,12 +780,12 @@ def test_turns_within_32_calls(loop: str) -> None:
             await group.turn(2)
             for _ in range(10):
                 before = turns
-                for _ in range(16):
+                for _ in range(32):
                     await left.send(b"x")
                     take(await right.recv())
                 assert turns > before
             before = turns
-            for _ in range(32):
+            for _ in range(64):
                 await left.send(b"x")
             assert turns > before
             await right.recv_many()
@@ -912,16 +913,16 @@ def test_fork(loop: str) -> None:
     run(loop, test)
 
 
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="breaks asyncio.run itself")
 @every_loop
 def test_keyboard_interrupt(loop: str) -> None:
     """KeyboardInterrupt at random moments ends the loop and leaks nothing."""
 
-    async def test(started: list[float]) -> None:
+    async def test() -> None:
         left, right = make_pair()
         async with left, right:
             async with Group(loop) as group:
                 group.start(send, left)
-                started.append(time.monotonic())
                 while True:
                     (await right.recv_many()).close()
 
@@ -930,24 +931,29 @@ def test_keyboard_interrupt(loop: str) -> None:
             await channel.send_many([b"x" * 100] * 300, [0] * 300)
 
     def interrupt(_signum: int, _frame: object) -> None:
-        raise KeyboardInterrupt
+        signal.raise_signal(signal.SIGINT)
 
     rng = random.Random(3)
-    before = signal.signal(signal.SIGALRM, signal.default_int_handler)
-    warnings.simplefilter("ignore")  # Messages that were being handed over are dropped.
+    before = signal.signal(signal.SIGALRM, interrupt)
     try:
-        for _ in range(20):
-            started: list[float] = []
-            signal.setitimer(signal.ITIMER_REAL, 0.05 + rng.random() * 0.02)
-            with pytest.raises(BaseException) as caught:  # noqa: PT011
-                run(loop, test, started)
-            error: Any = caught.value
-            while isinstance(error, BaseException) and hasattr(error, "exceptions"):
-                error = error.exceptions[0]
-            assert isinstance(error, KeyboardInterrupt)
+        with warnings.catch_warnings():
+            # A message that is interrupted on its way to the caller is closed as it is dropped.
+            warnings.simplefilter("ignore", ResourceWarning)
+            for _ in range(20):
+                signal.setitimer(signal.ITIMER_REAL, 0.03 + rng.random() * 0.01)
+                with pytest.raises(BaseException) as caught:  # noqa: PT011
+                    run(loop, test)
+                assert is_interrupt(caught.value)
+                gc.collect()
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
+
+
+def is_interrupt(error: BaseException) -> bool:
+    """Whether it is a KeyboardInterrupt, or a group with one."""
+    parts = getattr(error, "exceptions", ())
+    return isinstance(error, KeyboardInterrupt) or any(map(is_interrupt, parts))
 
 
 def test_docstrings() -> None:

@@ -103,8 +103,10 @@ class AsyncioDirection(Direction["asyncio.Future[None]"]):
 
     async def wait(self) -> None:
         if self._watched < 0:
-            self._watched = self._source.fileno()
-            self._add(self._watched, self._wake)
+            if (fd := self._source.fileno()) < 0:
+                return
+            self._add(fd, self._wake)
+            self._watched = fd
         self._waiting = waiting = _Waiting(self._loop)
         try:
             await waiting

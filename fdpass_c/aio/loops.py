@@ -57,7 +57,9 @@ class Direction(ABC, Generic[Place]):
         """Returns when it is the caller's turn. The loop turns before, and a cancellation shows.
 
         pauses: False where the caller is going to wait, so that it need not if nobody is inside.
+        RuntimeError as for is_free.
         """
+        self.check_loop()
         if not self._busy:
             self._busy = True
             if pauses:
@@ -96,7 +98,7 @@ class Direction(ABC, Generic[Place]):
 
     @abstractmethod
     async def wait(self) -> None:
-        """Returns when the descriptor may be ready, or after stop()."""
+        """Returns when the descriptor may be ready, or is closed, or after stop()."""
 
     @abstractmethod
     def stop(self) -> None:

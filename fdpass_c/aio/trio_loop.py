@@ -44,9 +44,10 @@ class TrioDirection(Direction[trio.Event]):
         await trio.lowlevel.checkpoint()
 
     async def wait(self) -> None:
-        # Where stop() has woken it, the next try says so.
-        with contextlib.suppress(trio.ClosedResourceError):
-            await self._wait(self._source.fileno())
+        if (fd := self._source.fileno()) < 0:
+            return
+        with contextlib.suppress(trio.ClosedResourceError):  # stop()
+            await self._wait(fd)
 
     def stop(self) -> None:
         # RuntimeError: the run is over, and nobody waits.

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+
 def _named(name: str) -> object:
     missing = name in ("uvloop", "trio") and importlib.util.find_spec(name) is None
     return pytest.param(name, marks=pytest.mark.skipif(missing, reason=f"no {name}"))
@@ -34,6 +35,10 @@ def run(loop: str, function: Callable[..., Awaitable[Any]], *arguments: Any) -> 
     return asyncio.run(call(), debug=loop == "debug")
 
 
+def _do_nothing() -> None:
+    pass
+
+
 class Task:
     """A call that runs beside the test; what it returned or raised is kept."""
 
@@ -46,14 +51,17 @@ class Task:
         self._function = function
         self._arguments = arguments
         self._group = group
+        self._cancel: Callable[[], object]
         if group.loop == "trio":
             import trio
 
             self._scope = trio.CancelScope()
+            self._cancel = self._scope.cancel
             group.nursery.start_soon(self._run_in_trio)
         else:
-            self._task = asyncio.get_running_loop().create_task(self._run())
-            group.tasks.append(self._task)
+            task = asyncio.get_running_loop().create_task(self._run())
+            group.tasks.append(task)
+            self._cancel = task.cancel
 
     async def _run(self) -> None:
         try:
@@ -63,16 +71,14 @@ class Task:
             raise
         finally:
             self.done = True
+            self._cancel = _do_nothing
 
     async def _run_in_trio(self) -> None:
         with self._scope, contextlib.suppress(Exception):
             await self._run()
 
     def cancel(self) -> None:
-        if self._group.loop == "trio":
-            self._scope.cancel()
-        else:
-            self._task.cancel()
+        self._cancel()
 
     async def wait(self) -> "Task":
         while not self.done:
@@ -106,6 +112,7 @@ class Group:
             for task in self.tasks:
                 task.cancel()
         await asyncio.gather(*self.tasks, return_exceptions=True)
+        self.tasks.clear()  # Python 3.11 cannot collect a circle with a task that was cancelled.
 
     def start(self, function: Callable[..., Awaitable[Any]], *arguments: Any) -> Task:
         return Task(self, function, *arguments)
@@ -138,5 +145,3 @@ async def pause(loop: str, seconds: float = 0) -> None:
         await trio.sleep(seconds)
     else:
         await asyncio.sleep(seconds)
-
-
