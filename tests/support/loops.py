@@ -8,6 +8,9 @@ from typing import Any
 
 import pytest
 
+import fdpass_c
+from support.messages import progress_of
+
 
 def _named(name: str) -> object:
     missing = name in ("uvloop", "trio") and importlib.util.find_spec(name) is None
@@ -76,6 +79,12 @@ class Task:
     async def _run_in_trio(self) -> None:
         with self._scope, contextlib.suppress(Exception):
             await self._run()
+
+    @property
+    def progress(self) -> fdpass_c.Progress:
+        """That of its error."""
+        assert self.error is not None
+        return progress_of(self.error)
 
     def cancel(self) -> None:
         self._cancel()
