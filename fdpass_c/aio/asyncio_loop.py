@@ -8,7 +8,7 @@ import types
 from collections.abc import Callable, Generator
 from typing import Any
 
-from fdpass_c.aio.loops import Direction
+from fdpass_c.aio.loops import CALLS, Direction
 from fdpass_c.waiting import HasFileno
 
 sleep = asyncio.sleep
@@ -93,6 +93,12 @@ class AsyncioDirection(Direction["asyncio.Future[None]"]):
         self._waiting: _Waiting | None = None
         self._pid = os.getpid()
         self._thread = threading.get_ident()
+
+    def is_free(self) -> bool:
+        # What every call does first: without check_loop, where that has nothing to say.
+        if _get_running_loop() is not self._loop:
+            self.check_loop()
+        return not self._busy and next(self._calls) % CALLS != 0
 
     def check_loop(self) -> None:
         if _get_running_loop() is not self._loop:
