@@ -331,11 +331,14 @@ async def run_to_cancellation(loop: str, at: int, late: bool, call: Callable[[],
     scope = trio.CancelScope()
     canceller = Canceller()
     trio.lowlevel.add_instrument(canceller)
-    result = raised = None
+    result = None
+    raised: BaseException | None = None
     try:
         with scope:
             try:
                 result = await call()
+            except Exception as error:
+                raised = error
             except BaseException as error:
                 raised = error
                 raise

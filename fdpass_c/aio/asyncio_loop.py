@@ -3,16 +3,26 @@
 import asyncio
 import contextvars
 import os
-import threading
 import types
 from collections.abc import Callable, Generator
+from threading import get_ident
 from typing import Any
 
 from fdpass_c.aio.loops import CALLS, Direction
 from fdpass_c.waiting import HasFileno
 
 sleep = asyncio.sleep
-_get_running_loop = asyncio.get_running_loop
+
+# This process, and no child of a fork.
+_process = object()
+
+
+def _after_fork() -> None:
+    global _process
+    _process = object()
+
+
+os.register_at_fork(after_in_child=_after_fork)
 
 
 @types.coroutine
@@ -82,7 +92,10 @@ class AsyncioDirection(Direction["asyncio.Future[None]"]):
 
     def __init__(self, source: HasFileno, writes: bool) -> None:
         super().__init__()
-        self._loop = loop = _get_running_loop()
+        self._loop = loop = asyncio.get_running_loop()
+        self._is_running = loop.is_running
+        self._thread = get_ident()
+        self._process = _process
         self._source = source
         self._add, self._remove = (
             (loop.add_writer, loop.remove_writer)
@@ -91,17 +104,15 @@ class AsyncioDirection(Direction["asyncio.Future[None]"]):
         )
         self._watched = -1
         self._waiting: _Waiting | None = None
-        self._pid = os.getpid()
-        self._thread = threading.get_ident()
 
     def is_free(self) -> bool:
-        # What every call does first: without check_loop, where that has nothing to say.
-        if _get_running_loop() is not self._loop:
+        # What every call does first. To ask which loop runs is a system call before Python 3.12.
+        if not self._is_running() or self._thread != get_ident() or self._process is not _process:
             self.check_loop()
         return not self._busy and next(self._calls) % CALLS != 0
 
     def check_loop(self) -> None:
-        if _get_running_loop() is not self._loop:
+        if asyncio.get_running_loop() is not self._loop:
             raise RuntimeError("used in another event loop than the one in which it was made")
 
     async def pause(self) -> None:
@@ -130,11 +141,11 @@ class AsyncioDirection(Direction["asyncio.Future[None]"]):
     def _forget(self) -> None:
         watched, self._watched = self._watched, -1
         # A child of a fork shares the parent's epoll, where the descriptor is the parent's.
-        if watched >= 0 and self._pid == os.getpid() and not self._loop.is_closed():
+        if watched >= 0 and self._process is _process and not self._loop.is_closed():
             self._remove(watched)
 
     def _is_elsewhere(self) -> bool:
-        return self._thread != threading.get_ident() and self._loop.is_running()
+        return self._thread != get_ident() and self._is_running()
 
     def stop(self) -> None:
         if self._is_elsewhere():
