@@ -9,7 +9,7 @@ import warnings
 import weakref
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from functools import partial
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypedDict
 
 from fdpass_c._native import ffi, lib
 from fdpass_c.batches import NOTHING_SENT, Batch, Progress, read_messages
@@ -51,6 +51,8 @@ _LARGE = lib.FDP_LARGE
 _LENGTH = lib.FDP_MIXED_LENGTHS - 1
 _DONE = lib.FDP_DONE
 
+_NOTHING = os.strerror(errno.EAGAIN)
+
 _UNDECIDED = {lib.FDP_LOOK, -errno.EPROTO}
 
 _VIOLATIONS = {
@@ -68,6 +70,16 @@ _VIOLATIONS = {
 
 DEFAULT_MAX_PAYLOAD = 16 * 2**20
 DEFAULT_MAX_FDS = 65536
+
+
+class ChannelOptions(TypedDict, total=False):
+    """What Channel takes beside a socket, for those who pass it on."""
+
+    max_payload: int
+    max_fds: int
+    allow_uids: Collection[int] | None
+    receive_fds: bool
+
 
 # Seconds between two tries while too many are in flight: nothing tells when they are received.
 IN_FLIGHT_DELAY = 0.002
@@ -109,7 +121,7 @@ class Channel(NotCopied):
     the soft limit (RLIMIT_NOFILE), over all channels of a process, and leave 64 places free.
     """
 
-    wait_in_flight = False
+    wait_in_flight: bool = False
 
     def __init__(
         self,
@@ -268,6 +280,12 @@ class Channel(NotCopied):
         """For an event loop: begins what send_many does. None where it is done."""
         return start_many(self._outbox, payloads, fds, start)
 
+    def start_flushing(self) -> Sending | None:
+        """For an event loop: what flush has left to do. None where that is nothing."""
+        if self._inbox.violation:
+            self._raise_violation()
+        return Sending(self._outbox, None, 0) if self._outbox.unsent else None
+
     def _finish(self, sending: Sending | None) -> None:
         """Sends what is left, waiting as the timeout says, and lets the next one have its turn."""
         try:
@@ -330,9 +348,9 @@ class Channel(NotCopied):
 
     def flush(self) -> None:
         """Sends what unsent counts. BlockingIOError or TimeoutError where the buffer is full."""
-        if self._inbox.violation:
-            self._raise_violation()
-        self._drive(Sending(self._outbox, None, 0))
+        sending = self.start_flushing()
+        if sending is not None:
+            self._drive(sending)
 
     def recv(self) -> tuple[bytes, Descriptors]:
         """Receives one message: its payload and the owner of its descriptors, perhaps of none.
@@ -415,6 +433,10 @@ class Channel(NotCopied):
         code: what that try returned. held: the memory for descriptors and the list it came from,
         here replaced where it is too small. Returns what the last try did.
         """
+        if code == -errno.EAGAIN and self._sock.gettimeout() == 0:
+            raise BlockingIOError(
+                errno.EAGAIN, _NOTHING
+            )  # As below, but an event loop's usual case.
         inbox = self._inbox
         deadline = Deadline(self._sock, READABLE)
         # What the first try could not do itself is no answer yet.
@@ -461,6 +483,13 @@ class Channel(NotCopied):
             except PeerClosedError:
                 return
             yield message
+
+    def has_room(self) -> bool:
+        """After DescriptorTableFullError: whether there may be room for that message now. It does
+        not look at the messages of other channels that are not whole."""
+        self.raise_failure()
+        room = lib.fdp_count_room()
+        return room < 0 or bool(room >= self._inbox.needed)
 
     @property
     def pending(self) -> int:
@@ -509,15 +538,18 @@ class Channel(NotCopied):
         ValueError where that would lose something: messages or parts of them that were received
         and not handed out, or what unsent counts. Then nothing has changed.
         """
-        if self.closed:
-            raise_oserror(errno.EBADF, "the channel is closed")
-        inbox = self._inbox
-        if inbox.store != ffi.NULL or inbox.large.is_open or self._outbox.unsent:
-            raise ValueError("more is to be received, or flushed: it would be lost")
+        self.check_empty()
         sock = self._sock
         self._sock = sock.dup()
         self.close()
         return sock
+
+    def check_empty(self) -> None:
+        """Raises as detach where it would lose something, or the channel is closed."""
+        self.raise_failure()
+        inbox = self._inbox
+        if inbox.store != ffi.NULL or inbox.large.is_open or self._outbox.unsent:
+            raise ValueError("more is to be received, or flushed: it would be lost")
 
     def close(self) -> None:
         """Closes the socket and every descriptor received and not handed out. Again is harmless.
