@@ -1,7 +1,7 @@
 """Pass open file descriptors between processes over Unix domain sockets.
 
-The functions take sockets, files, ints and anything else with fileno(). Sending borrows
-descriptors; receiving hands them to the caller, close-on-exec.
+The functions take sockets, files, ints and any other object with fileno(). Sending does not take
+ownership of a descriptor. Received descriptors belong to the caller and are close-on-exec.
 """
 
 import sys

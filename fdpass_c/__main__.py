@@ -26,7 +26,8 @@ fdpass COMMAND --help explains each command with examples.
 """
 
 
-def _build_parser() -> argparse.ArgumentParser:
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of the whole command line."""
     parser = argparse.ArgumentParser(
         prog="fdpass",
         description="Pass open file descriptors between processes over Unix domain sockets.",
@@ -40,10 +41,18 @@ def _build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def list_commands(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
+    """The parser of each command, under its name."""
+    (commands,) = (
+        action for action in parser._actions if isinstance(action, argparse._SubParsersAction)
+    )
+    return {f"{parser.prog} {name}": each for name, each in commands.choices.items()}
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; returns its exit status, which is 2 by SystemExit for a wrong line."""
     fill_closed()
-    options = _build_parser().parse_args(arguments)
+    options = build_parser().parse_args(arguments)
     try:
         with ending():
             status: int = options.run(options)

@@ -1,4 +1,4 @@
-"""Many messages of the plain wire for one system call: send_many and recv_many."""
+"""Many plain messages per system call: send_many and recv_many."""
 
 import errno
 import socket
@@ -41,9 +41,11 @@ _UNUSUAL = _MIXED_LENGTHS | _MIXED_COUNTS | _MORE | _LARGE
 
 
 class Progress(NamedTuple):
-    """How far a batch has come: messages sent whole, then bytes of the next one that left.
+    """How much of a batch was sent.
 
-    With the first of those bytes that message's descriptors left too.
+    Attributes:
+        messages: How many messages were sent completely.
+        bytes: How many bytes of the next message were sent. Its descriptors went with the first.
     """
 
     messages: int = 0
@@ -51,8 +53,7 @@ class Progress(NamedTuple):
 
     @staticmethod
     def of(error: BaseException) -> "Progress":
-        """The progress of an error of send_many, in a way that type checkers know; none, if it has
-        none."""
+        """Returns the progress of an error of send_many, typed; Progress(0, 0) if it has none."""
         progress: Progress = getattr(error, "progress", NOTHING_SENT)
         return progress
 
@@ -63,13 +64,16 @@ NOTHING_SENT = Progress()
 class Batch(NotCopied):
     """The messages of one recv_many, and the owner of their descriptors.
 
-    payloads: a list of bytes, one each. fds: the Descriptors of all messages, one message's
-    behind the other's; where every message carries one, zip(batch.payloads, batch.fds) pairs
-    them. len, indexing and iterating go by message: batch[i] is (payload, list of borrowed ints),
-    a slice a list of those. Unlike a Channel's messages they have no owner each: fds is it.
+    len(), indexing and iterating go by message: batch[i] is a tuple (payload, list of borrowed
+    ints), and a slice is a list of those. Unlike the messages of a Channel they have no owner each:
+    fds is the owner of all. If every message carries one descriptor, zip(batch.payloads, batch.fds)
+    pairs them.
 
-    A context manager: close() closes every descriptor that was not taken out of fds, in few
-    system calls. It cannot be copied or pickled (TypeError).
+    A context manager: its exit calls close(). A batch cannot be copied or pickled (TypeError).
+
+    Attributes:
+        payloads: A list of bytes, one per message.
+        fds: The Descriptors of all messages, in the order of the messages.
     """
 
     __slots__ = ("_counts", "fds", "payloads")
@@ -77,7 +81,13 @@ class Batch(NotCopied):
     def __init__(
         self, payloads: list[bytes], fds: Descriptors, counts: list[int] | None = None
     ) -> None:
-        """counts: how many descriptors go with each payload; None for one with each."""
+        """Takes ownership of fds. Programs get batches from recv_many.
+
+        Args:
+            payloads: One per message.
+            fds: The descriptors of all messages.
+            counts: How many descriptors each message has; None for one each.
+        """
         self.payloads = payloads
         self.fds = fds
         self._counts = counts
@@ -110,7 +120,7 @@ class Batch(NotCopied):
         return f"<Batch of {len(self.payloads)} messages, {self.fds!r}>"
 
     def close(self) -> None:
-        """Closes all that was not taken. Again is harmless."""
+        """Closes every descriptor that was not taken out of fds. Calling it again does nothing."""
         self.fds.close()
 
     def __enter__(self) -> "Batch":
@@ -121,9 +131,11 @@ class Batch(NotCopied):
 
 
 class TruncatedBatchError(TruncatedError):
-    """Some messages of a batch were truncated; their descriptors are closed.
+    """Some messages of a batch were truncated. Their descriptors are closed.
 
-    batch: the Batch of those that arrived whole, in order; the caller closes it.
+    Attributes:
+        batch: The Batch of the messages that arrived whole, in order. The caller owns and closes
+            it.
     """
 
     def __init__(self, lost: int, batch: Batch) -> None:
@@ -142,23 +154,37 @@ def send_many(
     *,
     start: Progress = NOTHING_SENT,
 ) -> int:
-    """Sends many messages for one system call in each 64; returns how many: len(payloads).
+    """Sends many plain messages, up to 64 per system call.
 
-    sock: a connected Unix domain socket of any type; its timeout is honoured, for all of them
-    together. payloads: one bytes-like object a message. fds: one descriptor a message, or one
-    iterable of up to 253 a message; ints or objects with fileno(), borrowed. Each is an ordinary
-    message, as from send_fds: any peer can receive it.
+    Each is an ordinary message, as send_fds sends it, which any peer can receive. Everything is
+    checked before anything is sent.
 
-    Everything is checked before anything is sent: TypeError and ValueError (unequal lengths, a
-    wrong element, an empty payload with descriptors on a stream, a start outside the batch),
-    OSError (EINVAL for more than 253 descriptors in a message, EAFNOSUPPORT for another family
-    of socket).
+    Every OSError of this function has an attribute progress (Progress.of(error) is typed): the
+    first progress.messages messages were sent, exactly once, and the error is about the next one,
+    of which progress.bytes bytes were sent. To go on without loss or repetition, call again with
+    the same payloads and fds and start=error.progress.
 
-    An OSError, BlockingIOError and TimeoutError among them, has an attribute
-    progress: the first progress.messages are sent, exactly once, and the error is that of the
-    next one, of which progress.bytes bytes left with all its descriptors. To go on without loss
-    or repeat, call again with the same payloads and fds and start=error.progress. EFAULT: the next
-    payload is a mapping of a file that has shrunk.
+    Args:
+        sock: A connected Unix domain socket of any type. Its timeout applies to all messages
+            together.
+        payloads: One bytes-like object per message.
+        fds: One descriptor per message, or one iterable of up to 253 descriptors per message. They
+            are ints or objects with fileno(). The caller still owns them, and may close them
+            immediately after the call.
+        flags: As for socket.sendmsg.
+        start: Where to begin in payloads and fds.
+
+    Returns:
+        The number of messages sent, which is len(payloads).
+
+    Raises:
+        ValueError: payloads and fds have different lengths, a payload with descriptors is empty on
+            a stream, or start is outside the batch.
+        TypeError: An element has the wrong type.
+        OSError: EINVAL: more than 253 descriptors in a message. EFAULT: a payload is a mapping of a
+            file that has shrunk. Others as for send_fds.
+        BlockingIOError: The socket is in non-blocking mode and has no room.
+        TimeoutError: The socket's timeout is over.
     """
     fd = raw_fileno(sock)
     data = [*payloads]
@@ -221,7 +247,7 @@ def _without_progress(code: int) -> OSError:
 
 
 def _check_start(start: Progress, lengths: list[int]) -> None:
-    """ValueError for what no error.progress of this batch could be: it would send other memory."""
+    """ValueError for a start that no error.progress of this batch can be."""
     messages, part = start
     if start == NOTHING_SENT or (messages == len(lengths) and part == 0):
         return
@@ -279,23 +305,33 @@ def recv_many(
     maxfds: int = 1,
     flags: int = 0,
 ) -> Batch:
-    """Receives the messages that are there, up to 64 for one system call.
+    """Receives the plain messages that are queued, up to 64 per system call.
 
-    sock: a Unix domain socket; it waits, as its timeout says, for the first message only.
-    max_messages: at most so many. bufsize: bytes a message. maxfds: descriptors a message, more
-    than 253 counts as 253. flags: as for socket.recvmsg; MSG_PEEK shows the first message only.
+    It waits for the first message only, as the socket's timeout says. On a stream, messages are
+    told apart only by the descriptors that they carry: send at least one with each. On a seqpacket
+    socket an empty message without descriptors cannot be told from the end of file, unless another
+    message was queued behind it.
 
-    Returns a Batch, which owns every descriptor received; an empty one at end of file. On a
-    stream, messages are told apart only by the descriptors they carry: send one with each. On a
-    seqpacket socket an empty message without descriptors cannot be told from the end of file,
-    unless it came before another one.
+    Args:
+        sock: A Unix domain socket of any type.
+        max_messages: The largest number of messages to receive.
+        bufsize: The largest number of bytes per message.
+        maxfds: The largest number of descriptors per message. More than 253 counts as 253.
+        flags: As for socket.recvmsg. MSG_PEEK shows the first message only.
 
-    TruncatedError: a message carried more than maxfds descriptors, was a datagram longer than
-    bufsize, or met a full descriptor table. Its own descriptors are closed; the messages that
-    arrived whole are in the error's attribute batch, open and to be closed by the caller.
-    ConnectionResetError: the peer closed without having received everything that was sent to it;
-    what it had sent is in the error's attribute batch, likewise. OSError, BlockingIOError and
-    TimeoutError as for socket.recvmsg.
+    Returns:
+        A Batch, which owns every received descriptor. It is empty at end of file.
+
+    Raises:
+        TruncatedBatchError: A message carried more than maxfds descriptors, was a datagram longer
+            than bufsize, or found the descriptor table full. What came of it is closed. The
+            messages that arrived whole are in the error's attribute batch, which the caller closes.
+        ConnectionResetError: The peer closed without receiving everything that was sent to it. What
+            it had sent is in the error's attribute batch, which the caller closes.
+        ValueError: max_messages or bufsize is less than 1, or maxfds is negative.
+        BlockingIOError: The socket is in non-blocking mode and nothing is queued.
+        TimeoutError: The socket's timeout is over.
+        OSError: As for socket.recvmsg.
     """
     if max_messages < 1 or bufsize < 1 or maxfds < 0:
         raise ValueError(

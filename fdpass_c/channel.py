@@ -90,35 +90,38 @@ _all: "weakref.WeakSet[Channel]" = weakref.WeakSet()
 class Channel(NotCopied):
     """Passes whole messages, each a payload and descriptors, over a connected Unix socket.
 
-    Messages arrive whole, in order and exactly once; payloads and descriptors of any size and
-    number, up to what the receiver accepts; many small ones travel as one. The other end must
-    be a Channel too, or speak docs/wire-format.md.
+    Messages arrive whole, in order and exactly once, with payloads of any size and any number of
+    descriptors, up to what the receiver accepts. Many small ones are packed into one. The other end
+    must be a Channel too, or speak its wire format (docs/wire-format.md).
 
-    Sending borrows descriptors: the caller still closes them, at once if it likes. Receiving
-    gives their owner, a Descriptors or a Batch; all are close-on-exec. A context manager, and an
-    iterator over (payload, fds) until the peer closes. It cannot be copied or pickled (TypeError).
+    Sending does not take ownership of descriptors: the caller may close its own immediately.
+    Receiving returns their owner, a Descriptors or a Batch. All are close-on-exec.
 
-    Threads: one may send while another receives. Several may send, or receive: they take turns,
-    and a message is never mixed with another. A signal handler must not send on a channel whose
-    send it has interrupted (RuntimeError, if that one has sent a part).
+    A context manager: its exit calls close(). Iterating yields (payload, fds) until the peer
+    closes. A channel cannot be copied or pickled (TypeError).
 
-    Fork: a child has a copy of both ends and of the messages already received but not handed out.
-    What arrives later goes to whichever process reads first, so let only one go on with an end and
-    the other close its copy, which does not disturb the first. Fork while no other thread is
-    inside a call.
+    Threads: one may send while another receives. If several send, or several receive, they take
+    turns, and messages are never mixed. A signal handler must not send on a channel whose send it
+    has interrupted: that is a RuntimeError if a part of the message was sent.
 
-    Selectors: fileno() is readable when bytes are there; after that, receive until pending is 0,
-    because a selector does not report messages that came in one frame with another.
+    Fork: the child has a copy of the channel, and of messages that were received and not handed
+    out. What arrives later goes to whichever process reads first. So let only one process use an
+    end, and close the copy in the other, which does not disturb the first. Fork while no other
+    thread is in a call of the channel.
 
-    A violation of the protocol, by accident or by malice, closes every descriptor received and
-    not handed out, and ends the connection; every later call raises the same ProtocolError.
+    Selectors: fileno() is readable when bytes have arrived. Then receive until pending is 0,
+    because a selector does not report messages that arrived in one frame with another.
 
-    wait_in_flight: False, and may be set. True has sends wait, as the timeout says, while the user
-    has as many descriptors in flight as the system allows (ETOOMANYREFS), instead of failing: they
-    go on once somebody has received some.
+    A violation of the protocol, whether by accident or on purpose, closes every descriptor that was
+    received and not handed out, and ends the connection. Every later call raises the same
+    ProtocolError.
 
-    The descriptor table: messages of which only a part has come may together hold at most half of
-    the soft limit (RLIMIT_NOFILE), over all channels of a process, and leave 64 places free.
+    wait_in_flight: False by default; may be set. If True, a send waits, as the timeout says, while
+    the user has as many descriptors in flight as the system allows (ETOOMANYREFS), and does not
+    fail. It continues after some were received.
+
+    The descriptor table: messages that have arrived only in part hold at most half of the soft
+    limit (RLIMIT_NOFILE), over all channels of the process together, and leave 64 places free.
     """
 
     wait_in_flight: bool = False
@@ -132,16 +135,22 @@ class Channel(NotCopied):
         allow_uids: Collection[int] | None = None,
         receive_fds: bool = True,
     ) -> None:
-        """Takes ownership of sock, a connected Unix socket of the type stream or seqpacket.
+        """Takes ownership of sock.
 
-        max_payload: bytes, and max_fds: descriptors, that a received message may have.
-        allow_uids: the users whose processes may be at the other end; None for all.
-        receive_fds: False makes any descriptor a violation; where the kernel has SO_PASSRIGHTS
-        (Linux 6.16) the peer's send then fails with PermissionError instead.
+        Args:
+            sock: A connected Unix domain socket of the type SOCK_STREAM or SOCK_SEQPACKET.
+            max_payload: The largest payload of a received message, in bytes.
+            max_fds: The largest number of descriptors of a received message.
+            allow_uids: The users whose processes may be at the other end; None for all.
+            receive_fds: False makes any received descriptor a violation of the protocol. If the
+                kernel has SO_PASSRIGHTS (Linux 6.16), the peer's send fails with a PermissionError
+                instead.
 
-        TypeError: sock is no socket. ValueError: it is of another type. OSError: EAFNOSUPPORT for
-        another family, ENOTCONN without a peer. PermissionError: the peer's user is not in
-        allow_uids; sock is closed.
+        Raises:
+            TypeError: sock is not a socket.
+            ValueError: The socket is of another type.
+            OSError: EAFNOSUPPORT: the socket is of another family. ENOTCONN: it has no peer.
+            PermissionError: The peer's user is not in allow_uids. sock is closed.
         """
         if not hasattr(sock, "gettimeout"):
             raise TypeError(f"a channel needs a socket, not {type(sock).__name__}")
@@ -179,7 +188,17 @@ class Channel(NotCopied):
         allow_uids: Collection[int] | None = None,
         receive_fds: bool = True,
     ) -> tuple["Channel", "Channel"]:
-        """Two connected channels, for a child process or a thread. Parameters as for Channel."""
+        """Makes two connected channels, for a child process or a thread.
+
+        Args:
+            max_payload: As for Channel, for both.
+            max_fds: As for Channel, for both.
+            allow_uids: As for Channel, for both.
+            receive_fds: As for Channel, for both.
+
+        Returns:
+            Two channels, which the caller owns and closes.
+        """
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         make = partial(
             cls,
@@ -207,14 +226,32 @@ class Channel(NotCopied):
         allow_uids: Collection[int] | None = None,
         receive_fds: bool = True,
     ) -> "Channel":
-        """A channel to whoever listens at path; a leading NUL means Linux's abstract namespace.
+        """Connects to a Listener.
 
-        timeout: seconds, for connecting, which waits for a place in a full backlog, and as the
-        channel's own. The others as for Channel.
+        A full backlog is waited for, within the timeout.
 
-        OSError as for socket.connect, with the path in it: FileNotFoundError,
-        ConnectionRefusedError, PermissionError; TimeoutError where there was no place in time,
-        BlockingIOError where there is none and timeout is 0. ValueError: a NUL in a path.
+        Args:
+            path: The path of the socket file, or a name in Linux's abstract namespace: a NUL
+                followed by the name.
+            timeout: Seconds for connecting, and then the channel's timeout. None waits for ever, 0
+                does not wait.
+            max_payload: As for Channel.
+            max_fds: As for Channel.
+            allow_uids: As for Channel.
+            receive_fds: As for Channel.
+
+        Returns:
+            The channel, which the caller owns and closes.
+
+        Raises:
+            ValueError: The path contains a NUL.
+            FileNotFoundError: There is no such file. The attribute filename has the path.
+            ConnectionRefusedError: Nobody listens there.
+            PermissionError: The file's mode does not allow it, or the peer's user is not in
+                allow_uids.
+            BlockingIOError: The timeout is 0 and the backlog is full.
+            TimeoutError: The timeout is over.
+            OSError: As for Channel and for socket.connect.
         """
         sock = connect_unix(path, timeout)
         try:
@@ -230,18 +267,30 @@ class Channel(NotCopied):
             raise
 
     def send(self, payload: Buffer, fds: Iterable[int | HasFileno] = ()) -> None:
-        """Sends one message: payload, bytes-like, may be empty; any number of descriptors.
+        """Sends one message.
 
-        fds: ints or objects with fileno(), borrowed.
+        All or nothing: after an exception, unless a signal handler raised it, the receiver does not
+        get the message, and none of its descriptors stays there. If time runs out when the last
+        frame of the message was begun, the message counts as sent, and the rest of the frame is
+        kept: see unsent.
 
-        All or nothing: after any exception but that of a signal handler the receiver does not
-        get the message, and no descriptor of it stays there. BlockingIOError and TimeoutError: the
-        socket's buffer is full; in non-blocking mode a message must fit into it. OSError: EBADF
-        for a descriptor that is not open, ETOOMANYREFS where the user has RLIMIT_NOFILE in flight,
-        EFAULT where payload is a mapping of a file that has shrunk, PermissionError where the peer
-        refuses descriptors, BrokenPipeError where it has closed. ProtocolError where a receive
-        found the peer to have broken the protocol. TypeError for a wrong element. A frame that is
-        begun when time runs out counts as sent: its rest is kept, see unsent.
+        Args:
+            payload: Bytes-like, and may be empty.
+            fds: Any number of ints or objects with fileno(). The caller still owns them, and may
+                close them immediately after the call.
+
+        Raises:
+            BlockingIOError: The channel is in non-blocking mode, and the message does not fit into
+                the socket's buffer.
+            TimeoutError: The channel's timeout is over.
+            OSError: EBADF: a descriptor is not open, or the channel is closed. ETOOMANYREFS: the
+                user already has RLIMIT_NOFILE descriptors in flight. EFAULT: payload is a mapping
+                of a file that has shrunk.
+            PermissionError: The peer refuses descriptors.
+            BrokenPipeError: The peer has closed.
+            ProtocolError: A receive found that the peer broke the protocol.
+            TypeError: payload or an element of fds has the wrong type.
+            RuntimeError: Called in a signal handler that interrupted another send of this channel.
         """
         sending = start_one(self._outbox, payload, fds)
         if sending is not None or self._senders:
@@ -254,15 +303,30 @@ class Channel(NotCopied):
         *,
         start: Progress = NOTHING_SENT,
     ) -> int:
-        """Sends many messages, packed into as few as the kernel allows; returns len(payloads).
+        """Sends many messages, packed into as few frames as possible.
 
-        payloads: one bytes-like object a message. fds: one descriptor a message, or one iterable
-        of any number a message, or nothing at all; borrowed. All are checked before anything is
-        sent: TypeError for a wrong element, ValueError for unequal lengths.
+        Everything is checked before anything is sent.
 
-        Errors as for send; the error's attribute progress says in progress.messages how many
-        messages the receiver gets, whole; none of the others, and progress.bytes is 0. To go on
-        without loss or repeat, call again with the same payloads and fds and start=error.progress.
+        Every exception that ends the sending has an attribute progress (Progress.of(error) is
+        typed): the receiver gets the first progress.messages messages, whole, and none of the
+        others; progress.bytes is 0. To go on without loss or repetition, call again with the same
+        payloads and fds and start=error.progress.
+
+        Args:
+            payloads: One bytes-like object per message.
+            fds: One descriptor per message, or one iterable of any number of descriptors per
+                message, or nothing. They are ints or objects with fileno(). The caller still owns
+                them, and may close them immediately after the call.
+            start: Where to begin in payloads and fds.
+
+        Returns:
+            The number of messages, which is len(payloads).
+
+        Raises:
+            ValueError: payloads and fds have different lengths, or start is outside the batch.
+            TypeError: An element has the wrong type.
+            OSError: As for send, with BlockingIOError, TimeoutError and the others.
+            ProtocolError: A receive found that the peer broke the protocol.
         """
         data = [*payloads]
         sending = start_many(self._outbox, data, [*fds], start)
@@ -271,13 +335,13 @@ class Channel(NotCopied):
         return len(data)
 
     def start_sending(self, payload: Buffer, fds: Iterable[int | HasFileno]) -> Sending | None:
-        """For an event loop: begins what send does. None where it is done."""
+        """For an event loop: begins what send does. Returns None if that is everything."""
         return start_one(self._outbox, payload, fds)
 
     def start_sending_many(
         self, payloads: list[Buffer], fds: list[Any], start: Progress = NOTHING_SENT
     ) -> Sending | None:
-        """For an event loop: begins what send_many does. None where it is done."""
+        """For an event loop: begins what send_many does. Returns None if that is everything."""
         return start_many(self._outbox, payloads, fds, start)
 
     def start_flushing(self) -> Sending | None:
@@ -287,7 +351,7 @@ class Channel(NotCopied):
         return Sending(self._outbox, None, 0) if self._outbox.unsent else None
 
     def _finish(self, sending: Sending | None) -> None:
-        """Sends what is left, waiting as the timeout says, and lets the next one have its turn."""
+        """Sends the rest, waits as the timeout says, and then lets the next thread send."""
         try:
             if sending is not None:
                 self._drive(sending)
@@ -308,7 +372,7 @@ class Channel(NotCopied):
         return 0 if self._sock.gettimeout() is None else socket.MSG_DONTWAIT
 
     def _wait_to_send(self, result: int, deadline: Deadline) -> None:
-        """Returns where a send that is not done is worth another try."""
+        """Returns when it is worthwhile to try again to send."""
         if result == -errno.EBUSY:
             if is_own(self._outbox):
                 raise RuntimeError("a signal handler sends on the channel whose send it stopped")
@@ -335,7 +399,7 @@ class Channel(NotCopied):
             self._waiting.remove(thread)
 
     def raise_failure(self) -> None:
-        """After a call that failed: raises where the channel is closed or poisoned."""
+        """After a failure: raises an exception if the channel is closed or its protocol broken."""
         if self._inbox.violation:
             self._raise_violation()
         if self._inbox.sock < 0:
@@ -343,26 +407,44 @@ class Channel(NotCopied):
 
     @property
     def unsent(self) -> int:
-        """How many bytes of a frame that is begun wait for the next send, or for flush()."""
+        """How many bytes of a begun frame wait for the next send, or for flush()."""
         return int(self._outbox.unsent)
 
     def flush(self) -> None:
-        """Sends what unsent counts. BlockingIOError or TimeoutError where the buffer is full."""
+        """Sends what unsent counts.
+
+        Raises:
+            BlockingIOError: The channel is in non-blocking mode and the socket's buffer is full.
+            TimeoutError: The channel's timeout is over.
+            OSError: As for send.
+        """
         sending = self.start_flushing()
         if sending is not None:
             self._drive(sending)
 
     def recv(self) -> tuple[bytes, Descriptors]:
-        """Receives one message: its payload and the owner of its descriptors, perhaps of none.
+        """Receives one message.
 
-        PeerClosedError: the peer closed, after a whole message. ProtocolError: it closed inside
-        one, or broke the protocol, or sent more than max_payload or max_fds; everything received
-        is closed and the channel is poisoned. DescriptorTableFullError: no room for the next
-        message's descriptors; it is still queued. BlockingIOError, TimeoutError: nothing there, or
-        not all of it yet; what came stays for the next call. ConnectionResetError: the peer closed
-        without having received everything that was sent to it; all that it sent came before.
+        If a signal handler raises an exception while this call runs, the next call receives the
+        message.
 
-        A signal handler that raises inside leaves the message for the next call.
+        Returns:
+            A tuple (payload, fds) of bytes and the Descriptors that own what came with them,
+                possibly none. The caller closes it.
+
+        Raises:
+            PeerClosedError: The peer closed, after a whole message.
+            ProtocolError: The peer closed inside a message, broke the protocol, or sent more than
+                max_payload or max_fds. Everything that was received and not handed out is closed.
+            DescriptorTableFullError: There is no room for the descriptors of the next message,
+                which stays queued.
+            BlockingIOError: The channel is in non-blocking mode, and no whole message is here. A
+                part stays for the next call.
+            TimeoutError: The channel's timeout is over. A part of a message stays for the next
+                call.
+            ConnectionResetError: The peer closed without receiving everything that was sent to it.
+                All that it sent was received before.
+            OSError: EBADF: the channel is closed. Others as for socket.recvmsg.
         """
         scratch, view = pair = get_scratch()
         memory, pool = get_memory(few, FEW), few
@@ -390,11 +472,22 @@ class Channel(NotCopied):
             raise
 
     def recv_many(self, max_messages: int = 253) -> Batch:
-        """Receives at least one message, and with it those that came in the same frame or are
-        already here, at most max_messages; others may still be queued.
+        """Receives at least one message, and others of the same frame or that are already here.
 
-        Returns a Batch, which owns their descriptors. Errors as for recv, but only where not one
-        message came: PeerClosedError rather than an empty Batch.
+        Others may still be queued in the socket.
+
+        Args:
+            max_messages: The largest number of messages to receive.
+
+        Returns:
+            A Batch, which owns the descriptors of all its messages. The caller closes it.
+
+        Raises:
+            ValueError: max_messages is less than 1.
+            PeerClosedError: The peer closed; a Batch is never empty.
+            ProtocolError: As for recv. This and the others below only if not one message came.
+            DescriptorTableFullError: As for recv.
+            OSError: As for recv.
         """
         if max_messages < 1:
             raise ValueError(f"max_messages is positive, got {max_messages}")
@@ -421,22 +514,28 @@ class Channel(NotCopied):
             raise
 
     def _undo(self, scratch: Any, pair: Any, memory: Any, pool: list[Any] | None) -> None:
-        """After a receive that raised: what it brought, if anything, is the next message again."""
+        """After an exception: makes what was received the next message again."""
         lib.fdp_put_back(self._inbox, scratch, memory)
         recycle(memory, pool)
         # Not before: another thread would receive into it.
         spare.append(pair)
 
     def _receive(self, code: int, most: int, scratch: Any, held: list[Any]) -> int:
-        """What is left to do where the first try brought nothing: waits, as the timeout says.
+        """Receives after a first try that received nothing, and waits as the timeout says.
 
-        code: what that try returned. held: the memory for descriptors and the list it came from,
-        here replaced where it is too small. Returns what the last try did.
+        Args:
+            code: What the first try returned.
+            most: The largest number of messages.
+            scratch: Where payloads go.
+            held: The memory for descriptors, and the list that it came from. If it is too small,
+                both are replaced here.
+
+        Returns:
+            What the last try returned.
         """
         if code == -errno.EAGAIN and self._sock.gettimeout() == 0:
-            raise BlockingIOError(
-                errno.EAGAIN, _NOTHING
-            )  # As below, but an event loop's usual case.
+            # As below, but an event loop's usual case.
+            raise BlockingIOError(errno.EAGAIN, _NOTHING)
         inbox = self._inbox
         deadline = Deadline(self._sock, READABLE)
         # What the first try could not do itself is no answer yet.
@@ -457,7 +556,7 @@ class Channel(NotCopied):
         return code
 
     def _explain(self, code: int, deadline: Deadline) -> None:
-        """Raises what a result of a receive means, or returns where it is worth another try."""
+        """Raises what a result of a receive means, or returns if another try is worthwhile."""
         inbox = self._inbox
         if code == 0:
             raise PeerClosedError("the peer closed the connection")
@@ -476,7 +575,7 @@ class Channel(NotCopied):
         raise ProtocolError(f"{text}; every descriptor received and not handed out is closed")
 
     def __iter__(self) -> Iterator[tuple[bytes, Descriptors]]:
-        """The messages until the peer closes; each Descriptors is the loop's to close."""
+        """Receives messages until the peer closes. The loop owns and closes each Descriptors."""
         while True:
             try:
                 message = self.recv()
@@ -493,50 +592,64 @@ class Channel(NotCopied):
 
     @property
     def pending(self) -> int:
-        """How many whole messages are here and not handed out; a selector does not report them."""
+        """How many whole messages are here and not handed out. A selector does not report them."""
         return int(lib.fdp_try_count_pending(self._inbox))
 
     def fileno(self) -> int:
-        """The socket's descriptor, borrowed; -1 once closed."""
+        """Returns the socket's descriptor, borrowed; -1 after close()."""
         return int(self._inbox.sock)
 
     def gettimeout(self) -> float | None:
-        """Seconds that a call waits in all; None for ever, 0 not at all."""
+        """Returns how many seconds a call waits in all: None for ever, 0 not at all."""
         return self._sock.gettimeout()
 
     def settimeout(self, timeout: float | None) -> None:
-        """Sets what gettimeout returns."""
+        """Sets how many seconds a call waits in all.
+
+        Args:
+            timeout: None waits for ever, 0 does not wait.
+        """
         self._sock.settimeout(timeout)
 
     def setblocking(self, flag: bool) -> None:
-        """True waits for ever, False not at all."""
+        """Sets whether calls wait: True for ever, False not at all."""
         self._sock.setblocking(flag)
 
     @property
     def peer(self) -> Credentials:
-        """Who was at the other end when it was connected: pid, uid, gid."""
+        """The pid, uid and gid of the peer as it was when the connection was made."""
         return self._peer
 
     def peer_pidfd(self) -> int | None:
-        """As fdpass_c.peer_pidfd: a pidfd of the peer, which the caller owns, or None."""
+        """Returns a pidfd of the peer, which the caller owns, or None: see fdpass_c.peer_pidfd."""
         return peer_pidfd(self._sock)
 
     @property
     def closed(self) -> bool:
-        """True after close()."""
+        """Whether close() was called."""
         return bool(self._inbox.sock < 0)
 
     def shutdown(self, how: int) -> None:
-        """Ends one direction or both, as socket.shutdown(how) does: SHUT_WR tells the peer that
-        nothing more comes, and leaves receiving as it is. What unsent counts is lost: flush()
-        before. OSError (ENOTCONN) where the peer has closed, on some systems."""
+        """Ends one direction or both, as socket.shutdown does.
+
+        What unsent counts is lost: flush() first.
+
+        Args:
+            how: socket.SHUT_WR tells the peer that nothing more comes, and leaves receiving as it
+                is.
+
+        Raises:
+            OSError: ENOTCONN: the peer has closed, on some systems.
+        """
         self._sock.shutdown(how)
 
     def detach(self) -> socket.socket:
-        """Hands over the socket, whose owner the caller is now; the channel is closed after it.
+        """Hands over the socket to the caller, and closes the channel.
 
-        ValueError where that would lose something: messages or parts of them that were received
-        and not handed out, or what unsent counts. Then nothing has changed.
+        Raises:
+            ValueError: That would lose messages, or parts of them, that were received and not
+                handed out, or what unsent counts. Nothing has changed.
+            OSError: EBADF: the channel is closed.
         """
         self.check_empty()
         sock = self._sock
@@ -552,10 +665,10 @@ class Channel(NotCopied):
             raise ValueError("more is to be received, or flushed: it would be lost")
 
     def close(self) -> None:
-        """Closes the socket and every descriptor received and not handed out. Again is harmless.
+        """Closes the socket and every descriptor that was received and not handed out.
 
-        What unsent counts is lost: flush() before, and the peer sees a violation otherwise. Another
-        thread that waits inside a call is woken and gets an OSError (EBADF).
+        Calling it again does nothing. What unsent counts is lost, and the peer sees a violation of
+        the protocol: flush() first. A thread that waits in another call gets an OSError (EBADF).
         """
         while lib.fdp_close_inbox(self._inbox) < 0:
             self._receivers.wait()
@@ -588,7 +701,7 @@ class Channel(NotCopied):
 
 
 def refuse_fds(sock: socket.socket) -> None:
-    """Has the kernel refuse descriptors for sock in the sender's face, where it can."""
+    """Has the kernel refuse descriptors for sock, so that the sender's call fails. Where it can."""
     with contextlib.suppress(OSError):
         sock.setsockopt(socket.SOL_SOCKET, _SO_PASSRIGHTS, 0)
 

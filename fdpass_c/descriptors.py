@@ -47,14 +47,17 @@ def as_fd_list(fds: Iterable[int | HasFileno]) -> list[int]:
 
 
 def close_fds(fds: Iterable[int | HasFileno]) -> None:
-    """Closes descriptors in few system calls: neighbours in ascending order go together.
+    """Closes descriptors with few system calls: runs of consecutive numbers are closed together.
 
-    fds: ints or objects with fileno(); negative ints are skipped. An object is not told: a
-    socket.socket or file that owns its descriptor must be closed or detached through itself.
+    It does not report descriptors that were not open: close_range (Linux 5.9) does not tell, and
+    after an error of close() on Linux the descriptor is closed anyway (man 2 close).
 
-    No error is raised for a descriptor that was not open: close_range (Linux 5.9) does not tell,
-    and after an error from close() on Linux the descriptor is gone all the same (man 2 close).
-    TypeError for a wrong element, before anything is closed.
+    Args:
+        fds: Ints or objects with fileno(). Negative ints are skipped. An object does not notice:
+            close or detach a socket.socket or a file through its own methods instead.
+
+    Raises:
+        TypeError: An element has the wrong type. Nothing was closed.
     """
     listed: list[Any] = [*fds]
     try:
@@ -127,23 +130,31 @@ def recycle(memory: Any, spare: list[Any] | None) -> None:
 
 
 class Descriptors(NotCopied, Sequence[int]):
-    """Owns received descriptors: whatever is not taken out of it is closed with it.
+    """Owns received descriptors, and closes those that were not taken out of it.
 
-    A sequence of ints, in the order they were sent. Reading one (fds[0], iterating) borrows it;
-    take, take_all, as_socket and as_file hand it over to the caller. Positions do not shift:
-    reading one that was taken is a ValueError.
+    It is a sequence of ints, in the order in which they were sent. Reading one (fds[0], iterating)
+    borrows it. take, take_all, as_socket and as_file hand it over to the caller. Positions do not
+    change; reading one that was taken is a ValueError.
 
-    Use it as a context manager or call close(). One that is dropped open is closed with a
-    ResourceWarning, which says where it was received when tracemalloc is on (-X tracemalloc).
-    It cannot be copied or pickled (TypeError): two owners would close the same descriptors.
+    A context manager: its exit calls close(). If it is dropped while open, its descriptors are
+    closed with a ResourceWarning, which says where they were received if tracemalloc is on (-X
+    tracemalloc). It cannot be copied or pickled (TypeError), because two owners would close the
+    same descriptors.
 
-    Threads may share one for reading; taking and closing are for one thread at a time.
+    Threads may share it for reading. Only one thread at a time may take or close.
     """
 
     __slots__ = ("__weakref__", "_memory", "_spare")
 
     def __init__(self, fds: Iterable[int]) -> None:
-        """Takes ownership of fds: ints that the caller no longer closes."""
+        """Takes ownership of descriptors.
+
+        Args:
+            fds: Ints, which the caller no longer closes.
+
+        Raises:
+            TypeError: An element is not an int.
+        """
         self._memory: Any = None
         self._spare: list[Any] | None = None
         listed = [*fds]
@@ -154,7 +165,7 @@ class Descriptors(NotCopied, Sequence[int]):
         self._memory = memory
 
     def __len__(self) -> int:
-        """How many were received, taken ones included; 0 once closed."""
+        """The number of descriptors received, including those taken; 0 after close()."""
         memory = self._memory
         return 0 if memory is None else memory.count
 
@@ -198,27 +209,44 @@ class Descriptors(NotCopied, Sequence[int]):
 
     @property
     def closed(self) -> bool:
-        """True after close(), and after everything was taken by take_all()."""
+        """Whether close() or take_all() was called."""
         return self._memory is None
 
     def fileno(self) -> int:
-        """The descriptor, borrowed, where exactly one was received; ValueError otherwise."""
+        """Returns the descriptor, borrowed, if exactly one was received.
+
+        Raises:
+            ValueError: There are none or several, or it was taken, or this object is closed.
+        """
         if self._open().count != 1:
             raise ValueError(f"fileno() needs exactly one descriptor, here are {len(self)}")
         return self[0]
 
     def dup(self, index: int = 0) -> int:
-        """A copy of the descriptor at index, close-on-exec, which the caller owns and closes.
+        """Copies the descriptor at index. The caller owns the copy, which is close-on-exec.
 
-        Errors as for take, and OSError (EMFILE) where the table is full.
+        Args:
+            index: The position; negative positions count from the end.
+
+        Raises:
+            IndexError: There is no such position.
+            ValueError: It was taken, or this object is closed.
+            OSError: EMFILE: the descriptor table is full.
         """
         return os.dup(self[index])
 
     def take(self, index: int = 0) -> int:
-        """Hands over the descriptor at index: the caller owns and closes the int returned.
+        """Hands over the descriptor at index as an int, which the caller owns and closes.
 
-        IndexError where there is none, ValueError where it was taken or all are closed. A signal
-        handler that raises as the int is returned can lose it: as_socket and as_file cannot.
+        If a signal handler raises an exception at the moment of the return, the int is lost.
+        as_socket and as_file do not have that moment.
+
+        Args:
+            index: The position; negative positions count from the end.
+
+        Raises:
+            IndexError: There is no such position.
+            ValueError: It was taken, or this object is closed.
         """
         self[index]
         self._stop_warning(left=1)
@@ -226,8 +254,10 @@ class Descriptors(NotCopied, Sequence[int]):
         return fd
 
     def _stop_warning(self, left: int = 0) -> None:
-        """Where no more than so many are left: nothing written in Python runs when this is dropped,
-        which would swallow what a signal handler raises there."""
+        """Stops the warning of an owner that is dropped, if it owns at most left descriptors.
+
+        A finaliser written in Python would swallow an exception that a signal handler raises in it.
+        """
         memory = self._memory
         count = memory.count
         if left >= count or ffi.unpack(memory.fds, count).count(_TAKEN) + left >= count:
@@ -235,9 +265,12 @@ class Descriptors(NotCopied, Sequence[int]):
             ffi.gc(memory, None)
 
     def take_all(self) -> list[int]:
-        """Hands over all that was not taken yet, as a list of ints that the caller closes.
+        """Hands over all descriptors that were not taken, as ints that the caller closes.
 
-        A signal handler that raises as the list is returned can lose them.
+        If a signal handler raises an exception at the moment of the return, they are lost.
+
+        Raises:
+            ValueError: This object is closed.
         """
         memory = self._open()
         fds = [fd for fd in ffi.unpack(memory.fds, memory.count) if fd != _TAKEN]
@@ -247,10 +280,18 @@ class Descriptors(NotCopied, Sequence[int]):
         return fds
 
     def as_socket(self, index: int = 0) -> socket.socket:
-        """Hands over the descriptor at index as a socket.socket, which now owns it.
+        """Hands over the descriptor at index as a socket.socket, which owns it from then on.
 
-        Family, type and protocol are read from the descriptor. OSError (ENOTSOCK) where it is no
-        socket; then it still belongs to this object.
+        Its family, type and protocol are read from the descriptor. After an exception the
+        descriptor still belongs to this object.
+
+        Args:
+            index: The position; negative positions count from the end.
+
+        Raises:
+            OSError: ENOTSOCK: the descriptor is not a socket.
+            IndexError: There is no such position.
+            ValueError: It was taken, or this object is closed.
         """
         fd = self[index]
         memory, position = self._memory, self._find(index)
@@ -267,11 +308,21 @@ class Descriptors(NotCopied, Sequence[int]):
         return sock
 
     def as_file(self, index: int = 0, mode: str = "rb", **options: Any) -> IO[Any]:
-        """Hands over the descriptor at index as a file object, which now owns it.
+        """Hands over the descriptor at index as a file object, which owns it from then on.
 
-        mode and options are those of open(), and what open() refuses (a directory, an unknown
-        encoding) still belongs to this object. The position in the file is the one the sender
-        left: both descriptors share it (man 2 open, "open file description").
+        The position in the file is that of the sender: both descriptors share it (man 2 open, "open
+        file description"). After an exception of open() the descriptor still belongs to this
+        object.
+
+        Args:
+            index: The position among the descriptors; negative positions count from the end.
+            mode: As for open().
+            **options: As for open(): buffering, encoding and so on.
+
+        Raises:
+            OSError: As for open(), for example EISDIR for a directory.
+            IndexError: There is no such position.
+            ValueError: It was taken, this object is closed, or open() refuses the mode.
         """
         fd = self[index]
         # Some of its refusals close the descriptor: let it refuse where it may not.
@@ -281,7 +332,7 @@ class Descriptors(NotCopied, Sequence[int]):
         return open(b"fd", mode, opener=opener, **options)
 
     def close(self) -> None:
-        """Closes all that was not taken. Again is harmless."""
+        """Closes every descriptor that was not taken. Calling it again does nothing."""
         memory = self._memory
         if memory is not None:
             self._memory = None

@@ -1,4 +1,4 @@
-"""One message of the plain wire: send_fds and recv_fds as in socket, and the strict single pair."""
+"""One plain message: send_fds and recv_fds as in the socket module, and the strict pair."""
 
 import errno
 import os
@@ -39,24 +39,36 @@ def send_fds(
     flags: int = 0,
     address: str | bytes | None = None,
 ) -> int:
-    """Sends buffers as one message with descriptors, like socket.send_fds; returns bytes sent.
+    """Sends buffers as one message with descriptors, like socket.send_fds.
 
-    sock: a Unix domain socket of any type; its timeout is honoured. buffers: bytes-like objects,
-    sent one after the other. fds: up to 253 ints or objects with fileno(); they are borrowed, the
-    caller still owns and closes them, at once if it likes. flags: as for socket.sendmsg.
-    address: where to, for an unconnected datagram socket.
+    On a stream socket fewer bytes may be sent than buffers hold. The descriptors then went with the
+    first byte: send the rest without them. After an exception nothing was sent.
 
-    On a stream the count may be less than the length of buffers; then the descriptors went with
-    the first byte, and the rest must be sent without them. An int as sock is taken as blocking.
+    Unlike the standard library's function, flags and address take effect.
 
-    Unlike the standard library's, flags and address count.
+    Args:
+        sock: A Unix domain socket of any type. Its timeout applies. An int is taken for a blocking
+            socket.
+        buffers: Bytes-like objects, sent one after the other.
+        fds: Up to 253 ints or objects with fileno(). The caller still owns them, and may close them
+            immediately after the call.
+        flags: As for socket.sendmsg.
+        address: The receiver, for a datagram socket that is not connected.
 
-    ValueError: descriptors but no byte on a stream, where the kernel drops them in silence.
-    OSError: EINVAL for more than 253 descriptors; EBADF for one that is not open; ETOOMANYREFS
-    where the user has RLIMIT_NOFILE of them in flight; EAFNOSUPPORT for another family of socket;
-    EPERM where the receiver refuses descriptors (SO_PASSRIGHTS, Linux 6.16); EFAULT where a buffer
-    is a mapping of a file that has shrunk; BrokenPipeError, BlockingIOError and TimeoutError as for
-    socket.sendmsg. TypeError for a wrong element. After any of these nothing was sent.
+    Returns:
+        The number of bytes sent.
+
+    Raises:
+        ValueError: There are descriptors but no byte on a stream, where the kernel would drop the
+            descriptors silently.
+        OSError: EINVAL: more than 253 descriptors. EBADF: one of them is not open. ETOOMANYREFS:
+            the user already has RLIMIT_NOFILE descriptors in flight. EAFNOSUPPORT: sock is not a
+            Unix domain socket. EPERM: the receiver refuses descriptors (SO_PASSRIGHTS, Linux 6.16).
+            EFAULT: a buffer is a mapping of a file that has shrunk. Others as for socket.sendmsg.
+        BrokenPipeError: The peer has closed.
+        BlockingIOError: The socket is in non-blocking mode and has no room.
+        TimeoutError: The socket's timeout is over.
+        TypeError: An element of buffers or fds has the wrong type.
     """
     fd = raw_fileno(sock)
     parts = [*buffers]
@@ -103,7 +115,7 @@ def _send(sock: int | HasFileno, parts: list[Buffer], fds: Any, count: int, flag
 
 
 def _send_to(sock: Any, parts: list[Buffer], fds: Any, flags: int, address: str | bytes) -> int:
-    """The standard library's own sendmsg knows how to write an address; nothing beats it here."""
+    """Through the standard library's sendmsg, which knows how to write an address."""
     control = ffi.buffer(fds)
     ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, control)] if len(control) else []
     if hasattr(sock, "sendmsg"):
@@ -137,24 +149,35 @@ def recv_fds(
 ) -> tuple[bytes, list[int], int, Any]:
     """Receives one message with descriptors, like socket.recv_fds.
 
-    bufsize: bytes to receive at most. maxfds: descriptors at most, more than 253 counts as 253.
-    flags: as for socket.recvmsg; with MSG_PEEK the message stays and each call installs
-    descriptors of its own.
+    Unlike with the standard library's function, received descriptors are close-on-exec, and those
+    beyond maxfds are closed. Credentials, security labels and pidfds that socket options ask for
+    take no room from descriptors and do not leak.
 
-    Returns (data, fds, msg_flags, address). data: bytes, empty at end of file. fds: a list of
-    ints, close-on-exec; the caller owns and closes them (close_fds does it in few system calls).
-    A slot is a negative errno only on a socket where SO_RIGHTS_NOTRUNC was switched on.
-    msg_flags: MSG_CTRUNC in it means that descriptors were lost, because there were more than
-    maxfds or because the descriptor table was full; MSG_TRUNC that a datagram was longer than
-    bufsize. address: the sender's name (str, or bytes in the abstract namespace), None without.
+    If a signal handler raises an exception while this function runs, what it received is closed.
+    Only at the moment of the return itself such an exception can lose the descriptors; recv_fd does
+    not have that moment.
 
-    Unlike the standard library's, descriptors beyond maxfds are closed rather than squeezed into
-    padding, and credentials, security labels and pidfds that socket options add neither take the
-    room of descriptors nor leak.
+    Args:
+        sock: A Unix domain socket of any type. Its timeout applies.
+        bufsize: The largest number of bytes to receive.
+        maxfds: The largest number of descriptors to receive. More than 253 counts as 253.
+        flags: As for socket.recvmsg. With MSG_PEEK the message stays queued, and each call installs
+            descriptors of its own.
 
-    OSError, BlockingIOError and TimeoutError as for socket.recvmsg; ValueError for a negative
-    size. A signal handler that raises while descriptors are between the kernel and the caller
-    leaves none of them open, but for the instant of the return itself: recv_fd closes that too.
+    Returns:
+        A tuple (data, fds, msg_flags, address). The bytes, data, are empty at end of file. The
+            caller owns and closes the ints in fds; close_fds does so with few system calls. An
+            element is a negative errno only if SO_RIGHTS_NOTRUNC was switched on. In msg_flags,
+            MSG_CTRUNC says that descriptors were lost, because there were more than maxfds or
+            because the descriptor table is full, and MSG_TRUNC that a datagram was longer than
+            bufsize. The sender's name, address, is a str, or bytes in the abstract namespace, or
+            None.
+
+    Raises:
+        ValueError: bufsize or maxfds is negative.
+        BlockingIOError: The socket is in non-blocking mode and nothing is queued.
+        TimeoutError: The socket's timeout is over.
+        OSError: As for socket.recvmsg.
     """
     fd = raw_fileno(sock)
     try:
@@ -234,14 +257,21 @@ def _read_address(received: Any, length: int) -> Any:
 
 
 def send_fd(sock: int | HasFileno, fd: int | HasFileno, data: Buffer = b"\0") -> None:
-    """Sends exactly one descriptor with data, whole.
+    """Sends exactly one descriptor, with all of data.
 
-    fd is borrowed: the caller still owns and closes it. data: bytes-like, at least one byte on a
-    stream. On a stream recv_fd has no boundaries to go by: let the receiver know the length.
+    Args:
+        sock: A Unix domain socket of any type. Its timeout applies.
+        fd: An int or an object with fileno(). The caller still owns it, and may close it
+            immediately after the call.
+        data: Bytes-like, on a stream at least one byte. A stream has no boundaries between
+            messages: the receiver must know the length.
 
-    Errors as for send_fds. A stream socket with a timeout or in non-blocking mode can take a part
-    of a long data: then the error is raised with characters_written, the bytes that left (the
-    descriptor with the first of them), as an attribute.
+    Raises:
+        OSError: As for send_fds. A stream socket with a timeout or in non-blocking mode can accept
+            a part of a long data. The attribute characters_written of the error then says how many
+            bytes were sent; the descriptor went with the first of them.
+        ValueError: data is empty on a stream.
+        TypeError: fd or data has the wrong type.
     """
     sent = send_fds(sock, (data,), (fd,))
     if type(data) is bytes and sent == len(data):
@@ -258,14 +288,26 @@ def send_fd(sock: int | HasFileno, fd: int | HasFileno, data: Buffer = b"\0") ->
 def recv_fd(sock: int | HasFileno, bufsize: int = 4096) -> tuple[bytes, Descriptors]:
     """Receives one message that must carry exactly one descriptor.
 
-    bufsize: bytes to receive at most; on a stream the rest of the sender's data follows.
-    Returns (data, fds): bytes, and the owner of the one descriptor: fds[0] or fds.fileno()
-    borrows it, fds.take(), fds.as_socket() and fds.as_file() hand it over.
+    After an exception everything that was received is closed.
 
-    PeerClosedError: the peer closed. ProtocolError: no descriptor, or more than one.
-    TruncatedError: descriptors were lost, because this process's table is full or because there
-    were several; or a datagram was longer than bufsize. OSError, BlockingIOError and TimeoutError
-    as for socket.recvmsg. Everything received with the error has been closed.
+    Args:
+        sock: A Unix domain socket of any type. Its timeout applies.
+        bufsize: The largest number of bytes to receive. On a stream, the rest of a longer message
+            is still queued.
+
+    Returns:
+        A tuple of the bytes and the owner of the one descriptor. owner[0] and owner.fileno() borrow
+            it; take(), as_socket() and as_file() hand it over.
+
+    Raises:
+        PeerClosedError: The peer closed the connection.
+        ProtocolError: The message had no descriptor, or more than one.
+        TruncatedError: Descriptors were lost, because this process's descriptor table is full or
+            because a security module refused them; or a datagram was longer than bufsize.
+        ValueError: bufsize is negative.
+        BlockingIOError: The socket is in non-blocking mode and nothing is queued.
+        TimeoutError: The socket's timeout is over.
+        OSError: As for socket.recvmsg.
     """
     if bufsize < 0:
         raise ValueError(f"negative bufsize {bufsize}")

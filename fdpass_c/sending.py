@@ -1,4 +1,4 @@
-"""Messages on their way out of a channel, for whoever waits: a thread here, an event loop there."""
+"""Messages that a Channel sends, for whoever waits: a thread or an event loop."""
 
 import socket
 import struct
@@ -26,7 +26,7 @@ _MOST_INT = 0x7FFFFFFF
 
 
 class Sending:
-    """What one call has yet to send. Keeps its payloads alive, and gives them up when dropped."""
+    """What one call still has to send. Keeps its payloads alive; dropping it abandons them."""
 
     __slots__ = ("_before", "_count", "_job", "_outbox")
 
@@ -40,15 +40,17 @@ class Sending:
         self._before = before
 
     def step(self, flags: int) -> int:
-        """Sends what the socket takes: FDP_DONE, FDP_LOOK, -EBUSY where another one comes first, or
-        a negative errno. After anything but FDP_DONE it may be called again, or given up."""
+        """Sends what the socket accepts: FDP_DONE, FDP_LOOK, -EBUSY if another is first, or a
+        negative errno. After anything but FDP_DONE it may be called again, or given up.
+        """
         if self._job is not None:
             return lib.fdp_send(self._outbox, self._job, flags)
         return lib.fdp_flush(self._outbox, flags) or _DONE
 
     def give_up(self, error: BaseException) -> bool:
-        """Ends it where it stands, and says so in error.progress. True where the receiver gets all
-        messages, because only time ran out for the rest of the last frame."""
+        """Ends it where it stands, and sets error.progress. True if the receiver gets all messages,
+        because only the rest of the last frame was not sent in time.
+        """
         done = self._count
         if self._job is not None:
             lib.fdp_abandon(self._outbox, self._job)
@@ -62,7 +64,7 @@ class Sending:
 
 
 def start_one(outbox: Any, payload: Buffer, fds: Iterable[int | HasFileno]) -> Sending | None:
-    """Sends one message without waiting. None where it has left, or else what is left to do."""
+    """Sends one message without waiting. None if it was sent, or else what is left to do."""
     listed: list[Any] = [*fds]
     if type(payload) is bytes:
         fd = listed[0] if len(listed) == 1 else _NO_FD
@@ -82,7 +84,7 @@ def start_many(
     fds: list[Any],
     start: Progress,
 ) -> Sending | None:
-    """The same for many messages, those from start on."""
+    """Sends many messages without waiting, beginning at start. None if they were sent."""
     before = 0
     if start is not NOTHING_SENT:
         before = _check_whole(start, len(payloads))
@@ -121,7 +123,7 @@ def _start(
 
 
 def _check_whole(start: Progress, count: int) -> int:
-    """The messages before start; ValueError for what no error.progress of the batch could be."""
+    """The number of messages before start; ValueError for what no error.progress can be."""
     messages, part = start
     if not 0 <= messages <= count or part != 0:
         raise ValueError(f"start is {start}, outside the {count} payloads or inside of one")
@@ -129,5 +131,5 @@ def _check_whole(start: Progress, count: int) -> int:
 
 
 def is_own(outbox: Any) -> bool:
-    """Whether this thread is it whose messages come first."""
+    """Whether it is this thread that is sending."""
     return bool(outbox.sender == threading.get_ident())

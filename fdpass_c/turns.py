@@ -1,4 +1,4 @@
-"""Who comes next at one direction of a Channel while a thread is inside the C core."""
+"""The order in which threads use one direction of a Channel."""
 
 import contextlib
 import threading
@@ -10,10 +10,10 @@ _AT_MOST = 0.05
 
 
 class Turns(deque[Any]):
-    """Threads that were told that another one is busy: a lock each, in the order they came."""
+    """Threads that wait while another is inside the C core: a lock each, in order of arrival."""
 
     def wait(self) -> None:
-        """Returns once it is worth another try."""
+        """Returns when it is worthwhile to try again."""
         # Looked up late: gevent replaces it, and a lock from before would stop all greenlets.
         lock = threading.Lock()
         lock.acquire()
@@ -24,6 +24,6 @@ class Turns(deque[Any]):
             self.remove(lock)
 
     def pass_on(self) -> None:
-        """Wakes who has waited longest."""
+        """Wakes the thread that has waited longest."""
         with contextlib.suppress(IndexError, RuntimeError):  # Gone, or woken already.
             self[0].release()

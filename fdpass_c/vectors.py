@@ -56,24 +56,32 @@ _check_types = _pack_each("0s")
 
 
 def writev(fd: int | HasFileno, buffers: Iterable[Buffer], offset: int | None = None) -> int:
-    """Writes all of buffers, one after the other; returns the number of bytes.
+    """Writes all of buffers, one after the other.
 
-    fd: a descriptor, a socket, a raw file, or another object whose fileno() is all of it,
-    borrowed. buffers: any number of bytes-like objects of any size, empty ones too. offset: where
-    in the file to write, leaving its position alone (man 2 pwritev); None writes at the position.
+    It goes on after short writes and signals until everything is written. If there is nothing to
+    write, it writes nothing. The bytes are one stretch of the stream or file, not one message: more
+    than 1024 buffers take several system calls. Small buffers are copied, at most 1 MiB at a time.
 
-    It goes on after short writes and signals until everything is written; where there is nothing
-    to write it writes nothing. A non-blocking descriptor that is full is a BlockingIOError; a
-    socket with a timeout waits that long in all, then TimeoutError. Every OSError says in its
-    attribute characters_written how many bytes were written before it; EFAULT is a mapping whose
-    file was cut.
+    Args:
+        fd: A descriptor, a socket, an unbuffered file, or another object whose bytes may be written
+            through its fileno(). The caller still owns it.
+        buffers: Any number of bytes-like objects of any size.
+        offset: Where in the file to write, without moving its position (man 2 pwritev). None writes
+            at the position.
 
-    TypeError for what has no buffer; among the first 1024 nothing is written then. TypeError too
-    for an fd that does more with its bytes than to write them: a TLS socket, a buffered, text or
-    compressed file, a multiprocessing Connection, a Channel. Flush it and pass its fileno().
+    Returns:
+        The number of bytes written, which is all of them.
 
-    What it writes is one stretch of bytes, not one message: it may take several system calls
-    where there are over 1024 buffers. Small buffers are copied, at most 1 MiB at a time.
+    Raises:
+        BlockingIOError: fd is in non-blocking mode and full.
+        TimeoutError: The socket's timeout is over; it applies to the whole call.
+        OSError: As for os.writev. EFAULT: a buffer is a mapping of a file that was cut. This and
+            the two above say in the attribute characters_written how many bytes were written
+            before.
+        TypeError: An element of buffers is not bytes-like; if it is among the first 1024, nothing
+            was written. Or fd must be written to through its own methods: a TLS socket, a buffered,
+            text or compressed file, a multiprocessing Connection, a Channel. For a file: flush it
+            and pass its fileno().
     """
     # With as little around the system call as can be. All else is _write_all's.
     if offset is None and type(fd) is int:
@@ -242,19 +250,25 @@ def _finish(
 
 
 def broadcast(fds: Iterable[int | HasFileno], buffers: Iterable[Buffer]) -> list[int | OSError]:
-    """Writes the same buffers to many descriptors, without waiting for any that is full.
+    """Writes the same buffers to many descriptors, and does not wait for those that are full.
 
-    fds: descriptors, sockets, raw files, or other objects whose fileno() is all of them, borrowed.
-    buffers: bytes-like objects.
+    No target disturbs the others, and no socket's timeout is waited for. A device may wait until a
+    signal comes. If there is nothing to write, nothing is written and each result is 0.
 
-    Returns one result for each of fds, in their order: the number of bytes that it took, fewer
-    than all where it filled up on the way, or the OSError that it gave: BlockingIOError where it
-    was full, BrokenPipeError where its peer had gone, EFAULT for a mapping whose file was cut. No
-    target disturbs the others, and no socket's timeout is waited for. A device may make it wait,
-    until a signal comes. Where there is nothing to write nothing is written, and each result is 0.
+    Args:
+        fds: Descriptors, sockets, unbuffered files, or other objects whose bytes may be written
+            through their fileno(). The caller still owns them.
+        buffers: Bytes-like objects.
 
-    TypeError for a wrong element of fds or buffers, before anything is written: also for an object
-    that does more with its bytes than to write them, as for writev.
+    Returns:
+        One result for each of fds, in their order. An int is the number of bytes that it accepted,
+            which is less than all if it filled up. An OSError is what happened to it,
+            BlockingIOError if it was full, BrokenPipeError if its peer has gone, EFAULT if a buffer
+            is a mapping of a file that was cut.
+
+    Raises:
+        TypeError: An element of fds or buffers has the wrong type, or must be written to through
+            its own methods, as for writev. Nothing was written.
     """
     targets: list[Any] = [*fds]
     if not {*map(type, targets)} <= _INT_ONLY:

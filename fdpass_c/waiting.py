@@ -1,4 +1,4 @@
-"""What happens after a system call said "not now": signals, timeouts, non-blocking sockets."""
+"""What happens after EAGAIN or EINTR: signals, timeouts, non-blocking sockets."""
 
 import errno
 import io
@@ -25,15 +25,16 @@ _WOULD_BLOCK = {errno.EAGAIN, errno.EWOULDBLOCK}
 
 
 class HasFileno(Protocol):
-    """A socket, a file, a pidfd holder: whatever has a descriptor to show."""
+    """A socket, a file or any other object that has a descriptor."""
 
     def fileno(self) -> int: ...
 
 
 def fileno(obj: int | HasFileno) -> int:
-    """The descriptor of an int, or of an object with __index__ or else with fileno().
+    """The descriptor of an int, of an object with __index__, or of one with fileno().
 
-    TypeError for anything else; what merely converts to int, a Decimal say, is no descriptor.
+    TypeError for anything else. An object that merely converts to int, such as a Decimal, is no
+    descriptor.
     """
     if isinstance(obj, int):
         return obj
@@ -52,10 +53,10 @@ def fileno(obj: int | HasFileno) -> int:
 
 
 def raw_fileno(obj: int | HasFileno) -> int:
-    """The descriptor of what one writes to or speaks over, which must be that and nothing more.
+    """The descriptor of an object that is written to or received from directly.
 
-    TypeError for an object whose bytes must go through itself, because it encrypts, frames,
-    compresses, encodes or buffers them: the text says what to pass instead.
+    TypeError for an object that encrypts, frames, compresses, encodes or buffers: its bytes must go
+    through its own methods. The message says what to pass instead.
     """
     kind = type(obj)
     if kind is socket.socket:
@@ -79,7 +80,7 @@ _LAYERS = {
 
 
 def _find_layer(obj: object) -> str | None:
-    """What an object does to the bytes that go through it; None where it does nothing."""
+    """What an object does to the bytes that go through it; None if it does nothing."""
     for name, reason in _LAYERS.items():
         if hasattr(obj, name):
             return reason
@@ -95,11 +96,11 @@ def _find_layer(obj: object) -> str | None:
 
 
 class Deadline:
-    """Waits as the socket's own timeout says, counted from the making of this object.
+    """Waits as the socket's own timeout says, counted from the creation of this object.
 
-    As in the standard library: None waits for ever, 0 never waits, anything else waits that many
-    seconds in all. The timeout is asked for anew at every wait, and so is the descriptor: a signal
-    handler may have changed or closed it. What is not a socket has no timeout of its own.
+    As in the standard library: None waits for ever, 0 never waits, anything else is a number of
+    seconds in all. The timeout and the descriptor are asked for again at every wait, because a
+    signal handler may have changed or closed them. What is not a socket has no timeout of its own.
     """
 
     def __init__(self, sock: int | HasFileno, event: int, flags: int = 0) -> None:
@@ -110,7 +111,10 @@ class Deadline:
         self._start = time.monotonic()
 
     def _left(self) -> float | None:
-        """Seconds, 0 where no time is left, None for ever."""
+        """Seconds that are left; None for ever.
+
+        BlockingIOError if the timeout is 0, TimeoutError if no time is left.
+        """
         timeout: float | None = self._sock.gettimeout()  # type: ignore[union-attr]
         if timeout is None:
             return None
@@ -122,7 +126,7 @@ class Deadline:
         return left
 
     def look(self) -> None:
-        """Raises TimeoutError or BlockingIOError where a call that goes on has to end."""
+        """Raises TimeoutError or BlockingIOError if a call that goes on has to end."""
         if not hasattr(self._sock, "gettimeout"):
             return
         self._left()
@@ -133,10 +137,10 @@ class Deadline:
         time.sleep(seconds if left is None else min(seconds, left))
 
     def handle(self, code: int) -> None:
-        """Returns when the call that failed with errno code is worth another try.
+        """Waits after a call failed with errno code, and returns if another try is worthwhile.
 
-        Raises BlockingIOError where the socket does not wait, TimeoutError("timed out") where it
-        waited long enough, and the OSError of any other errno.
+        BlockingIOError if the socket does not wait, TimeoutError("timed out") if it has waited long
+        enough, and the OSError of any other errno.
         """
         if code == errno.EINTR:
             # The handler has run by the time Python comes back here (PEP 475).
@@ -151,7 +155,7 @@ class Deadline:
 
 
 def _wait(fd: int, event: int, timeout: float | None) -> bool:
-    """Whether fd is ready in time. What waits is looked up late: gevent replaces it."""
+    """Whether fd is ready in time. select.poll is looked up here because gevent replaces it."""
     if hasattr(select, "poll"):
         poller = select.poll()
         poller.register(fd, event)
