@@ -604,6 +604,7 @@ def test_dropped(loop: str) -> None:
             async with Group(loop) as group:
                 group.start(send_later, left)
                 take(await right.recv())  # It has waited: the loop watches the descriptor.
+            await pause(loop)  # Else the loop's callback has not ended.
             with warnings.catch_warnings(record=True) as caught:
                 warnings.simplefilter("always")
                 del right
