@@ -246,6 +246,55 @@ def test_first_come_first_served(loop: str) -> None:
 
 
 @every_loop
+def test_cancelled_in_the_instant_of_its_turn(loop: str) -> None:
+    """A task that is cancelled when its turn has come, and before it runs, passes the turn on."""
+
+    async def test() -> None:
+        left, right = make_pair()
+        async with Group(loop) as group, left, right:
+
+            async def receive_and_cancel() -> None:
+                take(await right.recv())
+                second.cancel()
+
+            await group.started(receive_and_cancel)
+            second = await group.started(right.recv)
+            third = await group.started(right.recv)
+            await left.send(b"first")
+            await second.wait()
+            assert is_cancelled(second.error)
+            await left.send(b"second")
+            payload, fds = (await third.wait()).result
+            fds.close()
+            assert payload == b"second"
+
+    run(loop, test)
+
+
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="eager tasks came with Python 3.12")
+@asyncio_loops
+def test_eager_tasks(loop: str) -> None:
+    """Tasks that begin as they are made receive and send as others do."""
+
+    async def test() -> None:
+        factory: Any = getattr(asyncio, "eager_task_factory", None)
+        asyncio.get_running_loop().set_task_factory(factory)
+        left, right = make_pair(small=True)
+        async with Group(loop) as group, left, right:
+            receiving = [group.start(right.recv) for _ in range(2)]
+            await left.send_many([b"one", b"two"])
+            for task, expected in zip(receiving, [b"one", b"two"], strict=True):
+                payload, fds = (await task.wait()).result
+                fds.close()
+                assert payload == expected
+            sending = group.start(left.send, b"x" * 200_000)
+            assert len(take(await right.recv())[0]) == 200_000
+            assert (await sending.wait()).error is None
+
+    run(loop, test)
+
+
+@every_loop
 def test_turns_of_senders(loop: str) -> None:
     """Tasks that send large messages at once do not mix them."""
 
