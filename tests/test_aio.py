@@ -294,6 +294,24 @@ def test_eager_tasks(loop: str) -> None:
     run(loop, test)
 
 
+@asyncio_loops
+def test_what_a_cancellation_says(loop: str) -> None:
+    """The message of Task.cancel comes with the cancellation; anyio knows its own ones by it."""
+
+    async def test() -> None:
+        left, right = make_pair()
+        async with left, right:
+            task = asyncio.create_task(right.recv())
+            await asyncio.sleep(0.001)
+            task.cancel("on purpose")
+            with pytest.raises(asyncio.CancelledError) as caught:
+                await task
+            if sys.version_info >= (3, 11):
+                assert caught.value.args == ("on purpose",)
+
+    run(loop, test)
+
+
 @every_loop
 def test_turns_of_senders(loop: str) -> None:
     """Tasks that send large messages at once do not mix them."""
