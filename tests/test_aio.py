@@ -246,6 +246,73 @@ def test_first_come_first_served(loop: str) -> None:
 
 
 @every_loop
+def test_cancelled_in_the_instant_of_its_turn(loop: str) -> None:
+    """A task that is cancelled when its turn has come, and before it runs, passes the turn on."""
+
+    async def test() -> None:
+        left, right = make_pair()
+        async with Group(loop) as group, left, right:
+
+            async def receive_and_cancel() -> None:
+                take(await right.recv())
+                second.cancel()
+
+            await group.started(receive_and_cancel)
+            second = await group.started(right.recv)
+            third = await group.started(right.recv)
+            await left.send(b"first")
+            await second.wait()
+            assert is_cancelled(second.error)
+            await left.send(b"second")
+            payload, fds = (await third.wait()).result
+            fds.close()
+            assert payload == b"second"
+
+    run(loop, test)
+
+
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="eager tasks came with Python 3.12")
+@pytest.mark.parametrize("loop", ["asyncio", "debug"])  # uvloop 0.23 refuses the factory.
+def test_eager_tasks(loop: str) -> None:
+    """Tasks that begin as they are made receive and send as others do."""
+
+    async def test() -> None:
+        factory: Any = getattr(asyncio, "eager_task_factory", None)
+        asyncio.get_running_loop().set_task_factory(factory)
+        left, right = make_pair(small=True)
+        async with Group(loop) as group, left, right:
+            receiving = [group.start(right.recv) for _ in range(2)]
+            await left.send_many([b"one", b"two"])
+            for task, expected in zip(receiving, [b"one", b"two"], strict=True):
+                payload, fds = (await task.wait()).result
+                fds.close()
+                assert payload == expected
+            sending = group.start(left.send, b"x" * 200_000)
+            assert len(take(await right.recv())[0]) == 200_000
+            assert (await sending.wait()).error is None
+
+    run(loop, test)
+
+
+@asyncio_loops
+def test_what_a_cancellation_says(loop: str) -> None:
+    """The message of Task.cancel comes with the cancellation; anyio knows its own ones by it."""
+
+    async def test() -> None:
+        left, right = make_pair()
+        async with left, right:
+            task = asyncio.create_task(right.recv())
+            await asyncio.sleep(0.001)
+            task.cancel("on purpose")
+            with pytest.raises(asyncio.CancelledError) as caught:
+                await task
+            if sys.version_info >= (3, 11):
+                assert caught.value.args == ("on purpose",)
+
+    run(loop, test)
+
+
+@every_loop
 def test_turns_of_senders(loop: str) -> None:
     """Tasks that send large messages at once do not mix them."""
 
@@ -605,6 +672,7 @@ def test_dropped(loop: str) -> None:
             async with Group(loop) as group:
                 group.start(send_later, left)
                 take(await right.recv())  # It has waited: the loop watches the descriptor.
+            await pause(loop)  # Else the loop's callback has not ended.
             with warnings.catch_warnings(record=True) as caught:
                 warnings.simplefilter("always")
                 del right

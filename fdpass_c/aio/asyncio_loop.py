@@ -43,13 +43,13 @@ class _Waiting:
     a message takes there and back.
     """
 
-    __slots__ = ("_asyncio_future_blocking", "_context", "_is_cancelled", "_loop", "_resume")
+    __slots__ = ("_asyncio_future_blocking", "_cancelled", "_context", "_loop", "_resume")
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._asyncio_future_blocking = False
         self._loop = loop
         self._resume: Callable[[Any], object] | None = None
-        self._is_cancelled = False
+        self._cancelled: asyncio.CancelledError | None = None
 
     def __await__(self) -> Generator[Any, None, None]:
         self._asyncio_future_blocking = True
@@ -64,14 +64,17 @@ class _Waiting:
         self._resume = resume
         self._context = context
 
-    def cancel(self, msg: object = None) -> bool:  # noqa: ARG002
-        self._is_cancelled = True
+    def cancel(self, msg: object = None) -> bool:
+        self._cancelled = asyncio.CancelledError(*() if msg is None else (msg,))
         self.end_soon()
         return True
 
     def result(self) -> None:
-        if self._is_cancelled:
-            raise asyncio.CancelledError
+        if self._cancelled is not None:
+            try:
+                raise self._cancelled
+            finally:
+                self._cancelled = None  # Else the two would refer to each other.
 
     def end(self) -> None:
         """Resumes the task. For callbacks of the loop only, which no task has called."""
@@ -151,7 +154,8 @@ class AsyncioDirection(Direction["asyncio.Future[None]"]):
         if self._is_elsewhere():
             raise RuntimeError("closed in another thread than that of its event loop")
         self._forget()
-        if self._waiting is not None and not self._loop.is_closed():
+        is_ours = self._process is _process and not self._loop.is_closed()
+        if self._waiting is not None and is_ours:
             self._waiting.end_soon()
 
     def drop(self) -> None:
