@@ -562,10 +562,10 @@ class Channel(NotCopied):
             raise PeerClosedError("the peer closed the connection")
         if code == -errno.EMFILE:
             raise DescriptorTableFullError(inbox.needed, inbox.room)
-        if code == lib.FDP_LOOK:
-            deadline.look()
-        else:
+        if code != lib.FDP_LOOK:
             self._wait(code, deadline)
+        elif not self.pending:  # The last frame may have made a message whole.
+            deadline.look()
 
     def _raise_violation(self) -> NoReturn:
         inbox = self._inbox
