@@ -1002,6 +1002,8 @@ def test_keyboard_interrupt(loop: str) -> None:
         signal.raise_signal(signal.SIGINT)
 
     rng = random.Random(3)
+    # A suite in the background may have been started with SIGINT ignored.
+    sigint = signal.signal(signal.SIGINT, signal.default_int_handler)
     before = signal.signal(signal.SIGALRM, interrupt)
     try:
         with warnings.catch_warnings():
@@ -1016,6 +1018,7 @@ def test_keyboard_interrupt(loop: str) -> None:
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
+        signal.signal(signal.SIGINT, sigint)
 
 
 def is_interrupt(error: BaseException) -> bool:
