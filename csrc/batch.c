@@ -4,7 +4,7 @@
 
 /* Messages a system call, and what their control data may take of the stack. */
 #define CHUNK FDP_BATCH
-#define ARENA 8192
+#define ARENA 6144
 
 /* Messages a call of fdp_send_batch, so that a signal does not wait for a million of them. */
 #define LONGEST_CALL 1024

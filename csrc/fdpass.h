@@ -7,6 +7,7 @@
  *    owns what stands in ret_fds, and all of it is close-on-exec.
  *  - -EINTR is returned, not retried: the caller decides what a signal means. -EAGAIN likewise.
  *  - SIGPIPE is never raised; the call returns -EPIPE.
+ *  - It takes at most 16 KiB of the stack.
  *  - There is no global state and no allocation, so any thread may call anything.
  *
  * FDP_MAX_FDS is what Linux takes in one message (SCM_MAX_FD in the kernel's source).

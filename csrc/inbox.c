@@ -107,6 +107,8 @@ static ssize_t receive(struct fdp_inbox *inbox, size_t most, struct fdp_scratch 
             return fdp_describe(scratch);
         if (result <= 0)
             return result;
+        if (!may_close)
+            return FDP_LOOK; /* One receive is as long as the interpreter's lock may be kept. */
         /* What a message that is whole by now, or withdrawn, held is free for the next one. */
         count_held(inbox);
     }

@@ -5,8 +5,10 @@
 
 #define MAX_BODY (FDP_FRAME_SIZE - FDP_HEADER_SIZE)
 
-/* Frames a system call, and what their heads and control data may take of the stack. */
-#define CHUNK 32
+/* Frames a system call, calls before FDP_LOOK, and what heads and control data may take of the
+ * stack. */
+#define CHUNK 8
+#define MOST_CALLS 8
 #define HEADS (FDP_HEADER_SIZE + 6 * FDP_FRAME_MESSAGES)
 #define CONTROLS 4200
 
@@ -188,7 +190,7 @@ ssize_t fdp_send_frames(int sock, struct fdp_job *job, int flags) {
     struct chunk chunk;
     fdp_mute_sigpipe(sock);
     for (int calls = 0; job->at.message < job->count; calls++) {
-        if (calls == 2)
+        if (calls == MOST_CALLS)
             return FDP_LOOK;
         unsigned filled = fill_chunk(&chunk, job);
         int sent = fdp_sendmmsg(sock, chunk.headers, filled, flags | FDP_SEND_FLAGS);

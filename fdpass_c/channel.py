@@ -4,11 +4,12 @@ import contextlib
 import errno
 import os
 import socket
+import threading
 import warnings
 import weakref
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from functools import partial
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypedDict
 
 from fdpass_c._native import ffi, lib
 from fdpass_c.batches import NOTHING_SENT, Batch, Progress, read_messages
@@ -50,6 +51,8 @@ _LARGE = lib.FDP_LARGE
 _LENGTH = lib.FDP_MIXED_LENGTHS - 1
 _DONE = lib.FDP_DONE
 
+_NOTHING = os.strerror(errno.EAGAIN)
+
 _UNDECIDED = {lib.FDP_LOOK, -errno.EPROTO}
 
 _VIOLATIONS = {
@@ -67,6 +70,19 @@ _VIOLATIONS = {
 
 DEFAULT_MAX_PAYLOAD = 16 * 2**20
 DEFAULT_MAX_FDS = 65536
+
+
+class ChannelOptions(TypedDict, total=False):
+    """What Channel takes beside a socket, for those who pass it on."""
+
+    max_payload: int
+    max_fds: int
+    allow_uids: Collection[int] | None
+    receive_fds: bool
+
+
+# Seconds between two tries while too many are in flight: nothing tells when they are received.
+IN_FLIGHT_DELAY = 0.002
 
 _all: "weakref.WeakSet[Channel]" = weakref.WeakSet()
 
@@ -100,9 +116,15 @@ class Channel(NotCopied):
     received and not handed out, and ends the connection. Every later call raises the same
     ProtocolError.
 
+    wait_in_flight: False by default; may be set. If True, a send waits, as the timeout says, while
+    the user has as many descriptors in flight as the system allows (ETOOMANYREFS), and does not
+    fail. It continues after some were received.
+
     The descriptor table: messages that have arrived only in part hold at most half of the soft
     limit (RLIMIT_NOFILE), over all channels of the process together, and leave 64 places free.
     """
+
+    wait_in_flight: bool = False
 
     def __init__(
         self,
@@ -153,6 +175,7 @@ class Channel(NotCopied):
         self._outbox = outbox
         self._receivers = Turns()
         self._senders = Turns()
+        self._waiting: list[int] = []
         self._sock = sock
         _all.add(self)
 
@@ -321,6 +344,12 @@ class Channel(NotCopied):
         """For an event loop: begins what send_many does. Returns None if that is everything."""
         return start_many(self._outbox, payloads, fds, start)
 
+    def start_flushing(self) -> Sending | None:
+        """For an event loop: what flush has left to do. None where that is nothing."""
+        if self._inbox.violation:
+            self._raise_violation()
+        return Sending(self._outbox, None, 0) if self._outbox.unsent else None
+
     def _finish(self, sending: Sending | None) -> None:
         """Sends the rest, waits as the timeout says, and then lets the next thread send."""
         try:
@@ -353,9 +382,21 @@ class Channel(NotCopied):
             # What does not wait goes on: there may be room, and messages have an end.
             if self._sock.gettimeout() != 0:
                 deadline.look()
-        else:
+        elif result == -errno.ETOOMANYREFS and self.wait_in_flight:
             self.raise_failure()
-            deadline.handle(-result)
+            deadline.pause(IN_FLIGHT_DELAY)
+        else:
+            self._wait(result, deadline)
+
+    def _wait(self, code: int, deadline: Deadline) -> None:
+        """Returns where the call that failed with code is worth another try; close() wakes it."""
+        thread = threading.get_ident()
+        self._waiting.append(thread)
+        try:
+            self.raise_failure()
+            deadline.handle(-code)
+        finally:
+            self._waiting.remove(thread)
 
     def raise_failure(self) -> None:
         """After a failure: raises an exception if the channel is closed or its protocol broken."""
@@ -377,9 +418,9 @@ class Channel(NotCopied):
             TimeoutError: The channel's timeout is over.
             OSError: As for send.
         """
-        if self._inbox.violation:
-            self._raise_violation()
-        self._drive(Sending(self._outbox, None, 0))
+        sending = self.start_flushing()
+        if sending is not None:
+            self._drive(sending)
 
     def recv(self) -> tuple[bytes, Descriptors]:
         """Receives one message.
@@ -492,6 +533,9 @@ class Channel(NotCopied):
         Returns:
             What the last try returned.
         """
+        if code == -errno.EAGAIN and self._sock.gettimeout() == 0:
+            # As below, but an event loop's usual case.
+            raise BlockingIOError(errno.EAGAIN, _NOTHING)
         inbox = self._inbox
         deadline = Deadline(self._sock, READABLE)
         # What the first try could not do itself is no answer yet.
@@ -518,11 +562,10 @@ class Channel(NotCopied):
             raise PeerClosedError("the peer closed the connection")
         if code == -errno.EMFILE:
             raise DescriptorTableFullError(inbox.needed, inbox.room)
-        if code == lib.FDP_LOOK:
+        if code != lib.FDP_LOOK:
+            self._wait(code, deadline)
+        elif not self.pending:  # The last frame may have made a message whole.
             deadline.look()
-        else:
-            self.raise_failure()
-            deadline.handle(-code)
 
     def _raise_violation(self) -> NoReturn:
         inbox = self._inbox
@@ -539,6 +582,13 @@ class Channel(NotCopied):
             except PeerClosedError:
                 return
             yield message
+
+    def has_room(self) -> bool:
+        """After DescriptorTableFullError: whether there may be room for that message now. It does
+        not look at the messages of other channels that are not whole."""
+        self.raise_failure()
+        room = lib.fdp_count_room()
+        return room < 0 or bool(room >= self._inbox.needed)
 
     @property
     def pending(self) -> int:
@@ -601,15 +651,18 @@ class Channel(NotCopied):
                 handed out, or what unsent counts. Nothing has changed.
             OSError: EBADF: the channel is closed.
         """
-        if self.closed:
-            raise_oserror(errno.EBADF, "the channel is closed")
-        inbox = self._inbox
-        if inbox.store != ffi.NULL or inbox.large.is_open or self._outbox.unsent:
-            raise ValueError("more is to be received, or flushed: it would be lost")
+        self.check_empty()
         sock = self._sock
         self._sock = sock.dup()
         self.close()
         return sock
+
+    def check_empty(self) -> None:
+        """Raises as detach where it would lose something, or the channel is closed."""
+        self.raise_failure()
+        inbox = self._inbox
+        if inbox.store != ffi.NULL or inbox.large.is_open or self._outbox.unsent:
+            raise ValueError("more is to be received, or flushed: it would be lost")
 
     def close(self) -> None:
         """Closes the socket and every descriptor that was received and not handed out.
@@ -621,6 +674,11 @@ class Channel(NotCopied):
             self._receivers.wait()
         while lib.fdp_close_outbox(self._outbox) < 0:
             self._senders.wait()
+        # This thread, where a handler closes what it has interrupted, finds out by itself.
+        while {*self._waiting} - {threading.get_ident()}:
+            with contextlib.suppress(OSError):
+                self._sock.shutdown(socket.SHUT_RDWR)
+            self._receivers.wait()
         self._sock.close()
 
     def __enter__(self) -> "Channel":
@@ -649,8 +707,10 @@ def refuse_fds(sock: socket.socket) -> None:
 
 
 def _after_fork() -> None:
+    thread = threading.get_ident()
     for channel in [*_all]:
         lib.fdp_free_after_fork(channel._inbox, channel._outbox)
+        channel._waiting = [each for each in channel._waiting if each == thread]
 
 
 os.register_at_fork(after_in_child=_after_fork)

@@ -10,9 +10,13 @@ from functools import partial
 from typing import IO, Any, overload
 
 try:
-    import tracemalloc
+    # The module around it takes a third of this package's time to import.
+    from _tracemalloc import is_tracing
 except ImportError:  # PyPy
-    tracemalloc = None  # type: ignore[assignment]
+
+    def is_tracing() -> bool:
+        return False
+
 
 from fdpass_c._native import ffi, lib
 from fdpass_c.errors import NotCopied
@@ -96,9 +100,7 @@ def _warn(memory: Any) -> None:
         return
     fds = ffi.unpack(memory.fds, memory.count)
     if fds.count(_TAKEN) < len(fds):
-        tracing = tracemalloc is not None and tracemalloc.is_tracing()
-        origin = tracemalloc.get_object_traceback(memory) if tracing else None
-        where = "\n".join(["", "received at:", *origin.format()]) if origin else ""
+        where = _tell_where(memory) if is_tracing() else ""
         _drop(memory)  # First: the warning may be made an error, whose traceback keeps memory.
         warnings.warn(
             f"unclosed <Descriptors [{_show(fds)}]>{where}",
@@ -108,7 +110,11 @@ def _warn(memory: Any) -> None:
         )
 
 
-is_tracing = (lambda: False) if tracemalloc is None else tracemalloc.is_tracing
+def _tell_where(memory: Any) -> str:
+    import tracemalloc
+
+    origin = tracemalloc.get_object_traceback(memory)
+    return "\n".join(["", "received at:", *origin.format()]) if origin else ""
 
 
 def get_memory(spare: list[Any], capacity: int) -> Any:

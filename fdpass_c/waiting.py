@@ -131,6 +131,11 @@ class Deadline:
             return
         self._left()
 
+    def pause(self, seconds: float) -> None:
+        """Waits where nothing tells when another try is worth it. Raises as look()."""
+        left = self._left()
+        time.sleep(seconds if left is None else min(seconds, left))
+
     def handle(self, code: int) -> None:
         """Waits after a call failed with errno code, and returns if another try is worthwhile.
 

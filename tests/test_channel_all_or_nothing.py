@@ -128,6 +128,36 @@ def test_too_many_in_flight(stream: Pair) -> None:
 
 
 @pytest.mark.thread_unsafe
+@linux_only
+def test_waits_while_too_many_are_in_flight(stream: Pair) -> None:
+    """Where it is told to, a send goes on as the receiver takes; or its time runs out."""
+
+    def child() -> None:
+        become_nobody()
+        with table_of(512), Channel(stream[0]) as sender:
+            sender.wait_in_flight = True
+            sender.send(b"large", [0] * 2000)
+            sender.settimeout(0.05)
+            with pytest.raises(TimeoutError):
+                sender.send(b"nobody takes it", [0] * 2000)
+            sender.setblocking(False)
+            with pytest.raises(BlockingIOError):
+                sender.send(b"nobody takes it", [0] * 2000)
+
+    with table_of(4500), Channel(stream[1]) as receiver:
+        received = []
+
+        def receive() -> None:
+            payload, owner = receiver.recv()
+            with owner:
+                received.append((payload, len(owner)))
+
+        with beside(receive):
+            run_in_child(child)
+        assert received == [(b"large", 2000)]
+
+
+@pytest.mark.thread_unsafe
 @pytest.mark.parametrize("count", [0, 2000], ids=["bytes", "descriptors"])
 def test_the_sender_is_killed_in_the_middle(count: int, file: int, stream: Pair) -> None:
     """A sender killed inside a large message: ProtocolError, and no descriptor stays."""

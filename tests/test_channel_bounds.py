@@ -4,6 +4,7 @@ import array
 import contextlib
 import itertools
 import os
+import select
 import signal
 import socket
 import threading
@@ -16,7 +17,13 @@ from typing import Any
 import pytest
 
 import fdpass_c
-from fdpass_c import Channel, DescriptorTableFullError, PeerClosedError, ProtocolError
+from fdpass_c import (
+    Channel,
+    Descriptors,
+    DescriptorTableFullError,
+    PeerClosedError,
+    ProtocolError,
+)
 from support.channels import channels, raw_pair
 from support.descriptors import identities, open_unique, repeat
 from support.frames import NEXT, WITHDRAWN, first, one, pack
@@ -453,7 +460,7 @@ WAYS = {
 }
 
 
-@pytest.mark.parametrize("size", [1, 20, 250, 1000, 1990, 5000, 30_000, 70_000])
+@pytest.mark.parametrize("size", [1, 250, 1990, 70_000])
 @pytest.mark.parametrize("way", WAYS)
 def test_sent_in_part(way: str, size: int, file: int) -> None:
     """Whatever the buffer takes only in part: what counts as sent arrives whole, and no other."""
@@ -492,3 +499,25 @@ def test_what_fits_leaves_at_once(send: str, file: int) -> None:
         else:
             sender.send_many([array.array("B", b"x")] * 300)
             assert [receiver.recv()[0] for _ in range(300)] == [b"x"] * 300
+
+
+@pytest.mark.parametrize("pieces", [62, 63, 64, 65, 127, 128, 129])
+def test_whole_at_the_last_frame_of_a_look(pieces: int) -> None:
+    """A message that becomes whole where a call looks up is handed out by that call."""
+    with raw_pair() as (peer, receiver):
+        receiver.setblocking(False)
+        frames = [first(pieces, 0, b"x", 0), *[pack(NEXT, 0, 0, 0, b"x")] * (pieces - 1)]
+        peer.sendall(b"".join(frames))
+        payload, owner = receive_within(receiver, 5)
+        with owner:
+            assert payload == b"x" * pieces
+
+
+def receive_within(channel: Channel, tries: int) -> tuple[bytes, Descriptors]:
+    """The message that a selector's loop gets: after a refusal it asks again if bytes are there."""
+    for _ in range(tries):
+        try:
+            return channel.recv()
+        except BlockingIOError:
+            assert select.select([channel], [], [], 0)[0], "nothing tells of what is here"
+    raise AssertionError("never")

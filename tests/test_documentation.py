@@ -15,6 +15,7 @@ from typing import NamedTuple
 import pytest
 
 import fdpass_c
+import fdpass_c.aio
 import fdpass_c.pool
 from support.processes import FDPASS, Program
 from support.server import Server
@@ -70,7 +71,7 @@ def find_blocks(language: str) -> list[Block]:
 
 
 def is_server(block: Block) -> bool:
-    return ".serve(" in block.text
+    return "Pool(" in block.text and ".serve(" in block.text
 
 
 def named(blocks: list[Block]) -> list[object]:
@@ -221,7 +222,13 @@ def test_commands(line: str, tmp_path: Path) -> None:
 def test_finds_them() -> None:
     """Neither a page nor a kind of block went unseen."""
     names = {str(block.page.relative_to(ROOT)) for block in PYTHON}
-    assert names >= {"README.md", "docs/pool.md", "docs/why.md", "docs/how-to/memory.md"}
+    assert names >= {
+        "README.md",
+        "docs/asyncio.md",
+        "docs/pool.md",
+        "docs/why.md",
+        "docs/how-to/memory.md",
+    }
     assert LINES
     text = "".join(page.read_text() for page in PAGES)
     assert text.count("\n```") == 2 * len(find_blocks("")) + 2 * count_outputs()
@@ -231,7 +238,9 @@ def count_outputs() -> int:
     return sum(block.output is not None for block in find_blocks(""))
 
 
-@pytest.mark.parametrize("module", [fdpass_c, fdpass_c.pool], ids=["fdpass_c", "fdpass_c.pool"])
+@pytest.mark.parametrize(
+    "module", [fdpass_c, fdpass_c.aio, fdpass_c.pool], ids=["package", "aio", "pool"]
+)
 def test_reference_is_complete(module: ModuleType) -> None:
     """The reference has every public name, once."""
     pages = "".join(page.read_text() for page in (ROOT / "docs" / "reference").iterdir())

@@ -57,9 +57,7 @@ def views(mapping: mmap.mmap, left: int) -> dict[str, Any]:
         "mapping": mapping,
         "a little of what is gone": whole[left + 10 : left + 110],
         "around the cut": whole[max(left - 100, 0) : left + 100],
-        "long before the cut": whole[max(left - 50_000, 0) : left + 100],
         "its last byte gone": whole[: left + 1],
-        "items": whole.cast("d"),
     }
 
 
@@ -67,14 +65,12 @@ NAMES = [
     "mapping",
     "a little of what is gone",
     "around the cut",
-    "long before the cut",
     "its last byte gone",
-    "items",
 ]
 
 by_name = pytest.mark.parametrize("name", NAMES)
-by_cut = pytest.mark.parametrize("left", [0, PAGE, 15 * PAGE, TOTAL - PAGE])
-by_timeout = pytest.mark.parametrize("timeout", [None, 1000, 0])
+by_cut = pytest.mark.parametrize("left", [0, 15 * PAGE])
+by_timeout = pytest.mark.parametrize("timeout", [None, 0])
 EFAULT = os.strerror(errno.EFAULT)
 
 PLAIN: dict[str, Callable[[socket.socket, Any, int], Any]] = {

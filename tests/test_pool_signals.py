@@ -133,8 +133,10 @@ def test_successors_come_first(max_requests: str, tmp_path: Path) -> None:
         gate.touch()
         for _ in range(40):
             assert int(server.ask()) in old
-        status = server.status()
-        assert sorted(worker.state for worker in status.workers) == ["FREE", "FREE", "STARTING"]
+        # The client knows of its last answer before the master does.
+        while "BUSY" in (states := [worker.state for worker in server.status().workers]):
+            pass
+        assert sorted(states) == ["FREE", "FREE", "STARTING"]
         gate.unlink()
         while {*server.settled(2).pids} & {*old}:
             pass
@@ -200,7 +202,8 @@ def test_reload_under_load() -> None:
 def test_max_requests(handler: str, capacity: str) -> None:
     """A worker is replaced after so many connections, and none is lost by it.
 
-    It serves on until its successor is ready, so how many there are depends on how fast they start.
+    It serves on until its successor is ready, so which of them reach the number, and how often,
+    depends on how fast those start.
     """
     with Server(handler, "--workers", "2", "--capacity", capacity, "--max-requests", "5") as server:
         for _ in range(5):
@@ -213,7 +216,7 @@ def test_max_requests(handler: str, capacity: str) -> None:
             pass
         status = server.settled(2)
         assert (status.handled, status.lost) == (50, 0)
-        assert all(worker.restarts for worker in status.workers)
+        assert any(worker.restarts for worker in status.workers)
         assert server.stop() == 0
 
 

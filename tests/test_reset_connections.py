@@ -18,7 +18,7 @@ from support.tables import limit_table
 
 pytestmark = linux_only
 
-TIMEOUTS = pytest.mark.parametrize("timeout", [None, 1000, 0])
+TIMEOUTS = pytest.mark.parametrize("timeout", [1000, 0])
 
 
 @pytest.fixture(params=["stream", "seqpacket"])
@@ -39,8 +39,8 @@ def reset(pair: Pair, fds: list[int], timeout: float | None) -> list[Message]:
 
 
 @TIMEOUTS
-@pytest.mark.parametrize("most", [1, 2, 64, 1000])
-@pytest.mark.parametrize("count", [0, 1, 3, 64, 150])
+@pytest.mark.parametrize("most", [1, 1000])
+@pytest.mark.parametrize("count", [0, 3, 150])
 def test_recv_many(
     count: int, most: int, timeout: float | None, connection: Pair, make_files: MakeFiles
 ) -> None:
@@ -81,7 +81,7 @@ def receive_fds(sock: socket.socket) -> Message:
 
 @TIMEOUTS
 @pytest.mark.parametrize("receive", [receive_fd, receive_fds])
-@pytest.mark.parametrize("count", [0, 1, 5])
+@pytest.mark.parametrize("count", [0, 5])
 def test_one_at_a_time(
     count: int,
     receive: Callable[[socket.socket], Message],

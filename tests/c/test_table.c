@@ -123,9 +123,9 @@ static void test_full_large(void) {
         free_place(&table);
     /* Room for the first piece and the 64 that stay free, but not for the others. */
     for (int again = 0; again < 2; again++)
-        CHECK(receive(ends, 1) == -EMFILE && ends->inbox.needed == 30);
+        CHECK(receive(ends, 1) == -EMFILE && ends->inbox.needed == 40);
     send_raw(ends->left, bytes, put_piece(bytes, FDP_NEXT, 30, 2, 0, 0), 30);
-    CHECK(receive(ends, 1) == -EMFILE && ends->inbox.needed == 30);
+    CHECK(receive(ends, 1) == -EMFILE && ends->inbox.needed == 40);
     for (int i = 0; i < 25; i++)
         free_place(&table);
     ssize_t result = receive(ends, 1);
