@@ -144,13 +144,17 @@ class Channel(NotCopied):
     def pair(cls, **options: Any) -> tuple["Channel", "Channel"]:
         """Two connected channels, for a child process or a thread. options: as for Channel."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        made: list[Channel] = []
         try:
-            channels = cls(ours, **options), cls(theirs, **options)
+            made.append(cls(ours, **options))
+            made.append(cls(theirs, **options))
         except BaseException:
+            for channel in made:
+                channel.close()
             ours.close()
             theirs.close()
             raise
-        return channels
+        return made[0], made[1]
 
     @classmethod
     def connect(
