@@ -207,13 +207,17 @@ class Channel(NotCopied):
             allow_uids=allow_uids,
             receive_fds=receive_fds,
         )
+        made: list[Channel] = []
         try:
-            channels = make(ours), make(theirs)
+            made.append(make(ours))
+            made.append(make(theirs))
         except BaseException:
+            for channel in made:
+                channel.close()
             ours.close()
             theirs.close()
             raise
-        return channels
+        return made[0], made[1]
 
     @classmethod
     def connect(
