@@ -61,6 +61,15 @@ def threads(session: nox.Session) -> None:
 
 
 @nox.session
+def faults(session: nox.Session) -> None:
+    """Every system call of every operation fails, with each errno, or is cut short; counts."""
+    install(session, "test")
+    session.install("-e", ".", env=STRICT)
+    session.chdir("tests")
+    session.run("python", "-m", "faults", *session.posargs)
+
+
+@nox.session
 def coverage(session: nox.Session) -> None:
     """How much of the Python, and of the C core, the suite reaches; less than the gate fails."""
     install(session, "package", "coverage", "peers")

@@ -51,22 +51,26 @@ static ssize_t take(struct fdp_inbox *inbox, struct iovec *iov, size_t iov_count
 }
 
 /* Reads the bytes again that a peek has brought, without their control data: that frees the
- * kernel's own hold on the descriptors, of which this process now has its copies. */
+ * kernel's own hold on the descriptors, of which this process now has its copies. -EPROTO: another
+ * process reads here too, and was faster.  Another negative errno: all is queued as before. */
 static int discard(struct fdp_inbox *inbox, unsigned char *bytes, size_t size) {
-    while (size > 0) {
-        ssize_t gone = recv(inbox->sock, bytes, size, MSG_DONTWAIT);
-        if (gone == 0)
-            return -EPROTO; /* Another process reads here too, and was faster. */
-        if (gone < 0 && errno == ECONNRESET)
+    for (size_t done = 0; done < size;) {
+        ssize_t gone = recv(inbox->sock, bytes + done, size - done, MSG_DONTWAIT);
+        if (gone > 0)
+            done += (size_t)gone;
+        else if (gone < 0 && errno == ECONNRESET)
             inbox->was_reset = 1;
-        else if (gone < 0 && errno != EINTR)
+        else if (gone == 0 || (done > 0 && errno != EINTR))
+            return -EPROTO;
+        else if (errno != EINTR)
             return -errno;
-        if (gone > 0) {
-            bytes += gone;
-            size -= (size_t)gone;
-        }
     }
     return 0;
+}
+
+static void drop_peeked(struct fdp_arrived *arrived) {
+    fdp_close_fds(arrived->fds, arrived->fd_count);
+    arrived->fd_count = 0;
 }
 
 static ssize_t refuse(struct fdp_inbox *inbox, uint64_t needed, ssize_t room) {
@@ -103,14 +107,16 @@ static ssize_t take_by_peek(struct fdp_inbox *inbox, unsigned char *target, size
     int is_held = received > 0 && !is_begun && ret_arrived->fd_count > 0 &&
                   !fdp_may_hold(ret_arrived->fd_count, fdp_count_room());
     if (inbox->accept_fds && (lost || is_held)) {
-        fdp_close_fds(ret_arrived->fds, ret_arrived->fd_count);
-        ret_arrived->fd_count = 0;
+        drop_peeked(ret_arrived);
         return refuse(inbox, needed > 0 ? needed : 1, fdp_count_room());
     }
     received = check(inbox, received, lost, ret_arrived);
-    if (received > 0 && discard(inbox, target, (size_t)received) < 0)
+    int error = received > 0 ? discard(inbox, target, (size_t)received) : 0;
+    if (error == -EPROTO)
         return fdp_violate(inbox, FDP_TORN);
-    return received;
+    if (error < 0)
+        drop_peeked(ret_arrived);
+    return error < 0 ? error : received;
 }
 
 /* The frame at the front alone, after a look at its header, which takes nothing. */

@@ -73,7 +73,7 @@ DEFAULT_MAX_FDS = 65536
 
 
 class ChannelOptions(TypedDict, total=False):
-    """What Channel takes beside a socket, for those who pass it on."""
+    """The options of Channel, for those who pass them on."""
 
     max_payload: int
     max_fds: int
@@ -116,15 +116,13 @@ class Channel(NotCopied):
     received and not handed out, and ends the connection. Every later call raises the same
     ProtocolError.
 
-    wait_in_flight: False by default; may be set. If True, a send waits, as the timeout says, while
-    the user has as many descriptors in flight as the system allows (ETOOMANYREFS), and does not
-    fail. It continues after some were received.
-
     The descriptor table: messages that have arrived only in part hold at most half of the soft
     limit (RLIMIT_NOFILE), over all channels of the process together, and leave 64 places free.
     """
 
     wait_in_flight: bool = False
+    """Whether a send waits, as the timeout says, while the user has as many descriptors in flight as
+    the system allows. If not, it fails with ETOOMANYREFS. May be set."""
 
     def __init__(
         self,
@@ -207,13 +205,17 @@ class Channel(NotCopied):
             allow_uids=allow_uids,
             receive_fds=receive_fds,
         )
+        made: list[Channel] = []
         try:
-            channels = make(ours), make(theirs)
+            made.append(make(ours))
+            made.append(make(theirs))
         except BaseException:
+            for channel in made:
+                channel.close()
             ours.close()
             theirs.close()
             raise
-        return channels
+        return made[0], made[1]
 
     @classmethod
     def connect(
@@ -345,7 +347,7 @@ class Channel(NotCopied):
         return start_many(self._outbox, payloads, fds, start)
 
     def start_flushing(self) -> Sending | None:
-        """For an event loop: what flush has left to do. None where that is nothing."""
+        """For an event loop: begins what flush does. Returns None if there is nothing to send."""
         if self._inbox.violation:
             self._raise_violation()
         return Sending(self._outbox, None, 0) if self._outbox.unsent else None
@@ -389,7 +391,7 @@ class Channel(NotCopied):
             self._wait(result, deadline)
 
     def _wait(self, code: int, deadline: Deadline) -> None:
-        """Returns where the call that failed with code is worth another try; close() wakes it."""
+        """Waits after a failure with code, until another try is worthwhile or close() wakes it."""
         thread = threading.get_ident()
         self._waiting.append(thread)
         try:
@@ -584,8 +586,10 @@ class Channel(NotCopied):
             yield message
 
     def has_room(self) -> bool:
-        """After DescriptorTableFullError: whether there may be room for that message now. It does
-        not look at the messages of other channels that are not whole."""
+        """After DescriptorTableFullError: whether there may be room for that message now.
+
+        This does not look at the incomplete messages of other channels.
+        """
         self.raise_failure()
         room = lib.fdp_count_room()
         return room < 0 or bool(room >= self._inbox.needed)
@@ -658,7 +662,7 @@ class Channel(NotCopied):
         return sock
 
     def check_empty(self) -> None:
-        """Raises as detach where it would lose something, or the channel is closed."""
+        """Raises the exceptions of detach."""
         self.raise_failure()
         inbox = self._inbox
         if inbox.store != ffi.NULL or inbox.large.is_open or self._outbox.unsent:

@@ -132,7 +132,7 @@ class Deadline:
         self._left()
 
     def pause(self, seconds: float) -> None:
-        """Waits where nothing tells when another try is worth it. Raises as look()."""
+        """Waits a moment, if no event reports that another try is worthwhile. Raises as look()."""
         left = self._left()
         time.sleep(seconds if left is None else min(seconds, left))
 

@@ -1,6 +1,6 @@
-"""The same under an event loop: asyncio's, uvloop's or trio's, whichever runs.
+"""The same under an event loop: asyncio, uvloop or trio, whichever is running.
 
-Names, meanings, errors and limits are those of fdpass_c; what waits there is awaited here.
+Names, meanings, errors and limits are those of fdpass_c. What waits there is awaited here.
 """
 
 from fdpass_c.aio.channel import Channel

@@ -42,22 +42,25 @@ _LOOK_AGAIN = 0.1
 class Channel(NotCopied):
     """Passes whole messages, each a payload and descriptors, over a connected Unix socket.
 
-    As fdpass_c.Channel, and the two understand each other: names, meanings, errors and limits are
-    the same, but nothing times out by itself: asyncio.timeout and trio.fail_after do that. An async
-    context manager, whose exit sends what is unsent unless an exception leaves the block, and then
-    closes; and an async iterator over (payload, fds) until the peer closes.
+    The same as fdpass_c.Channel, and the two understand each other: names, meanings, errors and
+    limits are the same. But nothing has a timeout of its own: use asyncio.timeout or
+    trio.fail_after. An async context manager: its exit sends what is unsent, unless an exception
+    leaves the block, and then closes. An async iterator over (payload, fds) until the peer closes.
 
-    It belongs to the event loop that runs when it is made: RuntimeError without one and in another.
+    A channel belongs to the event loop that is running when it is made. Without one, and in another
+    one, its methods raise a RuntimeError.
 
-    Tasks: one may send while another receives. Several may send, or receive: they take turns, first
-    come first served.
+    Tasks: one may send while another receives. If several send, or several receive, they take turns
+    in the order of their calls.
 
-    Cancellation loses nothing. A receive has taken nothing. A send has sent what error.progress
-    counts, and nothing else: a frame that is begun counts, and its rest goes with the next send,
-    with flush() or at the end of the block; a large message that is not whole is withdrawn.
+    Cancellation loses nothing. A cancelled receive has taken nothing. A cancelled send has sent
+    what error.progress counts, and nothing else. A frame that was begun counts as sent, and its
+    rest goes with the next send, with flush(), or at the end of the block. A large message that is
+    not complete is withdrawn.
 
-    Fairness: of 32 calls in a loop at least one lets it turn, before it takes or sends anything.
-    Asyncio delivers a cancellation where a call waits or lets the loop turn, trio at every call.
+    Fairness: at least one of 32 calls in a row lets the loop run other tasks, before it takes or
+    sends anything. asyncio delivers a cancellation where a call waits or lets other tasks run, trio
+    at every call.
     """
 
     def __init__(
@@ -65,7 +68,18 @@ class Channel(NotCopied):
         sock: socket.socket,
         **options: "Unpack[ChannelOptions]",
     ) -> None:
-        """Takes ownership of sock, which becomes non-blocking. Options and errors: as blocking."""
+        """Takes ownership of sock, which becomes non-blocking.
+
+        Args:
+            sock: As for fdpass_c.Channel.
+            **options: max_payload, max_fds, allow_uids and receive_fds, as for fdpass_c.Channel.
+
+        Raises:
+            RuntimeError: No event loop is running.
+            TypeError: As for fdpass_c.Channel.
+            ValueError: As for fdpass_c.Channel.
+            OSError: As for fdpass_c.Channel.
+        """
         running()
         self._take_over(fdpass_c.Channel(sock, **options))
 
@@ -80,7 +94,15 @@ class Channel(NotCopied):
 
     @classmethod
     def adopt(cls, channel: fdpass_c.Channel) -> "Channel":
-        """A channel of the running loop from a blocking one, which must not be used any more."""
+        """Makes a channel of the running loop from a blocking one, which must not be used any more.
+
+        Args:
+            channel: The blocking channel. Messages that it has received and not handed out are
+                kept.
+
+        Raises:
+            RuntimeError: No event loop is running.
+        """
         running()
         adopted = cls.__new__(cls)
         adopted._take_over(channel)
@@ -88,17 +110,34 @@ class Channel(NotCopied):
 
     @classmethod
     def pair(cls, **options: "Unpack[ChannelOptions]") -> tuple["Channel", "Channel"]:
-        """Two connected channels, both of the running loop. options: as for Channel."""
+        """Makes two connected channels of the running loop.
+
+        Args:
+            **options: As for Channel, for both.
+
+        Returns:
+            Two channels, which the caller owns and closes.
+        """
         running()
         ours, theirs = fdpass_c.Channel.pair(**options)
         return cls.adopt(ours), cls.adopt(theirs)
 
     @classmethod
     async def connect(cls, path: Path, **options: "Unpack[ChannelOptions]") -> "Channel":
-        """A channel to whoever listens at path; a leading NUL means Linux's abstract namespace.
+        """Connects to a Listener.
 
-        Waits for a place in a full backlog, asking again after growing delays. options: as for
-        Channel. Errors as blocking.
+        A full backlog is waited for, with growing delays between attempts.
+
+        Args:
+            path: The path of the socket file, or a name in Linux's abstract namespace: a NUL
+                followed by the name.
+            **options: As for Channel.
+
+        Returns:
+            The channel, which the caller owns and closes.
+
+        Raises:
+            OSError: As for fdpass_c.Channel.connect.
         """
         _, loop = running()
         delay = _FIRST_DELAY
@@ -117,14 +156,20 @@ class Channel(NotCopied):
             raise
 
     async def send(self, payload: Buffer, fds: Iterable[int | HasFileno] = ()) -> None:
-        """Sends one message: payload, bytes-like, may be empty; any number of descriptors.
+        """Sends one message. It waits while the socket's buffer is full.
 
-        fds: ints or objects with fileno(), borrowed: they, and payload, must stay as they are until
-        the await has returned. Errors as blocking; none for a full buffer, which it waits for.
+        After a cancellation or any other exception, error.progress.messages is 1 if the receiver
+        gets the message, which is so if only the rest of a begun frame was left. Otherwise it gets
+        nothing of it.
 
-        Cancelled, or after any other exception: the receiver gets the message if
-        error.progress.messages is 1, as where only the rest of a begun frame was left, and
-        otherwise nothing of it.
+        Args:
+            payload: Bytes-like, and may be empty. It must not change until the await returns.
+            fds: Any number of ints or objects with fileno(). The caller still owns them, and they
+                must stay open until the await returns.
+
+        Raises:
+            OSError: As for fdpass_c.Channel.send.
+            ProtocolError: As for fdpass_c.Channel.send.
         """
         if self._writing.is_free():
             sending = self._channel.start_sending(payload, fds)
@@ -141,10 +186,20 @@ class Channel(NotCopied):
         *,
         start: Progress = NOTHING_SENT,
     ) -> int:
-        """Sends many messages, packed into as few as the kernel allows; returns len(payloads).
+        """Sends many messages, packed into few frames: see fdpass_c.Channel.send_many.
 
-        All as blocking; payloads and fds must stay as they are until the await has returned.
-        Errors as for send; error.progress.messages says how many messages the receiver gets.
+        Args:
+            payloads: One bytes-like object per message. They must not change until the await
+                returns.
+            fds: As for fdpass_c.Channel.send_many. They must stay open until the await returns.
+            start: As for fdpass_c.Channel.send_many.
+
+        Returns:
+            The number of messages, which is len(payloads).
+
+        Raises:
+            OSError: As for send. error.progress.messages says how many messages the receiver gets.
+            ProtocolError: As for send.
         """
         data = [*payloads]
         if self._writing.is_free():
@@ -178,7 +233,7 @@ class Channel(NotCopied):
             await self._finish(sending)
 
     async def _finish(self, sending: Sending) -> None:
-        """Sends what is left, in the turn of its own that this ends."""
+        """Sends the rest, and then ends the turn of this task."""
         try:
             while (result := sending.step(socket.MSG_DONTWAIT)) != _DONE:
                 if result == -errno.EAGAIN:
@@ -198,7 +253,7 @@ class Channel(NotCopied):
 
     @property
     def wait_in_flight(self) -> bool:
-        """As blocking: whether sends wait while too many descriptors are in flight; may be set."""
+        """Whether a send waits while the user has too many descriptors in flight. May be set."""
         return self._channel.wait_in_flight
 
     @wait_in_flight.setter
@@ -207,13 +262,22 @@ class Channel(NotCopied):
 
     @property
     def unsent(self) -> int:
-        """How many bytes of a frame that is begun wait for the next send, or for flush()."""
+        """How many bytes of a begun frame wait for the next send, or for flush()."""
         return self._channel.unsent
 
     async def recv(self) -> tuple[bytes, Descriptors]:
-        """Receives one message: its payload and the owner of its descriptors, perhaps of none.
+        """Receives one message.
 
-        Errors as blocking. After DescriptorTableFullError, wait_for_room() waits for places.
+        Returns:
+            A tuple (payload, fds) of bytes and the Descriptors that own what came with them,
+                possibly none. The caller closes it.
+
+        Raises:
+            DescriptorTableFullError: There is no room for the descriptors of the next message,
+                which stays queued. wait_for_room() waits for room.
+            PeerClosedError: As for fdpass_c.Channel.recv.
+            ProtocolError: As for fdpass_c.Channel.recv.
+            OSError: As for fdpass_c.Channel.recv.
         """
         channel = self._channel
         tries = self._reading.is_free() and (not self._vain or channel.pending)
@@ -225,8 +289,16 @@ class Channel(NotCopied):
         return await self._receive(channel.recv, tries)
 
     async def recv_many(self, max_messages: int = 253) -> Batch:
-        """Receives at least one message, and with it those that came in the same frame or are
-        already here, at most max_messages; others may still be queued. Errors as for recv.
+        """Receives at least one message, and others of the same frame or that are already here.
+
+        Args:
+            max_messages: The largest number of messages to receive.
+
+        Returns:
+            A Batch, which owns the descriptors of all its messages. The caller closes it.
+
+        Raises:
+            DescriptorTableFullError: As for recv, and so are all other errors.
         """
         channel = self._channel
         tries = self._reading.is_free() and (not self._vain or channel.pending)
@@ -238,20 +310,20 @@ class Channel(NotCopied):
         return await self._receive(partial(channel.recv_many, max_messages), tries)
 
     async def _receive(self, attempt: Callable[[], Result], has_tried: object) -> Result:
-        """What a receive does that has not found anything, or not tried."""
+        """Receives after a first try that found nothing, or without one."""
         waits = bool(has_tried or self._vain)
         self._vain = _IN_VAIN if has_tried else max(self._vain - 1, 0)
         await self._reading.enter(pauses=not waits)
         return await keep_trying(self._reading, attempt, waits, self._has_more)
 
     def _has_more(self) -> int:
-        """A long message can end in what one try receives and only the next one hands out."""
+        """A long message can be complete after one try, which only the next one hands out."""
         return self._channel.pending
 
     async def wait_for_room(self) -> None:
-        """After DescriptorTableFullError: returns once there may be room for that message.
+        """After DescriptorTableFullError: waits until there may be room for that message.
 
-        Nothing tells when a descriptor is closed, so it looks every 0.1 s.
+        The system does not report that a descriptor was closed, so this checks every 0.1 s.
         """
         self._reading.check_loop()
         while True:
@@ -260,7 +332,7 @@ class Channel(NotCopied):
                 return
 
     def __aiter__(self) -> AsyncIterator[tuple[bytes, Descriptors]]:
-        """The messages until the peer closes; each Descriptors is the loop's to close."""
+        """Receives messages until the peer closes. The loop owns and closes each Descriptors."""
         return self
 
     async def __anext__(self) -> tuple[bytes, Descriptors]:
@@ -275,42 +347,46 @@ class Channel(NotCopied):
         return self._channel.pending
 
     def fileno(self) -> int:
-        """The socket's descriptor, borrowed; -1 once closed."""
+        """Returns the socket's descriptor, borrowed; -1 after close()."""
         return self._channel.fileno()
 
     @property
     def peer(self) -> Credentials:
-        """Who was at the other end when it was connected: pid, uid, gid."""
+        """The pid, uid and gid of the peer as it was when the connection was made."""
         return self._channel.peer
 
     def peer_pidfd(self) -> int | None:
-        """As fdpass_c.peer_pidfd: a pidfd of the peer, which the caller owns, or None."""
+        """Returns a pidfd of the peer, which the caller owns, or None: see fdpass_c.peer_pidfd."""
         return self._channel.peer_pidfd()
 
     @property
     def closed(self) -> bool:
-        """True after close()."""
+        """Whether close() was called."""
         return self._channel.closed
 
     def shutdown(self, how: int) -> None:
-        """Ends one direction or both, as blocking."""
+        """Ends one direction or both: see fdpass_c.Channel.shutdown."""
         self._channel.shutdown(how)
 
     def detach(self) -> socket.socket:
-        """Hands over the socket, which stays non-blocking, as blocking. Tasks that wait inside a
-        call are woken and get an OSError (EBADF)."""
+        """Hands over the socket, which stays non-blocking: see fdpass_c.Channel.detach.
+
+        Tasks that wait in a call get an OSError (EBADF).
+        """
         self._channel.check_empty()
         self._reading.stop()
         self._writing.stop()
         return self._channel.detach()
 
     def close(self) -> None:
-        """Closes the socket and every descriptor received and not handed out. Again is harmless.
+        """Closes the socket and every descriptor that was received and not handed out.
 
-        Complete when it returns, also after the loop has ended. Tasks that wait inside a call are
-        woken and get an OSError (EBADF). What unsent counts is lost: flush() before. A forked child
-        may close its copy, which does not disturb the parent. RuntimeError in another thread than
-        the one in which the loop runs.
+        Calling it again does nothing. Everything is closed when it returns, even after the loop has
+        ended. Tasks that wait in another call get an OSError (EBADF). What unsent counts is lost:
+        flush() first. A forked child may close its copy, which does not disturb the parent.
+
+        Raises:
+            RuntimeError: Called in another thread than the loop's.
         """
         if not self._channel.closed:
             self._reading.stop()

@@ -1,4 +1,4 @@
-"""Listener: channels from a named Unix socket, under an event loop."""
+"""Listener: accepts channels at a named Unix socket, under an event loop."""
 
 import asyncio
 import errno
@@ -41,8 +41,8 @@ _REST = 0.1
 class Listener(NotCopied):
     """Listens at a path and accepts channels of the running loop.
 
-    An async context manager, and an async iterator that accepts for ever. Loops, tasks, fairness
-    and cancellation: as for Channel.
+    An async context manager: its exit calls close(). An async iterator: it accepts for ever. What
+    Channel says about loops, tasks, fairness and cancellation holds here too.
     """
 
     def __init__(
@@ -53,7 +53,18 @@ class Listener(NotCopied):
         mode: int = 0o600,
         **options: "Unpack[ChannelOptions]",
     ) -> None:
-        """As fdpass_c.Listener, in a running loop; options hold for each channel accepted."""
+        """Binds a new socket and listens.
+
+        Args:
+            path: As for fdpass_c.Listener.
+            backlog: As for fdpass_c.Listener.
+            mode: As for fdpass_c.Listener.
+            **options: As for Channel, for each accepted one.
+
+        Raises:
+            RuntimeError: No event loop is running.
+            OSError: As for fdpass_c.Listener.
+        """
         _, loop = running()
         self._listener = fdpass_c.Listener(path, backlog=backlog, mode=mode, **options)
         self._listener.settimeout(0)
@@ -61,10 +72,13 @@ class Listener(NotCopied):
         self._sleep = loop.sleep
 
     async def accept(self) -> Channel:
-        """The next connection's Channel, which the caller owns and closes.
+        """Waits for the next connection and returns its Channel, which the caller owns and closes.
 
-        A peer that allow_uids does not name is turned away, and the next one waited for. OSError as
-        for socket.accept: EMFILE where the descriptor table is full; EBADF once closed.
+        A peer whose user is not in allow_uids is disconnected, and the next one is waited for.
+
+        Raises:
+            OSError: EMFILE: the descriptor table is full. EBADF: the listener is closed. Others as
+                for socket.accept.
         """
         return Channel.adopt(await take(self._accepting, self._listener.accept))
 
@@ -77,10 +91,14 @@ class Listener(NotCopied):
     async def serve(self, handler: Handler) -> None:
         """Calls handler(channel) for every connection, in a task of its own, until close().
 
-        The channel is closed after it. An exception of the handler's is logged, by the logger
-        fdpass_c.aio. Returns when the listener is closed and all handlers have returned. Cancelled,
-        it cancels them. Where accepting fails for lack of descriptors or memory (EMFILE, ENFILE,
-        ENOBUFS, ENOMEM) or for what may pass, it goes on after 0.1 s.
+        The channel is closed when the handler returns. If the handler raises an exception, the
+        logger fdpass_c.aio logs it. serve returns when the listener is closed and all handlers have
+        returned. If serve is cancelled, it cancels them. If accepting fails for lack of descriptors
+        or memory (EMFILE, ENFILE, ENOBUFS, ENOMEM), or for another passing reason, it tries again
+        after 0.1 s.
+
+        Args:
+            handler: A coroutine function.
         """
         if in_trio():
             await self._serve_in_trio(handler)
@@ -133,19 +151,19 @@ class Listener(NotCopied):
                 yield channel
 
     def fileno(self) -> int:
-        """The listening socket's descriptor, borrowed; -1 once closed."""
+        """Returns the listening socket's descriptor, borrowed; -1 after close()."""
         return self._listener.fileno()
 
     @property
     def closed(self) -> bool:
-        """True after close()."""
+        """Whether close() was called."""
         return self._listener.fileno() < 0
 
     def close(self) -> None:
-        """Stops listening and removes the socket file, if it is still ours. Again is harmless.
+        """Stops listening, and removes the socket file if it is still this listener's.
 
-        Tasks that wait in accept are woken and get an OSError (EBADF). In a forked child it only
-        closes the child's copy: the parent still listens.
+        Calling it again does nothing. Tasks that wait in accept get an OSError (EBADF). In a forked
+        child it only closes the child's copy: the parent still listens.
         """
         if not self.closed:
             self._accepting.stop()

@@ -16,7 +16,7 @@ _NOTHING_SENT = Progress()
 
 
 class _Shared:
-    """A direction of a socket, and how many calls are inside of it."""
+    """A direction of a socket, and how many calls are using it."""
 
     def __init__(self, direction: Direction[Any]) -> None:
         self.direction = direction
@@ -71,11 +71,24 @@ async def send_fds(
     flags: int = 0,
     address: str | bytes | None = None,
 ) -> int:
-    """As fdpass_c.send_fds: buffers as one message with descriptors; returns the bytes sent.
+    """Sends buffers as one message with descriptors: see fdpass_c.send_fds.
 
-    sock: in non-blocking mode, ValueError otherwise; it must stay open, and buffers and fds as they
-    are, until the await has returned. Tasks that use one direction of a socket take turns.
-    Cancelled, or after an error: nothing was sent.
+    Tasks that use one direction of a socket take turns. After a cancellation or an error nothing
+    was sent.
+
+    Args:
+        sock: A Unix domain socket in non-blocking mode. It must stay open until the await returns.
+        buffers: As for fdpass_c.send_fds. They must not change until the await returns.
+        fds: As for fdpass_c.send_fds. They must stay open until the await returns.
+        flags: As for fdpass_c.send_fds.
+        address: As for fdpass_c.send_fds.
+
+    Returns:
+        The number of bytes sent.
+
+    Raises:
+        ValueError: sock is not in non-blocking mode; others as for fdpass_c.send_fds.
+        OSError: As for fdpass_c.send_fds.
     """
     parts, listed = [*buffers], [*fds]
 
@@ -88,9 +101,22 @@ async def send_fds(
 async def recv_fds(
     sock: int | HasFileno, bufsize: int, maxfds: int, flags: int = 0
 ) -> tuple[bytes, list[int], int, Any]:
-    """As fdpass_c.recv_fds: (data, fds, msg_flags, address); the caller closes fds.
+    """Receives one message with descriptors: see fdpass_c.recv_fds.
 
-    sock: as for send_fds. Cancelled, it has received nothing.
+    A call that is cancelled has received nothing.
+
+    Args:
+        sock: As for send_fds.
+        bufsize: As for fdpass_c.recv_fds.
+        maxfds: As for fdpass_c.recv_fds.
+        flags: As for fdpass_c.recv_fds.
+
+    Returns:
+        A tuple (data, fds, msg_flags, address). The caller owns and closes the ints in fds.
+
+    Raises:
+        ValueError: sock is not in non-blocking mode; others as for fdpass_c.recv_fds.
+        OSError: As for fdpass_c.recv_fds.
     """
 
     def attempt() -> tuple[bytes, list[int], int, Any]:
@@ -100,10 +126,19 @@ async def recv_fds(
 
 
 async def send_fd(sock: int | HasFileno, fd: int | HasFileno, data: Buffer = b"\0") -> None:
-    """As fdpass_c.send_fd: exactly one descriptor with data, whole.
+    """Sends exactly one descriptor, with all of data: see fdpass_c.send_fd.
 
-    sock: as for send_fds. Cancelled, or after an error: what has left of data is in the exception's
-    attribute characters_written; the descriptor went with the first byte.
+    After a cancellation or an error, the exception's attribute characters_written says how many
+    bytes of data were sent, if any; the descriptor went with the first of them.
+
+    Args:
+        sock: As for send_fds.
+        fd: An int or an object with fileno(). It must stay open until the await returns.
+        data: As for fdpass_c.send_fd. It must not change until the await returns.
+
+    Raises:
+        ValueError: sock is not in non-blocking mode, or data is empty on a stream.
+        OSError: As for fdpass_c.send_fd.
     """
     view = memoryview(data).cast("B")
     sent = 0
@@ -124,9 +159,21 @@ async def send_fd(sock: int | HasFileno, fd: int | HasFileno, data: Buffer = b"\
 
 
 async def recv_fd(sock: int | HasFileno, bufsize: int = 4096) -> tuple[bytes, Descriptors]:
-    """As fdpass_c.recv_fd: one message that must carry exactly one descriptor.
+    """Receives one message that must carry exactly one descriptor: see fdpass_c.recv_fd.
 
-    sock: as for send_fds. Cancelled, it has received nothing.
+    A call that is cancelled has received nothing.
+
+    Args:
+        sock: As for send_fds.
+        bufsize: As for fdpass_c.recv_fd.
+
+    Returns:
+        A tuple of the bytes and the owner of the descriptor, which the caller closes.
+
+    Raises:
+        ValueError: sock is not in non-blocking mode, or bufsize is negative.
+        FdpassError: PeerClosedError, ProtocolError or TruncatedError, as for fdpass_c.recv_fd.
+        OSError: As for fdpass_c.recv_fd.
     """
     return await _take(sock, False, lambda: fdpass_c.recv_fd(sock, bufsize))
 
@@ -139,10 +186,24 @@ async def send_many(
     *,
     start: Progress = _NOTHING_SENT,
 ) -> int:
-    """As fdpass_c.send_many: many messages; returns how many.
+    """Sends many plain messages: see fdpass_c.send_many.
 
-    sock: as for send_fds. Cancelled, or after an OSError: the exception's attribute progress says
-    how far it has come, and to go on from there is start=error.progress.
+    After a cancellation or an OSError, the exception's attribute progress says how much was sent.
+    To go on from there, call again with start=error.progress.
+
+    Args:
+        sock: As for send_fds.
+        payloads: As for fdpass_c.send_many. They must not change until the await returns.
+        fds: As for fdpass_c.send_many. They must stay open until the await returns.
+        flags: As for fdpass_c.send_many.
+        start: As for fdpass_c.send_many.
+
+    Returns:
+        The number of messages, which is len(payloads).
+
+    Raises:
+        ValueError: sock is not in non-blocking mode; others as for fdpass_c.send_many.
+        OSError: As for fdpass_c.send_many.
     """
     at = start
 
@@ -168,9 +229,24 @@ async def recv_many(
     maxfds: int = 1,
     flags: int = 0,
 ) -> Batch:
-    """As fdpass_c.recv_many: the messages that are there, at least one, empty at end of file.
+    """Receives the plain messages that are queued, at least one: see fdpass_c.recv_many.
 
-    sock: as for send_fds. Cancelled, it has received nothing.
+    A call that is cancelled has received nothing.
+
+    Args:
+        sock: As for send_fds.
+        max_messages: As for fdpass_c.recv_many.
+        bufsize: As for fdpass_c.recv_many.
+        maxfds: As for fdpass_c.recv_many.
+        flags: As for fdpass_c.recv_many.
+
+    Returns:
+        A Batch, which owns every received descriptor. It is empty at end of file.
+
+    Raises:
+        ValueError: sock is not in non-blocking mode; others as for fdpass_c.recv_many.
+        TruncatedBatchError: As for fdpass_c.recv_many.
+        OSError: As for fdpass_c.recv_many.
     """
     return await _take(
         sock, False, lambda: fdpass_c.recv_many(sock, max_messages, bufsize, maxfds, flags)
