@@ -121,8 +121,8 @@ class Channel(NotCopied):
     """
 
     wait_in_flight: bool = False
-    """Whether a send waits, as the timeout says, while the user has as many descriptors in flight as
-    the system allows. If not, it fails with ETOOMANYREFS. May be set."""
+    """Whether a send waits, as the timeout says, while the user has as many descriptors in flight
+    as the system allows. If not, it fails with ETOOMANYREFS. May be set."""
 
     def __init__(
         self,
