@@ -12,7 +12,7 @@ if sys.platform == "win32":
         "it runs on Linux, macOS and BSD, not on Windows"
     )
 
-# Only the compiled module imports it, where PyInstaller and its like do not look.
+# The compiled module needs it. PyInstaller finds only what Python code imports.
 import _cffi_backend  # noqa: F401
 
 from fdpass_c.batches import Batch, Progress, TruncatedBatchError, recv_many, send_many

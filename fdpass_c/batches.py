@@ -282,7 +282,7 @@ _MSG_PEEK = int(socket.MSG_PEEK)
 
 _new_uncleared = ffi.new_allocator(should_clear_after_alloc=False)
 
-# Memory for one batch on its way in: what describes it, and the bytes.
+# Memory to receive one batch: its description, and the bytes.
 _idle: list[tuple[Any, Any, Any]] = []
 
 
@@ -339,7 +339,7 @@ def recv_many(
             f"got {max_messages}, {bufsize} and {maxfds}"
         )
     if flags & _MSG_PEEK:
-        max_messages = 1  # The kernel would show the first one over and over.
+        max_messages = 1  # The kernel would show the first one again and again.
     fd = raw_fileno(sock)
     scratch, data, view = memory = _get_memory()
     most = max_messages if max_messages < _BATCH else _BATCH
@@ -358,7 +358,7 @@ def recv_many(
                 arguments = (data, bufsize, maxfds, max_messages, flags, scratch, owned)
                 code = _wait_to_receive(sock, code, flags, *arguments)
         except ConnectionResetError as reset:
-            # The kernel says so before the queue is empty, and only once.
+            # The kernel reports this once, and before the queue is empty.
             error = reset
             code = max(_try_recv_batch(fd, *arguments), 0)
         payloads, counts = read_messages(code, scratch, view, owned)
@@ -381,7 +381,7 @@ def recv_many(
             error.batch = batch  # type: ignore[attr-defined]
         elif lost:
             error = TruncatedBatchError(lost, batch)
-        # No call, after which a signal handler could run: from here on it is the caller's.
+        # From here on there is no call after which a signal handler could run.
         stack = _idle
         stack += (memory,)
     except BaseException:
@@ -418,7 +418,7 @@ def recv_one(sock: int | HasFileno, bufsize: int, maxfds: int) -> tuple[bytes, D
         payloads, _ = read_messages(code, scratch, view, owned)
         flags = scratch.lost_flags
         owner = own(owned, many)
-        # No call, after which a signal handler could run: from here on it is the caller's.
+        # From here on there is no call after which a signal handler could run.
         stack = _idle
         stack += (memory,)
         return payloads[0] if payloads else b"", owner, flags

@@ -41,10 +41,10 @@ from fdpass_c.waiting import READABLE, WRITABLE, Deadline, HasFileno, raw_fileno
 
 # Linux 6.16; Python has no name for it yet.
 _SO_PASSRIGHTS = 83
-# Of most of Linux's processors; Python has no name for it everywhere.
+# Its number on most processors; Python does not name it everywhere.
 _SO_OOBINLINE = getattr(socket, "SO_OOBINLINE", 10)
 
-# Looked up once: an attribute of lib costs as much as a cheap argument.
+# Looked up once: reading an attribute of lib takes as long as passing an argument.
 _try_receive = lib.fdp_try_receive
 
 _LARGE = lib.FDP_LARGE
@@ -81,7 +81,7 @@ class ChannelOptions(TypedDict, total=False):
     receive_fds: bool
 
 
-# Seconds between two tries while too many are in flight: nothing tells when they are received.
+# Seconds between two tries while too many are in flight: no event reports that they were received.
 IN_FLIGHT_DELAY = 0.002
 
 _all: "weakref.WeakSet[Channel]" = weakref.WeakSet()
@@ -381,7 +381,7 @@ class Channel(NotCopied):
             deadline.look()
             self._senders.wait()
         elif result == lib.FDP_LOOK:
-            # What does not wait goes on: there may be room, and messages have an end.
+            # A non-blocking send goes on: there may be room, and its messages are finite.
             if self._sock.gettimeout() != 0:
                 deadline.look()
         elif result == -errno.ETOOMANYREFS and self.wait_in_flight:
@@ -461,11 +461,11 @@ class Channel(NotCopied):
                 payload = view[: code & _LENGTH]
             else:
                 payload = bytes(ffi.buffer(scratch.large, scratch.large_size))
-                pair = make_scratch()  # The core frees that one with the payload.
+                pair = make_scratch()  # The core frees the old one with the payload.
             if self._receivers:
                 self._receivers.pass_on()
             owner = own(memory, pool)
-            # No call, after which a signal handler could run: from here on it is the caller's.
+            # From here on there is no call after which a signal handler could run.
             stack = spare
             stack += (pair,)
             return payload, owner
@@ -505,7 +505,7 @@ class Channel(NotCopied):
             payloads, counts = read_messages(code, scratch, view, memory)
             batch = Batch(payloads, own(memory, pool), counts)
             if code >= _LARGE:
-                pair = make_scratch()  # The core frees that one with the payload.
+                pair = make_scratch()  # The core frees the old one with the payload.
             if self._receivers:
                 self._receivers.pass_on()
             stack = spare
@@ -519,7 +519,7 @@ class Channel(NotCopied):
         """After an exception: makes what was received the next message again."""
         lib.fdp_put_back(self._inbox, scratch, memory)
         recycle(memory, pool)
-        # Not before: another thread would receive into it.
+        # Not earlier: another thread would receive into it.
         spare.append(pair)
 
     def _receive(self, code: int, most: int, scratch: Any, held: list[Any]) -> int:
@@ -540,13 +540,13 @@ class Channel(NotCopied):
             raise BlockingIOError(errno.EAGAIN, _NOTHING)
         inbox = self._inbox
         deadline = Deadline(self._sock, READABLE)
-        # What the first try could not do itself is no answer yet.
+        # If the first try could not decide by itself, its result means nothing yet.
         first = code in _UNDECIDED or (code == -errno.EAGAIN and self._sock.gettimeout() is None)
         while code <= 0:
             if code == lib.FDP_FIT:
                 small = [*held]
                 held[:] = new_memory(inbox.needed), None
-                recycle(*small)  # Dropped, its finaliser could swallow what a handler raises.
+                recycle(*small)  # A finaliser could swallow what a handler raises.
             elif code == -errno.EBUSY:
                 deadline.look()
                 self._receivers.wait()

@@ -71,23 +71,23 @@ def close_fds(fds: Iterable[int | HasFileno]) -> None:
     lib.fdp_close_fds(ints, len(listed))
 
 
-# Capacities of recycled memory: what most messages have, and what a frame has.
+# Capacities of recycled memory: enough for most messages, and for any frame.
 FEW = 4
 MANY = 253
 
-# Closed memory of these capacities, to use again. pop and append are atomic, so that threads and
+# Closed memory of these capacities, to be used again. pop and append are atomic, so threads and
 # signal handlers never get the same.
 few: list[Any] = []
 many: list[Any] = []
 
-# So that an hour with many owners does not keep their memory for ever.
+# Limits the memory that is kept after a time with many owners.
 _SPARE = 64
 
 
 def new_memory(capacity: int) -> Any:
     """Memory for that many descriptors, as a struct fdp_owner * that holds none."""
     plain = ffi.new("struct fdp_owner *", {"capacity": capacity, "fds": capacity})
-    # The inner destructor is the core's own: it closes without a line of Python.
+    # The inner destructor is a function of the core: it closes without executing Python.
     return ffi.gc(ffi.gc(plain, _drop), _warn)
 
 
@@ -96,12 +96,12 @@ def _show(fds: list[int]) -> str:
 
 
 def _warn(memory: Any) -> None:
-    if memory.count == 0 or ffi is None:  # None: the interpreter ends, and nobody is left to warn.
+    if memory.count == 0 or ffi is None:  # None: the interpreter is shutting down.
         return
     fds = ffi.unpack(memory.fds, memory.count)
     if fds.count(_TAKEN) < len(fds):
         where = _tell_where(memory) if is_tracing() else ""
-        _drop(memory)  # First: the warning may be made an error, whose traceback keeps memory.
+        _drop(memory)  # First: the warning may become an error, whose traceback keeps memory alive.
         warnings.warn(
             f"unclosed <Descriptors [{_show(fds)}]>{where}",
             ResourceWarning,
@@ -119,7 +119,7 @@ def _tell_where(memory: Any) -> str:
 
 def get_memory(spare: list[Any], capacity: int) -> Any:
     """As new_memory, but used before where spare has some."""
-    # Not where tracemalloc traces: the warning says where memory was made.
+    # Not while tracemalloc traces: the warning says where memory was allocated.
     try:
         return new_memory(capacity) if is_tracing() else spare.pop()
     except IndexError:
@@ -132,7 +132,7 @@ def recycle(memory: Any, spare: list[Any] | None) -> None:
     if spare is not None and len(spare) < _SPARE:
         spare.append(memory)
     else:
-        ffi.gc(memory, None)  # Nothing is left to warn of.
+        ffi.gc(memory, None)  # There is nothing to warn about.
 
 
 class Descriptors(NotCopied, Sequence[int]):
@@ -267,7 +267,7 @@ class Descriptors(NotCopied, Sequence[int]):
         memory = self._memory
         count = memory.count
         if left >= count or ffi.unpack(memory.fds, count).count(_TAKEN) + left >= count:
-            self._spare = None  # What is used again has to warn.
+            self._spare = None  # Memory that is used again must warn.
             ffi.gc(memory, None)
 
     def take_all(self) -> list[int]:
@@ -307,7 +307,7 @@ class Descriptors(NotCopied, Sequence[int]):
             lib.fdp_take_fd(memory, position)
             self._stop_warning()
         except BaseException:
-            # Both own it, unless the owner has let go.
+            # Both own it, unless the owner has given it up.
             if memory.fds[position] >= 0:
                 sock.detach()
             raise
@@ -331,7 +331,7 @@ class Descriptors(NotCopied, Sequence[int]):
             ValueError: It was taken, this object is closed, or open() refuses the mode.
         """
         fd = self[index]
-        # Some of its refusals close the descriptor: let it refuse where it may not.
+        # open() closes the descriptor after some errors: try it first with closefd=False.
         open(fd, mode, **{**options, "closefd": False}).close()
         opener = partial(lib.fdp_open_fd, self._memory, self._find(index))
         self._stop_warning(left=1)
@@ -367,5 +367,5 @@ def join(parts: list[Any]) -> Any:
     joined = new_memory(sum([part.count for part in parts]))
     for part in parts:
         lib.fdp_move_fds(joined, part)
-        ffi.gc(part, None)  # Nothing is left to warn of.
+        ffi.gc(part, None)  # There is nothing to warn about.
     return joined

@@ -63,7 +63,7 @@ class Listener(NotCopied):
         try:
             self.settimeout(None)
             if not receive_fds:
-                # Accepted sockets inherit it, so that not even an early descriptor gets in.
+                # Accepted sockets inherit it, so not even a descriptor that is sent early gets in.
                 refuse_fds(self._sock)
             if self._file is None:
                 self._sock.bind(address)
@@ -122,7 +122,7 @@ class Listener(NotCopied):
             timeout: None waits for ever, 0 does not wait.
         """
         self._sock.settimeout(timeout)
-        # Only accept knows how much of it is over.
+        # Only accept knows how much of the timeout is left.
         self._sock.setblocking(timeout is None)
         self._timeout = timeout
 

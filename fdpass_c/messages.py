@@ -21,7 +21,7 @@ from fdpass_c.errors import (
 from fdpass_c.peer import is_unix
 from fdpass_c.waiting import READABLE, WRITABLE, HasFileno, fileno, persist, raw_fileno
 
-# Looked up once: an attribute of lib costs as much as a cheap argument.
+# Looked up once: reading an attribute of lib takes as long as passing an argument.
 _try_send_fd = lib.fdp_try_send_fd
 _send_bytes = lib.fdp_send_bytes
 _try_recv = lib.fdp_try_recv
@@ -128,17 +128,16 @@ def _send_to(sock: Any, parts: list[Buffer], fds: Any, flags: int, address: str 
 _FDS_AT = ffi.offsetof("struct fdp_received", "fds") // ffi.sizeof("int")
 _COUNT_AT = ffi.offsetof("struct fdp_received", "arrival", "fd_count") // ffi.sizeof("int")
 
-# Memory for one message on its way in, reused because making it costs as much as a receive: a
-# struct fdp_received, its data, and all of it as ints. A list used as a stack: pop and append are
-# atomic, so that threads and signal handlers which receive while a receive is under way each get
-# memory of their own.
+# Memory to receive one message, used again because allocating it takes as long as a receive: a
+# struct fdp_received, its data, and all of it as ints. The list is a stack: pop and append are
+# atomic, so threads and signal handlers that receive at the same time get memory of their own.
 _idle: list[tuple[Any, Any, Any]] = []
 
 _new_uncleared = ffi.new_allocator(should_clear_after_alloc=False)
 
 
 def _make_memory() -> tuple[Any, Any, Any]:
-    # It closes what is in it when it is dropped, so that an exception leaks nothing.
+    # Dropping it closes what is in it, so an exception leaks nothing.
     received = ffi.gc(ffi.new("struct fdp_received *"), lib.fdp_drop_received)
     ints = memoryview(ffi.buffer(received)).cast("i")
     return received, ffi.buffer(received.data), ints
@@ -194,7 +193,7 @@ def recv_fds(
     if code >= 0 and not code & _HAS_MORE:
         count = code & 255
         fds = [ints[_FDS_AT]] if count == 1 else ints[_FDS_AT : _FDS_AT + count].tolist()
-        # No call, after which a signal handler could run: from here on they are the caller's.
+        # From here on there is no call after which a signal handler could run.
         ints[_COUNT_AT] = 0
         stack = _idle
         stack += (memory,)

@@ -28,7 +28,7 @@ class Credentials(NamedTuple):
     gid: int
 
 
-# socket.family builds an enum, ten times as slow as the slot below it.
+# socket.family builds an enum, which takes ten times as long as reading the slot.
 _get_family = socket.SocketType.family.__get__
 _AF_UNIX = int(socket.AF_UNIX)
 
@@ -86,6 +86,6 @@ def peer_pidfd(sock: int | HasFileno) -> int | None:
     if result in (-errno.ENOPROTOOPT, -errno.ENOTSUP):
         return None
     if result < 0:
-        # Linux has another word for "no peer" here than everywhere else.
+        # Linux has another errno for "no peer" here than everywhere else.
         raise_oserror(errno.ENOTCONN if result == -errno.ENODATA else -result)
     return result

@@ -1,4 +1,4 @@
-"""Memory for one receive, reused: fresh pages would cost more than the messages."""
+"""Memory for one receive, used again: new pages would cost more than the messages."""
 
 from typing import Any
 
@@ -6,8 +6,8 @@ from fdpass_c._native import ffi, lib
 
 _new_uncleared = ffi.new_allocator(should_clear_after_alloc=False)
 
-# A list used as a stack: pop and append are atomic, so that threads and signal handlers which
-# receive while a receive is under way each get memory of their own.
+# The list is a stack: pop and append are atomic, so threads and signal handlers that receive at
+# the same time get memory of their own.
 spare: list[tuple[Any, Any]] = []
 
 
@@ -16,7 +16,7 @@ def _view(scratch: Any) -> Any:
 
 
 def get_scratch() -> tuple[Any, Any]:
-    """As make_scratch, but used before where there is one."""
+    """As make_scratch, but returns used memory if there is some."""
     try:
         return spare.pop()
     except IndexError:

@@ -15,7 +15,7 @@ from fdpass_c.jobs import flatten_fds, make_job
 from fdpass_c.shapes import LONGEST_IN_COLUMN, pack_column
 from fdpass_c.waiting import HasFileno
 
-# Looked up once: an attribute of lib costs as much as a cheap argument.
+# Looked up once: reading an attribute of lib takes as long as passing an argument.
 _try_send = lib.fdp_try_send
 _try_send_column = lib.fdp_try_send_column
 
@@ -34,7 +34,7 @@ class Sending:
         """job: None where all has left but the rest of a frame, which the outbox keeps. count: the
         messages of this call, before: those of the same batch that earlier calls sent."""
         self._outbox = outbox
-        # However this ends, the core does not go on with memory that is gone.
+        # The core must not keep a job whose memory is freed.
         self._job = job and ffi.gc(job, partial(lib.fdp_abandon, outbox))
         self._count = count
         self._before = before

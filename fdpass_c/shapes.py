@@ -1,4 +1,4 @@
-"""Structs by their shape: what packs and cuts many payloads with one call."""
+"""Structs by shape, which pack or slice many payloads with one call."""
 
 import struct
 from collections.abc import Callable
@@ -8,7 +8,7 @@ from typing import Any
 class Shapes(dict[Any, Callable[..., Any]]):
     """By the shape of a struct, what it does.
 
-    No lru_cache: PyPy's is written in Python, and stays broken where a signal handler raises in it.
+    Not lru_cache: PyPy's is written in Python, and an exception of a signal handler breaks it.
     """
 
     def __init__(self, make: Callable[[Any], Callable[..., Any]]) -> None:

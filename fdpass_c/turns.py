@@ -5,7 +5,7 @@ import threading
 from collections import deque
 from typing import Any
 
-# A wake-up can be lost, to a signal handler that raises; then somebody looks again after so long.
+# A signal handler that raises an exception can lose a wake-up. Seconds until another try then.
 _AT_MOST = 0.05
 
 
@@ -14,7 +14,7 @@ class Turns(deque[Any]):
 
     def wait(self) -> None:
         """Returns when it is worthwhile to try again."""
-        # Looked up late: gevent replaces it, and a lock from before would stop all greenlets.
+        # Looked up here: gevent replaces it, and the original lock would block all greenlets.
         lock = threading.Lock()
         lock.acquire()
         self.append(lock)
@@ -25,5 +25,5 @@ class Turns(deque[Any]):
 
     def pass_on(self) -> None:
         """Wakes the thread that has waited longest."""
-        with contextlib.suppress(IndexError, RuntimeError):  # Gone, or woken already.
+        with contextlib.suppress(IndexError, RuntimeError):  # It has ended, or was woken already.
             self[0].release()

@@ -13,23 +13,23 @@ from fdpass_c.errors import raise_oserror
 from fdpass_c.shapes import Shapes
 from fdpass_c.waiting import WRITABLE, Deadline, HasFileno, fileno, raw_fileno
 
-# What one system call takes at most (IOV_MAX on Linux, man 2 writev).
+# The most buffers per system call (IOV_MAX on Linux, man 2 writev).
 _MAX_BUFFERS = 1024
 
-# Up to this mean size, copying buffers into one costs less than describing each to the kernel.
+# Up to this mean size, joining buffers takes less time than describing each to the kernel.
 _JOIN_BELOW = 1024
 
-# Up to so many bytes, a head and a body are cheaper to write as one.
+# Up to this size, two buffers are written faster as one.
 _SMALL = 512
 
 # A row of fdp_write_rows holds a buffer's length, its bytes, and room for one more, so that a
-# longer buffer shows. A row is cleared before it is filled, so that narrow ones cost less.
+# longer buffer is detected. A row is cleared before it is filled, so narrow ones take less time.
 _NARROW = 66
 _WIDE = 256
 _WRITTEN = 2**32 - 1
 
-# Of other memory, which may be a mapping, only the kernel may touch the bytes: where the file
-# behind it was cut, that is EFAULT for the kernel and SIGBUS for this process.
+# Other memory may be a mapping, and only the kernel may read it: if the file was cut, the kernel
+# returns EFAULT, and this process would get SIGBUS.
 _OWN_TYPES = {bytes, bytearray}
 _INT_ONLY = {int}
 _RESULTS = ffi.typeof("ssize_t[]")
@@ -40,7 +40,7 @@ _length: Callable[[Any], int] = len
 _write = os.write
 _write_rows = lib.fdp_write_rows
 _broadcast_bytes = lib.fdp_broadcast_bytes
-# Where the system or PyPy has no such call, the buffers are joined.
+# If the system or PyPy has no such call, the buffers are joined.
 _writev = getattr(os, "writev", lambda fd, buffers: os.write(fd, _join(buffers)))
 _pwritev = getattr(os, "pwritev", lambda fd, buffers, at: os.pwrite(fd, _join(buffers), at))
 
@@ -83,7 +83,7 @@ def writev(fd: int | HasFileno, buffers: Iterable[Buffer], offset: int | None = 
             text or compressed file, a multiprocessing Connection, a Channel. For a file: flush it
             and pass its fileno().
     """
-    # With as little around the system call as can be. All else is _write_all's.
+    # The common case, with little besides the system call. _write_all does everything else.
     if offset is None and type(fd) is int:
         listed: Sequence[Buffer] = buffers  # type: ignore[assignment]
         try:
@@ -117,7 +117,7 @@ def _write_all(fd: int | HasFileno, buffers: Iterable[Buffer], offset: int | Non
         buffers = [*buffers]
     target = raw_fileno(fd)
     if offset is not None and offset < 0:
-        _refuse(errno.EINVAL)  # Linux takes -1 for the position (man 2 pwritev2).
+        _refuse(errno.EINVAL)  # For Linux, -1 means the position (man 2 pwritev2).
     if len(buffers) <= _MAX_BUFFERS:
         return _write_part(fd, target, buffers, offset)
     deadline = Deadline(fd, WRITABLE)
@@ -151,8 +151,8 @@ def _write_part(
     """Up to 1024 buffers with one system call, joined or not as their size makes it faster."""
     count = len(buffers)
     if count > 2 and offset is None and type(buffers[0]) is bytes:
-        # Where the first is small, all are taken for small, and the core joins and writes them:
-        # asking each for its size here costs as much as half of the writing.
+        # If the first is small, the others are assumed to be small, and the core joins and writes
+        # them: asking each for its size here takes half as long as writing.
         size = len(buffers[0])
         if size < _WIDE - 1:
             try:
@@ -180,7 +180,7 @@ def _write_part(
         size = sum(map(_length, buffers))
     try:
         if size == 0:
-            os.fstat(target)  # For EBADF. Writing nothing to a socket sends an empty packet.
+            os.fstat(target)  # For EBADF. Writing nothing to a socket would send an empty packet.
             return 0
         if offset is None:
             written = _writev(target, buffers) if data is None else _write(target, data)
@@ -303,7 +303,7 @@ def _write_to_each(
     count = len(targets)
     done = write(as_ints(targets), count, memory, size, results)
     if done < count:
-        # The core stops where a signal may have cut a write short: its handler runs here.
+        # The core stops if a signal may have interrupted a write: its handler runs here.
         numbers = ffi.new("int[]", targets)
         while done < count:
             done += write(numbers + done, count - done, memory, size, results + done)
@@ -325,7 +325,7 @@ def _find_targets(fds: list[int | HasFileno]) -> list[int]:
 
 def _as_error(code: int) -> OSError:
     if code == errno.EINTR:
-        code = errno.EAGAIN  # A device that waited until a signal came is full.
+        code = errno.EAGAIN  # The device waited until a signal arrived, so it is full.
     try:
         raise_oserror(code)
     except OSError as error:

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from fdpass_c.errors import raise_oserror
 
-# POLLIN and POLLOUT, also where a patch took them away.
+# POLLIN and POLLOUT; a monkey patch may have removed them from select.
 READABLE = 0x1
 WRITABLE = 0x4
 
@@ -68,8 +68,8 @@ def raw_fileno(obj: int | HasFileno) -> int:
     return fileno(obj)
 
 
-# By what an object can do: gevent's and trio's sockets are no socket.socket, and not every TLS
-# object is an ssl.SSLSocket.
+# By methods, not types: gevent's and trio's sockets are no socket.socket, and not every TLS object
+# is an ssl.SSLSocket.
 _LAYERS = {
     "getpeercert": _TLS,
     "unwrap": _TLS,
@@ -143,7 +143,7 @@ class Deadline:
         enough, and the OSError of any other errno.
         """
         if code == errno.EINTR:
-            # The handler has run by the time Python comes back here (PEP 475).
+            # Python has run the handler before it came back here (PEP 475).
             return
         if code not in _WOULD_BLOCK or self._never or not hasattr(self._sock, "gettimeout"):
             raise_oserror(code)
