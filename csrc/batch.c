@@ -1,12 +1,12 @@
-/* Many messages for one system call: sendmmsg and recvmmsg, or a loop where there is neither. */
+/* Many messages per system call: sendmmsg and recvmmsg, or a loop if they do not exist. */
 #include "compat.h"
 #include "internal.h"
 
-/* Messages a system call, and what their control data may take of the stack. */
+/* Messages per system call, and the stack for their control data. */
 #define CHUNK FDP_BATCH
 #define ARENA 6144
 
-/* Messages a call of fdp_send_batch, so that a signal does not wait for a million of them. */
+/* Messages per call of fdp_send_batch, so that a signal does not wait for a million of them. */
 #define LONGEST_CALL 1024
 
 struct chunk {
@@ -45,7 +45,7 @@ static void pass_message(const struct fdp_job *job, struct fdp_position *at) {
     at->bytes = 0;
 }
 
-/* Fills the chunk from where the job stands. Returns how many messages it holds, or the negative
+/* Fills the chunk from the job's position on. Returns how many messages it holds, or the negative
  * errno of the first one: an error in a later one must wait until those before it are sent. */
 static int fill_chunk(struct chunk *chunk, int sock, const struct fdp_job *job) {
     struct fdp_position at = job->at;
@@ -53,7 +53,7 @@ static int fill_chunk(struct chunk *chunk, int sock, const struct fdp_job *job) 
     int filled = 0;
     for (; at.message < job->count && filled < CHUNK; filled++) {
         struct iovec payload = fdp_get_payload(job, &at);
-        /* The descriptors of a message partly sent went with its first byte. */
+        /* If the message was sent in part, its descriptors went with the first byte. */
         size_t fd_count = at.bytes > 0 ? 0 : fdp_count_fds(job, at.message);
         if (at.bytes > 0)
             payload.iov_base = (unsigned char *)payload.iov_base + at.bytes;
@@ -68,7 +68,7 @@ static int fill_chunk(struct chunk *chunk, int sock, const struct fdp_job *job) 
     return filled;
 }
 
-/* Moves the job past what one system call sent; its last message may be partly sent. */
+/* Moves the job's position past what one system call sent; the last message may be incomplete. */
 static void advance(struct fdp_job *job, const struct chunk *chunk, int sent) {
     for (int i = 0; i < sent; i++) {
         job->at.bytes += chunk->headers[i].msg_len;
@@ -95,7 +95,7 @@ ssize_t fdp_send_batch(int sock, struct fdp_job *job, int flags) {
         advance(job, &chunk, sent);
         if (sent < filled)
             break;
-        /* Only the first may wait: a signal caught since then would not end the waiting. */
+        /* Only the first call may wait: a signal that arrived since then would not end the wait. */
         flags |= MSG_DONTWAIT;
     }
     return (ssize_t)(job->at.message - start.message);
@@ -107,7 +107,7 @@ ssize_t fdp_try_send_messages(int sock, const void *column, size_t count, size_t
     struct chunk chunk;
     size_t length = count > 0 ? *row : 0;
     size_t used = 0;
-    /* A short message is sent whole or not at all, so that nothing needs to be remembered of it. */
+    /* A short message is sent whole or not at all, so no position has to be remembered. */
     if (length == 0 || count > CHUNK || width > FDP_ATOMIC_SIZE)
         return -EMSGSIZE;
     for (size_t i = 0; i < count; i++, row += width) {
@@ -134,8 +134,8 @@ static int has_end(int sock) {
     return type != SOCK_DGRAM;
 }
 
-/* Adds one received message to scratch and owner, its bytes behind those of the others in data; or
- * closes what came of it where something was lost. */
+/* Appends one received message to scratch, owner and data; or closes what arrived of it, if it lost
+ * something. */
 static void put_message(struct fdp_scratch *scratch, struct fdp_owner *owner, unsigned char *data,
                         const struct mmsghdr *message, size_t fd_capacity) {
     const struct msghdr *header = &message->msg_hdr;

@@ -1,5 +1,4 @@
-/* From what is received to a whole frame at the front, which is checked before anything is made of
- * it. */
+/* Receives frames, and checks each before it is used. */
 #include "compat.h"
 #include "internal.h"
 
@@ -44,13 +43,13 @@ int fdp_find_front(struct fdp_inbox *inbox, struct fdp_store *store) {
     store->has_front = 1;
     store->next = 0;
     store->payload_at = store->front.payload_offset;
-    /* What was counted ahead is the front's own now. */
+    /* These were counted in advance. */
     if (store->front.kind == FDP_PACKED && store->head < store->scanned_to)
         store->scanned_count -= store->front.message_count;
     return 1;
 }
 
-/* Receives what comes next into the store behind what it has. */
+/* Receives what comes next, and appends it to the store. */
 static ssize_t fill_store(struct fdp_inbox *inbox, struct fdp_store *store) {
     struct fdp_arrived arrived;
     unsigned size = store->tail - store->head;
@@ -73,7 +72,7 @@ static ssize_t fill_store(struct fdp_inbox *inbox, struct fdp_store *store) {
     return received;
 }
 
-/* Receives into scratch. The usual frame is handed out as it stands; all else is kept. */
+/* Receives into scratch. A usual frame is handed out from there; everything else is kept. */
 static ssize_t fill_scratch(struct fdp_inbox *inbox, size_t most, struct fdp_scratch *scratch,
                             struct fdp_owner *owner) {
     struct fdp_arrived arrived;

@@ -1,5 +1,4 @@
-/* The channel's frames: what one looks like on the wire (docs/wire-format.md). Pure. Nothing else
- * reads or writes them. */
+/* The channel's frames on the wire (docs/wire-format.md). Pure. Nothing else reads or writes them. */
 #include "compat.h"
 #include "internal.h"
 
@@ -80,7 +79,7 @@ unsigned fdp_read_fd_count(const unsigned char *bytes, const struct fdp_frame *f
     return get_u16(bytes + FDP_HEADER_SIZE + lengths * 4 + i * 2);
 }
 
-/* A packed frame's numbers against each other; the size of its tables, or -EPROTO. */
+/* Checks the numbers of a packed frame. Returns the size of its tables, or -EPROTO. */
 static int check_packed(const unsigned char *bytes, size_t body_size,
                         const struct fdp_frame *frame) {
     unsigned count = frame->message_count;
@@ -132,7 +131,7 @@ unsigned fdp_find_most_fds(const unsigned char *bytes, const struct fdp_frame *f
 }
 
 int fdp_parse_header(const unsigned char *bytes, size_t size, struct fdp_frame *ret_frame) {
-    /* A wrong first byte is wrong at once, not after fifteen more. */
+    /* A wrong first byte is an error now, not after fifteen more. */
     size_t seen = size < sizeof magic ? size : sizeof magic;
     if (memcmp(bytes, magic, seen) != 0)
         return -EPROTO;

@@ -1,8 +1,8 @@
-/* Receiving messages: from frames to an owner, within limits, and nothing lost on the way. */
+/* Receiving messages: from frames to an owner, within limits, without losing any. */
 #include "compat.h"
 #include "internal.h"
 
-/* Frames that one call looks at, so that no peer keeps it inside for ever. */
+/* Frames per call, so that no peer keeps a thread inside for ever. */
 #define MOST_FRAMES 64
 
 void fdp_start_inbox(struct fdp_inbox *ret_inbox, int sock, uint64_t max_payload, unsigned max_fds,
@@ -21,7 +21,7 @@ void fdp_leave_inbox(struct fdp_inbox *inbox) {
     __atomic_store_n(&inbox->busy, 0, __ATOMIC_RELEASE);
 }
 
-/* What messages that are not whole hold now. */
+/* What incomplete messages hold now. */
 static void count_held(struct fdp_inbox *inbox) {
     const struct fdp_store *store = inbox->store;
     unsigned now = inbox->large.is_open ? inbox->large.fd_count : 0;
@@ -56,12 +56,12 @@ static void drop_all(struct fdp_inbox *inbox) {
 
 int fdp_violate(struct fdp_inbox *inbox, int violation) {
     inbox->violation = violation;
-    /* The peer, and a thread that sends, shall hear of it now and not when a buffer is full. */
+    /* So that the peer, and a thread that sends, notice it now and not when a buffer is full. */
     (void)shutdown(inbox->sock, SHUT_RDWR);
     return -EPROTO;
 }
 
-/* Hands out what is here whole. Returns 0 where nothing is, or what keeps it. */
+/* Hands out complete messages. Returns 0 if there are none, or the reason why it cannot. */
 static ssize_t hand_out_kept(struct fdp_inbox *inbox, size_t most, struct fdp_scratch *scratch,
                              struct fdp_owner *owner) {
     while (inbox->store != NULL && scratch->count < most && scratch->large == NULL) {
@@ -109,7 +109,7 @@ static ssize_t receive(struct fdp_inbox *inbox, size_t most, struct fdp_scratch 
             return result;
         if (!may_close)
             return FDP_LOOK; /* One receive is as long as the interpreter's lock may be kept. */
-        /* What a message that is whole by now, or withdrawn, held is free for the next one. */
+        /* A message that is complete by now, or withdrawn, no longer counts. */
         count_held(inbox);
     }
     return FDP_LOOK;
@@ -143,14 +143,14 @@ ssize_t fdp_receive(struct fdp_inbox *inbox, size_t most, int wait, struct fdp_s
     ssize_t result;
     (void)__atomic_fetch_add(&inbox->waiting, 1, __ATOMIC_SEQ_CST);
     while ((result = receive_now(inbox, most, ret_scratch, ret_owner)) == -EAGAIN && wait) {
-        /* Nobody is inside meanwhile, so that others need not wait too. */
+        /* Leaves the inbox during the wait, so that others need not wait too. */
         result = fdp_wait_for_bytes(__atomic_load_n(&inbox->sock, __ATOMIC_SEQ_CST));
         if (result < 0 && result != -ECONNRESET)
             break;
         if (result < 0)
             __atomic_store_n(&inbox->was_reset, 1, __ATOMIC_RELAXED);
     }
-    /* What the closing of another thread looks like from here, is told as what it is. */
+    /* Another thread has closed the inbox: report that, whatever it looked like. */
     if (result <= 0 && __atomic_load_n(&inbox->sock, __ATOMIC_SEQ_CST) < 0)
         result = -EBADF;
     (void)__atomic_fetch_sub(&inbox->waiting, 1, __ATOMIC_SEQ_CST);

@@ -1,5 +1,5 @@
-/* Messages on their way out: which frames carry them, and how far they are. A frame follows from
- * where the job stands alone, so that the rest of one that was begun can be made again. */
+/* Messages to send: which frames carry them, and how far they are. The position alone determines the
+ * next frame, so the rest of a begun one can be built again. */
 #include "compat.h"
 #include "internal.h"
 
@@ -12,8 +12,8 @@
 #define HEADS (FDP_HEADER_SIZE + 6 * FDP_FRAME_MESSAGES)
 #define CONTROLS 4200
 
-/* One frame: count messages, or a piece of one where count is 0; its payload and descriptors; and
- * where the job stands after it. */
+/* One frame: count messages, or a piece of one if count is 0; its payload and descriptors; and the
+ * job's position after it. */
 struct plan {
     size_t count;
     unsigned flags;
@@ -26,7 +26,7 @@ struct plan {
 struct iovec fdp_get_payload(const struct fdp_job *job, const struct fdp_position *at) {
     if (job->buffers != NULL)
         return job->buffers[at->message];
-    /* As a number: data may be NULL where no message has a payload. */
+    /* As a number: data may be NULL if no message has a payload. */
     return (struct iovec){.iov_base = (void *)((uintptr_t)job->data + at->data_offset),
                           .iov_len = job->lengths[at->message]};
 }
@@ -43,7 +43,7 @@ static void pass_message(const struct fdp_job *job, struct fdp_position *at) {
     at->is_inside = 0;
 }
 
-/* As many messages as one packed frame takes; none where the first one needs pieces. */
+/* As many messages as fit into one packed frame; none if the first one needs pieces. */
 static void plan_packed(const struct fdp_job *job, struct plan *plan) {
     size_t first = plan->after.message;
     size_t most = job->count - first;
@@ -136,7 +136,7 @@ static void skip(struct iovec *parts, size_t sent) {
     }
 }
 
-/* Fills the chunk from where the job stands. Returns how many frames it holds. */
+/* Fills the chunk from the job's position on. Returns how many frames it holds. */
 static unsigned fill_chunk(struct chunk *chunk, const struct fdp_job *job) {
     struct fdp_position at = job->at;
     size_t heads = 0, controls = 0, sent = job->sent_of_frame;
@@ -145,7 +145,7 @@ static unsigned fill_chunk(struct chunk *chunk, const struct fdp_job *job) {
         struct plan plan = plan_frame(job, &at);
         if (heads + plan.head_size > HEADS)
             break;
-        /* The descriptors of a frame that is begun went with its first byte. */
+        /* If the frame was begun, its descriptors went with the first byte. */
         size_t fd_count = sent > 0 ? 0 : plan.fd_count;
         const int *fds = fd_count > 0 ? job->fds + at.fd_offset + at.fds : NULL;
         ssize_t control_size = fdp_build_control(chunk->controls + controls, CONTROLS - controls,
@@ -198,7 +198,7 @@ ssize_t fdp_send_frames(int sock, struct fdp_job *job, int flags) {
             return calls > 0 && sent == -EAGAIN ? FDP_LOOK : sent;
         if (!advance(job, &chunk, sent) || (unsigned)sent < filled)
             return FDP_LOOK;
-        /* Only the first may wait: a signal caught since then would not end the waiting. */
+        /* Only the first call may wait: a signal that arrived since then would not end the wait. */
         flags |= MSG_DONTWAIT;
     }
     return FDP_DONE;

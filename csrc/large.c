@@ -1,4 +1,4 @@
-/* A large message, which comes in pieces. */
+/* A large message, which arrives in pieces. */
 #include "compat.h"
 #include "internal.h"
 
@@ -26,7 +26,7 @@ static int begin(struct fdp_inbox *inbox, const struct fdp_frame *frame) {
     }
     if (frame->total_payload >= SIZE_MAX || frame->total_fds >= INT32_MAX / sizeof(int))
         return -ENOMEM;
-    /* Not cleared: what a header promises is not resident before it comes. */
+    /* Not cleared, so that memory which a header announces is not used before the bytes arrive. */
     struct fdp_large large = {.is_open = 1,
                               .payload = malloc((size_t)frame->total_payload + 1),
                               .fds = malloc(((size_t)frame->total_fds + 1) * sizeof(int)),
@@ -41,7 +41,7 @@ static int begin(struct fdp_inbox *inbox, const struct fdp_frame *frame) {
     return 0;
 }
 
-/* A complete message becomes a store of its own, before all others. */
+/* A complete message becomes a store of its own, in front of all others. */
 static int finish(struct fdp_inbox *inbox) {
     struct fdp_large *large = &inbox->large;
     if (large->size < large->total_payload || large->fd_count < large->total_fds)

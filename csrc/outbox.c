@@ -1,4 +1,4 @@
-/* Sending messages: packed into frames, many a system call, and no frame left half sent. */
+/* Sending messages: packed into frames, many per system call, and no frame is left incomplete. */
 #include "compat.h"
 #include "internal.h"
 
@@ -14,7 +14,7 @@ static void leave(struct fdp_outbox *outbox) {
     __atomic_store_n(&outbox->busy, 0, __ATOMIC_RELEASE);
 }
 
-/* Makes room for what is left of a frame. Without it the stream is torn: then it ends. */
+/* Allocates memory for the rest of a frame. Without it the stream cannot go on, and is ended. */
 static unsigned char *start_rest(struct fdp_outbox *outbox, size_t size) {
     unsigned char *rest = malloc(size);
     if (rest == NULL) {
@@ -27,7 +27,7 @@ static unsigned char *start_rest(struct fdp_outbox *outbox, size_t size) {
     return rest;
 }
 
-/* Keeps what is left of a frame, head and payload, behind its first sent bytes. */
+/* Keeps the rest of a frame, head and payload, after its first sent bytes. */
 static void keep_tail(struct fdp_outbox *outbox, const struct iovec *parts, size_t sent) {
     unsigned char *rest = start_rest(outbox, parts[0].iov_len + parts[1].iov_len - sent);
     for (size_t i = 0; rest != NULL && i < 2; i++) {
@@ -121,7 +121,7 @@ ssize_t fdp_try_send_column(struct fdp_outbox *outbox, const void *column, size_
     return try_packed(outbox, payloads, length, count, fds, count);
 }
 
-/* Others read which job is there without entering. */
+/* Others read this without being inside. */
 static void set_job(struct fdp_outbox *outbox, struct fdp_job *job) {
     __atomic_store_n(&outbox->job, job, __ATOMIC_RELAXED);
 }

@@ -1,4 +1,4 @@
-/* How many messages are here whole: each frame is looked at once, however often one asks. */
+/* The number of complete messages. Each frame is examined only once. */
 #include "compat.h"
 #include "internal.h"
 

@@ -1,8 +1,8 @@
-/* Receiving undone: what was handed out and not taken becomes the next message again. */
+/* Undoes a receive: what was handed out and not taken is the next message again. */
 #include "compat.h"
 #include "internal.h"
 
-/* The messages that scratch and owner have, as a store of their own. */
+/* Makes a store from the messages in scratch and owner. */
 static struct fdp_store *take_back(struct fdp_scratch *scratch, const struct fdp_owner *owner) {
     size_t tables = fdp_size_tables(0, scratch->count, owner->count);
     size_t head = FDP_HEADER_SIZE + tables;

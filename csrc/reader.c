@@ -1,4 +1,4 @@
-/* From the socket to bytes and descriptors: none is lost to a full table, and none leaks. */
+/* Reads bytes and descriptors from the socket. None is lost to a full table, and none leaks. */
 #include "compat.h"
 #include "internal.h"
 
@@ -27,7 +27,7 @@ static ssize_t receive_once(int sock, struct iovec *iov, size_t iov_count, int f
     return received;
 }
 
-/* What every receive of a channel has to look at. */
+/* Checks that every receive of a channel needs. */
 static ssize_t check(struct fdp_inbox *inbox, ssize_t received, int lost,
                      const struct fdp_arrived *arrived) {
     if (received < 0)
@@ -119,7 +119,7 @@ static ssize_t take_by_peek(struct fdp_inbox *inbox, unsigned char *target, size
     return error < 0 ? error : received;
 }
 
-/* The frame at the front alone, after a look at its header, which takes nothing. */
+/* Receives only the frame at the front, after peeking at its header. */
 static ssize_t receive_carefully(struct fdp_inbox *inbox, const unsigned char *known,
                                  size_t known_size, unsigned char *target,
                                  struct fdp_arrived *ret_arrived) {
@@ -155,7 +155,7 @@ ssize_t fdp_receive_frame(struct fdp_inbox *inbox, const unsigned char *known, s
                           struct fdp_arrived *ret_arrived) {
     struct iovec buffer = {.iov_base = target, .iov_len = capacity};
     ret_arrived->fd_count = 0;
-    /* Once its header is here so are its descriptors. */
+    /* If its header is here, so are its descriptors. */
     if (known_size >= FDP_HEADER_SIZE || !FDP_CAN_PEEK_FDS || fdp_has_ample_room())
         return take(inbox, &buffer, 1, ret_arrived);
     return receive_carefully(inbox, known, known_size, target, ret_arrived);

@@ -1,28 +1,28 @@
-/* The descriptor table of this process: how much room it has, and what unfinished messages hold. */
+/* The descriptor table of this process: its room, and what incomplete messages hold. */
 #include "compat.h"
 #include "internal.h"
 
-/* A receive may bring FDP_MAX_FDS. It is done without a closer look where the table has room for
- * them and for what other threads may open while it is under way. */
+/* A receive may bring FDP_MAX_FDS. The table need not be checked if it has room for them and for
+ * what other threads can open during the receive. */
 #define AMPLE_ROOM (FDP_MAX_FDS + 512)
 
-/* A look at the table costs more than a short message. So the last one is remembered for so long,
- * less one place for every so many ns and processor that others had meanwhile: SCM_RIGHTS, the
- * fastest way to open many, takes more than 100 ns for one. */
+/* Checking the table takes longer than a short message. So the result is remembered for FRESH_US,
+ * minus one place for every NS_A_PLACE and processor since: SCM_RIGHTS, the fastest way to open
+ * many, takes more than 100 ns for each. */
 #define FRESH_US 100
 #define NS_A_PLACE 25
 
-/* Places that stay free for others while messages are unfinished. */
+/* Places that stay free for others while messages are incomplete. */
 #define RESERVE 64
 
-/* The core's only memory of its own. When (us) the table was looked at, above ROOM_BITS bits for
- * the room it had, less what this core has received since. */
+/* The core's only global state. When (us) the table was checked, above ROOM_BITS bits for the room
+ * that it had, minus what this core has received since. */
 #define ROOM_BITS 20
 #define MOST_US (UINT64_MAX >> ROOM_BITS)
 #define MOST_ROOM ((1u << ROOM_BITS) - 1)
 static uint64_t last_look;
 
-/* The soft limit at that look, and the descriptors of messages that are not whole yet. */
+/* The soft limit at that check, and the descriptors of incomplete messages. */
 static uint64_t limit_seen;
 static uint64_t held;
 
@@ -44,7 +44,7 @@ ssize_t fdp_count_room(void) {
     return room > 0 ? room : 0;
 }
 
-/* What is left for certain of the room that the last look found. */
+/* What is certainly left of the room that the last check found. */
 static uint64_t estimate_room(void) {
     uint64_t look = __atomic_load_n(&last_look, __ATOMIC_RELAXED);
     uint64_t age = (clock_us() - (look >> ROOM_BITS)) & MOST_US;
