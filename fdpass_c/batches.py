@@ -335,7 +335,7 @@ def recv_many(
     """
     if max_messages < 1 or bufsize < 1 or maxfds < 0:
         raise ValueError(
-            f"max_messages and bufsize are positive, maxfds is not negative, "
+            "max_messages and bufsize must be at least 1, and maxfds not negative, "
             f"got {max_messages}, {bufsize} and {maxfds}"
         )
     if flags & _MSG_PEEK:

@@ -377,7 +377,9 @@ class Channel(NotCopied):
         """Returns when it is worthwhile to try again to send."""
         if result == -errno.EBUSY:
             if is_own(self._outbox):
-                raise RuntimeError("a signal handler sends on the channel whose send it stopped")
+                raise RuntimeError(
+                    "a signal handler must not send on a channel whose send it interrupts"
+                )
             deadline.look()
             self._senders.wait()
         elif result == lib.FDP_LOOK:
@@ -492,7 +494,7 @@ class Channel(NotCopied):
             OSError: As for recv.
         """
         if max_messages < 1:
-            raise ValueError(f"max_messages is positive, got {max_messages}")
+            raise ValueError(f"max_messages must be at least 1, got {max_messages}")
         scratch, view = pair = get_scratch()
         memory, pool = get_memory(many, MANY), many
         held: list[Any] = []
@@ -666,7 +668,10 @@ class Channel(NotCopied):
         self.raise_failure()
         inbox = self._inbox
         if inbox.store != ffi.NULL or inbox.large.is_open or self._outbox.unsent:
-            raise ValueError("more is to be received, or flushed: it would be lost")
+            raise ValueError(
+                "received messages or unsent bytes would be lost: "
+                "receive until pending is 0, and flush()"
+            )
 
     def close(self) -> None:
         """Closes the socket and every descriptor that was received and not handed out.

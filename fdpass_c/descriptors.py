@@ -225,7 +225,7 @@ class Descriptors(NotCopied, Sequence[int]):
             ValueError: There are none or several, or it was taken, or this object is closed.
         """
         if self._open().count != 1:
-            raise ValueError(f"fileno() needs exactly one descriptor, here are {len(self)}")
+            raise ValueError(f"fileno() needs exactly one descriptor, there are {len(self)}")
         return self[0]
 
     def dup(self, index: int = 0) -> int:

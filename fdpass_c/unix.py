@@ -29,7 +29,7 @@ def as_address(path: Path) -> str | bytes:
     if not name:
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), address)
     if b"\0" in name and not is_abstract(address):
-        raise ValueError(f"a path ends at a NUL: {address!r}")
+        raise ValueError(f"a path cannot contain a NUL: {address!r}")
     return address
 
 

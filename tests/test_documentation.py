@@ -248,14 +248,22 @@ def test_reference_is_complete(module: ModuleType) -> None:
     assert sorted(listed) == sorted(module.__all__)
 
 
+_IN_REPOSITORY = re.compile(
+    r"https://(?:raw\.githubusercontent\.com/fdpass/fdpass_c/main"
+    r"|github\.com/fdpass/fdpass_c/(?:blob|tree)/main)/([^#\s)]*)"
+)
+
+
 def test_links_of_the_readme() -> None:
-    """They work on a package index too: whole addresses, of files that there are."""
+    """They work on a package index too: all are whole addresses."""
     text = (ROOT / "README.md").read_text()
-    for link in re.findall(r"\]\((.*?)\)", text):
-        assert link.startswith("https://"), link
-        if found := re.match(
-            r"https://(?:raw\.githubusercontent\.com/fdpass/fdpass_c/main"
-            r"|github\.com/fdpass/fdpass_c/(?:blob|tree)/main)/([^#]*)",
-            link,
-        ):
-            assert (ROOT / found[1]).exists(), link
+    links = re.findall(r"\]\((.*?)\)", text)
+    assert links
+    assert all(link.startswith("https://") for link in links)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=[str(page.relative_to(ROOT)) for page in PAGES])
+def test_links_into_the_repository(page: Path) -> None:
+    """Where a page names a file by the repository's address, there is one."""
+    named_files = _IN_REPOSITORY.findall(page.read_text())
+    assert [name for name in named_files if not (ROOT / name).exists()] == []

@@ -124,7 +124,7 @@ def _last_part(name: bytes) -> bytes:
     """The name without folders: a peer chose it, and it must not leave the directory."""
     last = os.path.basename(name)
     if last in (b"", b".", b"..") or b"\0" in last:
-        raise FdpassError(f"{os.fsdecode(name)}: is no name to save a file under")
+        raise FdpassError(f"{os.fsdecode(name)}: cannot be the name of a file")
     return last
 
 
