@@ -7,6 +7,7 @@ import shutil
 import socket
 import subprocess
 import sys
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
@@ -48,9 +49,10 @@ _FENCE = re.compile(
 def find_blocks(language: str) -> list[Block]:
     """The blocks of code in that language, with what the comment before each says.
 
-    <!-- not run: why -->: it cannot be. <!-- needs: numpy, cc, linux -->: modules, programs or the
-    system without which it is skipped. <!-- run -->: a script, run among the files of its page,
-    which are the blocks with a title; a block of text right after it is what it prints.
+    <!-- not run: why -->: it cannot be. <!-- needs: numpy, os.memfd_create, cc, linux -->: modules,
+    what is in them, programs, or the system without which it is skipped. <!-- run -->: a script,
+    run among the files of its page, which are the blocks with a title; a block of text right after
+    it is what it prints.
     """
     return [
         Block(
@@ -90,8 +92,16 @@ def skip_without(needs: list[str]) -> None:
     if "linux" in needs and sys.platform != "linux":
         pytest.skip("a program for Linux")
     for name in {*needs} - {"linux"}:
-        if shutil.which(name) is None and find_spec(name) is None:
+        if not is_there(name):
             pytest.skip(f"{name} is not installed")
+
+
+def is_there(name: str) -> bool:
+    """Whether there is such a module, a thing in a module, or a program."""
+    module, dot, attribute = name.partition(".")
+    if dot:
+        return hasattr(import_module(module), attribute)
+    return find_spec(name) is not None or shutil.which(name) is not None
 
 
 PYTHON = [block for block in find_blocks("python") if block.title is None]
