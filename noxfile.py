@@ -70,6 +70,15 @@ def faults(session: nox.Session) -> None:
 
 
 @nox.session
+def interrupts(session: nox.Session) -> None:
+    """A signal's handler raises before every bytecode of every operation; counts."""
+    install(session, "test")
+    session.install("-e", ".", env=STRICT)
+    session.chdir("tests")
+    session.run("python", "-m", "interrupts", *session.posargs)
+
+
+@nox.session
 def coverage(session: nox.Session) -> None:
     """How much of the Python, and of the C core, the suite reaches; less than the gate fails."""
     install(session, "package", "coverage", "peers")

@@ -105,7 +105,8 @@ class SocketFile:
             os.chmod(self._path, mode, follow_symlinks=False)
             return
         # Others who can write to the directory may have put another file there, or a link to one.
-        handle = os.open(self._path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+        flags = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
+        (handle,) = map(os.open, (self._path,), (flags,))  # As in _locked.
         try:
             if _identify_socket(os.fstat(handle), self._path) != self._identity:
                 raise FileExistsError(errno.EEXIST, "has replaced the new socket", self._path)
@@ -181,7 +182,8 @@ def _locked(path: str) -> Iterator[None]:
     name = path + ".lock"
     while True:
         try:
-            lock = os.open(name, _LOCK_FLAGS, 0o600)
+            # Not by a call, after which a signal handler could raise and leave it open.
+            (lock,) = map(os.open, (name,), (_LOCK_FLAGS,), (0o600,))
         except BlockingIOError:  # Another process has a lease on it.
             raise_oserror(errno.EADDRINUSE, _SOMEBODY_STARTS)
         except OSError as error:

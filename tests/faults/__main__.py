@@ -3,187 +3,100 @@
 import argparse
 import contextlib
 import errno
-import gc
-import os
-import signal
 import sys
-import traceback
-import warnings
-from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from functools import partial
-from types import FrameType
 
 from faults.library import Library, Step, is_loaded, start
 from faults.plans import COUNTING, ERRORS, MISSING, STREAMING
-from support.attempts import Attempt, Operations, Outcome
-from support.tables import table_of
+from support.attacks import Attacks
+from support.attempts import Attempt, Outcome
 
-_PATIENCE = 20
-MEMORY = "allocations failed"
-
-
-class Stuck(BaseException):
-    """It did not end."""
+Plan = Callable[[], AbstractContextManager[None]]
 
 
-def _count_open() -> int:
-    return len(os.listdir("/proc/self/fd"))
+def _is_told(error: BaseException) -> bool:
+    """With no memory for what has come, or for the rest of a frame, a channel ends and says so."""
+    return "no memory for what was received" in str(error) or isinstance(error, BrokenPipeError)
 
 
-def _forget_frames(error: BaseException | None) -> None:
-    """What an error's traceback keeps alive is no leak."""
-    while error is not None:
-        error.__traceback__ = None
-        error = error.__context__
-
-
-class Attack:
-    """The faults of one kind, tried on each operation, and their count."""
-
-    def __init__(self, library: Library, quick: bool) -> None:
-        self._library = library
-        self._quick = quick
-        self.counts: Counter[str] = Counter()
-        self.found: list[str] = []
+class Faults:
+    def __init__(self, quick: bool) -> None:
+        self._library = Library()
+        self._most_lengths = 4 if quick else 3000
+        self.attacks = Attacks()
 
     def attack(self, name: str, make: Callable[[], Attempt]) -> None:
-        for _ in range(2):  # The first fills what is remembered.
-            steps = self._watch(make)
-        for step in steps:
-            for what, plan, kind in self._plans(name, step):
-                self._try(f"{name}: {what}", make, plan, kind)
+        self._watch(make)  # The first fills what is remembered.
+        for step in self._watch(make):
+            for what, plan in self._fail(step):
+                self._try(f"{name}: {what}", make, plan(), "faults")
+            for what, plan in self._cut(name, step):
+                self._try(f"{name}: {what}", make, plan(), "short transfers")
         number = 0
         while self._try(
             f"{name}: allocation {number}",
             make,
-            partial(self._library.without_memory, number),
-            MEMORY,
+            self._library.without_memory(number),
+            "allocations failed",
         ):
             number += 1
 
+    def _try(
+        self, what: str, make: Callable[[], Attempt], plan: AbstractContextManager[None], kind: str
+    ) -> bool:
+        is_fair = _is_told if kind == "allocations failed" else lambda _: False
+        self.attacks.attack(what, make, plan, is_fair)
+        fired = self._library.fired
+        self.attacks.counts[kind] += fired
+        return fired
+
     def _watch(self, make: Callable[[], Attempt]) -> list[Step]:
+        """The system calls of an operation that nothing disturbs."""
         attempt = make()
         act = next(attempt)
         outcome = Outcome(None, None)
         with self._library.watching() as steps:
             try:
                 outcome = Outcome(act(), None)
-            except BlockingIOError as error:  # Of a buffer that is full.
+            except OSError as error:  # Of a buffer that is full, or empty.
                 outcome = Outcome(None, error)
         with contextlib.suppress(StopIteration):
             attempt.send(outcome)
         return steps
 
-    def _plans(
-        self, name: str, step: Step
-    ) -> Iterator[tuple[str, Callable[[], contextlib.AbstractContextManager[None]], str]]:
-        call, number, result = step
-        library = self._library
+    def _fail(self, step: Step) -> Iterator[tuple[str, Plan]]:
+        call, number, _ = step
         for error in ERRORS[call].split():
             code = getattr(errno, error)
-            yield (
-                f"{call} {number} gives {error}",
-                partial(library.failing, call, number, code, False),
-                "faults",
-            )
+            plan = partial(self._library.failing, call, number, code, False)
+            yield f"{call} {number} gives {error}", plan
         if number == 0:
             for error in MISSING.get(call, "").split():
                 code = getattr(errno, error)
-                yield (
-                    f"every {call} gives {error}",
-                    partial(library.failing, call, 0, code, True),
-                    "faults",
-                )
+                plan = partial(self._library.failing, call, 0, code, True)
+                yield f"every {call} gives {error}", plan
+
+    def _cut(self, name: str, step: Step) -> Iterator[tuple[str, Plan]]:
+        call, number, result = step
         packets = "seqpacket" in name or "datagram" in name or "address" in name
-        lengths: range = range(0)
         if (call in STREAMING and not packets) or call in COUNTING:
             lengths = range(1, result)
-        # A long transfer: the first lengths and the last ones, and some between.
-        most = 4 if self._quick else 3000
-        step_size = max(1, len(lengths) // most)
-        for most in lengths[::step_size]:
-            yield (
-                f"{call} {number} moves {most} of {result}",
-                partial(library.cut_short, call, number, most),
-                "short transfers",
-            )
-
-    def _try(
-        self,
-        what: str,
-        make: Callable[[], Attempt],
-        plan: Callable[[], contextlib.AbstractContextManager[None]],
-        kind: str,
-    ) -> bool:
-        """Whether the fault came to pass. What it led to is in self.found."""
-        before = _count_open()
-        problem = ""
-        fired = False
-        attempt = make()
-        act = next(attempt)
-        value = error = None
-        signal.alarm(_PATIENCE)
-        try:
-            try:
-                with plan():
-                    value = act()
-            except Exception as caught:
-                _forget_frames(caught)
-                error = caught
-            fired = self._library.fired
-            with contextlib.suppress(StopIteration):
-                attempt.send(Outcome(value, error))
-        except BaseException as caught:
-            # With no memory for what has come already, a channel ends and says so.
-            if "no memory" not in str(caught) or kind != MEMORY:
-                problem = traceback.format_exc()
-            _forget_frames(caught)
-        finally:
-            signal.alarm(0)
-        attempt.close()
-        del attempt, act, value, error
-        if _count_open() != before:
-            gc.collect()
-            if _count_open() != before:
-                problem += f"\n{_count_open() - before} descriptors more"
-        if fired:
-            self.counts[kind] += 1
-        if problem:
-            self.found.append(f"{what}\n{problem}")
-        return fired
-
-
-def _stop(_signum: int, _frame: FrameType | None) -> None:
-    raise Stuck(f"not over after {_PATIENCE} s")
+            for most in lengths[:: max(1, len(lengths) // self._most_lengths)]:
+                plan = partial(self._library.cut_short, call, number, most)
+                yield f"{call} {number} moves {most} of {result}", plan
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m faults")
     parser.add_argument("--quick", action="store_true", help="some lengths of each transfer only")
     parser.add_argument("operations", nargs="*", help="what their names begin with")
-    if not is_loaded():
-        parser.parse_args()
-        return start(*sys.argv[1:])
     options = parser.parse_args()
-    signal.signal(signal.SIGALRM, _stop)
-    warnings.simplefilter("error")
-    unraisable: list[str] = []
-    sys.unraisablehook = lambda found: unraisable.append(repr(found.exc_value))
-    attack = Attack(Library(), options.quick)
-    # With so small a table a channel looks before it receives.
-    for limit, wanted in ((1024, ""), (700, "Channel.recv")):
-        operations = Operations()
-        with contextlib.closing(operations), table_of(limit):
-            for name, make in operations.all.items():
-                if name.startswith(tuple(options.operations) or ("",)) and name.startswith(wanted):
-                    attack.attack(name, make)
-    found = attack.found + [f"in a finaliser: {what}" for what in unraisable]
-    for problem in found:
-        print(problem, "\n")
-    counts = ", ".join(f"{count} {kind}" for kind, count in attack.counts.items())
-    print(f"{counts}; {len(found)} that went wrong")
-    return 1 if found else 0
+    if not is_loaded():
+        return start(*sys.argv[1:])
+    faults = Faults(options.quick)
+    return faults.attacks.run(faults.attack, options.operations)
 
 
 if __name__ == "__main__":

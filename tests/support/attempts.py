@@ -92,6 +92,8 @@ class Operations:
                 mixed = [(1, 1), (300, 2), (7, 1)]
                 found[f"send_many mixed, {end}"] = partial(self._send_many, kind, mixed, timeout)
                 found[f"recv_many mixed, {end}"] = partial(self._recv_many, kind, mixed, timeout)
+        for call in (_recv_fds, fdpass_c.recv_fd, fdpass_c.recv_many):
+            found[f"{call.__name__.strip('_')} nothing"] = partial(self._receive_late, call)
         found["send_fds to an address"] = self._send_to
         found["send_fd 9000 bytes"] = partial(self._send_fd, STREAM, 9000, None)
         return found
@@ -206,6 +208,14 @@ class Operations:
             got = take_batch(batch) if batch is not None else []
             self._finish_receiving(kind, got, right, payloads, rows, outcome)
 
+    def _receive_late(self, receive: Callable[[socket.socket], Any]) -> Attempt:
+        with _pair(STREAM, 0.001) as (left, right):
+            outcome = yield lambda: receive(right)
+            assert outcome.value is None
+            payloads, rows = self.messages((4, 1))
+            _send_each(left, payloads, rows)
+            assert _rest(right) == described(payloads, rows)
+
     # -- channels ----------------------------------------------------------------------------------
 
     def _channels(self) -> dict[str, Callable[[], Attempt]]:
@@ -234,6 +244,17 @@ class Operations:
                     found[f"Channel.recv_many {end}"] = partial(self._recv_column, *arguments)
         found["Channel.send view"] = partial(self._send, STREAM, [(3000, 2)], None, memoryview)
         found["Channel.send object"] = partial(self._send, STREAM, [(3000, 2)], None, _as_array)
+        for timeout in (0.0, 0.001):
+            found[f"Channel.recv nothing {timeout}"] = partial(
+                self._receive_nothing, Channel.recv, timeout
+            )
+            found[f"Channel.recv_many nothing {timeout}"] = partial(
+                self._receive_nothing, Channel.recv_many, timeout
+            )
+            for name in ("one long", "large", "600"):
+                found[f"Channel.send_many unread {name}, {timeout}"] = partial(
+                    self._send_unread, shapes.get(name, [(60_000, 2)]), timeout
+                )
         found["Channel.flush"] = self._flush
         found["Channel.close"] = self._close
         found["Channel.pending"] = self._pending
@@ -305,6 +326,44 @@ class Operations:
             while len(got) < len(payloads):
                 got += look(receive(receiver))
             assert got == described(payloads, rows)
+            _assert_no_more(receiver)
+
+    def _receive_nothing(self, receive: Callable[[Channel], Any], timeout: float) -> Attempt:
+        with channels() as (sender, receiver):
+            receiver.settimeout(timeout)
+            outcome = yield lambda: receive(receiver)
+            assert outcome.value is None
+            sender.send(b"at last", self.files[:1])
+            assert take(receiver.recv()) == (b"at last", identities(self.files[:1]))
+            _assert_no_more(receiver)
+
+    def _send_unread(self, shapes: list[tuple[int, int]], timeout: float) -> Attempt:
+        """More than the buffer takes, while nobody reads."""
+        payloads, rows = self.messages(*shapes)
+        with channels(STREAM, 5000) as (sender, receiver):
+            sender.settimeout(timeout)
+            outcome = yield lambda: sender.send_many(payloads, rows)
+            done = len(payloads)
+            if isinstance(outcome.error, OSError):
+                done = outcome.error.progress.messages  # type: ignore[attr-defined]
+            sender.setblocking(False)
+            receiver.setblocking(False)
+            got: list[Message] = []
+            ended = False
+            while got[-1:] != [(b"the end", [])]:
+                with contextlib.suppress(BlockingIOError):
+                    if ended:
+                        sender.flush()
+                    else:
+                        sender.send(b"the end")
+                    ended = True
+                with contextlib.suppress(BlockingIOError):
+                    got.append(take(receiver.recv()))
+            got.pop()
+            sent = described(payloads, rows)
+            if isinstance(outcome.error, Interruption):
+                done = len(got)
+            assert got == sent[:done]
             _assert_no_more(receiver)
 
     def _flush(self) -> Attempt:
@@ -530,6 +589,10 @@ class Operations:
         left, right = socket.socketpair()
         with left, right:
             outcome = yield lambda: Channel(left)
+            if outcome.value is None and left.fileno() < 0:
+                # Its owner was made, and dropped with the handler's exception.
+                assert isinstance(outcome.error, Interruption)
+                return
             with outcome.value or Channel(left) as channel:
                 channel.send(b"x", self.files[:1])
                 with Channel(right) as receiver:
@@ -542,6 +605,10 @@ BUFFER = 1_000_000
 def _as_array(data: bytes) -> "array[int]":
     """Memory that the package does not copy."""
     return array("B", data)
+
+
+def _recv_fds(sock: socket.socket) -> Any:
+    return fdpass_c.recv_fds(sock, 100, 10)
 
 
 def _rest(sock: socket.socket) -> list[Message]:
