@@ -36,7 +36,7 @@ from workshop import (
 DIST = ROOT / "dist"
 OUT = BUILD / "wheel"
 OLDEST_GLIBC = "2.17"
-LARGEST = 100_000
+LARGEST = 200_000
 VERSIONS = ["3.10", "3.11", "3.12", "3.13", "3.14", "3.15"]
 SECONDS_A_SUITE = 900
 
