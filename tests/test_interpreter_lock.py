@@ -89,6 +89,7 @@ def make_calls(full: int, empty: int) -> dict[str, tuple[Any, ...]]:
 NAMES = sorted(name for name in dir(lib) if name.startswith("fdp_try_"))
 
 
+@pytest.mark.untraced
 @pytest.mark.parametrize("name", NAMES)
 def test_trying_keeps_it(name: str, stream: Pair) -> None:
     """No other thread runs during a call that only tries."""
