@@ -193,11 +193,16 @@ def recv_fds(
     if code >= 0 and not code & _HAS_MORE:
         count = code & 255
         fds = [ints[_FDS_AT]] if count == 1 else ints[_FDS_AT : _FDS_AT + count].tolist()
+        answer = view[: code >> _SIZE_SHIFT], fds, 0, None
+        back: tuple[Any, ...] = (memory,)
+        stack = _idle
         # From here on there is no call after which a signal handler could run.
         ints[_COUNT_AT] = 0
-        stack = _idle
-        stack += (memory,)
-        return view[: code >> _SIZE_SHIFT], fds, 0, None
+        try:
+            stack += back
+        except MemoryError:
+            back = ()  # Then it is not used again.
+        return answer
     if code >= 0:
         size = code >> _SIZE_SHIFT
     else:
@@ -218,10 +223,15 @@ def recv_fds(
     result = view[: min(size, bufsize)]
     count = arrival.fd_count
     fds = ints[_FDS_AT : _FDS_AT + count].tolist()
-    ints[_COUNT_AT] = 0
+    answer = result, fds, msg_flags, address
+    back = (memory,)
     stack = _idle
-    stack += (memory,)
-    return result, fds, msg_flags, address
+    ints[_COUNT_AT] = 0
+    try:
+        stack += back
+    except MemoryError:
+        back = ()
+    return answer
 
 
 def _receive(
