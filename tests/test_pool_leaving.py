@@ -48,6 +48,24 @@ def test_kept_alive_connections_end(handler: str, capacity: str, end: str) -> No
 
 
 @pytest.mark.thread_unsafe
+@kept_alive
+def test_kept_alive_connections_end_at_max_requests(handler: str, capacity: str) -> None:
+    """A worker that has had its last connection says so to its handlers, once its successor is
+    ready."""
+    options = ("--workers", "1", "--capacity", capacity, "--drain", "10000", "--max-requests", "1")
+    with Server(handler, *options) as server:
+        (old,) = server.settled(1).pids
+        with connections(server, 1) as (sock,):
+            assert int(sock.recv(100)) == old
+            assert read_all(sock) == b""
+        status = server.settled(1)
+        assert status.pids != [old]
+        assert (status.handled, status.lost) == (1, 0)
+        assert server.stop() == 0
+        assert "WARNING" not in server.log
+
+
+@pytest.mark.thread_unsafe
 def test_outside_of_a_worker() -> None:
     """A handler runs in a test, or anywhere, as well: nobody is leaving there."""
     assert not fdpass_c.pool.is_leaving()
