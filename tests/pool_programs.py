@@ -135,6 +135,28 @@ def teardown(path: str, handler: str, *addresses: str) -> None:
     ).serve(*addresses)
 
 
+def tell_addresses(gate: str, *addresses: str) -> None:
+    """A pool of two workers that do not start while there is a file gate; logs when it is ready,
+    and where it listens."""
+
+    def wait() -> None:
+        while os.path.exists(gate):
+            time.sleep(0.01)
+
+    Pool(obey, 2, setup=wait).serve(
+        *addresses, ready=lambda found: logging.info("ready at %r", found)
+    )
+
+
+def raise_when_ready(*addresses: str) -> None:
+    """A pool whose program fails when it hears that all workers have started."""
+
+    def fail(_addresses: object) -> None:
+        raise RuntimeError("not ready for that")
+
+    Pool(obey, 2).serve(*addresses, ready=fail)
+
+
 def main(name: str, *arguments: str) -> None:
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
     globals()[name](*arguments)

@@ -40,11 +40,13 @@ _MAY_PASS = {
 class Intake:
     """A listening socket that the master borrows.
 
-    name: its address. rest_until: not to be asked before, as time.monotonic.
+    address: as from socket.getsockname; name: as people write it. rest_until: not to be asked
+    before, as time.monotonic.
     """
 
     def __init__(self, sock: socket.socket, entrance: "Entrance") -> None:
         """Makes sock non-blocking until close()."""
+        self.address = sock.getsockname()
         self.name = describe_listener(sock)
         self.rest_until = 0.0
         self._failures = 0
@@ -148,6 +150,11 @@ class Entrance:
     def announce(self) -> None:
         for intake in self._intakes:
             logger.info("listening at %s", intake.name)
+
+    @property
+    def addresses(self) -> tuple[Any, ...]:
+        """Of all listeners, as from socket.getsockname."""
+        return tuple(intake.address for intake in self._intakes)
 
     @property
     def is_open(self) -> bool:

@@ -3,6 +3,7 @@
 import errno
 import os
 import socket
+import stat
 from typing import Any
 
 from fdpass_c.unix import bind_unix
@@ -49,25 +50,45 @@ def parse_address(address: Address) -> str | tuple[str, int]:
     return host, int(port)
 
 
-def inherit_listeners() -> list[socket.socket]:
-    """The listening sockets that a service manager passed (LISTEN_FDS); the caller closes them.
+class InheritedSocket(socket.socket):
+    """A socket that a service manager passed.
+
+    name: what the manager calls it (FileDescriptorName=), "unknown" where it gave no names.
+    """
+
+    __slots__ = ("name",)
+
+    def __init__(self, fileno: int, name: str) -> None:
+        super().__init__(fileno=fileno)
+        self.name = name
+
+
+def inherit_listeners() -> list[InheritedSocket]:
+    """The sockets that a service manager passed (LISTEN_FDS), with their names (LISTEN_FDNAMES);
+    the caller closes them.
 
     As sd_listen_fds(3): LISTEN_PID is this process and LISTEN_FDS counts the descriptors from 3
     on. The variables are removed and the descriptors made close-on-exec, so that no child takes
-    them for its own. An empty list where nothing was passed.
+    them for its own. What is no socket stays open, and is not in the list. An empty list where
+    nothing was passed.
 
-    ValueError: LISTEN_FDS is no number. OSError: EBADF or ENOTSOCK for what is not a socket.
+    ValueError: LISTEN_FDS is no number, or LISTEN_FDNAMES another number of names. OSError: EBADF
+    for what is not open.
     """
     pid = os.environ.pop("LISTEN_PID", None)
     count = os.environ.pop("LISTEN_FDS", None)
-    os.environ.pop("LISTEN_FDNAMES", None)
+    given = os.environ.pop("LISTEN_FDNAMES", None)
     if pid != str(os.getpid()) or count is None:
         return []
-    listeners: list[socket.socket] = []
+    names = given.split(":") if given else ["unknown"] * int(count)
+    if len(names) != int(count):
+        raise ValueError(f"LISTEN_FDNAMES has not the names of {count} descriptors: {given}")
+    listeners: list[InheritedSocket] = []
     try:
-        for fd in range(_FIRST_INHERITED, _FIRST_INHERITED + int(count)):
+        for fd, name in enumerate(names, _FIRST_INHERITED):
             os.set_inheritable(fd, False)
-            listeners.append(socket.socket(fileno=fd))
+            if stat.S_ISSOCK(os.fstat(fd).st_mode):
+                listeners.append(InheritedSocket(fd, name))
     except BaseException:
         for listener in listeners:
             listener.close()

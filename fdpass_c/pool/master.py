@@ -7,7 +7,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from fdpass_c.channel import Channel
 from fdpass_c.pool.bell import Bell
@@ -16,11 +16,15 @@ from fdpass_c.pool.dispatch import Dispatcher
 from fdpass_c.pool.handlers import Handler
 from fdpass_c.pool.intake import Entrance
 from fdpass_c.pool.log import logger
+from fdpass_c.pool.service_manager import ServiceManager
 from fdpass_c.pool.signals import Signals
 from fdpass_c.pool.staff import Staff
-from fdpass_c.pool.status import Status
+from fdpass_c.pool.status import Phase, Status
 from fdpass_c.pool.tally import Tally
 from fdpass_c.pool.worker import run_worker
+
+Ready = Callable[[tuple[Any, ...]], object]
+"""What is told, once every worker has started, where the pool listens."""
 
 
 class Plan(NamedTuple):
@@ -46,9 +50,13 @@ class Master:
         bell: Bell,
         entrance: Entrance,
         selector: selectors.BaseSelector,
+        manager: ServiceManager,
+        ready: Ready | None,
     ) -> None:
         """Borrows all of them."""
         self._plan = plan
+        self._manager = manager
+        self._ready = ready
         self._signals = signals
         self._bell = bell
         self._entrance = entrance
@@ -72,7 +80,7 @@ class Master:
         nothing."""
         try:
             self._obey_all()  # A stop may have come before.
-            self._staff.check()
+            self._check_staff()
             self._entrance.announce()
             while self._workers or self._dispatcher.waiting or not self._staff.stopping:
                 self._take_turn()
@@ -93,20 +101,31 @@ class Master:
         )
 
     def _take_turn(self) -> None:
-        alarm = min(self._staff.alarm, self._dispatcher.alarm)
+        alarm = min(self._staff.alarm, self._dispatcher.alarm, self._manager.alarm)
         wait = None if alarm == float("inf") else max(0.0, alarm - time.monotonic())
         for key, events in self._selector.select(wait):
             key.data(events)
         self._obey_all()
-        if time.monotonic() >= self._staff.alarm:
-            self._staff.check()
-            if self._staff.stopping:
-                self._entrance.close()
+        now = time.monotonic()
+        if now >= self._staff.alarm:
+            self._check_staff()
+        if now >= self._manager.alarm:
+            self._manager.check()
         if self._dispatcher.distribute():
             self._staff.alarm = 0.0
         if not (self._entrance.is_open or self._staff.stopping):
             self._staff.fail("no listener is left that accepts")
         self._dispatcher.close_done()
+
+    def _check_staff(self) -> None:
+        self._staff.check()
+        if self._staff.stopping:
+            self._entrance.close()
+        phase = self._staff.phase
+        self._manager.follow(phase, self._staff.summarize())
+        if phase is Phase.SERVING and self._ready is not None:
+            ready, self._ready = self._ready, None
+            ready(self._entrance.addresses)
 
     def _answer(self, _events: int) -> None:
         self._bell.hush()
@@ -155,6 +174,7 @@ class Master:
             self._selector.close()
         self._bell.forget()
         self._entrance.forget()
+        self._manager.close()
         self._dispatcher.forget()
         for worker in self._workers:
             worker.forget()

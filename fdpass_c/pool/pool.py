@@ -10,7 +10,8 @@ from fdpass_c.errors import FdpassError
 from fdpass_c.pool.handlers import Handler
 from fdpass_c.pool.intake import Entrance
 from fdpass_c.pool.listeners import Address
-from fdpass_c.pool.master import Master, Plan
+from fdpass_c.pool.master import Master, Plan, Ready
+from fdpass_c.pool.service_manager import ServiceManager
 from fdpass_c.pool.signals import Signals
 from fdpass_c.pool.status import Status
 
@@ -81,11 +82,16 @@ class Pool:
         self._signals = Signals()
         self._master: Master | None = None
 
-    def serve(self, *listeners: socket.socket | Address) -> None:
+    def serve(self, *listeners: socket.socket | Address, ready: Ready | None = None) -> None:
         """Accepts and passes on until SIGTERM, SIGINT or stop(); then drains and returns.
 
         listeners: at least one. A socket.socket that listens is borrowed, and non-blocking while
-        the pool serves; an Address is opened, and closed at the end.
+        the pool serves; an Address is opened, and closed at the end. ready: called once, when
+        every worker has started, with the addresses of the listeners in their order, each as from
+        socket.getsockname: it has the number of a port that was asked for as 0.
+
+        A service manager that NOTIFY_SOCKET names is told when the pool is ready, reloads and
+        stops, and WATCHDOG_USEC is kept (man 3 sd_notify).
 
         Call it in the main thread. It handles signals and puts the handlers back when it returns:
         SIGTERM and SIGINT stop accepting and let workers finish, a second one kills them; SIGHUP
@@ -103,7 +109,11 @@ class Pool:
             stack.callback(entrance.close)
             entrance.open(listeners)
             bell = stack.enter_context(self._signals.handling())
-            self._master = Master(self._plan, self._signals, bell, entrance, selector)
+            manager = ServiceManager()
+            stack.callback(manager.close)
+            self._master = Master(
+                self._plan, self._signals, bell, entrance, selector, manager, ready
+            )
             failure = self._master.run()
         if failure:
             raise PoolError(failure)

@@ -11,6 +11,7 @@ from functools import partial
 from fdpass_c.pool.crew import State, Worker, describe_exit
 from fdpass_c.pool.dispatch import Dispatcher
 from fdpass_c.pool.log import logger
+from fdpass_c.pool.status import Phase
 
 _FAILED_STARTS = 5
 """Workers in a row that may die at start, or before they begin any of what they were given; the
@@ -58,9 +59,27 @@ class Staff:
         self._start_timeout = start_timeout
         self._restarts = [0] * slots
         self._outdated: deque[Worker] = deque()
+        self._reloaded: set[Worker] = set()
+        self._has_started = False
         self._stop_by = float("inf")
         self._start_at = self._failed_at = 0.0
         self._failed_starts = self._begun_before = 0
+
+    @property
+    def phase(self) -> Phase:
+        if self.stopping:
+            return Phase.STOPPING
+        if not self._has_started:
+            return Phase.STARTING
+        if any(worker.state is not State.LEAVING for worker in self._reloaded):
+            return Phase.RELOADING
+        return Phase.SERVING
+
+    def summarize(self) -> str:
+        """A line for people."""
+        ready = sum(worker.state is State.READY for worker in self._workers)
+        lost = f", {self.lost} connections lost" if self.lost else ""
+        return f"{self.phase.value}, {ready} of {len(self._restarts)} workers ready{lost}"
 
     def check(self) -> None:
         """Ends those whose time is over, starts those that are missing, and sets the alarm."""
@@ -93,6 +112,8 @@ class Staff:
         moments = [worker.deadline for worker in self._workers]
         if missing:
             moments.append(self._start_at)
+        elif all(worker.state is not State.STARTING for worker in self._workers):
+            self._has_started = True
         self.alarm = min([self.alarm, self._stop_by, *moments])
 
     def _find_missing(self) -> list[int]:
@@ -155,6 +176,7 @@ class Staff:
         """One by one: a successor is ready before a worker stops taking connections."""
         logger.info("replacing the workers; they run the code that this process has imported")
         self._outdated = deque(w for w in self._workers if w.state is not State.LEAVING)
+        self._reloaded = {*self._outdated}
         self.alarm = 0.0
 
     def stop(self) -> None:
@@ -199,6 +221,7 @@ class Staff:
         self._selector.unregister(worker.channel)
         worker.channel.close()
         self._workers.remove(worker)
+        self._reloaded.discard(worker)
         lost = worker.tally.begun - worker.tally.handled
         self.handled_before += worker.tally.handled
         self.failed_before += worker.tally.failed
@@ -235,6 +258,7 @@ class Staff:
             for worker in self._outdated:
                 worker.serve_on()
             self._outdated.clear()
+            self._reloaded.clear()
             self._failed_starts = 0
         else:
             self._gave_up = True

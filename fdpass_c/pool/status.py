@@ -1,6 +1,16 @@
 """What a pool is doing, as values and as a table."""
 
+import enum
 from typing import NamedTuple
+
+
+class Phase(enum.Enum):
+    """What a pool is about, in a word for people."""
+
+    STARTING = "starting"
+    SERVING = "serving"
+    RELOADING = "replacing the workers"
+    STOPPING = "stopping"
 
 
 class WorkerStatus(NamedTuple):
