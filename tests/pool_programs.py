@@ -157,6 +157,18 @@ def raise_when_ready(*addresses: str) -> None:
     Pool(obey, 2).serve(*addresses, ready=fail)
 
 
+def resize(*addresses: str) -> None:
+    """A pool of one worker that gets two more, and loses one of them, once it is ready."""
+
+    def change(_addresses: object) -> None:
+        pool.add_worker()
+        pool.add_worker()
+        pool.remove_worker()
+
+    pool = Pool(obey, 1)
+    pool.serve(*addresses, ready=change)
+
+
 def main(name: str, *arguments: str) -> None:
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
     globals()[name](*arguments)

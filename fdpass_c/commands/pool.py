@@ -26,6 +26,7 @@ or after the last ADDRESS, not between them. The log goes to standard error.
 signals:
   TERM, INT  stop accepting, finish what was accepted, exit with status 0; again: at once
   HUP        replace the workers one by one; MODULE is not imported anew: for new code start anew
+  TTIN, TTOU one worker more, one less
   USR1       log the status table
 
   fdpass pool http_server:handle 127.0.0.1:8000 '[::1]:8000'

@@ -142,6 +142,10 @@ class Master:
             self._staff.replace_all()
         elif signum == signal.SIGCHLD:
             self._staff.reap()
+        elif signum == signal.SIGTTIN:
+            self._staff.resize(1)
+        elif signum == signal.SIGTTOU:
+            self._staff.resize(-1)
         else:
             self._staff.stop()
             self._entrance.close()

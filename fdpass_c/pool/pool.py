@@ -95,7 +95,8 @@ class Pool:
 
         Call it in the main thread. It handles signals and puts the handlers back when it returns:
         SIGTERM and SIGINT stop accepting and let workers finish, a second one kills them; SIGHUP
-        is reload(); SIGUSR1 logs the status table. A stop() that came before is obeyed at once.
+        is reload(), SIGTTIN add_worker() and SIGTTOU remove_worker(); SIGUSR1 logs the status
+        table. A stop() that came before is obeyed at once.
 
         PoolError: workers die at start again and again, or somebody shut down the last listener.
         ValueError: no listener, one that does not listen or is given twice, an address of no known
@@ -129,6 +130,15 @@ class Pool:
         signal handler.
         """
         self._signals.add(signal.SIGHUP)
+
+    def add_worker(self) -> None:
+        """One more, as SIGTTIN does. From any thread or signal handler."""
+        self._signals.add(signal.SIGTTIN)
+
+    def remove_worker(self) -> None:
+        """One less, as SIGTTOU does, once it has finished what it has; the last one stays. From any
+        thread or signal handler."""
+        self._signals.add(signal.SIGTTOU)
 
     def status(self) -> Status:
         """What the pool is doing. From any thread of the master or a signal handler."""

@@ -57,10 +57,11 @@ class Staff:
         self._start = start
         self._drain = drain
         self._start_timeout = start_timeout
+        self._slots = slots
+        self._slots_filled = 0
         self._restarts = [0] * slots
         self._outdated: deque[Worker] = deque()
         self._reloaded: set[Worker] = set()
-        self._has_started = False
         self._stop_by = float("inf")
         self._start_at = self._failed_at = 0.0
         self._failed_starts = self._begun_before = 0
@@ -69,7 +70,7 @@ class Staff:
     def phase(self) -> Phase:
         if self.stopping:
             return Phase.STOPPING
-        if not self._has_started:
+        if not self._slots_filled:
             return Phase.STARTING
         if any(worker.state is not State.LEAVING for worker in self._reloaded):
             return Phase.RELOADING
@@ -79,7 +80,7 @@ class Staff:
         """A line for people."""
         ready = sum(worker.state is State.READY for worker in self._workers)
         lost = f", {self.lost} connections lost" if self.lost else ""
-        return f"{self.phase.value}, {ready} of {len(self._restarts)} workers ready{lost}"
+        return f"{self.phase.value}, {ready} of {self._slots} workers ready{lost}"
 
     def check(self) -> None:
         """Ends those whose time is over, starts those that are missing, and sets the alarm."""
@@ -100,6 +101,8 @@ class Staff:
             elif self.stopping and not waiting:
                 patience = _GRACE if worker.state is State.STARTING else self._drain
                 worker.retire(min(patience, self._stop_by - now))
+            elif worker.place.slot >= self._slots:
+                worker.retire(self._drain if worker.state is State.READY else _GRACE)
             elif worker.is_used_up and worker not in self._outdated:
                 self._outdated.append(worker)
         self._fill(now)
@@ -113,7 +116,7 @@ class Staff:
         if missing:
             moments.append(self._start_at)
         elif all(worker.state is not State.STARTING for worker in self._workers):
-            self._has_started = True
+            self._slots_filled = self._slots
         self.alarm = min([self.alarm, self._stop_by, *moments])
 
     def _find_missing(self) -> list[int]:
@@ -121,7 +124,7 @@ class Staff:
         active = [worker for worker in self._workers if worker.state is not State.LEAVING]
         if self.stopping:
             return [0] if self._dispatcher.waiting and not active else []
-        missing = [*({*range(len(self._restarts))} - {worker.place.slot for worker in active})]
+        missing = [*({*range(self._slots)} - {worker.place.slot for worker in active})]
         while self._outdated and self._outdated[0] not in active:
             self._outdated.popleft()
         if self._outdated and not missing and all(w.state is State.READY for w in active):
@@ -177,6 +180,13 @@ class Staff:
         logger.info("replacing the workers; they run the code that this process has imported")
         self._outdated = deque(w for w in self._workers if w.state is not State.LEAVING)
         self._reloaded = {*self._outdated}
+        self.alarm = 0.0
+
+    def resize(self, change: int) -> None:
+        """So many workers more; less than none: fewer, but one."""
+        self._slots = max(1, self._slots + change)
+        self._restarts += [0] * (self._slots - len(self._restarts))
+        logger.info("the pool has %d workers from now on", self._slots)
         self.alarm = 0.0
 
     def stop(self) -> None:
@@ -259,6 +269,10 @@ class Staff:
                 worker.serve_on()
             self._outdated.clear()
             self._reloaded.clear()
+            self._failed_starts = 0
+        elif self._slots > self._slots_filled > 0:
+            self._slots = self._slots_filled
+            logger.error("%s; the pool has %d workers again", failure, self._slots)
             self._failed_starts = 0
         else:
             self._gave_up = True
