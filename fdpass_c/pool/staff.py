@@ -8,19 +8,12 @@ from collections import deque
 from collections.abc import Callable
 from functools import partial
 
+from fdpass_c.pool import failed_starts
 from fdpass_c.pool.crew import State, Worker, describe_exit
 from fdpass_c.pool.dispatch import Dispatcher
+from fdpass_c.pool.failed_starts import FailedStarts
 from fdpass_c.pool.log import logger
 from fdpass_c.pool.status import Phase
-
-_FAILED_STARTS = 5
-"""Workers in a row that may die at start, or before they begin any of what they were given; the
-next attempt waits twice as long each time."""
-
-_FIRST_DELAY = 0.05
-
-_SETTLED = 1.0
-"""Seconds after which a worker that is ready, and idle, has started well."""
 
 _GRACE = 1.0
 """Seconds for a worker that is still starting when the pool stops: it has nothing to finish."""
@@ -63,8 +56,7 @@ class Staff:
         self._outdated: deque[Worker] = deque()
         self._reloaded: set[Worker] = set()
         self._stop_by = float("inf")
-        self._start_at = self._failed_at = 0.0
-        self._failed_starts = self._begun_before = 0
+        self._failed_starts = FailedStarts()
 
     @property
     def phase(self) -> Phase:
@@ -109,12 +101,12 @@ class Staff:
 
     def _fill(self, now: float) -> None:
         missing = self._find_missing()
-        if now >= self._start_at:
+        if now >= self._failed_starts.retry_at:
             while missing and self._spawn(missing[0]):
                 missing = self._find_missing()
         moments = [worker.deadline for worker in self._workers]
         if missing:
-            moments.append(self._start_at)
+            moments.append(self._failed_starts.retry_at)
         elif all(worker.state is not State.STARTING for worker in self._workers):
             self._slots_filled = self._slots
         self.alarm = min([self.alarm, self._stop_by, *moments])
@@ -139,7 +131,7 @@ class Staff:
             logger.warning("%s", reason)
             if any(worker.state is State.READY for worker in self._workers):
                 # Not a reason to give up: these serve, and there may be room for more again.
-                self._failed_starts = min(self._failed_starts, _FAILED_STARTS - 2)
+                self._failed_starts.hope()
             self._count_failed_start(reason)
             return False
         self._restarts[slot] += 1
@@ -244,23 +236,15 @@ class Staff:
         logger.warning("%s: %d connections lost, %d go to others", ended, lost, len(worker.copies))
         if worker.state is State.LEAVING or worker.tally.begun:
             return
-        if worker.copies or time.monotonic() < worker.ready_at + _SETTLED:
+        if worker.copies or time.monotonic() < worker.ready_at + failed_starts.SETTLED:
             self._count_failed_start(ended)
 
     def _count_failed_start(self, reason: str) -> None:
-        now = time.monotonic()
-        if self._dispatcher.begun > self._begun_before or any(
-            self._failed_at < worker.ready_at <= now - _SETTLED for worker in self._workers
-        ):
-            self._begun_before = self._dispatcher.begun
-            self._failed_starts = 0
-        self._failed_starts += 1
-        self._failed_at = now
-        self._start_at = now + _FIRST_DELAY * 2 ** (self._failed_starts - 1)
-        if self._failed_starts < _FAILED_STARTS or self.stopping:
+        ready_at = (worker.ready_at for worker in self._workers)
+        if not self._failed_starts.add(self._dispatcher.begun, ready_at) or self.stopping:
             return
         failure = (
-            f"{_FAILED_STARTS} workers in a row died before they began anything, "
+            f"{failed_starts.MOST} workers in a row died before they began anything, "
             f"or could not be started, the last: {reason}"
         )
         if self._outdated:
@@ -269,11 +253,11 @@ class Staff:
                 worker.serve_on()
             self._outdated.clear()
             self._reloaded.clear()
-            self._failed_starts = 0
+            self._failed_starts.forget()
         elif self._slots > self._slots_filled > 0:
+            logger.error("%s; the pool has %d workers again", failure, self._slots_filled)
             self._slots = self._slots_filled
-            logger.error("%s; the pool has %d workers again", failure, self._slots)
-            self._failed_starts = 0
+            self._failed_starts.forget()
         else:
             self._gave_up = True
             self.fail(failure)
