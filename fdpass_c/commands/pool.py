@@ -62,6 +62,12 @@ def add_parser(commands: Any) -> None:
         metavar="SECONDS",
         help="for a worker to finish before it is killed (default: 30)",
     )
+    parser.add_argument(
+        "--timeout",
+        type=duration,
+        metavar="SECONDS",
+        help="replace a worker that has connections and makes no progress for so long",
+    )
     parser.add_argument("--quiet", action="store_true", help="log warnings and errors only")
     parser.add_argument("handler", metavar="MODULE:HANDLER")
     parser.add_argument("addresses", nargs="*", type=_address, metavar="ADDRESS")
@@ -88,6 +94,7 @@ def run(options: argparse.Namespace) -> int:
         options.capacity,
         max_requests=options.max_requests,
         drain=options.drain,
+        timeout=options.timeout,
     )
     with ExitStack() as stack:
         try:

@@ -7,13 +7,13 @@
 
 docs/pool.md tells how it works and what it promises.
 
-Arrows point down only: pool (what a program sees) -> master (the loop) -> staff (death, respawn,
-replacement) -> dispatch (who gets what) -> crew (the master's side of one worker) -> worker (the
-worker's own side), intake (accepting) -> listeners, service_manager (who is told what the pool
-does), signals, bell (waking the master), tally, status, log.
+Arrows point down only: pool (what a program sees) -> master (the loop) -> watch (who hangs), staff
+(death, respawn, replacement) -> dispatch (who gets what) -> crew (the master's side of one worker)
+-> worker (the worker's own side), intake (accepting) -> listeners, service_manager (who is told
+what the pool does), signals, bell (waking the master), tally, status, log.
 """
 
-from fdpass_c.pool.leaving import is_leaving, leaving_event
+from fdpass_c.pool.leaving import is_leaving, leaving_event, note_progress
 from fdpass_c.pool.listeners import Address, InheritedSocket, inherit_listeners, open_listener
 from fdpass_c.pool.pool import Pool, PoolError
 from fdpass_c.pool.status import Status, WorkerStatus
@@ -28,5 +28,6 @@ __all__ = [
     "inherit_listeners",
     "is_leaving",
     "leaving_event",
+    "note_progress",
     "open_listener",
 ]

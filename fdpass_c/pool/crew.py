@@ -135,6 +135,12 @@ class Worker:
         self.tally.leave()
         self.flush()
 
+    def abort(self, grace: float) -> None:
+        """Has it exit at once, within grace seconds, where it can still do so."""
+        self.retire(min(grace, self.deadline - time.monotonic()))
+        if not self.has_exited():
+            os.kill(self.pid, signal.SIGABRT)
+
     def flush(self) -> bool:
         """Sends what a full buffer left; returns whether nothing is left to send."""
         with contextlib.suppress(BlockingIOError, BrokenPipeError):
@@ -169,6 +175,10 @@ class Worker:
         """In a forked child: closes its copies."""
         self.channel.close()
         close_fds(fd for fd, _ in self.copies)
+
+    def count_in_hand(self) -> int:
+        """At this moment; in any thread of the master."""
+        return self.given - self.tally.count_handled()
 
     def describe(self) -> WorkerStatus:
         handled = self.tally.count_handled()

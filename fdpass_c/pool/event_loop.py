@@ -23,13 +23,23 @@ from fdpass_c.pool.tally import Tally
 
 _SOON = 0.005
 
+_BEAT = 1.0
+"""Seconds between two signs of life, where nobody asks for more."""
+
 
 class EventLoopWorker:
     """One task a connection, until its handler has returned and its socket is closed."""
 
     def __init__(
-        self, channel: Channel, tally: Tally, bell: Bell, handler: Handler, capacity: int
+        self,
+        channel: Channel,
+        tally: Tally,
+        bell: Bell,
+        handler: Handler,
+        capacity: int,
+        patience: float,
     ) -> None:
+        """patience: seconds, at most, between two signs of life."""
         self._channel = channel
         self._tally = tally
         self._bell = bell
@@ -37,6 +47,8 @@ class EventLoopWorker:
         self._many = max(1, capacity // 4)
         self._told = 0
         self._ring_later: asyncio.TimerHandle | None = None
+        self._beat_every = min(patience, _BEAT)
+        self._beating: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def run(self) -> None:
@@ -75,10 +87,19 @@ class EventLoopWorker:
         task = self._loop.create_task(self._handle(sock, address))
         self._tasks.add(task)
         task.add_done_callback(self._discard)
+        if self._beating is None:
+            self._beat()
 
     def _discard(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
         self._end_if_done()
+
+    def _beat(self) -> None:
+        """As long as there are connections: they may all be idle, and the loop turns."""
+        self._tally.beat()
+        self._beating = None
+        if self._tasks:
+            self._beating = self._loop.call_later(self._beat_every, self._beat)
 
     def _end_if_done(self) -> None:
         if self._leaving.is_set() and not self._tasks and not self._end.done():

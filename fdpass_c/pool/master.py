@@ -21,7 +21,8 @@ from fdpass_c.pool.signals import Signals
 from fdpass_c.pool.staff import Staff
 from fdpass_c.pool.status import Phase, Status
 from fdpass_c.pool.tally import Tally
-from fdpass_c.pool.worker import run_worker
+from fdpass_c.pool.watch import LOOKS, Watch
+from fdpass_c.pool.worker import run_worker, write_where_it_hangs
 
 Ready = Callable[[tuple[Any, ...]], object]
 """What is told, once every worker has started, where the pool listens."""
@@ -36,6 +37,7 @@ class Plan(NamedTuple):
     max_requests: int | None
     drain: float
     start_timeout: float
+    timeout: float
     setup: Callable[[], object] | None
     teardown: Callable[[], object] | None
 
@@ -72,6 +74,8 @@ class Master:
             plan.drain,
             plan.start_timeout,
         )
+        watch = Watch(self._workers, plan.timeout, self._staff.replace_hanging)
+        self._timed = (self._manager, watch)
         self._random = random.Random()
         selector.register(bell, selectors.EVENT_READ, self._answer)
 
@@ -101,16 +105,17 @@ class Master:
         )
 
     def _take_turn(self) -> None:
-        alarm = min(self._staff.alarm, self._dispatcher.alarm, self._manager.alarm)
+        alarm = min(self._staff.alarm, self._dispatcher.alarm, *(p.alarm for p in self._timed))
         wait = None if alarm == float("inf") else max(0.0, alarm - time.monotonic())
         for key, events in self._selector.select(wait):
             key.data(events)
         self._obey_all()
         now = time.monotonic()
+        for part in self._timed:
+            if now >= part.alarm:
+                part.check()
         if now >= self._staff.alarm:
             self._check_staff()
-        if now >= self._manager.alarm:
-            self._manager.check()
         if self._dispatcher.distribute():
             self._staff.alarm = 0.0
         if not (self._entrance.is_open or self._staff.stopping):
@@ -161,10 +166,14 @@ class Master:
     def _work(self, channel: Channel, tally: Tally) -> None:
         """In the worker."""
         plan = self._plan
+        if plan.timeout < float("inf"):
+            write_where_it_hangs()
         if plan.setup is not None:
             plan.setup()
         try:
-            run_worker(channel, tally, self._bell, plan.handler, plan.capacity)
+            run_worker(
+                channel, tally, self._bell, plan.handler, plan.capacity, plan.timeout / LOOKS
+            )
             # As Python does at its end, and multiprocessing at a forked child's: waits for the
             # threads that are no daemons, and has thread pools end theirs.
             threading._shutdown()  # type: ignore[attr-defined]

@@ -44,6 +44,7 @@ class Pool:
         max_requests: int | None = None,
         drain: float = 30.0,
         start_timeout: float = 60.0,
+        timeout: float | None = None,
         setup: Callable[[], object] | None = None,
         teardown: Callable[[], object] | None = None,
     ) -> None:
@@ -58,13 +59,20 @@ class Pool:
         killed. start_timeout: seconds that a worker has to start; one that hangs in setup is
         killed then, and counts as one that died at start.
 
+        timeout: seconds that a worker may have connections in hand and neither begin nor finish
+        one, nor call note_progress(), nor, with coroutines, take another turn of its event loop;
+        None for any time. Then it is replaced: it gets SIGABRT, upon which it writes the tracebacks
+        of its threads to standard error, and is killed where that does not end it. The master
+        looks four times in that time.
+
         setup: called in each worker before its first connection; one that raises is a worker that
         died at start. teardown: called in each worker at its end, when it has finished what it was
         given and its threads that are no daemons have ended, and when a handler calls sys.exit;
         not in one that is killed. What atexit holds does not run in a worker: it would be the
         master's.
 
-        ValueError: workers, capacity or max_requests below 1, a negative drain or start_timeout.
+        ValueError: workers, capacity or max_requests below 1, a negative drain or start_timeout,
+        a timeout that is not positive.
         """
         if workers < 1 or capacity < 1 or (max_requests is not None and max_requests < 1):
             raise ValueError(
@@ -76,8 +84,18 @@ class Pool:
                 "drain and start_timeout are numbers of seconds, not negative, "
                 f"got {drain} and {start_timeout}"
             )
+        if timeout is not None and not timeout > 0:
+            raise ValueError(f"timeout is a positive number of seconds, got {timeout}")
         self._plan = Plan(
-            handler, workers, capacity, max_requests, drain, start_timeout, setup, teardown
+            handler,
+            workers,
+            capacity,
+            max_requests,
+            drain,
+            start_timeout,
+            float("inf") if timeout is None else timeout,
+            setup,
+            teardown,
         )
         self._signals = Signals()
         self._master: Master | None = None

@@ -16,7 +16,8 @@ from fdpass_c.pool.log import logger
 from fdpass_c.pool.status import Phase
 
 _GRACE = 1.0
-"""Seconds for a worker that is still starting when the pool stops: it has nothing to finish."""
+"""Seconds for a worker that has nothing to finish, because it is still starting when it is to
+leave, or that is not going to."""
 
 
 class Staff:
@@ -172,6 +173,13 @@ class Staff:
         logger.info("replacing the workers; they run the code that this process has imported")
         self._outdated = deque(w for w in self._workers if w.state is not State.LEAVING)
         self._reloaded = {*self._outdated}
+        self.alarm = 0.0
+
+    def replace_hanging(self, worker: Worker) -> None:
+        """Aborts a worker, upon which it writes where it is; what it had not begun goes to others.
+        One that is stopped is killed."""
+        logger.warning("worker %d makes no progress", worker.pid)
+        worker.abort(_GRACE)
         self.alarm = 0.0
 
     def resize(self, change: int) -> None:

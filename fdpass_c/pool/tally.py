@@ -2,7 +2,7 @@
 
 import mmap
 
-_HANDLED, _BEGUN, _READY, _FAILED, _RELEASED, _LEAVING = range(6)
+_HANDLED, _BEGUN, _READY, _FAILED, _RELEASED, _LEAVING, _BEATS = range(7)
 _MASK = 2**32 - 1
 
 
@@ -37,6 +37,16 @@ class Tally:
         """In the worker: when the handler of one connection has returned."""
         self.handled += 1
         self._words[_HANDLED] = self.handled & _MASK
+
+    def beat(self) -> None:
+        """In the worker: a sign of life, where nothing is begun or finished."""
+        self._words[_BEATS] = (self._words[_BEATS] + 1) & _MASK
+
+    @property
+    def progress(self) -> tuple[int, int, int]:
+        """In the master: what changes while the worker does something."""
+        words = self._words
+        return words[_BEGUN], words[_HANDLED], words[_BEATS]
 
     @property
     def has_started(self) -> bool:

@@ -1,6 +1,8 @@
 """What a worker process does: receive connections, handle them, report."""
 
 import asyncio
+import contextlib
+import faulthandler
 import marshal
 import signal
 from functools import partial
@@ -15,14 +17,30 @@ from fdpass_c.pool.signals import MASTERS_SIGNALS
 from fdpass_c.pool.tally import Tally
 
 
-def run_worker(channel: Channel, tally: Tally, bell: Bell, handler: Handler, capacity: int) -> None:
-    """Serves until the master shuts its side of the channel, and what was given is finished."""
+def run_worker(
+    channel: Channel,
+    tally: Tally,
+    bell: Bell,
+    handler: Handler,
+    capacity: int,
+    patience: float,
+) -> None:
+    """Serves until the master shuts its side of the channel, and what was given is finished.
+
+    patience: seconds, at most, between two signs of life of an event loop.
+    """
     tally.start()
     bell.ring()
     if is_coroutine_function(handler):
-        asyncio.run(EventLoopWorker(channel, tally, bell, handler, capacity).run())
+        asyncio.run(EventLoopWorker(channel, tally, bell, handler, capacity, patience).run())
     else:
         _serve(channel, tally, bell, handler, capacity)
+
+
+def write_where_it_hangs() -> None:
+    """SIGABRT has this process write the traceback of every thread before it ends."""
+    with contextlib.suppress(Exception):  # No standard error, or one that is no file.
+        faulthandler.enable()
 
 
 def leave_signals_to_master() -> None:

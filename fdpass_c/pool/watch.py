@@ -1,0 +1,43 @@
+"""Finding workers that hang: they have connections in hand and make no progress."""
+
+import time
+from collections.abc import Callable, Sequence
+
+from fdpass_c.pool.crew import State, Worker
+
+LOOKS = 4
+"""How often to look in the time that a worker may take."""
+
+
+class Watch:
+    """Compares the tallies with what they were.
+
+    alarm: when check is to be called, as time.monotonic.
+    """
+
+    def __init__(
+        self, workers: Sequence[Worker], timeout: float, replace: Callable[[Worker], None]
+    ) -> None:
+        """workers: the living ones. timeout: seconds without progress; inf for no watch. replace:
+        called once for each that hangs."""
+        self.alarm = time.monotonic() + timeout / LOOKS
+        self._workers = workers
+        self._timeout = timeout
+        self._replace = replace
+        self._seen: dict[Worker, tuple[object, float]] = {}
+
+    def check(self) -> None:
+        now = time.monotonic()
+        self.alarm = now + self._timeout / LOOKS
+        before, self._seen = self._seen, {}
+        for worker in [*self._workers]:
+            if worker.state is State.STARTING or not worker.count_in_hand():
+                continue  # Its time begins when it has something.
+            progress = worker.tally.progress
+            seen, since = before.get(worker, (None, now))
+            if progress != seen:
+                since = now
+            elif now - since >= self._timeout:
+                since = float("inf")
+                self._replace(worker)
+            self._seen[worker] = progress, since
