@@ -4,9 +4,12 @@ import errno
 import os
 import socket
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
-from fdpass_c.unix import bind_unix
+from fdpass_c.pool.log import logger
+from fdpass_c.unix import bind_unix, identify
 
 Address = str | os.PathLike[str] | tuple[str, int]
 """("localhost", 80), "localhost:80", "[::1]:80"; or the path of a Unix socket: a str with a slash
@@ -32,6 +35,33 @@ def open_listener(address: Address, backlog: int = 1024) -> socket.socket:
     found = socket.getaddrinfo(host or "0.0.0.0", port, type=socket.SOCK_STREAM)
     family, _, _, _, target = found[0]
     return socket.create_server(target[:2], family=family, backlog=backlog)
+
+
+@contextmanager
+def opened(address: Address) -> Iterator[socket.socket]:
+    """open_listener's socket in the block; then it is closed, and its file removed."""
+    with open_listener(address) as sock:
+        if sock.family != socket.AF_UNIX:
+            yield sock
+            return
+        path = os.path.abspath(sock.getsockname())
+        file = identify(path)
+        try:
+            yield sock
+        finally:
+            _remove(path, file)
+
+
+def _remove(path: str, file: tuple[int, int]) -> None:
+    """Somebody else may have removed it, and put another there. As long as its socket is open, no
+    other file can have the same inode."""
+    try:
+        if identify(path) == file:
+            os.unlink(path)
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        logger.warning("cannot remove %s: %s", path, error.strerror)
 
 
 def parse_address(address: Address) -> str | tuple[str, int]:
