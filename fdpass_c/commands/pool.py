@@ -68,6 +68,12 @@ def add_parser(commands: Any) -> None:
         metavar="SECONDS",
         help="replace a worker that has connections and makes no progress for so long",
     )
+    parser.add_argument(
+        "--metrics",
+        type=_address,
+        metavar="ADDRESS",
+        help="answer GET /metrics (Prometheus) and GET /status (JSON) there",
+    )
     parser.add_argument("--quiet", action="store_true", help="log warnings and errors only")
     parser.add_argument("handler", metavar="MODULE:HANDLER")
     parser.add_argument("addresses", nargs="*", type=_address, metavar="ADDRESS")
@@ -101,7 +107,7 @@ def run(options: argparse.Namespace) -> int:
             listeners = options.addresses or [*map(stack.enter_context, inherit_listeners())]
             if not listeners:
                 options.parser.error("no ADDRESS, and no sockets were passed (LISTEN_FDS)")
-            pool.serve(*listeners)
+            pool.serve(*listeners, metrics=options.metrics)
         except ValueError as error:
             complain("pool", str(error))
             return 1

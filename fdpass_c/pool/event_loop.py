@@ -97,6 +97,7 @@ class EventLoopWorker:
     def _beat(self) -> None:
         """As long as there are connections: they may all be idle, and the loop turns."""
         self._tally.beat()
+        self._tally.note_cpu_time()
         self._beating = None
         if self._tasks:
             self._beating = self._loop.call_later(self._beat_every, self._beat)

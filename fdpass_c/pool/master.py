@@ -6,8 +6,8 @@ import selectors
 import signal
 import threading
 import time
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Protocol
 
 from fdpass_c.channel import Channel
 from fdpass_c.pool.bell import Bell
@@ -26,6 +26,20 @@ from fdpass_c.pool.worker import run_worker, write_where_it_hangs
 
 Ready = Callable[[tuple[Any, ...]], object]
 """What is told, once every worker has started, where the pool listens."""
+
+
+class Timed(Protocol):
+    """What has its turn in the loop: check is called at its alarm, as time.monotonic."""
+
+    alarm: float
+
+    def check(self) -> None: ...
+
+
+class Helper(Timed, Protocol):
+    """What holds descriptors too; forget is called in a worker, to close them."""
+
+    def forget(self) -> None: ...
 
 
 class Plan(NamedTuple):
@@ -53,9 +67,10 @@ class Master:
         entrance: Entrance,
         selector: selectors.BaseSelector,
         manager: ServiceManager,
+        helpers: Sequence[Helper],
         ready: Ready | None,
     ) -> None:
-        """Borrows all of them."""
+        """Borrows all of them; the manager is one of the helpers."""
         self._plan = plan
         self._manager = manager
         self._ready = ready
@@ -75,7 +90,8 @@ class Master:
             plan.start_timeout,
         )
         watch = Watch(self._workers, plan.timeout, self._staff.replace_hanging)
-        self._timed = (self._manager, watch)
+        self._helpers = helpers
+        self._timed: tuple[Timed, ...] = (*helpers, watch)
         self._random = random.Random()
         selector.register(bell, selectors.EVENT_READ, self._answer)
 
@@ -187,7 +203,8 @@ class Master:
             self._selector.close()
         self._bell.forget()
         self._entrance.forget()
-        self._manager.close()
+        for helper in self._helpers:
+            helper.forget()
         self._dispatcher.forget()
         for worker in self._workers:
             worker.forget()

@@ -9,8 +9,9 @@ from contextlib import ExitStack
 from fdpass_c.errors import FdpassError
 from fdpass_c.pool.handlers import Handler
 from fdpass_c.pool.intake import Entrance
-from fdpass_c.pool.listeners import Address
-from fdpass_c.pool.master import Master, Plan, Ready
+from fdpass_c.pool.listeners import Address, check_listener, opened
+from fdpass_c.pool.master import Helper, Master, Plan, Ready
+from fdpass_c.pool.metrics_server import MetricsServer
 from fdpass_c.pool.service_manager import ServiceManager
 from fdpass_c.pool.signals import Signals
 from fdpass_c.pool.status import Status
@@ -100,13 +101,21 @@ class Pool:
         self._signals = Signals()
         self._master: Master | None = None
 
-    def serve(self, *listeners: socket.socket | Address, ready: Ready | None = None) -> None:
+    def serve(
+        self,
+        *listeners: socket.socket | Address,
+        metrics: socket.socket | Address | None = None,
+        ready: Ready | None = None,
+    ) -> None:
         """Accepts and passes on until SIGTERM, SIGINT or stop(); then drains and returns.
 
         listeners: at least one. A socket.socket that listens is borrowed, and non-blocking while
         the pool serves; an Address is opened, and closed at the end. ready: called once, when
         every worker has started, with the addresses of the listeners in their order, each as from
         socket.getsockname: it has the number of a port that was asked for as 0.
+
+        metrics: one more listener, at which the master answers GET /metrics with what Prometheus
+        reads, and GET /status with status() as JSON, to whoever can connect.
 
         A service manager that NOTIFY_SOCKET names is told when the pool is ready, reloads and
         stops, and WATCHDOG_USEC is kept (man 3 sd_notify).
@@ -122,6 +131,8 @@ class Pool:
         """
         if not listeners:
             raise ValueError("a pool needs at least one listener")
+        if isinstance(metrics, socket.socket) and metrics in listeners:
+            raise ValueError("a listening socket is given twice")
         with ExitStack() as stack:
             selector = stack.enter_context(selectors.DefaultSelector())
             entrance = Entrance(selector)
@@ -130,8 +141,13 @@ class Pool:
             bell = stack.enter_context(self._signals.handling())
             manager = ServiceManager()
             stack.callback(manager.close)
+            helpers: list[Helper] = [manager]
+            if metrics is not None:
+                server = MetricsServer(_open(metrics, stack), selector, self.status)
+                stack.callback(server.close)
+                helpers.append(server)
             self._master = Master(
-                self._plan, self._signals, bell, entrance, selector, manager, ready
+                self._plan, self._signals, bell, entrance, selector, manager, helpers, ready
             )
             failure = self._master.run()
         if failure:
@@ -161,3 +177,11 @@ class Pool:
     def status(self) -> Status:
         """What the pool is doing. From any thread of the master or a signal handler."""
         return self._master.status() if self._master else Status((), 0, 0, 0, 0)
+
+
+def _open(listener: socket.socket | Address, stack: ExitStack) -> socket.socket:
+    """Borrows a socket, or opens an address until the stack ends."""
+    if not isinstance(listener, socket.socket):
+        return stack.enter_context(opened(listener))
+    check_listener(listener)
+    return listener

@@ -64,8 +64,11 @@ class ServiceManager:
         except OSError as error:
             logger.warning("cannot tell the service manager %s: %s", lines[0], error)
 
+    def forget(self) -> None:
+        """In a forked child, which is not to be taken for the pool."""
+        self.close()
+
     def close(self) -> None:
-        """Also in a forked child, which is not to be taken for the pool."""
         if self._sock is not None:
             self._sock.close()
 

@@ -70,6 +70,7 @@ def _serve(channel: Channel, tally: Tally, bell: Bell, handler: Handler, capacit
         except MASTER_GONE:
             return
         tally.begin(1)
+        tally.enter_handler()
         with fds, take_socket(fds) as sock:
             sock.on_gone = partial(bell.ring_for_copy, tally, tally.begun)
             # The BSDs hand the listener's non-blocking mode on.
@@ -83,4 +84,5 @@ def _serve(channel: Channel, tally: Tally, bell: Bell, handler: Handler, capacit
             sock.on_gone = None
             if shut_down(sock):
                 read_out(sock)
+        tally.leave_handler()
         tally.finish()

@@ -261,6 +261,16 @@ async def hang_async(sock: socket.socket, _address: object) -> None:
     await loop.sock_sendall(sock, f"{os.getpid()}".encode())
 
 
+async def burn_async(sock: socket.socket, _address: object) -> None:
+    """Begins, and uses a CPU until its client goes, where that wants it to."""
+    loop = asyncio.get_running_loop()
+    await loop.sock_sendall(sock, b".")
+    await loop.sock_recv(sock, 1000)
+    end = asyncio.ensure_future(loop.sock_recv(sock, 1000))
+    while not end.done():
+        await asyncio.sleep(0)
+
+
 def work_for_long(sock: socket.socket, _address: object) -> None:
     """Takes as many seconds as its client wants, and says all the while that it does not hang."""
     end = time.monotonic() + float(sock.recv(1000))
