@@ -1,5 +1,6 @@
 """Programs with pools that the command line cannot ask for: pool_programs.py NAME ARGUMENT..."""
 
+import asyncio
 import atexit
 import contextlib
 import ctypes
@@ -13,6 +14,7 @@ import sys
 import threading
 import time
 import warnings
+from functools import partial
 from typing import Any
 
 from fdpass_c.pool import Pool, open_listener
@@ -155,6 +157,31 @@ def raise_when_ready(*addresses: str) -> None:
         raise RuntimeError("not ready for that")
 
     Pool(obey, 2).serve(*addresses, ready=fail)
+
+
+def in_the_loop(path: str, *addresses: str) -> None:
+    """A pool of one worker whose setup, handler and teardown note in a file that they run in the
+    same loop; "exit" ends the worker, and a file path.die keeps it from starting."""
+    loops = []
+
+    async def note(text: str) -> None:
+        loops.append(asyncio.get_running_loop())
+        await asyncio.sleep(0)
+        with open(path, "a") as file:
+            file.write(f"{text} in {len({*loops})}\n")
+
+    async def handle(sock: socket.socket, _address: object) -> None:
+        request = await asyncio.get_running_loop().sock_recv(sock, 100)
+        await note(request.decode())
+        if request == b"exit":
+            sys.exit(3)
+
+    async def start() -> None:
+        await note("setup")
+        if os.path.exists(f"{path}.die"):
+            raise RuntimeError("no start today")
+
+    Pool(handle, 1, setup=start, teardown=partial(note, "teardown")).serve(*addresses)
 
 
 def resize(*addresses: str) -> None:

@@ -100,6 +100,63 @@ def test_threads_are_waited_for(handler: str, signum: int, tmp_path: Path) -> No
 
 
 @pytest.mark.thread_unsafe
+@pytest.mark.parametrize("end", ["TERM", "HUP", "exit"])
+def test_coroutines_at_start_and_end(end: str, tmp_path: Path) -> None:
+    """A setup and a teardown that are coroutine functions run in the handler's loop, before the
+    first connection and after the last."""
+    notes = tmp_path / "notes"
+    with Server(program=("pool_programs.py", "in_the_loop", str(notes))) as server:
+        server.settled(1)
+        assert notes.read_text() == "setup in 1\n"
+        server.ask()
+        if end == "exit":
+            with server.connect() as sock:
+                sock.sendall(b"exit")
+                assert read_some(sock) == b""
+            server.wait_for("exited with status 3")
+        elif end == "HUP":
+            server.send_signal(signal.SIGHUP)
+            server.wait_for("exited with status 0")
+        server.settled(1)
+        assert server.stop() == 0
+    lines = notes.read_text().splitlines()
+    whole = ["setup in 1", "hello in 1", "teardown in 1"]
+    if end == "exit":
+        whole.insert(2, "exit in 1")
+    assert lines[:2] == whole[:2]
+    assert sorted(lines) == sorted(
+        whole if end == "TERM" else [*whole, "setup in 1", "teardown in 1"]
+    )
+    assert lines[-1] == "teardown in 1"
+
+
+@pytest.mark.thread_unsafe
+def test_a_coroutine_that_fails_at_start(tmp_path: Path) -> None:
+    """A worker whose setup fails in the loop has died at start: none is ready before it is done."""
+    notes = tmp_path / "notes"
+    with Server(program=("pool_programs.py", "in_the_loop", str(notes))) as server:
+        old = server.settled(1).pids
+        (tmp_path / "notes.die").touch()
+        server.send_signal(signal.SIGHUP)
+        server.wait_for("5 workers in a row died before they began anything.*the old workers stay")
+        assert server.settled(1).pids == old
+        assert server.stop() == 0
+
+
+@pytest.mark.thread_unsafe
+def test_coroutines_beside_a_plain_handler() -> None:
+    """There is no loop for them."""
+
+    async def start() -> None:
+        pass
+
+    with pytest.raises(ValueError, match=r"start.* is a coroutine function and the handler"):
+        fdpass_c.pool.Pool(print, 1, setup=start)
+    with pytest.raises(ValueError, match=r"start.* is a coroutine function and the handler"):
+        fdpass_c.pool.Pool(print, 1, teardown=start)
+
+
+@pytest.mark.thread_unsafe
 def test_teardown_where_a_handler_exits(tmp_path: Path) -> None:
     """The teardown runs where a handler calls sys.exit, and not in a worker that is killed."""
     notes = tmp_path / "notes"

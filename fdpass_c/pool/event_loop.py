@@ -16,38 +16,30 @@ from fdpass_c.pool.connected import (
     shut_down,
     take_socket,
 )
-from fdpass_c.pool.handlers import Handler
+from fdpass_c.pool.handlers import is_coroutine_function
 from fdpass_c.pool.leaving import make_event
 from fdpass_c.pool.log import logger
+from fdpass_c.pool.plan import Plan
 from fdpass_c.pool.tally import Tally
 
 _SOON = 0.005
 
 _BEAT = 1.0
-"""Seconds between two signs of life, where nobody asks for more."""
+"""Seconds between two signs of life, where the watch does not look more often."""
 
 
 class EventLoopWorker:
     """One task a connection, until its handler has returned and its socket is closed."""
 
-    def __init__(
-        self,
-        channel: Channel,
-        tally: Tally,
-        bell: Bell,
-        handler: Handler,
-        capacity: int,
-        patience: float,
-    ) -> None:
-        """patience: seconds, at most, between two signs of life."""
+    def __init__(self, channel: Channel, tally: Tally, bell: Bell, plan: Plan) -> None:
         self._channel = channel
         self._tally = tally
         self._bell = bell
-        self._handler = handler
-        self._many = max(1, capacity // 4)
+        self._plan = plan
+        self._many = max(1, plan.capacity // 4)
+        self._beat_every = min(_BEAT, plan.look_every)
         self._told = 0
         self._ring_later: asyncio.TimerHandle | None = None
-        self._beat_every = min(patience, _BEAT)
         self._beating: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -59,8 +51,14 @@ class EventLoopWorker:
         self._end: asyncio.Future[None] = self._loop.create_future()
         for name in ("create_connection", "connect_accepted_socket"):
             setattr(self._loop, name, _note_adoption(getattr(self._loop, name)))
+        await _await_coroutine(self._plan.setup)
+        self._tally.start()
+        self._bell.ring()
         self._loop.add_reader(self._channel.fileno(), self._receive)
-        await self._end
+        try:
+            await self._end
+        finally:
+            await _await_coroutine(self._plan.teardown)
 
     def _receive(self) -> None:
         """Everything that is there; the tasks start after it."""
@@ -109,7 +107,7 @@ class EventLoopWorker:
     async def _handle(self, sock: ConnectedSocket, address: Any) -> None:
         """Finished, but where the worker itself ends before: SystemExit passes."""
         try:
-            await self._handler(sock, address)
+            await self._plan.handler(sock, address)
         except (Exception, asyncio.CancelledError):
             if self._end.cancelled():
                 raise
@@ -162,6 +160,12 @@ class EventLoopWorker:
             self._ring_later = None
         self._told = self._tally.handled
         self._bell.ring()
+
+
+async def _await_coroutine(function: Callable[[], Any] | None) -> None:
+    """A plain function is called before the loop, or after it."""
+    if function is not None and is_coroutine_function(function):
+        await function()
 
 
 def _wake(future: "asyncio.Future[None]") -> None:

@@ -4,25 +4,24 @@ import contextlib
 import random
 import selectors
 import signal
-import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 from fdpass_c.channel import Channel
 from fdpass_c.pool.bell import Bell
 from fdpass_c.pool.crew import Place, Worker, fork_worker
 from fdpass_c.pool.dispatch import Dispatcher
-from fdpass_c.pool.handlers import Handler
 from fdpass_c.pool.intake import Entrance
 from fdpass_c.pool.log import logger
+from fdpass_c.pool.plan import Plan
 from fdpass_c.pool.service_manager import ServiceManager
 from fdpass_c.pool.signals import Signals
 from fdpass_c.pool.staff import Staff
 from fdpass_c.pool.status import Phase, Status
 from fdpass_c.pool.tally import Tally
-from fdpass_c.pool.watch import LOOKS, Watch
-from fdpass_c.pool.worker import run_worker, write_where_it_hangs
+from fdpass_c.pool.watch import Watch
+from fdpass_c.pool.worker import run_worker
 
 Ready = Callable[[tuple[Any, ...]], object]
 """What is told, once every worker has started, where the pool listens."""
@@ -40,20 +39,6 @@ class Helper(Timed, Protocol):
     """What holds descriptors too; forget is called in a worker, to close them."""
 
     def forget(self) -> None: ...
-
-
-class Plan(NamedTuple):
-    """What a Pool was asked for."""
-
-    handler: Handler
-    workers: int
-    capacity: int
-    max_requests: int | None
-    drain: float
-    start_timeout: float
-    timeout: float
-    setup: Callable[[], object] | None
-    teardown: Callable[[], object] | None
 
 
 class Master:
@@ -89,7 +74,7 @@ class Master:
             plan.drain,
             plan.start_timeout,
         )
-        watch = Watch(self._workers, plan.timeout, self._staff.replace_hanging)
+        watch = Watch(self._workers, plan, self._staff.replace_hanging)
         self._helpers = helpers
         self._timed: tuple[Timed, ...] = (*helpers, watch)
         self._random = random.Random()
@@ -181,21 +166,7 @@ class Master:
 
     def _work(self, channel: Channel, tally: Tally) -> None:
         """In the worker."""
-        plan = self._plan
-        if plan.timeout < float("inf"):
-            write_where_it_hangs()
-        if plan.setup is not None:
-            plan.setup()
-        try:
-            run_worker(
-                channel, tally, self._bell, plan.handler, plan.capacity, plan.timeout / LOOKS
-            )
-            # As Python does at its end, and multiprocessing at a forked child's: waits for the
-            # threads that are no daemons, and has thread pools end theirs.
-            threading._shutdown()  # type: ignore[attr-defined]
-        finally:
-            if plan.teardown is not None:
-                plan.teardown()
+        run_worker(channel, tally, self._bell, self._plan)
 
     def _forget(self) -> None:
         """In the worker: closes its copies of what is the master's."""

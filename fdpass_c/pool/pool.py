@@ -10,8 +10,9 @@ from fdpass_c.errors import FdpassError
 from fdpass_c.pool.handlers import Handler
 from fdpass_c.pool.intake import Entrance
 from fdpass_c.pool.listeners import Address, check_listener, opened
-from fdpass_c.pool.master import Helper, Master, Plan, Ready
+from fdpass_c.pool.master import Helper, Master, Ready
 from fdpass_c.pool.metrics_server import MetricsServer
+from fdpass_c.pool.plan import Plan
 from fdpass_c.pool.service_manager import ServiceManager
 from fdpass_c.pool.signals import Signals
 from fdpass_c.pool.status import Status
@@ -69,24 +70,13 @@ class Pool:
         setup: called in each worker before its first connection; one that raises is a worker that
         died at start. teardown: called in each worker at its end, when it has finished what it was
         given and its threads that are no daemons have ended, and when a handler calls sys.exit;
-        not in one that is killed. What atexit holds does not run in a worker: it would be the
-        master's.
+        not in one that is killed. Where the handler is a coroutine function they may be such too:
+        then they run in the worker's event loop, the teardown before the threads have ended. What
+        atexit holds does not run in a worker: it would be the master's.
 
         ValueError: workers, capacity or max_requests below 1, a negative drain or start_timeout,
-        a timeout that is not positive.
+        a timeout that is not positive, a coroutine function for setup or teardown only.
         """
-        if workers < 1 or capacity < 1 or (max_requests is not None and max_requests < 1):
-            raise ValueError(
-                "workers, capacity and max_requests are at least 1, "
-                f"got {workers}, {capacity} and {max_requests}"
-            )
-        if drain < 0 or start_timeout < 0:
-            raise ValueError(
-                "drain and start_timeout are numbers of seconds, not negative, "
-                f"got {drain} and {start_timeout}"
-            )
-        if timeout is not None and not timeout > 0:
-            raise ValueError(f"timeout is a positive number of seconds, got {timeout}")
         self._plan = Plan(
             handler,
             workers,
@@ -98,6 +88,7 @@ class Pool:
             setup,
             teardown,
         )
+        self._plan.check()
         self._signals = Signals()
         self._master: Master | None = None
 

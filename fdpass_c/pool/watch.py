@@ -4,9 +4,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from fdpass_c.pool.crew import State, Worker
-
-LOOKS = 4
-"""How often to look in the time that a worker may take."""
+from fdpass_c.pool.plan import Plan
 
 
 class Watch:
@@ -16,19 +14,18 @@ class Watch:
     """
 
     def __init__(
-        self, workers: Sequence[Worker], timeout: float, replace: Callable[[Worker], None]
+        self, workers: Sequence[Worker], plan: Plan, replace: Callable[[Worker], None]
     ) -> None:
-        """workers: the living ones. timeout: seconds without progress; inf for no watch. replace:
-        called once for each that hangs."""
-        self.alarm = time.monotonic() + timeout / LOOKS
+        """workers: the living ones. replace: called once for each that hangs."""
+        self.alarm = time.monotonic() + plan.look_every
         self._workers = workers
-        self._timeout = timeout
+        self._plan = plan
         self._replace = replace
         self._seen: dict[Worker, tuple[object, float]] = {}
 
     def check(self) -> None:
         now = time.monotonic()
-        self.alarm = now + self._timeout / LOOKS
+        self.alarm = now + self._plan.look_every
         before, self._seen = self._seen, {}
         for worker in [*self._workers]:
             if worker.state is State.STARTING or not worker.count_in_hand():
@@ -37,7 +34,7 @@ class Watch:
             seen, since = before.get(worker, (None, now))
             if progress != seen:
                 since = now
-            elif now - since >= self._timeout:
+            elif now - since >= self._plan.timeout:
                 since = float("inf")
                 self._replace(worker)
             self._seen[worker] = progress, since

@@ -5,6 +5,8 @@ import contextlib
 import faulthandler
 import marshal
 import signal
+import threading
+from collections.abc import Callable
 from functools import partial
 
 from fdpass_c.channel import Channel
@@ -13,31 +15,37 @@ from fdpass_c.pool.connected import MASTER_GONE, read_out, shut_down, take_socke
 from fdpass_c.pool.event_loop import EventLoopWorker
 from fdpass_c.pool.handlers import Handler, call, is_coroutine_function
 from fdpass_c.pool.log import logger
+from fdpass_c.pool.plan import Plan
 from fdpass_c.pool.signals import MASTERS_SIGNALS
 from fdpass_c.pool.tally import Tally
 
 
-def run_worker(
-    channel: Channel,
-    tally: Tally,
-    bell: Bell,
-    handler: Handler,
-    capacity: int,
-    patience: float,
-) -> None:
-    """Serves until the master shuts its side of the channel, and what was given is finished.
+def run_worker(channel: Channel, tally: Tally, bell: Bell, plan: Plan) -> None:
+    """Serves until the master shuts its side of the channel, and what was given is finished."""
+    if plan.timeout < float("inf"):
+        _write_where_it_hangs()
+    _call_plain(plan.setup)
+    try:
+        if plan.runs_coroutines:
+            asyncio.run(EventLoopWorker(channel, tally, bell, plan).run())
+        else:
+            tally.start()
+            bell.ring()
+            _serve(channel, tally, bell, plan.handler, plan.capacity)
+        # As Python does at its end, and multiprocessing at a forked child's: waits for the threads
+        # that are no daemons, and has thread pools end theirs.
+        threading._shutdown()  # type: ignore[attr-defined]
+    finally:
+        _call_plain(plan.teardown)
 
-    patience: seconds, at most, between two signs of life of an event loop.
-    """
-    tally.start()
-    bell.ring()
-    if is_coroutine_function(handler):
-        asyncio.run(EventLoopWorker(channel, tally, bell, handler, capacity, patience).run())
-    else:
-        _serve(channel, tally, bell, handler, capacity)
+
+def _call_plain(function: Callable[[], object] | None) -> None:
+    """A coroutine function is called in the event loop."""
+    if function is not None and not is_coroutine_function(function):
+        function()
 
 
-def write_where_it_hangs() -> None:
+def _write_where_it_hangs() -> None:
     """SIGABRT has this process write the traceback of every thread before it ends."""
     with contextlib.suppress(Exception):  # No standard error, or one that is no file.
         faulthandler.enable()
