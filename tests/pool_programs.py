@@ -184,6 +184,21 @@ def in_the_loop(path: str, *addresses: str) -> None:
     Pool(handle, 1, setup=start, teardown=partial(note, "teardown")).serve(*addresses)
 
 
+def asgi(workers: str, *arguments: str) -> None:
+    """A pool of support.asgi_app; NAME=VALUE is an option of uvicorn's, or drain."""
+    from fdpass_c.pool.asgi import AsgiServer
+
+    options: dict[str, Any] = dict(word.split("=", 1) for word in arguments if "=" in word)
+    addresses = [word for word in arguments if "=" not in word]
+    drain = float(options.pop("drain", 30))
+    if "timeout_keep_alive" in options:
+        options["timeout_keep_alive"] = int(options["timeout_keep_alive"])
+    server = AsgiServer("support.asgi_app:app", **options)
+    Pool(server, int(workers), 100, setup=server.start, teardown=server.stop, drain=drain).serve(
+        *addresses
+    )
+
+
 def resize(*addresses: str) -> None:
     """A pool of one worker that gets two more, and loses one of them, once it is ready."""
 

@@ -31,6 +31,7 @@ signals:
 
   fdpass pool http_server:handle 127.0.0.1:8000 '[::1]:8000'
   fdpass pool --workers 8 --capacity 100 service:serve ./service.sock
+  fdpass pool --asgi application:app 127.0.0.1:8000
 """
 
 
@@ -48,9 +49,13 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--capacity",
         type=count,
-        default=1,
         metavar="N",
-        help="connections that a worker has in hand at most (default: 1)",
+        help="connections that a worker has in hand at most (default: 1; with --asgi 1000)",
+    )
+    parser.add_argument(
+        "--asgi",
+        action="store_true",
+        help="MODULE:HANDLER is an ASGI application, for uvicorn (pip install 'fdpass-c[uvicorn]')",
     )
     parser.add_argument(
         "--max-requests", type=count, metavar="N", help="replace a worker after N connections"
@@ -94,10 +99,16 @@ def run(options: argparse.Namespace) -> int:
         format="%(asctime)s %(process)d %(levelname)s %(message)s",
     )
     handler = _load(options)
+    setup = teardown = None
+    if options.asgi:
+        handler = _wrap(handler, options)
+        setup, teardown = handler.start, handler.stop
     pool = Pool(
         handler,
         options.workers,
-        options.capacity,
+        options.capacity or (1000 if options.asgi else 1),
+        setup=setup,
+        teardown=teardown,
         max_requests=options.max_requests,
         drain=options.drain,
         timeout=options.timeout,
@@ -112,6 +123,15 @@ def run(options: argparse.Namespace) -> int:
             complain("pool", str(error))
             return 1
     return 0
+
+
+def _wrap(app: Any, options: argparse.Namespace) -> Any:
+    """The server of an ASGI application."""
+    try:
+        from fdpass_c.pool.asgi import AsgiServer
+    except ModuleNotFoundError as error:
+        options.parser.error(f"--asgi takes uvicorn (pip install 'fdpass-c[uvicorn]'): {error}")
+    return AsgiServer(app)
 
 
 def _load(options: argparse.Namespace) -> Any:
