@@ -159,6 +159,19 @@ def raise_when_ready(*addresses: str) -> None:
     Pool(obey, 2).serve(*addresses, ready=fail)
 
 
+def in_a_loop_of_its_own(*addresses: str) -> None:
+    """A pool whose workers answer with the name of their loop's class."""
+
+    class Loop(asyncio.SelectorEventLoop):
+        pass
+
+    async def handle(sock: socket.socket, _address: object) -> None:
+        loop = asyncio.get_running_loop()
+        await loop.sock_sendall(sock, type(loop).__name__.encode())
+
+    Pool(handle, 1, loop_factory=Loop).serve(*addresses)
+
+
 def in_the_loop(path: str, *addresses: str) -> None:
     """A pool of one worker whose setup, handler and teardown note in a file that they run in the
     same loop; "exit" ends the worker, and a file path.die keeps it from starting."""
@@ -193,10 +206,8 @@ def asgi(workers: str, *arguments: str) -> None:
     drain = float(options.pop("drain", 30))
     if "timeout_keep_alive" in options:
         options["timeout_keep_alive"] = int(options["timeout_keep_alive"])
-    server = AsgiServer("support.asgi_app:app", **options)
-    Pool(server, int(workers), 100, setup=server.start, teardown=server.stop, drain=drain).serve(
-        *addresses
-    )
+    pool = AsgiServer("support.asgi_app:app", **options).make_pool(int(workers), 100, drain=drain)
+    pool.serve(*addresses)
 
 
 def resize(*addresses: str) -> None:

@@ -22,22 +22,32 @@ from support.sockets import read_all
 pytest.importorskip("uvicorn")
 pytestmark = pytest.mark.thread_unsafe
 
+needs_httptools = pytest.mark.skipif(not find_spec("httptools"), reason="no httptools")
+needs_uvloop = pytest.mark.skipif(not find_spec("uvloop"), reason="no uvloop")
 protocols = pytest.mark.parametrize(
-    "protocol",
+    ("protocol", "loop"),
     [
-        "h11",
-        pytest.param(
-            "httptools", marks=pytest.mark.skipif(not find_spec("httptools"), reason="no httptools")
-        ),
+        ("h11", "asyncio"),
+        pytest.param("httptools", "asyncio", marks=needs_httptools),
+        pytest.param("h11", "uvloop", marks=needs_uvloop),
     ],
 )
 ends = pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGHUP])
 
 
-def serve(protocol: str = "h11", workers: int = 2, **options: str) -> Server:
+def serve(protocol: str = "h11", loop: str = "asyncio", workers: int = 2, **options: str) -> Server:
     """A pool of support.asgi_app; options of uvicorn."""
     words = [f"{name}={value}" for name, value in options.items()]
-    return Server(program=("pool_programs.py", "asgi", str(workers), f"http={protocol}", *words))
+    return Server(
+        program=(
+            "pool_programs.py",
+            "asgi",
+            str(workers),
+            f"http={protocol}",
+            f"loop={loop}",
+            *words,
+        )
+    )
 
 
 def get(client: http.client.HTTPConnection, path: str = "/") -> list[str]:
@@ -62,9 +72,9 @@ def begin(server: Server, stack: ExitStack) -> socket.socket:
 
 
 @protocols
-def test_even_use(protocol: str) -> None:
+def test_even_use(protocol: str, loop: str) -> None:
     """Open connections are spread evenly, and each stays with its worker for all its requests."""
-    with serve(protocol, workers=3) as server:
+    with serve(protocol, loop, workers=3) as server:
         pids = server.settled(3).pids
         with ExitStack() as stack:
             clients = [stack.enter_context(contextlib.closing(connect(server))) for _ in range(12)]
@@ -80,9 +90,9 @@ def test_even_use(protocol: str) -> None:
 
 
 @protocols
-def test_headers(protocol: str) -> None:
+def test_headers(protocol: str, loop: str) -> None:
     """An answer has uvicorn's headers, the date one of them."""
-    with serve(protocol) as server, contextlib.closing(connect(server)) as client:
+    with serve(protocol, loop) as server, contextlib.closing(connect(server)) as client:
         client.request("GET", "/")
         headers = client.getresponse().headers
         assert headers["server"] == "uvicorn"
@@ -91,11 +101,11 @@ def test_headers(protocol: str) -> None:
 
 @protocols
 @ends
-def test_leaving(protocol: str, signum: int) -> None:
+def test_leaving(protocol: str, loop: str, signum: int) -> None:
     """A worker that is to leave closes idle connections at once, finishes the answers that it has
     begun, and answers a request that comes on a connection on which none has come yet; each of
     those is then closed."""
-    with serve(protocol, workers=1, drain="10000") as server, ExitStack() as stack:
+    with serve(protocol, loop, workers=1, drain="10000") as server, ExitStack() as stack:
         (old,) = server.settled(1).pids
         idle = stack.enter_context(server.connect())
         idle.sendall(b"GET / HTTP/1.1\r\nHost: pool\r\n\r\n")

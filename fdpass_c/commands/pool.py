@@ -5,7 +5,9 @@ import importlib
 import logging
 import os
 import sys
+from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 from fdpass_c.commands.arguments import count, duration
@@ -99,16 +101,10 @@ def run(options: argparse.Namespace) -> int:
         format="%(asctime)s %(process)d %(levelname)s %(message)s",
     )
     handler = _load(options)
-    setup = teardown = None
-    if options.asgi:
-        handler = _wrap(handler, options)
-        setup, teardown = handler.start, handler.stop
-    pool = Pool(
-        handler,
-        options.workers,
-        options.capacity or (1000 if options.asgi else 1),
-        setup=setup,
-        teardown=teardown,
+    make_pool = _find_asgi(handler, options) if options.asgi else partial(Pool, handler)
+    pool = make_pool(
+        workers=options.workers,
+        capacity=options.capacity or (1000 if options.asgi else 1),
         max_requests=options.max_requests,
         drain=options.drain,
         timeout=options.timeout,
@@ -125,13 +121,13 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _wrap(app: Any, options: argparse.Namespace) -> Any:
-    """The server of an ASGI application."""
+def _find_asgi(app: Any, options: argparse.Namespace) -> Callable[..., Pool]:
+    """What makes the pool of an ASGI application."""
     try:
         from fdpass_c.pool.asgi import AsgiServer
     except ModuleNotFoundError as error:
         options.parser.error(f"--asgi takes uvicorn (pip install 'fdpass-c[uvicorn]'): {error}")
-    return AsgiServer(app)
+    return AsgiServer(app).make_pool
 
 
 def _load(options: argparse.Namespace) -> Any:

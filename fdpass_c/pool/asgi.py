@@ -1,7 +1,8 @@
-"""An ASGI application in a pool, behind the protocol classes of uvicorn (its extra: uvicorn).
+"""An ASGI application in a pool, behind the protocol classes of uvicorn.
 
-server = AsgiServer(app)
-Pool(server, 4, 1000, setup=server.start, teardown=server.stop).serve("127.0.0.1:8000")
+    AsgiServer(app).make_pool(workers=4).serve("127.0.0.1:8000")
+
+It takes the extra: pip install 'fdpass-c[uvicorn]'.
 """
 
 import asyncio
@@ -14,12 +15,13 @@ import uvicorn
 from uvicorn.server import ServerState
 
 from fdpass_c.pool.leaving import leaving_event
+from fdpass_c.pool.pool import Pool
 
 _TICK = 1.0
 
 
 class AsgiServer:
-    """What uvicorn.Server is to a socket of its own: the handler, setup and teardown of a pool.
+    """What uvicorn.Server is to a socket of its own: a pool's handler, setup and teardown.
 
     A connection is one of the pool's for as long as it is open, however many requests it has, and
     so is a WebSocket. A worker that is to leave closes its idle connections, and has the others end
@@ -33,6 +35,19 @@ class AsgiServer:
         """
         self._config = uvicorn.Config(app, **{"log_config": None, "access_log": False, **options})
         self._config.load()
+
+    def make_pool(self, workers: int, capacity: int = 1000, **options: Any) -> Pool:
+        """A pool that serves the application. options: of Pool, other than setup, teardown and
+        loop_factory. The loop is uvicorn's: uvloop's where that is installed."""
+        return Pool(
+            self,
+            workers,
+            capacity,
+            setup=self.start,
+            teardown=self.stop,
+            loop_factory=self._config.get_loop_factory(),
+            **options,
+        )
 
     async def start(self) -> None:
         """In the worker, before its first connection: RuntimeError where the application's own

@@ -1,5 +1,6 @@
 """What a pool was asked for."""
 
+import asyncio
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -21,6 +22,7 @@ class Plan(NamedTuple):
     timeout: float
     setup: Callable[[], Any] | None
     teardown: Callable[[], Any] | None
+    loop_factory: Callable[[], asyncio.AbstractEventLoop] | None
 
     def check(self) -> None:
         """ValueError as for Pool."""
@@ -40,6 +42,8 @@ class Plan(NamedTuple):
         for function in (self.setup, self.teardown):
             if function and is_coroutine_function(function) and not self.runs_coroutines:
                 raise ValueError(f"{function!r} is a coroutine function and the handler is none")
+        if self.loop_factory and not self.runs_coroutines:
+            raise ValueError("loop_factory is for a handler that is a coroutine function")
 
     @property
     def look_every(self) -> float:

@@ -1,5 +1,6 @@
 """Pool: what a program sees of it."""
 
+import asyncio
 import selectors
 import signal
 import socket
@@ -49,6 +50,7 @@ class Pool:
         timeout: float | None = None,
         setup: Callable[[], object] | None = None,
         teardown: Callable[[], object] | None = None,
+        loop_factory: Callable[[], asyncio.AbstractEventLoop] | None = None,
     ) -> None:
         """workers: how many processes. capacity: how many connections a worker has in hand at most.
 
@@ -74,8 +76,12 @@ class Pool:
         then they run in the worker's event loop, the teardown before the threads have ended. What
         atexit holds does not run in a worker: it would be the master's.
 
+        loop_factory: makes the event loop of a worker, uvloop.new_event_loop for one; None for what
+        asyncio.run makes.
+
         ValueError: workers, capacity or max_requests below 1, a negative drain or start_timeout,
-        a timeout that is not positive, a coroutine function for setup or teardown only.
+        a timeout that is not positive, a coroutine function for setup or
+        teardown, or a loop_factory, where the handler is none.
         """
         self._plan = Plan(
             handler,
@@ -87,6 +93,7 @@ class Pool:
             float("inf") if timeout is None else timeout,
             setup,
             teardown,
+            loop_factory,
         )
         self._plan.check()
         self._signals = Signals()

@@ -5,9 +5,11 @@ import contextlib
 import faulthandler
 import marshal
 import signal
+import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from functools import partial
+from typing import Any
 
 from fdpass_c.channel import Channel
 from fdpass_c.pool.bell import Bell
@@ -27,7 +29,7 @@ def run_worker(channel: Channel, tally: Tally, bell: Bell, plan: Plan) -> None:
     _call_plain(plan.setup)
     try:
         if plan.runs_coroutines:
-            asyncio.run(EventLoopWorker(channel, tally, bell, plan).run())
+            _run_loop(EventLoopWorker(channel, tally, bell, plan).run(), plan.loop_factory)
         else:
             tally.start()
             bell.ring()
@@ -37,6 +39,20 @@ def run_worker(channel: Channel, tally: Tally, bell: Bell, plan: Plan) -> None:
         threading._shutdown()  # type: ignore[attr-defined]
     finally:
         _call_plain(plan.teardown)
+
+
+def _run_loop(
+    main: Coroutine[Any, Any, None], factory: Callable[[], asyncio.AbstractEventLoop] | None
+) -> None:
+    """As asyncio.run, in a loop of the factory's."""
+    if sys.version_info >= (3, 11):
+        with asyncio.Runner(loop_factory=factory) as runner:
+            runner.run(main)
+    else:
+        if factory is not None:
+            # asyncio.run asks the policy, which nobody else in this process asks.
+            asyncio.get_event_loop_policy().new_event_loop = factory
+        asyncio.run(main)
 
 
 def _call_plain(function: Callable[[], object] | None) -> None:
