@@ -1,22 +1,28 @@
 """The numbers of a pool, for machines."""
 
+import contextlib
 import http.client
 import json
 import os
 import re
+import resource
+import selectors
 import signal
 import socket
+import time
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from fdpass_c.pool import Pool, open_listener
+from fdpass_c.pool import Pool, metrics_server, open_listener
 from fdpass_c.pool.metrics import to_prometheus
+from fdpass_c.pool.metrics_server import MetricsServer
 from fdpass_c.pool.status import Status, WorkerStatus
 from support.handlers import echo
 from support.marks import linux_only
+from support.processes import run_in_child
 from support.server import Server, connections
 from support.sockets import read_all
 
@@ -250,6 +256,45 @@ def test_silent_clients() -> None:
             assert read_all(sock) == b""
         assert server.settled_fds(fds) == fds
         assert server.stop() == 0
+
+
+def turn(selector: selectors.BaseSelector, server: MetricsServer) -> None:
+    """As the master does."""
+    for key, events in selector.select(max(0.0, min(30.0, server.alarm - time.monotonic()))):
+        key.data(events)
+    if time.monotonic() >= server.alarm:
+        server.check()
+
+
+def test_a_full_descriptor_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where there is no place for a client's connection it waits, the master does not spin, and the
+    client is answered when there is one again."""
+    monkeypatch.setattr(metrics_server, "_PATIENCE", 0.2)
+
+    def serve() -> None:
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        with (
+            open_listener("127.0.0.1:0") as listener,
+            selectors.DefaultSelector() as selector,
+            socket.create_connection(listener.getsockname(), 30) as client,
+        ):
+            server = MetricsServer(listener, selector, lambda: Status((), 7, 0, 0, 0))
+            client.sendall(b"GET /status HTTP/1.1\r\n\r\n")
+            os.close(free := os.dup(0))
+            resource.setrlimit(resource.RLIMIT_NOFILE, (free, hard))
+            turn(selector, server)
+            assert server.alarm > time.monotonic()
+            assert not selector.select(0)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+            client.setblocking(False)
+            answer = b""
+            while b"waiting" not in answer:
+                turn(selector, server)
+                with contextlib.suppress(BlockingIOError):
+                    answer += client.recv(1000)
+            server.close()
+
+    run_in_child(serve)
 
 
 @linux_only
