@@ -33,9 +33,23 @@ ffibuilder = FFI()
 # The one type of the API that is the system's own; the compiler checks its layout.
 ffibuilder.cdef("struct iovec { void *iov_base; size_t iov_len; ...; };")
 ffibuilder.cdef((CORE / "fdpass_api.h").read_text())
+# cffi gives up the interpreter's lock around every call. The fdp_try_ functions wait for nothing,
+# close nothing, and are over before another thread could make use of it: they keep it.
+KEEP_LOCK = """
+#include <string.h>
+#ifdef Py_BEGIN_ALLOW_THREADS
+#undef Py_BEGIN_ALLOW_THREADS
+#undef Py_END_ALLOW_THREADS
+#define FDP_KEEPS_LOCK (strncmp(__func__, "_cffi_f_fdp_try_", 16) == 0)
+#define Py_BEGIN_ALLOW_THREADS { \\
+    PyThreadState *_save = FDP_KEEPS_LOCK ? NULL : PyEval_SaveThread();
+#define Py_END_ALLOW_THREADS \\
+    if (!FDP_KEEPS_LOCK) PyEval_RestoreThread(_save); }
+#endif
+"""
 ffibuilder.set_source(
     "fdpass_c._native",
-    '#include "fdpass.h"',
+    KEEP_LOCK + '#include "fdpass.h"\n',
     sources=[str(source) for source in sorted(CORE.glob("*.c"))],
     include_dirs=[str(CORE)],
     depends=[str(header) for header in sorted(CORE.glob("*.h"))],

@@ -12,7 +12,7 @@ nox.options.reuse_venv = "yes"
 PROJECT = nox.project.load_toml("pyproject.toml")
 STRICT = {"FDPASS_WERROR": "1"}
 # What of the repository is no part of the project's source.
-NOT_SOURCE = {".ci", ".github", ".gitignore"}
+NOT_SOURCE = {".ci", ".github", ".gitignore", ".readthedocs.yaml"}
 # The least share of the C core's lines that the suite has to reach, in percent.
 C_LINES = 92
 
@@ -53,17 +53,35 @@ def tests(session: nox.Session) -> None:
 
 @nox.session
 def threads(session: nox.Session) -> None:
-    """The suite, each test in four threads at once where it can be."""
+    """What of the suite can run in threads, each test in four at once."""
     install(session, "threads")
     session.install("-e", ".", env=STRICT)
-    arguments = ["-p", "support.parallel", "--parallel-threads", "4", *session.posargs]
-    session.run("pytest", "-q", *arguments, env={"PYTHONPATH": "tests"})
+    arguments = ["-p", "support.parallel", "--parallel-threads", "4", "-m", "not thread_unsafe"]
+    session.run("pytest", "-q", *arguments, *session.posargs, env={"PYTHONPATH": "tests"})
+
+
+@nox.session
+def faults(session: nox.Session) -> None:
+    """Every system call of every operation fails, with each errno, or is cut short; counts."""
+    install(session, "test")
+    session.install("-e", ".", env=STRICT)
+    session.chdir("tests")
+    session.run("python", "-m", "faults", *session.posargs)
+
+
+@nox.session
+def interrupts(session: nox.Session) -> None:
+    """A signal's handler raises before every bytecode of every operation; counts."""
+    install(session, "test")
+    session.install("-e", ".", env=STRICT)
+    session.chdir("tests")
+    session.run("python", "-m", "interrupts", *session.posargs)
 
 
 @nox.session
 def coverage(session: nox.Session) -> None:
     """How much of the Python, and of the C core, the suite reaches; less than the gate fails."""
-    install(session, "package", "coverage")
+    install(session, "package", "coverage", "peers")
     session.install("setuptools>=77", "cffi>=1.17")
     tree = unpack_sdist(session)
     session.chdir(tree)
@@ -95,6 +113,23 @@ def sdist(session: nox.Session) -> None:
         session.error(f"not in the sdist: {sorted(map(str, missing))}")
     if not [*Path("dist").glob("*-cp310-abi3-*.whl")]:
         session.error("the wheel is not for all CPythons from 3.10 on")
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """The documentation, into site/; a broken link or an undocumented parameter fails."""
+    install(session, "docs")
+    session.install("-e", ".", env=STRICT)
+    # Material's notice about the future of MkDocs says nothing of these pages.
+    session.run("mkdocs", "build", *session.posargs, env={"NO_MKDOCS_2_WARNING": "true"})
+
+
+@nox.session(default=False)
+def shell_files(session: nox.Session) -> None:
+    """Writes share/, the completions and the manual page, anew; for a change of the commands."""
+    install(session, "shell")
+    session.install("-e", ".", env=STRICT)
+    session.run("python", "tools/shell_files.py")
 
 
 @nox.session

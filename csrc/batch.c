@@ -1,12 +1,12 @@
-/* Many messages for one system call: sendmmsg and recvmmsg, or a loop where there is neither. */
+/* Many messages per system call: sendmmsg and recvmmsg, or a loop if they do not exist. */
 #include "compat.h"
-#include "fdpass.h"
+#include "internal.h"
 
-/* Messages a system call, and what their control data may take of the stack. */
+/* Messages per system call, and the stack for their control data. */
 #define CHUNK FDP_BATCH
-#define ARENA 8192
+#define ARENA 6144
 
-/* Messages a call of fdp_send_batch, so that a signal does not wait for a million of them. */
+/* Messages per call of fdp_send_batch, so that a signal does not wait for a million of them. */
 #define LONGEST_CALL 1024
 
 struct chunk {
@@ -15,107 +15,115 @@ struct chunk {
     FDP_CONTROL(arena, ARENA);
 };
 
-struct batch {
-    const unsigned char *payloads;
-    const size_t *lengths;
-    const int *fds;
-    const unsigned *fd_counts;
-    size_t count;
-};
-
-static size_t count_fds(const struct batch *batch, size_t message) {
-    return batch->fd_counts != NULL ? batch->fd_counts[message] : 1;
+/* Adds one message to the chunk, of which used bytes of control data are taken. Returns the bytes
+ * that its control data takes, or a negative errno, -ENOBUFS where the chunk is full. */
+static ssize_t add_message(struct chunk *chunk, int filled, size_t used, int sock,
+                           struct iovec payload, const int *fds, size_t fd_count) {
+    ssize_t size =
+        fdp_build_control(chunk->arena + used, ARENA - used, fds, fd_count, NULL);
+    if (size > 0 && payload.iov_len == 0) {
+        int refusal = fdp_check_empty(sock);
+        if (refusal < 0)
+            return refusal;
+    }
+    if (size < 0)
+        return size;
+    chunk->buffers[filled] = payload;
+    chunk->headers[filled].msg_hdr = (struct msghdr){
+        .msg_iov = &chunk->buffers[filled],
+        .msg_iovlen = 1,
+        .msg_control = size > 0 ? chunk->arena + used : NULL,
+        .msg_controllen = (fdp_controllen_t)size,
+    };
+    return size;
 }
 
-/* Fills the chunk from where progress stands. Returns how many messages it holds, or the negative
+static void pass_message(const struct fdp_job *job, struct fdp_position *at) {
+    at->data_offset += fdp_get_payload(job, at).iov_len;
+    at->fd_offset += fdp_count_fds(job, at->message);
+    at->message++;
+    at->bytes = 0;
+}
+
+/* Fills the chunk from the job's position on. Returns how many messages it holds, or the negative
  * errno of the first one: an error in a later one must wait until those before it are sent. */
-static int fill_chunk(struct chunk *chunk, int sock, const struct batch *batch,
-                      const struct fdp_progress *progress) {
-    const unsigned char *payload = batch->payloads + progress->payload_offset;
-    const int *fds = batch->fds + progress->fd_offset;
-    size_t skip = progress->bytes;
+static int fill_chunk(struct chunk *chunk, int sock, const struct fdp_job *job) {
+    struct fdp_position at = job->at;
     size_t used = 0;
     int filled = 0;
-
-    for (size_t k = progress->messages; k < batch->count && filled < CHUNK; k++) {
-        size_t length = batch->lengths[k];
-        size_t fd_count = count_fds(batch, k);
-        /* The descriptors of a message partly sent went with its first byte. */
-        size_t attached = skip > 0 ? 0 : fd_count;
-        ssize_t control_size = 0;
-        if (attached > 0) {
-            control_size =
-                fdp_build_control(chunk->arena + used, ARENA - used, fds, attached, NULL);
-            if (control_size == -ENOBUFS)
-                break;
-            if (control_size > 0 && length == 0) {
-                int refusal = fdp_check_empty(sock);
-                if (refusal < 0)
-                    control_size = refusal;
-            }
-            if (control_size < 0)
-                return filled > 0 ? filled : (int)control_size;
-        }
-        chunk->buffers[filled] = (struct iovec){
-            .iov_base = (void *)(uintptr_t)(payload + skip), .iov_len = length - skip};
-        chunk->headers[filled].msg_hdr = (struct msghdr){
-            .msg_iov = &chunk->buffers[filled],
-            .msg_iovlen = 1,
-            .msg_control = attached > 0 ? chunk->arena + used : NULL,
-            .msg_controllen = (fdp_controllen_t)control_size,
-        };
-        used += (size_t)control_size;
-        payload += length;
-        fds += fd_count;
-        skip = 0;
-        filled++;
+    for (; at.message < job->count && filled < CHUNK; filled++) {
+        struct iovec payload = fdp_get_payload(job, &at);
+        /* If the message was sent in part, its descriptors went with the first byte. */
+        size_t fd_count = at.bytes > 0 ? 0 : fdp_count_fds(job, at.message);
+        if (at.bytes > 0)
+            payload.iov_base = (unsigned char *)payload.iov_base + at.bytes;
+        payload.iov_len -= at.bytes;
+        const int *fds = fd_count > 0 ? job->fds + at.fd_offset : NULL;
+        ssize_t size = add_message(chunk, filled, used, sock, payload, fds, fd_count);
+        if (size < 0)
+            return filled > 0 ? filled : (int)size;
+        used += (size_t)size;
+        pass_message(job, &at);
     }
     return filled;
 }
 
-/* Moves progress past what one system call sent; its last message may be partly sent. */
-static void advance(struct fdp_progress *progress, const struct batch *batch,
-                    const struct chunk *chunk, int sent) {
+/* Moves the job's position past what one system call sent; the last message may be incomplete. */
+static void advance(struct fdp_job *job, const struct chunk *chunk, int sent) {
     for (int i = 0; i < sent; i++) {
-        size_t k = progress->messages;
-        progress->bytes += chunk->headers[i].msg_len;
-        if (progress->bytes < batch->lengths[k])
+        job->at.bytes += chunk->headers[i].msg_len;
+        if (job->at.bytes < fdp_get_payload(job, &job->at).iov_len)
             return;
-        progress->messages++;
-        progress->bytes = 0;
-        progress->payload_offset += batch->lengths[k];
-        progress->fd_offset += count_fds(batch, k);
+        pass_message(job, &job->at);
     }
 }
 
-ssize_t fdp_send_batch(int sock, const void *payloads, const size_t *lengths, const int *fds,
-                       const unsigned *fd_counts, size_t count, int flags,
-                       struct fdp_progress *progress) {
-    const struct batch batch = {.payloads = payloads,
-                                .lengths = lengths,
-                                .fds = fds,
-                                .fd_counts = fd_counts,
-                                .count = count};
-    const struct fdp_progress start = *progress;
+ssize_t fdp_send_batch(int sock, struct fdp_job *job, int flags) {
+    const struct fdp_position start = job->at;
     struct chunk chunk;
 
     fdp_mute_sigpipe(sock);
-    while (progress->messages < count && progress->messages - start.messages < LONGEST_CALL) {
-        int filled = fill_chunk(&chunk, sock, &batch, progress);
+    while (job->at.message < job->count && job->at.message - start.message < LONGEST_CALL) {
+        int filled = fill_chunk(&chunk, sock, job);
         int sent = filled;
         if (filled > 0)
             sent = fdp_sendmmsg(sock, chunk.headers, (unsigned)filled, flags | FDP_SEND_FLAGS);
         if (sent < 0) {
-            int moved = progress->messages > start.messages || progress->bytes > start.bytes;
-            return moved ? (ssize_t)(progress->messages - start.messages) : sent;
+            int moved = job->at.message > start.message || job->at.bytes > start.bytes;
+            return moved ? (ssize_t)(job->at.message - start.message) : sent;
         }
-        advance(progress, &batch, &chunk, sent);
+        advance(job, &chunk, sent);
         if (sent < filled)
             break;
-        /* Only the first may wait: a signal caught since then would not end the waiting. */
+        /* Only the first call may wait: a signal that arrived since then would not end the wait. */
         flags |= MSG_DONTWAIT;
     }
-    return (ssize_t)(progress->messages - start.messages);
+    return (ssize_t)(job->at.message - start.message);
+}
+
+ssize_t fdp_try_send_messages(int sock, const void *column, size_t count, size_t width,
+                              int flags) {
+    const unsigned char *row = (const unsigned char *)column + count * sizeof(int);
+    struct chunk chunk;
+    size_t length = count > 0 ? *row : 0;
+    size_t used = 0;
+    /* A short message is sent whole or not at all, so no position has to be remembered. */
+    if (length == 0 || count > CHUNK || width > FDP_ATOMIC_SIZE)
+        return -EMSGSIZE;
+    for (size_t i = 0; i < count; i++, row += width) {
+        int fd;
+        memcpy(&fd, (const unsigned char *)column + i * sizeof fd, sizeof fd);
+        if (*row != length || length + 1 >= width)
+            return -EINVAL;
+        const struct iovec payload = {.iov_base = (void *)(uintptr_t)(row + 1), .iov_len = length};
+        ssize_t size = add_message(&chunk, (int)i, used, sock, payload, &fd, 1);
+        if (size < 0)
+            return size;
+        used += (size_t)size;
+    }
+    fdp_mute_sigpipe(sock);
+    return fdp_sendmmsg(sock, chunk.headers, (unsigned)count,
+                        flags | MSG_DONTWAIT | FDP_SEND_FLAGS);
 }
 
 /* Whether an empty message without descriptors means the end of file. */
@@ -126,48 +134,59 @@ static int has_end(int sock) {
     return type != SOCK_DGRAM;
 }
 
-static void put_message(struct fdp_inbox *inbox, const struct mmsghdr *message,
-                        size_t capacity, size_t fd_capacity) {
+/* Appends one received message to scratch, owner and data; or closes what arrived of it, if it lost
+ * something. */
+static void put_message(struct fdp_scratch *scratch, struct fdp_owner *owner, unsigned char *data,
+                        const struct mmsghdr *message, size_t fd_capacity) {
     const struct msghdr *header = &message->msg_hdr;
+    int *fds = owner->fds + owner->count;
+    unsigned at = scratch->count;
     struct fdp_arrival arrival;
-    fdp_parse_control(header->msg_control, (size_t)header->msg_controllen, header->msg_flags,
-                      inbox->fds + inbox->fd_count, fd_capacity, &arrival);
-    unsigned at = inbox->message_count++;
-    /* With MSG_TRUNC in flags it is the length of the datagram. */
-    inbox->lengths[at] = message->msg_len < capacity ? message->msg_len : (unsigned)capacity;
-    inbox->fd_counts[at] = arrival.fd_count;
-    inbox->flags[at] = arrival.flags;
-    inbox->fd_count += arrival.fd_count;
-    inbox->all_flags |= arrival.flags;
-}
-
-static int is_empty(const struct fdp_inbox *inbox, unsigned at) {
-    return inbox->lengths[at] == 0 && inbox->fd_counts[at] == 0 &&
-           !(inbox->flags[at] & MSG_CTRUNC);
+    fdp_parse_control(header->msg_control, (size_t)header->msg_controllen, header->msg_flags, fds,
+                      fd_capacity, &arrival);
+    if (arrival.flags & (MSG_CTRUNC | MSG_TRUNC)) {
+        fdp_close_fds(fds, arrival.fd_count);
+        scratch->lost++;
+        scratch->lost_flags |= arrival.flags;
+        return;
+    }
+    memmove(data + scratch->payload_size, header->msg_iov->iov_base, message->msg_len);
+    scratch->payload_size += message->msg_len;
+    owner->count += arrival.fd_count;
+    scratch->lengths[at] = message->msg_len;
+    scratch->fd_counts[at] = arrival.fd_count;
+    scratch->count++;
 }
 
 /* Linux fills the rest of the headers with empty messages at end of file. Other control data may
  * come with them (SO_PASSCRED). One that is followed by a message is a message. */
-static void cut_end(struct fdp_inbox *inbox, int sock) {
-    unsigned count = inbox->message_count;
-    while (count > 0 && is_empty(inbox, count - 1))
+static void cut_end(struct fdp_scratch *scratch, int sock) {
+    unsigned count = scratch->count;
+    while (count > 0 && scratch->lengths[count - 1] == 0 && scratch->fd_counts[count - 1] == 0)
         count--;
-    if (count < inbox->message_count && has_end(sock))
-        inbox->message_count = count;
+    if (count < scratch->count && has_end(sock))
+        scratch->count = count;
+}
+
+ssize_t fdp_try_recv_batch(int sock, void *ret_data, size_t capacity, size_t fd_capacity,
+                           size_t max_messages, int flags, struct fdp_scratch *ret_scratch,
+                           struct fdp_owner *ret_owner) {
+    return fdp_recv_batch(sock, ret_data, capacity, fd_capacity, max_messages,
+                          flags | MSG_DONTWAIT, ret_scratch, ret_owner);
 }
 
 ssize_t fdp_recv_batch(int sock, void *ret_data, size_t capacity, size_t fd_capacity,
-                       size_t max_messages, int flags, struct fdp_inbox *ret_inbox) {
-    _Static_assert(sizeof ret_inbox->fds / sizeof(int) == FDP_BATCH * FDP_MAX_FDS, "fds");
-    FDP_CONTROL(controls, CHUNK * (FDP_OTHER_CONTROL + CMSG_SPACE(sizeof(int))));
+                       size_t max_messages, int flags, struct fdp_scratch *ret_scratch,
+                       struct fdp_owner *ret_owner) {
     struct mmsghdr headers[CHUNK];
     struct iovec buffers[CHUNK];
+    _Static_assert(offsetof(struct fdp_scratch, bytes) % _Alignof(struct cmsghdr) == 0, "bytes");
 
     if (fd_capacity > FDP_MAX_FDS)
         fd_capacity = FDP_MAX_FDS;
     size_t offered = fdp_size_control(fd_capacity);
     size_t stride = FDP_ALIGN_CONTROL(offered);
-    size_t count = sizeof controls / stride;
+    size_t count = sizeof ret_scratch->bytes / stride;
     if (count > max_messages)
         count = max_messages;
     if (count > CHUNK)
@@ -178,26 +197,20 @@ ssize_t fdp_recv_batch(int sock, void *ret_data, size_t capacity, size_t fd_capa
         headers[i].msg_hdr = (struct msghdr){
             .msg_iov = &buffers[i],
             .msg_iovlen = 1,
-            .msg_control = controls + i * stride,
+            .msg_control = ret_scratch->bytes + i * stride,
             .msg_controllen = (fdp_controllen_t)offered,
         };
     }
 
+    ret_owner->count = 0;
+    ret_scratch->count = ret_scratch->payload_size = ret_scratch->lost = 0;
+    ret_scratch->lost_flags = 0;
     int received = fdp_recvmmsg(sock, headers, (unsigned)count, flags | FDP_RECV_FLAGS);
     if (received < 0)
         return received;
-    ret_inbox->message_count = 0;
-    ret_inbox->fd_count = 0;
-    ret_inbox->all_flags = 0;
-    ret_inbox->one_each = 1;
-    ret_inbox->same_length = 1;
     for (int i = 0; i < received; i++)
-        put_message(ret_inbox, &headers[i], capacity, fd_capacity);
-    cut_end(ret_inbox, sock);
-    for (unsigned i = 0; i < ret_inbox->message_count; i++) {
-        ret_inbox->one_each &= ret_inbox->fd_counts[i] == 1;
-        ret_inbox->same_length &= ret_inbox->lengths[i] == ret_inbox->lengths[0];
-    }
-    ret_inbox->is_full = ret_inbox->message_count == count;
-    return (ssize_t)ret_inbox->message_count;
+        put_message(ret_scratch, ret_owner, ret_data, &headers[i], fd_capacity);
+    cut_end(ret_scratch, sock);
+    int is_full = ret_scratch->count + ret_scratch->lost == count;
+    return fdp_describe(ret_scratch) | (is_full ? FDP_MORE : 0);
 }

@@ -1,6 +1,9 @@
 /* The bodies of what compat.h declares: system calls that differ from one platform to another. */
 #include "compat.h"
 
+#include <sched.h>
+#include <sys/ioctl.h>
+
 #if defined(__APPLE__)
 #include <sys/ucred.h>
 #define FDP_SOL_LOCAL SOL_LOCAL
@@ -79,7 +82,8 @@ static int send_each(int sock, struct mmsghdr *headers, unsigned count, int flag
         if (sent < 0)
             return i > 0 ? (int)i : -errno;
         headers[i].msg_len = (unsigned)sent;
-        if ((size_t)sent < headers[i].msg_hdr.msg_iov->iov_len)
+        const struct msghdr *header = &headers[i].msg_hdr;
+        if ((size_t)sent < fdp_sum_lengths(header->msg_iov, (size_t)header->msg_iovlen))
             return (int)i + 1;
         flags |= MSG_DONTWAIT;
     }
@@ -111,14 +115,17 @@ int fdp_sendmmsg(int sock, struct mmsghdr *headers, unsigned count, int flags) {
     return send_each(sock, headers, count, flags);
 }
 
-/* Waits for the first message only. No timeout: Linux checks it between messages alone. */
+/* Waits for the first message only. No timeout: Linux checks it between messages alone. Not for
+ * one: recvmmsg says that a stream was reset before its queue is empty. */
 int fdp_recvmmsg(int sock, struct mmsghdr *headers, unsigned count, int flags) {
 #if defined(__linux__) && defined(SYS_recvmmsg)
-    long received = syscall(SYS_recvmmsg, sock, headers, count, flags | MSG_WAITFORONE, NULL);
-    if (received >= 0)
-        return (int)received;
-    if (!is_missing(errno))
-        return -errno;
+    if (count > 1) {
+        long received = syscall(SYS_recvmmsg, sock, headers, count, flags | MSG_WAITFORONE, NULL);
+        if (received >= 0)
+            return (int)received;
+        if (!is_missing(errno))
+            return -errno;
+    }
 #endif
     return recv_each(sock, headers, count, flags);
 }
@@ -148,11 +155,32 @@ ssize_t fdp_writev_nowait(int fd, const struct iovec *buffers, int count) {
 ssize_t fdp_count_open(void) {
 #if defined(__linux__)
     struct stat table;
-    /* Before Linux 6.2 the size is 0, which no open table has. */
-    if (stat("/proc/self/fd", &table) == 0 && table.st_size > 0)
+    /* The thread's own: clone can give it another than the process's first thread has. Before Linux
+     * 6.2 the size is 0, which no open table has. */
+    if (stat("/proc/thread-self/fd", &table) == 0 && table.st_size > 0)
         return (ssize_t)table.st_size;
 #endif
     return -ENOTSUP;
+}
+
+unsigned fdp_count_processors(void) {
+    static unsigned known;
+    unsigned count = __atomic_load_n(&known, __ATOMIC_RELAXED);
+    if (count == 0) {
+        long online = sysconf(_SC_NPROCESSORS_ONLN);
+        count = online > 0 ? (unsigned)online : 1;
+        __atomic_store_n(&known, count, __ATOMIC_RELAXED);
+    }
+    return count;
+}
+
+void fdp_yield(void) {
+    (void)sched_yield();
+}
+
+size_t fdp_count_queued(int sock) {
+    int queued = 0;
+    return ioctl(sock, FIONREAD, &queued) == 0 && queued > 0 ? (size_t)queued : 0;
 }
 
 int fdp_is_shut(int sock) {

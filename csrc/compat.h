@@ -20,6 +20,7 @@
 #include <poll.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
@@ -153,6 +154,13 @@ static inline ssize_t fdp_sendmsg(int sock, const struct msghdr *header, int fla
 #endif
 }
 
+static inline size_t fdp_sum_lengths(const struct iovec *buffers, size_t count) {
+    size_t total = 0;
+    for (size_t i = 0; i < count; i++)
+        total += buffers[i].iov_len;
+    return total;
+}
+
 /* -- sendmmsg, recvmmsg -------------------------------------------------------------------------- */
 
 #if !defined(__linux__)
@@ -192,6 +200,15 @@ static inline int64_t fdp_clock_ns(void) {
 
 /* The number of open descriptors, or -ENOTSUP. */
 ssize_t fdp_count_open(void);
+
+/* The number of processors. */
+unsigned fdp_count_processors(void);
+
+/* Lets another thread go on. */
+void fdp_yield(void);
+
+/* The bytes that a socket has queued for its reader. */
+size_t fdp_count_queued(int sock);
 
 /* -- end of file ------------------------------------------------------------------------------- */
 

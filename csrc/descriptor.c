@@ -1,8 +1,8 @@
-/* The descriptor table: closing many, and how many more it takes. */
+/* Closing many descriptors. */
 #include "compat.h"
 #include "fdpass.h"
 
-/* Below this close_range costs as much as the closes it saves. */
+/* For fewer, close_range takes as long as the calls of close that it replaces. */
 #define SHORTEST_RANGE 3
 
 static void close_run(const int *fds, size_t count) {
@@ -28,17 +28,4 @@ void fdp_close_fds(const int *fds, size_t fd_count) {
 
 void fdp_close_fd(int fd) {
     fdp_close_fds(&fd, 1);
-}
-
-ssize_t fdp_count_room(void) {
-    struct rlimit limit;
-    ssize_t open = fdp_count_open();
-    if (open < 0)
-        return open;
-    if (getrlimit(RLIMIT_NOFILE, &limit) != 0)
-        return -errno;
-    if (limit.rlim_cur > INT32_MAX)
-        limit.rlim_cur = INT32_MAX;
-    ssize_t room = (ssize_t)limit.rlim_cur - open;
-    return room > 0 ? room : 0;
 }

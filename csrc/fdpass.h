@@ -1,15 +1,17 @@
 /* fdpass: open file descriptors between processes over Unix domain sockets.
  *
  * Rules for every call:
- *  - It returns a count >= 0, or a negative errno. errno itself is not to be read.
+ *  - It returns a count >= 0, or a negative errno. Do not read errno itself.
  *  - Out-parameters start with ret_ and are written only on success.
- *  - Sending borrows descriptors, the caller still closes them. Receiving gives them: the caller
- *    owns what stands in ret_fds, and all of it is close-on-exec.
- *  - -EINTR is returned, not retried: the caller decides what a signal means. -EAGAIN likewise.
+ *  - Sending does not take ownership of descriptors. Received descriptors belong to the caller, in
+ *    ret_fds or an owner, and are close-on-exec.
+ *  - -EINTR and -EAGAIN are returned, and nothing is retried: the caller decides what to do.
  *  - SIGPIPE is never raised; the call returns -EPIPE.
- *  - There is no global state and no allocation, so any thread may call anything.
+ *  - It takes at most 16 KiB of the stack.
+ *  - Any thread may call anything. The only global state is atomic: what is known of the descriptor
+ *    table (table.c). Memory is allocated only for frames and messages that are not complete.
  *
- * FDP_MAX_FDS is what Linux takes in one message (SCM_MAX_FD in the kernel's source).
+ * FDP_MAX_FDS is the most that Linux accepts in one message (SCM_MAX_FD in the kernel's source).
  */
 #ifndef FDPASS_H
 #define FDPASS_H

@@ -1,8 +1,9 @@
-/* Declarations only: cffi's cdef() reads this file and fdpass.h includes it, so Python and C
- * see one truth. The rules that hold for every call stand at the top of fdpass.h. */
+/* Declarations only: cffi's cdef() reads this file and fdpass.h includes it, so Python and C cannot
+ * disagree. The rules for all calls are at the top of fdpass.h. */
 
 #define FDP_MAX_FDS 253
 #define FDP_ADDRESS_SIZE 128
+#define FDP_INLINE_SIZE 4096
 
 struct fdp_credentials {
     int pid;
@@ -12,18 +13,18 @@ struct fdp_credentials {
 
 /* cmsg.c: control data. Pure: no system call but close. */
 
-/* The room to offer recvmsg for up to fd_capacity descriptors (more than FDP_MAX_FDS counts as
- * FDP_MAX_FDS), with space beside them for what else a socket option may add. */
+/* The size of the control buffer for recvmsg that holds up to fd_capacity descriptors (more than
+ * FDP_MAX_FDS counts as FDP_MAX_FDS), and whatever else socket options can add. */
 size_t fdp_size_control(size_t fd_capacity);
 
 /* Builds the control data of one message into control[0..capacity). Borrows fds. credentials may
- * be NULL. Returns the length to put into msg_controllen, 0 if there is nothing to say.
+ * be NULL. Returns the length for msg_controllen, 0 if there is no control data.
  * -EINVAL: more than FDP_MAX_FDS descriptors.  -ENOBUFS: capacity is too small.
- * -EOPNOTSUPP: credentials, on a system that lets nobody state them. */
+ * -EOPNOTSUPP: credentials, on a system that does not let a sender state them. */
 ssize_t fdp_build_control(void *control, size_t capacity, const int *fds, size_t fd_count,
                           const struct fdp_credentials *credentials);
 
-/* What came with one message. flags is msg_flags: MSG_CTRUNC says that descriptors were lost. */
+/* What arrived with one message. flags is msg_flags: MSG_CTRUNC says that descriptors were lost. */
 struct fdp_arrival {
     unsigned int fd_count;
     int flags;
@@ -33,7 +34,7 @@ struct fdp_arrival {
 
 /* Sorts the control data of one received message: up to fd_capacity descriptors go to ret_fds
  * and the caller owns ret_fds[0..fd_count); every other descriptor in it (surplus ones, an
- * SCM_PIDFD) is closed, and surplus sets MSG_CTRUNC. A slot may be a negative errno where the
+ * SCM_PIDFD) is closed, and surplus ones set MSG_CTRUNC. A slot may be a negative errno if the
  * receiver asked the kernel for that (SO_RIGHTS_NOTRUNC). */
 void fdp_parse_control(const void *control, size_t length, int msg_flags, int *ret_fds,
                        size_t fd_capacity, struct fdp_arrival *ret_arrival);
@@ -50,33 +51,37 @@ struct fdp_message {
     unsigned int address_length;
 };
 
-/* Sends one message over any socket of the family AF_UNIX. Borrows everything: the caller still
- * owns and closes fds. credentials and address may be NULL. Returns the bytes sent; fewer than
- * asked on a stream means that the descriptors went with the first of them, so the rest must be
- * sent without.
+/* Sends one message over any socket of the family AF_UNIX. The caller still owns
+ * everything. credentials and address may be NULL. Returns the number of bytes sent. On a stream
+ * that may be fewer than asked for: the descriptors went with the first byte, so the rest must be
+ * sent without them.
  * -EINVAL: more than FDP_MAX_FDS descriptors.  -EBADF: one of them, or sock, is not open.
- * -ENODATA: descriptors with no byte on a stream, which would drop them in silence.
+ * -ENODATA: descriptors without a byte on a stream, which would drop them silently.
  * -ETOOMANYREFS: the user has RLIMIT_NOFILE descriptors in flight.  -EMSGSIZE: more than 1024
- * buffers, or more bytes than a datagram takes.  -EPERM: the receiver refuses descriptors
+ * buffers, or more bytes than fit into a datagram.  -EPERM: the receiver refuses descriptors
  * (SO_PASSRIGHTS, Linux 6.16) or the credentials are not the caller's.
- * Not checked: a socket of another family, where Linux ignores the descriptors. */
+ * Not checked: the family of the socket. Linux ignores descriptors over other families. */
 ssize_t fdp_send_message(int sock, const struct fdp_message *message, int flags);
 
 /* The same for one buffer and the connected peer. */
 ssize_t fdp_send_bytes(int sock, const void *data, size_t length, const int *fds, size_t fd_count,
                        int flags);
 
-/* The same for one descriptor. */
-ssize_t fdp_send_fd(int sock, const void *data, size_t length, int fd, int flags);
+/* The same for one descriptor, without waiting. */
+ssize_t fdp_try_send_fd(int sock, const void *data, size_t length, int fd, int flags);
 
-/* One received message. address is the sender's struct sockaddr_un, address_length 0 where it has
- * no name. */
+/* One received message. address is the sender's struct sockaddr_un; address_length is 0 if the
+ * sender has no name. */
 struct fdp_received {
     struct fdp_arrival arrival;
     unsigned int address_length;
     int fds[FDP_MAX_FDS];
     unsigned char address[FDP_ADDRESS_SIZE];
+    unsigned char data[FDP_INLINE_SIZE];
 };
+
+/* Closes fds[0..arrival.fd_count) and sets the count to 0. */
+void fdp_drop_received(struct fdp_received *received);
 
 /* Receives one message. Returns the bytes received, 0 at end of file or for an empty datagram.
  * The caller owns ret_received->fds[0..arrival.fd_count), each close-on-exec, at most fd_capacity.
@@ -89,64 +94,139 @@ ssize_t fdp_recv_message(int sock, const struct iovec *buffers, size_t buffer_co
 ssize_t fdp_recv_bytes(int sock, void *ret_data, size_t capacity, size_t fd_capacity, int flags,
                        struct fdp_received *ret_received);
 
-/* 0 where a message of no bytes may carry descriptors, -ENODATA on a stream, where Linux answers 0
- * and drops them. */
+/* The same into ret_received->data without waiting, capacity up to FDP_INLINE_SIZE. Returns the
+ * number of bytes in the bits from FDP_SIZE_SHIFT on, the number of descriptors in those below
+ * FDP_HAS_MORE, and FDP_HAS_MORE if there are flags or an address. */
+#define FDP_SIZE_SHIFT 9
+#define FDP_HAS_MORE 256
+ssize_t fdp_try_recv(int sock, size_t capacity, size_t fd_capacity, int flags,
+                     struct fdp_received *ret_received);
+
+/* Whether a message of no bytes may carry descriptors: 0, or -ENODATA on a stream, where Linux
+ * reports success and drops them. */
 int fdp_check_empty(int sock);
 
-/* batch.c: many messages for one system call, on the plain wire. */
+/* owner.c: the owner of received descriptors. */
+
+/* The value of a slot whose descriptor was taken out. */
+#define FDP_TAKEN -4096
+
+/* Owns fds[0..count). The caller sets capacity, and count to 0. A slot may be negative: FDP_TAKEN,
+ * or an errno if the receiver asked the kernel for that. */
+struct fdp_owner {
+    unsigned int capacity;
+    unsigned int count;
+    int fds[];
+};
+
+/* Closes everything that it owns, and sets the count to 0. */
+void fdp_drop_owner(struct fdp_owner *owner);
+
+/* Hands over the descriptor at index: the caller owns and closes it. -EBADF: there is none, or
+ * it was taken. */
+int fdp_take_fd(struct fdp_owner *owner, size_t index);
+
+/* Appends everything that source owns to target, which must have room for it. */
+void fdp_move_fds(struct fdp_owner *target, struct fdp_owner *source);
+
+/* The same as fdp_take_fd, with the parameters of an opener: path and flags are ignored. */
+int fdp_open_fd(struct fdp_owner *owner, size_t index, const char *path, int flags);
+
+/* What one receive returned: count messages. Their payloads are in bytes, one after the other from
+ * FDP_COLUMN_SIZE on; lengths and fd_counts say what belongs to each. Or there is one message, and
+ * its payload is large, of large_size bytes, which fdp_drop_scratch frees. lost: how many messages
+ * lost something; all of them are closed, and lost_flags has their msg_flags. Starts as zeros. */
+struct fdp_scratch {
+    unsigned int count;
+    unsigned int payload_size;
+    unsigned int lost;
+    int lost_flags;
+    unsigned char *large;
+    uint64_t large_size;
+    unsigned int lengths[1024];
+    unsigned int fd_counts[1024];
+    unsigned char bytes[65536];
+};
+
+void fdp_drop_scratch(struct fdp_scratch *scratch);
+
+/* The result of a receive. The bits from FDP_COUNT_SHIFT on: the number of messages. Those below
+ * FDP_MIXED_LENGTHS: the length of every payload, unless FDP_MIXED_LENGTHS is set.
+ * FDP_MIXED_COUNTS: not every message has one descriptor, or some are lost. FDP_MORE: there may be
+ * more messages. FDP_LARGE alone: one message, whose payload is scratch->large. */
+#define FDP_COUNT_SHIFT 18
+#define FDP_MIXED_LENGTHS 65536
+#define FDP_MIXED_COUNTS 131072
+#define FDP_MORE 536870912
+#define FDP_LARGE 1073741824
+
+/* batch.c: many plain messages per system call. */
 
 #define FDP_BATCH 64
 
-/* How far a batch has come: whole messages sent, then bytes of the next one that already left,
- * its descriptors with them; and where in payloads and fds that next one starts. Starts as zeros. */
-struct fdp_progress {
-    size_t messages;
-    size_t bytes;
-    size_t payload_offset;
+/* A position in a job, at the start of a frame. bytes and fds: how many of the message were in
+ * earlier pieces. */
+struct fdp_position {
+    size_t message;
+    size_t data_offset;
     size_t fd_offset;
+    size_t bytes;
+    size_t fds;
+    int is_inside;
 };
 
-/* Sends count messages. Borrows everything. payloads: all of them, one after the other, lengths
- * the size of each. fds: all descriptors likewise, fd_counts how many go with each, NULL for one.
- * Goes on from *progress and moves it, also when it fails. Returns the number of messages that it
- * finished, perhaps fewer than count: then call again. A negative errno means that not a byte was
- * sent by this call; it is the error of message progress->messages: as for fdp_send_message. */
-ssize_t fdp_send_batch(int sock, const void *payloads, const size_t *lengths, const int *fds,
-                       const unsigned int *fd_counts, size_t count, int flags,
-                       struct fdp_progress *progress);
-
-/* What one fdp_recv_batch brought: messages, each with its length, its count of descriptors and
- * its msg_flags; all their descriptors, one message's behind the other's. all_flags has every flag
- * that any message has. one_each: every message has one descriptor. is_full: it took as many as one
- * call can, so that there may be more. */
-struct fdp_inbox {
-    unsigned int message_count;
-    unsigned int fd_count;
-    int all_flags;
-    int one_each;
-    int is_full;
-    int same_length;
-    unsigned int lengths[FDP_BATCH];
-    unsigned int fd_counts[FDP_BATCH];
-    int flags[FDP_BATCH];
-    int fds[16192];
+/* Messages to send. Everything in it must stay valid until it is done or abandoned (for a plain
+ * batch: during the call). The payloads are data, one after the other, with lengths; or buffers, one
+ * each, which only the kernel reads. fds: all descriptors. fd_counts: how many each message has;
+ * NULL for one each. at starts as zeros; at.message is the number of messages that the receiver gets
+ * whole. sender: a number of the caller's for the sending thread, not 0. */
+struct fdp_job {
+    const unsigned char *data;
+    const size_t *lengths;
+    const struct iovec *buffers;
+    const int *fds;
+    const unsigned int *fd_counts;
+    size_t count;
+    struct fdp_position at;
+    size_t sent_of_frame;
+    uint64_t sender;
 };
 
-/* Receives up to max_messages, at most FDP_BATCH, with one system call: waits for the first if the
- * socket does, takes what else is there. Message i has its bytes at ret_data + i * capacity. At
- * most fd_capacity descriptors a message; the caller owns ret_inbox->fds[0..fd_count). Returns
- * how many messages came, 0 at end of file. On a stream or seqpacket socket empty messages without
- * descriptors behind all others are taken for the end of file, because nothing tells them apart. */
+/* Sends messages from the job's position on, and moves the position, even if it fails: at.message
+ * messages were sent completely, and at.bytes bytes of the next one, with its descriptors. Returns
+ * the number of messages that were completed, which can be fewer than all: then call again. After a
+ * negative errno this call has not sent a byte; it is the error of the message at the position, as
+ * for fdp_send_message. */
+ssize_t fdp_send_batch(int sock, struct fdp_job *job, int flags);
+
+/* Sends a column (see fdp_try_send_column) as up to FDP_BATCH messages, without waiting. Returns how
+ * many were sent completely, or a negative errno if none was. -EMSGSIZE: too many, too long or empty
+ * messages.  -EINVAL: as there. */
+ssize_t fdp_try_send_messages(int sock, const void *column, size_t count, size_t width, int flags);
+
+/* Receives up to max_messages, at most FDP_BATCH, with one system call. Waits for the first one if
+ * the socket is blocking, and takes others that are queued. Each may have capacity bytes; ret_data
+ * has room for all, and then has them one after the other. Each may have fd_capacity descriptors;
+ * ret_owner has room for all and gets them. Returns what FDP_COUNT_SHIFT and the macros after it
+ * describe, 0 at end of file. ret_scratch->lost counts the messages that lost descriptors or bytes;
+ * they are closed. On a stream or seqpacket socket, empty messages without descriptors after all
+ * others are taken for the end of file, because nothing distinguishes them. */
 ssize_t fdp_recv_batch(int sock, void *ret_data, size_t capacity, size_t fd_capacity,
-                       size_t max_messages, int flags, struct fdp_inbox *ret_inbox);
+                       size_t max_messages, int flags, struct fdp_scratch *ret_scratch,
+                       struct fdp_owner *ret_owner);
+
+/* The same without waiting. */
+ssize_t fdp_try_recv_batch(int sock, void *ret_data, size_t capacity, size_t fd_capacity,
+                           size_t max_messages, int flags, struct fdp_scratch *ret_scratch,
+                           struct fdp_owner *ret_owner);
 
 /* vector.c: gather writes. */
 
-/* Writes buffers to each of fds without waiting for any that is full. ret_results[i]: the bytes
- * that fds[i] took, or a negative errno where it took none, -EAGAIN if it is full. A device may
- * make it wait; a pipe without a reader raises SIGPIPE. Returns how many of fds had their turn: it
- * stops behind one that took only a part or gave -EINTR, because a signal may be why. The caller
- * lets its handler run and calls again with the rest of fds. */
+/* Writes buffers to each of fds, and does not wait for those that are full. ret_results[i]: the
+ * bytes that fds[i] accepted, or a negative errno if none, -EAGAIN if it is full. A device may make
+ * it wait; a pipe without a reader raises SIGPIPE. Returns how many of fds it has tried: it stops
+ * after one that accepted a part or returned -EINTR, because a signal may be the reason. The caller
+ * lets the signal's handler run, and calls again with the rest of fds. */
 size_t fdp_broadcast(const int *fds, size_t fd_count, const struct iovec *buffers, size_t count,
                      ssize_t *ret_results);
 
@@ -154,18 +234,18 @@ size_t fdp_broadcast(const int *fds, size_t fd_count, const struct iovec *buffer
 size_t fdp_broadcast_bytes(const int *fds, size_t fd_count, const void *data, size_t length,
                            ssize_t *ret_results);
 
-/* Writes count buffers, one after the other, with one write. Each stands in a row of width bytes,
- * 2 to 256, as Python's struct packs a Pascal string: its length, then its bytes, cut where they are
- * more than the row takes. rows is used up. Returns the bytes written plus 2 to the 32 times those
- * that are left. -E2BIG: a row that is full, so that its buffer may have been cut; nothing was
- * written.  Otherwise as write, which may wait, and raises SIGPIPE where nobody reads. */
+/* Writes count buffers, one after the other, with one write. Each is in a row of width bytes, 2 to
+ * 256, in the form in which Python's struct packs a Pascal string: its length, then its bytes, cut
+ * if they do not fit. rows is overwritten. Returns the bytes written, plus 2^32 times those that are
+ * left. -E2BIG: a row is full, so its buffer may have been cut; nothing was written.  Otherwise as
+ * write, which may wait, and raises SIGPIPE if there is no reader. */
 int64_t fdp_write_rows(int fd, void *rows, size_t width, size_t count);
 
 /* peer.c: who is at the other end. */
 
 /* The credentials that the peer had when it connected or called listen (man 7 unix, SO_PEERCRED).
- * pid is 0 where the system does not tell it, and where the peer lives in a pid namespace that
- * this process cannot see. Returns 0. -ENOTCONN, -ENODATA: no peer.  -ENOTSUP: not told here. */
+ * pid is 0 if the system does not tell it, or if the peer's pid namespace is not visible here.
+ * Returns 0. -ENOTCONN, -ENODATA: no peer.  -ENOTSUP: not available on this system. */
 int fdp_read_peer(int sock, struct fdp_credentials *ret_credentials);
 
 /* A pidfd of the peer, close-on-exec; the caller owns it. -ENOPROTOOPT, -ENOTSUP: the system has
@@ -175,7 +255,7 @@ int fdp_open_peer(int sock);
 /* 0 for a socket of the family AF_UNIX, -ENOTSOCK, -EBADF or -EAFNOSUPPORT for anything else. */
 int fdp_check_family(int sock);
 
-/* frame.c: the channel's frames, as docs/wire-format.md has them. Pure. */
+/* frame.c: the channel's frames (docs/wire-format.md). Pure. */
 
 #define FDP_FRAME_VERSION 1
 #define FDP_FRAME_SIZE 65536
@@ -184,122 +264,191 @@ int fdp_check_family(int sock);
 #define FDP_COLUMN_SIZE 20
 #define FDP_TOTALS_SIZE 12
 
-/* Kinds: many whole messages; the first and the next pieces of one large message; and what says
- * that a large message begun will not be finished. */
+/* Kinds: many whole messages; the first and a next piece of one large message; and the statement
+ * that a large message will not be finished. */
 #define FDP_PACKED 1
 #define FDP_FIRST 2
 #define FDP_NEXT 3
 #define FDP_WITHDRAWN 4
 
-/* Flags of a packed frame: one length stands for all; every message has one descriptor. */
+/* Flags of a packed frame: all payloads have one length; every message has one descriptor. */
 #define FDP_SAME_LENGTH 1
 #define FDP_ONE_EACH 2
 
-/* One frame. size counts the header; the payload is what stands from payload_offset to size.
- * Packed: lengths[0..message_count), or lengths[0] alone if same_length; fd_counts likewise,
- * unless one_each or fd_count is 0. First: total_payload and total_fds of the whole message. */
+/* One frame. size includes the header; the payload is in [payload_offset, size). In a first piece,
+ * total_payload and total_fds are those of the whole message. */
 struct fdp_frame {
     unsigned int size;
-    int complete;
     unsigned int kind;
+    unsigned int flags;
     unsigned int message_count;
     unsigned int fd_count;
     unsigned int payload_offset;
-    int same_length;
-    int one_each;
     uint64_t total_payload;
     unsigned int total_fds;
-    unsigned int lengths[FDP_FRAME_MESSAGES];
-    unsigned int fd_counts[FDP_FRAME_MESSAGES];
 };
 
-/* Writes the FDP_HEADER_SIZE bytes that a frame starts with. */
+/* Writes the FDP_HEADER_SIZE bytes at the start of a frame. */
 void fdp_write_header(unsigned char *ret_header, unsigned int kind, unsigned int flags,
-                      unsigned int fd_count, unsigned int message_count, unsigned int body_size);
+                      size_t fd_count, size_t message_count, size_t body_size);
 
-/* Writes the FDP_COLUMN_SIZE bytes that a packed frame starts with whose count messages have length
- * bytes and one descriptor each. */
-void fdp_write_column(unsigned char *ret_head, size_t length, size_t count);
-
-/* Reads the frame at the start of bytes. Returns 1 if all of it is there, 0 if more bytes must
- * come first (ret_frame->size is its size once the header is there, else 0), -EPROTO if no frame
- * starts so. Counts and lengths are checked against each other and against the caps above. */
+/* Reads the frame at the start of bytes. Returns 1 if it is complete, 0 if more bytes are
+ * needed (ret_frame->size is its size if the header is complete, or 0), -EPROTO if no frame starts
+ * like that. Counts and lengths are checked against each other and against the limits above. */
 int fdp_parse_frame(const unsigned char *bytes, size_t size, struct fdp_frame *ret_frame);
 
-/* writer.c: sending frames. */
+/* Results of an inbox or outbox besides counts and errnos. LOOK: the call has worked as long as one
+ * call may; check the time and call again. FIT: the next message has more descriptors than fit into
+ * the owner; inbox->needed says how many. */
+#define FDP_LOOK -5000
+#define FDP_FIT -5001
 
-/* Sends one frame, or any other run of bytes, as fdp_send_bytes does. *ret_sent is what it returns,
- * or 0 where it failed, for a caller whose language can lose a returned value to an exception. */
-ssize_t fdp_send_frame(int sock, const void *data, size_t length, const int *fds, size_t fd_count,
-                       int flags, size_t *ret_sent);
+/* inbox.c: receiving messages. */
 
-/* Sends count messages of length bytes and one descriptor each as one packed frame; payloads has
- * them one after the other. Borrows everything. Returns the bytes sent, FDP_COLUMN_SIZE and the
- * payloads where all of it was. Errors as for fdp_send_bytes, and -EMSGSIZE for more than a frame
- * takes. */
-ssize_t fdp_send_column(int sock, const void *payloads, size_t length, const int *fds,
-                        size_t count);
-
-/* The same for one message. */
-ssize_t fdp_send_tagged(int sock, const void *payload, size_t length, int fd);
-
-/* reader.c: receiving frames. */
-
-/* Why a reader stopped for good. */
+/* Why an inbox has stopped. */
 #define FDP_MALFORMED 1
 #define FDP_TORN 2
 #define FDP_MISSING 3
 #define FDP_SURPLUS 4
 #define FDP_UNWANTED 5
 #define FDP_TRUNCATED 6
+#define FDP_TOO_LONG 7
+#define FDP_TOO_MANY 8
+#define FDP_NO_MEMORY 9
 
-/* sock and wait are the caller's to change. frame is the one at the front; set taken once its payload, at bytes + frame.payload_offset, and
- * its descriptors, fds[0..frame.fd_count), are the caller's: the next call drops it then, and
- * hands it out again if not. needed and room belong to -EMFILE, violation to -EPROTO. */
-struct fdp_reader {
-    int taken;
-    int violation;
-    unsigned int needed;
-    unsigned int room;
-    unsigned int byte_count;
+struct fdp_store;
+
+/* The large message that is not complete yet. piece_left bytes of its payload come before the next
+ * frame. */
+struct fdp_large {
+    int is_open;
+    unsigned int total_fds;
     unsigned int fd_count;
-    int sock;
-    int wait;
-    int accept_fds;
-    int fds[506];
-    struct fdp_frame frame;
-    int64_t checked_at;
-    unsigned char bytes[FDP_FRAME_SIZE];
+    int *fds;
+    unsigned char *payload;
+    uint64_t total_payload;
+    uint64_t size;
+    uint64_t piece_left;
 };
 
-/* Starts with nothing received. sock is a stream or seqpacket socket, borrowed. With accept_fds 0
- * any descriptor is a violation. wait starts as 1. */
-void fdp_start_reader(struct fdp_reader *ret_reader, int sock, int accept_fds);
+/* violation is one of those above, or 0. needed is set with FDP_FIT, with -EMFILE (and room), and
+ * with FDP_TOO_LONG and FDP_TOO_MANY: descriptors, or bytes. All else is for the core only. */
+struct fdp_inbox {
+    int sock;
+    unsigned int busy;
+    unsigned int waiting;
+    int was_reset;
+    int violation;
+    unsigned int room;
+    uint64_t needed;
+    uint64_t max_payload;
+    unsigned int max_fds;
+    int accept_fds;
+    unsigned int held;
+    unsigned int parked_count;
+    int *parked;
+    struct fdp_store *store;
+    struct fdp_large large;
+};
 
-/* Receives until a whole frame is at the front. With reader->wait it waits in poll, whatever
- * O_NONBLOCK says; without it returns -EAGAIN. Returns 1 with a frame, 0 at end of file between
- * two frames.
- * -EMFILE: the descriptor table has no room for the next frame's; it is still queued, and a later
- * call takes it (Linux; elsewhere this is a violation).  -EPROTO: the peer broke the protocol, or
- * closed inside a frame; every descriptor is closed, and every later call says the same. */
-ssize_t fdp_read_frame(struct fdp_reader *reader);
+/* Starts an empty inbox. sock is a stream or seqpacket socket, and stays the caller's. If accept_fds
+ * is 0, any descriptor is a violation. */
+void fdp_start_inbox(struct fdp_inbox *ret_inbox, int sock, uint64_t max_payload,
+                     unsigned int max_fds, int accept_fds);
 
-/* The same without waiting. */
-ssize_t fdp_poll_frame(struct fdp_reader *reader);
+/* Receives at least one message, and up to most if they are here already. With wait, waits for the
+ * first one, if the socket is blocking. The owner gets their descriptors. Returns what the macros
+ * above describe, 0 at the end of the connection.
+ * -EAGAIN: no message is complete.  -EBUSY: another thread is inside.  FDP_LOOK, FDP_FIT.
+ * -EMFILE: the table has no room for the next message's descriptors; it is still queued, and a later
+ * call receives it (Linux; elsewhere this is a violation).  -ENOMEM: likewise.  -EPROTO: the peer broke
+ * the protocol, or closed inside a message; every descriptor is closed, and every later call returns
+ * the same. */
+ssize_t fdp_receive(struct fdp_inbox *inbox, size_t most, int wait,
+                    struct fdp_scratch *ret_scratch, struct fdp_owner *ret_owner);
 
-/* Closes the descriptors that were received and not taken. */
-void fdp_close_reader(struct fdp_reader *reader);
+/* The same, but never waits and never closes: FDP_LOOK or -EPROTO can mean that fdp_receive has to
+ * be called. */
+ssize_t fdp_try_receive(struct fdp_inbox *inbox, size_t most, struct fdp_scratch *ret_scratch,
+                        struct fdp_owner *ret_owner);
 
-/* descriptor.c */
+/* Undoes the last receive with this scratch and owner: what it returned is the next to be received.
+ * Does nothing if it returned nothing. */
+void fdp_put_back(struct fdp_inbox *inbox, struct fdp_scratch *scratch, struct fdp_owner *owner);
 
-/* How many more descriptors this process may open: RLIMIT_NOFILE less what is open; too few where
- * the limit was lowered and some above it are still open. -ENOTSUP where the system does not tell
+/* How many complete messages are here, or 0 while another thread is inside. */
+size_t fdp_try_count_pending(struct fdp_inbox *inbox);
+
+/* Closes the descriptors that were received and not handed out. -EBUSY: another thread is inside
+ * or waits there, and will return -EBADF soon: call again. */
+int fdp_close_inbox(struct fdp_inbox *inbox);
+
+/* outbox.c: sending messages. */
+
+/* Up to this size Linux accepts a frame whole or not at all, whatever the socket's buffer is. */
+#define FDP_ATOMIC_SIZE 2000
+
+/* unsent: how many bytes of a begun frame are kept. sender: that of the job that is being sent, or
+ * 0. All else is for the core only. */
+struct fdp_outbox {
+    int sock;
+    unsigned int busy;
+    struct fdp_job *job;
+    uint64_t sender;
+    size_t unsent;
+    size_t rest_at;
+    unsigned char *rest;
+};
+
+void fdp_start_outbox(struct fdp_outbox *ret_outbox, int sock);
+
+#define FDP_DONE 1
+#define FDP_BEGUN 2
+#define FDP_NO_FD -1
+#define FDP_LONGEST_PACKED 65516
+
+/* Sends one message with the descriptor fd, or FDP_NO_FD, without waiting. FDP_DONE; FDP_BEGUN: a
+ * part was sent, and the outbox keeps the rest, which is sent before anything else. A negative
+ * errno: nothing was sent. -EBUSY: a rest, a job or another thread comes first.  -EAGAIN.
+ * -EMSGSIZE: it does not fit into one frame.  Others as for fdp_send_message. */
+ssize_t fdp_try_send(struct fdp_outbox *outbox, const void *payload, size_t length, int fd);
+
+/* The same for count messages of one length with one descriptor each. A column is the descriptors,
+ * and then width bytes for each message, the first of which is the payload's length. -EINVAL: the
+ * lengths differ, or are not below width - 1, because a longer payload was cut. */
+ssize_t fdp_try_send_column(struct fdp_outbox *outbox, const void *column, size_t count,
+                            size_t width);
+
+/* Sends the job from its position on. Returns FDP_DONE, FDP_LOOK, -EBUSY if another one comes first,
+ * or another negative errno. From the first call until it is done or abandoned, no other is sent. */
+ssize_t fdp_send(struct fdp_outbox *outbox, struct fdp_job *job, int flags);
+
+/* Abandons a job: the rest of its begun frame is kept, and a message of which only some frames were
+ * sent is withdrawn. job->at.message then is the number of messages that the receiver gets. Calling
+ * it again, or after the job is done, does nothing. */
+void fdp_abandon(struct fdp_outbox *outbox, struct fdp_job *job);
+
+/* Sends what unsent counts. Returns 0, or a negative errno, -EINTR if only a part was sent. */
+ssize_t fdp_flush(struct fdp_outbox *outbox, int flags);
+
+/* Frees what is kept. -EBUSY: another thread is inside, and will return -EBADF soon: call again. */
+int fdp_close_outbox(struct fdp_outbox *outbox);
+
+/* In the child of a fork: clears the marks of threads that were inside in the parent. */
+void fdp_free_after_fork(struct fdp_inbox *inbox, struct fdp_outbox *outbox);
+
+/* table.c: the descriptor table of this process. */
+
+/* How many more descriptors this process may open: RLIMIT_NOFILE minus those that are open. Too few
+ * if the limit was lowered and some above it are still open. -ENOTSUP if the system does not tell
  * (Linux before 6.2, other systems). */
 ssize_t fdp_count_room(void);
 
-/* Closes fds[0..fd_count) in few system calls: neighbours in ascending order go together through
- * close_range (Linux 5.9, FreeBSD 12.2). Negative slots are skipped. Errors are ignored: the
- * descriptor is gone all the same (man 2 close), and one that was not open cannot be told. */
+/* descriptor.c */
+
+/* Closes fds[0..fd_count) with few system calls: close_range (Linux 5.9, FreeBSD 12.2) closes runs of
+ * ascending numbers together. Negative slots are skipped. Errors are ignored: the descriptor is
+ * closed anyway (man 2 close), and close_range does not report one that was not open. */
 void fdp_close_fds(const int *fds, size_t fd_count);
 
 /* The same for one. */
@@ -312,7 +461,7 @@ void fdp_close_fd(int fd);
 #define FDP_FEATURE_CLOSE_RANGE 4
 #define FDP_FEATURE_PWRITEV2 8
 
-/* The FDP_FEATURE_ bits of the system calls that the running kernel (or a seccomp filter in front
- * of it, with ENOSYS, EPERM or EACCES) answers. The core asks nobody before it uses one and does
- * without where it is missing. */
+/* The FDP_FEATURE_ bits of the system calls that the running kernel has and no seccomp filter blocks
+ * (with ENOSYS, EPERM or EACCES). The core itself tries each call, and works without those that
+ * fail. */
 unsigned int fdp_find_features(void);

@@ -1,6 +1,6 @@
-/* The channel's frames: what one looks like on the wire (docs/wire-format.md). Pure. */
+/* The channel's frames on the wire (docs/wire-format.md). Pure. Nothing else reads or writes them. */
 #include "compat.h"
-#include "fdpass.h"
+#include "internal.h"
 
 static const unsigned char magic[4] = {'F', 'D', 'P', FDP_FRAME_VERSION};
 
@@ -22,82 +22,116 @@ static void put_u32(unsigned char *at, uint32_t value) {
     put_u16(at + 2, value >> 16);
 }
 
-void fdp_write_header(unsigned char *ret_header, unsigned kind, unsigned flags, unsigned fd_count,
-                      unsigned message_count, unsigned body_size) {
+void fdp_write_header(unsigned char *ret_header, unsigned kind, unsigned flags, size_t fd_count,
+                      size_t message_count, size_t body_size) {
     memcpy(ret_header, magic, sizeof magic);
     ret_header[4] = (unsigned char)kind;
     ret_header[5] = (unsigned char)flags;
-    put_u16(ret_header + 6, fd_count);
-    put_u32(ret_header + 8, message_count);
-    put_u32(ret_header + 12, body_size);
+    put_u16(ret_header + 6, (uint32_t)fd_count);
+    put_u32(ret_header + 8, (uint32_t)message_count);
+    put_u32(ret_header + 12, (uint32_t)body_size);
 }
 
-void fdp_write_column(unsigned char *ret_head, size_t length, size_t count) {
-    fdp_write_header(ret_head, FDP_PACKED, FDP_SAME_LENGTH | FDP_ONE_EACH, (unsigned)count,
-                     (unsigned)count, (unsigned)(4 + length * count));
-    put_u32(ret_head + FDP_HEADER_SIZE, (uint32_t)length);
+static size_t count_lengths(unsigned flags, size_t count) {
+    return flags & FDP_SAME_LENGTH ? 1 : count;
 }
 
-/* The lengths, then the counts, of a packed frame. Returns the bytes they take, or -EPROTO. */
-static int read_tables(const unsigned char *body, size_t body_size, unsigned flags,
-                       struct fdp_frame *frame) {
+static size_t count_counts(unsigned flags, size_t count, size_t fd_count) {
+    return fd_count > 0 && !(flags & FDP_ONE_EACH) ? count : 0;
+}
+
+size_t fdp_size_tables(unsigned flags, size_t count, size_t fd_count) {
+    return count_lengths(flags, count) * 4 + count_counts(flags, count, fd_count) * 2;
+}
+
+size_t fdp_write_packed(unsigned char *ret_head, unsigned flags, const size_t *lengths,
+                        const unsigned *fd_counts, size_t count, size_t fd_count, size_t body) {
+    size_t tables = fdp_size_tables(flags, count, fd_count);
+    fdp_write_header(ret_head, FDP_PACKED, flags, fd_count, count, tables + body);
+    unsigned char *at = ret_head + FDP_HEADER_SIZE;
+    for (size_t i = 0; i < count_lengths(flags, count); i++, at += 4)
+        put_u32(at, (uint32_t)lengths[i]);
+    for (size_t i = 0; i < count_counts(flags, count, fd_count); i++, at += 2)
+        put_u16(at, fd_counts[i]);
+    return FDP_HEADER_SIZE + tables;
+}
+
+size_t fdp_write_piece(unsigned char *ret_head, unsigned kind, size_t fd_count, size_t body,
+                       uint64_t total_payload, size_t total_fds) {
+    size_t totals = kind == FDP_FIRST ? FDP_TOTALS_SIZE : 0;
+    fdp_write_header(ret_head, kind, 0, fd_count, 0, totals + body);
+    if (totals > 0) {
+        put_u32(ret_head + FDP_HEADER_SIZE, (uint32_t)(total_payload & 0xffffffff));
+        put_u32(ret_head + FDP_HEADER_SIZE + 4, (uint32_t)(total_payload >> 32));
+        put_u32(ret_head + FDP_HEADER_SIZE + 8, (uint32_t)total_fds);
+    }
+    return FDP_HEADER_SIZE + totals;
+}
+
+size_t fdp_read_length(const unsigned char *bytes, const struct fdp_frame *frame, unsigned i) {
+    return get_u32(bytes + FDP_HEADER_SIZE + (frame->flags & FDP_SAME_LENGTH ? 0 : i * 4));
+}
+
+unsigned fdp_read_fd_count(const unsigned char *bytes, const struct fdp_frame *frame, unsigned i) {
+    if (frame->fd_count == 0 || frame->flags & FDP_ONE_EACH)
+        return frame->fd_count > 0;
+    size_t lengths = count_lengths(frame->flags, frame->message_count);
+    return get_u16(bytes + FDP_HEADER_SIZE + lengths * 4 + i * 2);
+}
+
+/* Checks the numbers of a packed frame. Returns the size of its tables, or -EPROTO. */
+static int check_packed(const unsigned char *bytes, size_t body_size,
+                        const struct fdp_frame *frame) {
     unsigned count = frame->message_count;
-    size_t length_entries = flags & FDP_SAME_LENGTH ? 1 : count;
-    int has_counts = frame->fd_count > 0 && !(flags & FDP_ONE_EACH);
-    size_t table_size = length_entries * 4 + (has_counts ? (size_t)count * 2 : 0);
+    if (frame->flags & ~(unsigned)(FDP_SAME_LENGTH | FDP_ONE_EACH))
+        return -EPROTO;
+    if (count == 0 || count > FDP_FRAME_MESSAGES)
+        return -EPROTO;
+    if ((frame->flags & FDP_ONE_EACH) && frame->fd_count != count)
+        return -EPROTO;
+    size_t table_size = fdp_size_tables(frame->flags, count, frame->fd_count);
     if (table_size > body_size)
         return -EPROTO;
 
     uint64_t payload = 0;
-    for (size_t i = 0; i < length_entries; i++) {
-        frame->lengths[i] = get_u32(body + i * 4);
-        payload += frame->lengths[i];
-    }
-    if (flags & FDP_SAME_LENGTH)
-        payload *= count;
-    if (payload != body_size - table_size)
+    size_t lengths = count_lengths(frame->flags, count);
+    for (unsigned i = 0; i < lengths; i++)
+        payload += fdp_read_length(bytes, frame, i);
+    if (payload * (count / lengths) != body_size - table_size)
         return -EPROTO;
-
-    const unsigned char *counts = body + length_entries * 4;
-    uint64_t fds = has_counts ? 0 : frame->fd_count;
-    for (size_t i = 0; has_counts && i < count; i++) {
-        frame->fd_counts[i] = get_u16(counts + i * 2);
-        fds += frame->fd_counts[i];
-    }
-    if (fds != frame->fd_count)
+    uint64_t fds = 0;
+    size_t counts = count_counts(frame->flags, count, frame->fd_count);
+    for (unsigned i = 0; i < counts; i++)
+        fds += fdp_read_fd_count(bytes, frame, i);
+    if (counts > 0 && fds != frame->fd_count)
         return -EPROTO;
     return (int)table_size;
 }
 
-static int read_packed(const unsigned char *body, size_t body_size, unsigned flags,
-                       struct fdp_frame *frame) {
-    unsigned count = frame->message_count;
-    if (flags & ~(unsigned)(FDP_SAME_LENGTH | FDP_ONE_EACH))
-        return -EPROTO;
-    if (count == 0 || count > FDP_FRAME_MESSAGES)
-        return -EPROTO;
-    if ((flags & FDP_ONE_EACH) && frame->fd_count != count)
-        return -EPROTO;
-    frame->same_length = (flags & FDP_SAME_LENGTH) != 0;
-    frame->one_each = (flags & FDP_ONE_EACH) != 0;
-    int tables = read_tables(body, body_size, flags, frame);
-    if (tables < 0)
-        return tables;
-    frame->payload_offset = FDP_HEADER_SIZE + (unsigned)tables;
-    return 1;
+size_t fdp_find_longest(const unsigned char *bytes, const struct fdp_frame *frame) {
+    size_t longest = 0;
+    size_t lengths = count_lengths(frame->flags, frame->message_count);
+    for (unsigned i = 0; i < lengths; i++) {
+        size_t length = fdp_read_length(bytes, frame, i);
+        if (length > longest)
+            longest = length;
+    }
+    return longest;
 }
 
-static int read_first(const unsigned char *body, size_t body_size, struct fdp_frame *frame) {
-    if (body_size < FDP_TOTALS_SIZE)
-        return -EPROTO;
-    frame->total_payload = (uint64_t)get_u32(body) | (uint64_t)get_u32(body + 4) << 32;
-    frame->total_fds = get_u32(body + 8);
-    frame->payload_offset = FDP_HEADER_SIZE + FDP_TOTALS_SIZE;
-    return 1;
+unsigned fdp_find_most_fds(const unsigned char *bytes, const struct fdp_frame *frame) {
+    unsigned most = frame->fd_count > 0;
+    size_t counts = count_counts(frame->flags, frame->message_count, frame->fd_count);
+    for (unsigned i = 0; i < counts; i++) {
+        unsigned fds = fdp_read_fd_count(bytes, frame, i);
+        if (fds > most)
+            most = fds;
+    }
+    return most;
 }
 
-int fdp_parse_frame(const unsigned char *bytes, size_t size, struct fdp_frame *ret_frame) {
-    /* A wrong first byte is wrong at once, not after fifteen more. */
+int fdp_parse_header(const unsigned char *bytes, size_t size, struct fdp_frame *ret_frame) {
+    /* A wrong first byte is an error now, not after fifteen more. */
     size_t seen = size < sizeof magic ? size : sizeof magic;
     if (memcmp(bytes, magic, seen) != 0)
         return -EPROTO;
@@ -105,28 +139,47 @@ int fdp_parse_frame(const unsigned char *bytes, size_t size, struct fdp_frame *r
     if (size < FDP_HEADER_SIZE)
         return 0;
 
-    unsigned flags = bytes[5];
     size_t body_size = get_u32(bytes + 12);
-    ret_frame->kind = bytes[4];
+    unsigned kind = bytes[4];
+    ret_frame->kind = kind;
+    ret_frame->flags = bytes[5];
     ret_frame->fd_count = get_u16(bytes + 6);
     ret_frame->message_count = get_u32(bytes + 8);
     if (body_size > FDP_FRAME_SIZE - FDP_HEADER_SIZE || ret_frame->fd_count > FDP_MAX_FDS)
         return -EPROTO;
+    if (kind < FDP_PACKED || kind > FDP_WITHDRAWN)
+        return -EPROTO;
+    if (kind != FDP_PACKED && (ret_frame->flags != 0 || ret_frame->message_count != 0))
+        return -EPROTO;
+    if (kind == FDP_FIRST && body_size < FDP_TOTALS_SIZE)
+        return -EPROTO;
+    if (kind == FDP_NEXT && body_size == 0 && ret_frame->fd_count == 0)
+        return -EPROTO;
+    if (kind == FDP_WITHDRAWN && (body_size > 0 || ret_frame->fd_count > 0))
+        return -EPROTO;
     ret_frame->size = FDP_HEADER_SIZE + (unsigned)body_size;
+    ret_frame->payload_offset = FDP_HEADER_SIZE;
+    ret_frame->total_payload = ret_frame->total_fds = 0;
+    const unsigned char *body = bytes + FDP_HEADER_SIZE;
+    if (kind == FDP_FIRST && size >= FDP_HEADER_SIZE + FDP_TOTALS_SIZE) {
+        ret_frame->total_payload = (uint64_t)get_u32(body) | (uint64_t)get_u32(body + 4) << 32;
+        ret_frame->total_fds = get_u32(body + 8);
+        ret_frame->payload_offset += FDP_TOTALS_SIZE;
+    }
+    return 1;
+}
+
+int fdp_parse_frame(const unsigned char *bytes, size_t size, struct fdp_frame *ret_frame) {
+    int found = fdp_parse_header(bytes, size, ret_frame);
+    if (found <= 0)
+        return found;
     if (size < ret_frame->size)
         return 0;
-
-    const unsigned char *body = bytes + FDP_HEADER_SIZE;
-    ret_frame->payload_offset = FDP_HEADER_SIZE;
-    if (ret_frame->kind == FDP_PACKED)
-        return read_packed(body, body_size, flags, ret_frame);
-    if (flags != 0 || ret_frame->message_count != 0)
-        return -EPROTO;
-    if (ret_frame->kind == FDP_FIRST)
-        return read_first(body, body_size, ret_frame);
-    if (ret_frame->kind == FDP_NEXT)
-        return body_size > 0 || ret_frame->fd_count > 0 ? 1 : -EPROTO;
-    if (ret_frame->kind == FDP_WITHDRAWN)
-        return body_size == 0 && ret_frame->fd_count == 0 ? 1 : -EPROTO;
-    return -EPROTO;
+    if (ret_frame->kind == FDP_PACKED) {
+        int tables = check_packed(bytes, ret_frame->size - FDP_HEADER_SIZE, ret_frame);
+        if (tables < 0)
+            return tables;
+        ret_frame->payload_offset += (unsigned)tables;
+    }
+    return 1;
 }

@@ -10,20 +10,13 @@ int fdp_check_empty(int sock) {
     return type == SOCK_STREAM ? -ENODATA : 0;
 }
 
-static size_t sum_lengths(const struct iovec *buffers, size_t count) {
-    size_t total = 0;
-    for (size_t i = 0; i < count; i++)
-        total += buffers[i].iov_len;
-    return total;
-}
-
 ssize_t fdp_send_message(int sock, const struct fdp_message *message, int flags) {
     FDP_CONTROL(control, FDP_CONTROL_SIZE);
     ssize_t control_size = fdp_build_control(control, sizeof control, message->fds,
                                              message->fd_count, message->credentials);
     if (control_size < 0)
         return control_size;
-    if (message->fd_count > 0 && sum_lengths(message->buffers, message->buffer_count) == 0) {
+    if (message->fd_count > 0 && fdp_sum_lengths(message->buffers, message->buffer_count) == 0) {
         int refusal = fdp_check_empty(sock);
         if (refusal < 0)
             return refusal;
@@ -50,8 +43,8 @@ ssize_t fdp_send_bytes(int sock, const void *data, size_t length, const int *fds
     return fdp_send_message(sock, &message, flags);
 }
 
-ssize_t fdp_send_fd(int sock, const void *data, size_t length, int fd, int flags) {
-    return fdp_send_bytes(sock, data, length, &fd, 1, flags);
+ssize_t fdp_try_send_fd(int sock, const void *data, size_t length, int fd, int flags) {
+    return fdp_send_bytes(sock, data, length, &fd, 1, flags | MSG_DONTWAIT);
 }
 
 ssize_t fdp_recv_message(int sock, const struct iovec *buffers, size_t buffer_count,
@@ -80,4 +73,26 @@ ssize_t fdp_recv_bytes(int sock, void *ret_data, size_t capacity, size_t fd_capa
                        struct fdp_received *ret_received) {
     const struct iovec buffer = {.iov_base = ret_data, .iov_len = capacity};
     return fdp_recv_message(sock, &buffer, 1, fd_capacity, flags, ret_received);
+}
+
+ssize_t fdp_try_recv(int sock, size_t capacity, size_t fd_capacity, int flags,
+                     struct fdp_received *ret_received) {
+    if (capacity > sizeof ret_received->data)
+        return -EMSGSIZE;
+    ssize_t size = fdp_recv_bytes(sock, ret_received->data, capacity, fd_capacity,
+                                  flags | MSG_DONTWAIT, ret_received);
+    if (size < 0)
+        return size;
+    const struct fdp_arrival *arrival = &ret_received->arrival;
+    int has_more = arrival->flags != 0 || ret_received->address_length > 0;
+    /* With MSG_TRUNC in flags it is the datagram's own. */
+    size_t here = (size_t)size < capacity ? (size_t)size : capacity;
+    return (ssize_t)(here << FDP_SIZE_SHIFT) | (has_more ? FDP_HAS_MORE : 0) |
+           (ssize_t)arrival->fd_count;
+}
+
+void fdp_drop_received(struct fdp_received *received) {
+    unsigned count = received->arrival.fd_count;
+    received->arrival.fd_count = 0;
+    fdp_close_fds(received->fds, count);
 }

@@ -1,213 +1,177 @@
-/* Receiving the channel's frames: no descriptor is lost to a full table, and none leaks. */
+/* Reads bytes and descriptors from the socket. None is lost to a full table, and none leaks. */
 #include "compat.h"
-#include "fdpass.h"
+#include "internal.h"
 
-/* One receive may bring FDP_MAX_FDS. It is done straight away only where a look at the table not
- * longer ago than FRESH_NS found room for them and for what other threads can open meanwhile. */
-#define AMPLE_ROOM (FDP_MAX_FDS + 512)
-#define FRESH_NS 100000
-
-void fdp_start_reader(struct fdp_reader *ret_reader, int sock, int accept_fds) {
-    ret_reader->sock = sock;
-    ret_reader->wait = 1;
-    ret_reader->taken = 0;
-    ret_reader->violation = 0;
-    ret_reader->frame.size = 0;
-    ret_reader->frame.complete = 0;
-    ret_reader->byte_count = 0;
-    ret_reader->fd_count = 0;
-    ret_reader->accept_fds = accept_fds;
-    ret_reader->checked_at = 0;
+/* One recvmsg into iov. Returns the bytes, or a negative errno. *ret_lost: descriptors were lost,
+ * or with MSG_PEEK, would be. */
+static ssize_t receive_once(int sock, struct iovec *iov, size_t iov_count, int flags,
+                            struct fdp_arrived *ret_arrived, int *ret_lost) {
+    FDP_CONTROL(control, FDP_CONTROL_SIZE);
+    struct msghdr header = {
+        .msg_iov = iov,
+        .msg_iovlen = (fdp_iovlen_t)iov_count,
+        .msg_control = control,
+        .msg_controllen = (fdp_controllen_t)fdp_size_control(FDP_MAX_FDS),
+    };
+    ret_arrived->fd_count = 0;
+    ssize_t received = recvmsg(sock, &header, MSG_DONTWAIT | FDP_RECV_FLAGS | flags);
+    if (received < 0)
+        return -errno;
+    struct fdp_arrival arrival;
+    fdp_parse_control(control, (size_t)header.msg_controllen, header.msg_flags, ret_arrived->fds,
+                      FDP_MAX_FDS, &arrival);
+    ret_arrived->fd_count = arrival.fd_count;
+    ret_arrived->was_cut = (arrival.flags & MSG_TRUNC) != 0;
+    *ret_lost = (arrival.flags & MSG_CTRUNC) != 0;
+    fdp_count_received(arrival.fd_count);
+    return received;
 }
 
-/* Moves what is behind the frame that was taken to the front. */
-static void drop_frame(struct fdp_reader *reader) {
-    unsigned bytes = reader->frame.size;
-    unsigned fds = reader->frame.fd_count;
-    reader->byte_count -= bytes;
-    memmove(reader->bytes, reader->bytes + bytes, reader->byte_count);
-    reader->fd_count -= fds;
-    memmove(reader->fds, reader->fds + fds, reader->fd_count * sizeof reader->fds[0]);
-    reader->frame.size = 0;
-    reader->frame.complete = 0;
-    reader->taken = 0;
+/* Checks that every receive of a channel needs. */
+static ssize_t check(struct fdp_inbox *inbox, ssize_t received, int lost,
+                     const struct fdp_arrived *arrived) {
+    if (received < 0)
+        return received;
+    if ((arrived->fd_count > 0 || lost) && !inbox->accept_fds)
+        return fdp_violate(inbox, FDP_UNWANTED);
+    if (lost)
+        return fdp_violate(inbox, FDP_TRUNCATED);
+    if (arrived->was_cut)
+        return fdp_violate(inbox, FDP_MALFORMED);
+    if (received == 0 && (arrived->fd_count > 0 || !fdp_is_shut(inbox->sock)))
+        return fdp_violate(inbox, FDP_MALFORMED); /* An empty packet. */
+    return received;
 }
 
-void fdp_close_reader(struct fdp_reader *reader) {
-    if (reader->taken)
-        drop_frame(reader);
-    fdp_close_fds(reader->fds, reader->fd_count);
-    reader->fd_count = 0;
-}
-
-static int violate(struct fdp_reader *reader, int violation) {
-    fdp_close_reader(reader);
-    reader->violation = violation;
-    return -EPROTO;
-}
-
-static int was_ample_just_now(const struct fdp_reader *reader) {
-    return reader->checked_at != 0 && fdp_clock_ns() - reader->checked_at < FRESH_NS;
-}
-
-static int has_ample_room(struct fdp_reader *reader) {
-    ssize_t room = fdp_count_room();
-    reader->checked_at = room >= AMPLE_ROOM ? fdp_clock_ns() : 0;
-    return room >= AMPLE_ROOM;
-}
-
-static int wait_for_bytes(int sock) {
-    struct pollfd readable = {.fd = sock, .events = POLLIN};
-    return poll(&readable, 1, -1) < 0 ? -errno : 0;
+static ssize_t take(struct fdp_inbox *inbox, struct iovec *iov, size_t iov_count,
+                    struct fdp_arrived *ret_arrived) {
+    int lost = 0;
+    ssize_t received = receive_once(inbox->sock, iov, iov_count, 0, ret_arrived, &lost);
+    return check(inbox, received, lost, ret_arrived);
 }
 
 /* Reads the bytes again that a peek has brought, without their control data: that frees the
- * kernel's own hold on the descriptors, of which this process now has its copies. */
-static int discard(int sock, unsigned char *bytes, size_t size) {
-    while (size > 0) {
-        ssize_t gone = recv(sock, bytes, size, MSG_DONTWAIT);
-        if (gone < 0 && errno != EINTR)
+ * kernel's own hold on the descriptors, of which this process now has its copies. -EPROTO: another
+ * process reads here too, and was faster.  Another negative errno: all is queued as before. */
+static int discard(struct fdp_inbox *inbox, unsigned char *bytes, size_t size) {
+    for (size_t done = 0; done < size;) {
+        ssize_t gone = recv(inbox->sock, bytes + done, size - done, MSG_DONTWAIT);
+        if (gone > 0)
+            done += (size_t)gone;
+        else if (gone < 0 && errno == ECONNRESET)
+            inbox->was_reset = 1;
+        else if (gone == 0 || (done > 0 && errno != EINTR))
+            return -EPROTO;
+        else if (errno != EINTR)
             return -errno;
-        if (gone > 0) {
-            bytes += gone;
-            size -= (size_t)gone;
-        }
     }
     return 0;
 }
 
-/* How to receive. A peek installs copies of the descriptors and leaves the message queued, so that
- * a full table, or a thread that fills it just now, loses nothing. */
-enum mode { TAKE, PEEK, PEEK_FRONT };
+static void drop_peeked(struct fdp_arrived *arrived) {
+    fdp_close_fds(arrived->fds, arrived->fd_count);
+    arrived->fd_count = 0;
+}
 
-static ssize_t receive_front(struct fdp_reader *reader, size_t present);
-
-static int refuse(struct fdp_reader *reader) {
-    ssize_t room = fdp_count_room();
-    reader->room = room > 0 ? (unsigned)room : 0;
+static ssize_t refuse(struct fdp_inbox *inbox, uint64_t needed, ssize_t room) {
+    inbox->needed = needed;
+    inbox->room = room > 0 ? (unsigned)room : 0;
     return -EMFILE;
 }
 
-/* One recvmsg. */
-static ssize_t receive(struct fdp_reader *reader, size_t wanted, enum mode mode) {
-    FDP_CONTROL(control, FDP_CONTROL_SIZE);
-    unsigned char *target = reader->bytes + reader->byte_count;
-    int *fds = reader->fds + reader->fd_count;
-    struct iovec buffer = {.iov_base = target, .iov_len = wanted};
-    struct msghdr header = {
-        .msg_iov = &buffer,
-        .msg_iovlen = 1,
-        .msg_control = control,
-        .msg_controllen = (fdp_controllen_t)fdp_size_control(FDP_MAX_FDS),
-    };
-    int peek = mode == TAKE ? 0 : MSG_PEEK;
-    ssize_t received = recvmsg(reader->sock, &header, MSG_DONTWAIT | FDP_RECV_FLAGS | peek);
-    if (received < 0)
-        return -errno;
-
-    struct fdp_arrival arrival;
-    fdp_parse_control(control, (size_t)header.msg_controllen, header.msg_flags, fds, FDP_MAX_FDS,
-                      &arrival);
-    reader->fd_count += arrival.fd_count;
-    int lost = (arrival.flags & MSG_CTRUNC) != 0;
-    if ((arrival.fd_count > 0 || lost) && !reader->accept_fds)
-        return violate(reader, FDP_UNWANTED);
-    if (lost && !peek)
-        return violate(reader, FDP_TRUNCATED);
-    /* Linux goes on to the next packet with descriptors even where a peek has no room for a byte
-     * of it: then they belong to a later frame. */
-    int ahead = mode == PEEK && arrival.fd_count > 0 && (size_t)received == wanted;
-    if (lost || ahead) {
-        fdp_close_fds(fds, arrival.fd_count);
-        reader->fd_count -= arrival.fd_count;
-        return mode == PEEK ? receive_front(reader, (size_t)received) : refuse(reader);
-    }
-    if (peek && discard(reader->sock, target, (size_t)received) < 0)
-        return violate(reader, FDP_TORN);
-    if (arrival.flags & MSG_TRUNC)
-        return violate(reader, FDP_MALFORMED);
-    return received;
-}
-
-/* Receives the frame at the front alone, because a peek of as many bytes as are present found no
- * room for descriptors that may belong to a later one. */
-static ssize_t receive_front(struct fdp_reader *reader, size_t present) {
-    struct fdp_frame front = {.size = 0};
-    (void)fdp_parse_frame(reader->bytes, reader->byte_count + present, &front);
-    int more = front.fd_count > reader->fd_count;
-    reader->needed = more ? front.fd_count - reader->fd_count : 1;
-    if (front.size <= reader->byte_count)
-        return refuse(reader);
-    return receive(reader, front.size - reader->byte_count, more ? PEEK_FRONT : TAKE);
-}
-
-static int find_frame(struct fdp_reader *reader) {
-    struct fdp_frame *frame = &reader->frame;
-    int found = fdp_parse_frame(reader->bytes, reader->byte_count, frame);
-    if (found < 0)
-        return violate(reader, FDP_MALFORMED);
-    if (frame->size == 0)
-        return 0;
-    if (frame->fd_count > 0 && !reader->accept_fds)
-        return violate(reader, FDP_UNWANTED);
-    /* They come with the first byte, so they are all here once the header is. */
-    if (reader->fd_count < frame->fd_count)
-        return violate(reader, FDP_MISSING);
-    if (reader->fd_count > frame->fd_count && reader->byte_count <= frame->size)
-        return violate(reader, FDP_SURPLUS);
-    frame->complete = found;
-    return found;
-}
-
-static ssize_t read_frame(struct fdp_reader *reader, int wait) {
-    if (reader->violation != 0)
-        return -EPROTO;
-    if (reader->taken)
-        drop_frame(reader);
-    if (reader->frame.complete)
+/* Whether the table takes the descriptors of the frame at the front, of which have bytes are here,
+ * and of what must follow it. Any frame may use the last place if it is whole; others leave room for those. */
+static int fits(struct fdp_inbox *inbox, const struct fdp_frame *front, size_t have) {
+    ssize_t room = fdp_count_room();
+    if (room < 0)
+        return 1; /* The system does not tell; the peek will. */
+    uint64_t needed = front->fd_count;
+    if (front->total_fds > needed && front->total_fds <= inbox->max_fds)
+        needed = front->total_fds;
+    int is_whole = front->kind == FDP_PACKED && fdp_count_queued(inbox->sock) + have >= front->size;
+    if ((uint64_t)room >= needed && (is_whole || fdp_may_hold(needed, room)))
         return 1;
-    for (;;) {
-        if (reader->byte_count > 0) {
-            int found = find_frame(reader);
-            if (found != 0)
-                return found;
-        }
-        /* A frame that has begun is read to its end and no further, so that the descriptors of
-         * the next one come in a receive of their own. */
-        size_t end = reader->frame.size > 0 ? reader->frame.size : sizeof reader->bytes;
-        if (reader->fd_count > FDP_MAX_FDS)
-            return violate(reader, FDP_SURPLUS);
-        int careful = 0;
-        if (FDP_CAN_PEEK_FDS && reader->frame.size == 0 && !was_ample_just_now(reader)) {
-            /* Waiting comes first, or the look would be too old after it. */
-            int error = wait ? wait_for_bytes(reader->sock) : 0;
-            if (error < 0)
-                return error;
-            careful = !has_ample_room(reader);
-        }
-        ssize_t received = receive(reader, end - reader->byte_count, careful ? PEEK : TAKE);
-        if (received == -EAGAIN && wait) {
-            int error = wait_for_bytes(reader->sock);
-            if (error < 0)
-                return error;
-            continue;
-        }
-        if (received < 0)
-            return received;
-        if (received == 0 && !fdp_is_shut(reader->sock))
-            return violate(reader, FDP_MALFORMED); /* An empty packet. */
-        if (received == 0 && reader->byte_count == 0 && reader->fd_count == 0)
-            return 0;
-        if (received == 0)
-            return violate(reader, FDP_TORN);
-        reader->byte_count += (unsigned)received;
+    if (inbox->large.is_open)
+        needed = inbox->large.total_fds - inbox->large.fd_count;
+    (void)refuse(inbox, needed, room);
+    return 0;
+}
+
+/* Takes a copy of the descriptors, by a peek, and then the bytes: where the table proves too full,
+ * because another thread was faster, nothing is lost. */
+static ssize_t take_by_peek(struct fdp_inbox *inbox, unsigned char *target, size_t size,
+                            size_t needed, int is_begun, struct fdp_arrived *ret_arrived) {
+    struct iovec buffer = {.iov_base = target, .iov_len = size};
+    int lost = 0;
+    ssize_t received = receive_once(inbox->sock, &buffer, 1, MSG_PEEK, ret_arrived, &lost);
+    int is_held = received > 0 && !is_begun && ret_arrived->fd_count > 0 &&
+                  !fdp_may_hold(ret_arrived->fd_count, fdp_count_room());
+    if (inbox->accept_fds && (lost || is_held)) {
+        drop_peeked(ret_arrived);
+        return refuse(inbox, needed > 0 ? needed : 1, fdp_count_room());
     }
+    received = check(inbox, received, lost, ret_arrived);
+    int error = received > 0 ? discard(inbox, target, (size_t)received) : 0;
+    if (error == -EPROTO)
+        return fdp_violate(inbox, FDP_TORN);
+    if (error < 0)
+        drop_peeked(ret_arrived);
+    return error < 0 ? error : received;
 }
 
-ssize_t fdp_read_frame(struct fdp_reader *reader) {
-    return read_frame(reader, reader->wait);
+/* Receives only the frame at the front, after peeking at its header. */
+static ssize_t receive_carefully(struct fdp_inbox *inbox, const unsigned char *known,
+                                 size_t known_size, unsigned char *target,
+                                 struct fdp_arrived *ret_arrived) {
+    unsigned char head[FDP_HEADER_SIZE + FDP_TOTALS_SIZE];
+    struct fdp_frame front;
+    memcpy(head, known, known_size);
+    ssize_t seen = recv(inbox->sock, head + known_size, sizeof head - known_size,
+                        MSG_PEEK | MSG_DONTWAIT);
+    if (seen < 0)
+        return -errno;
+    struct iovec nothing = {.iov_base = target, .iov_len = 1};
+    if (seen == 0)
+        return take(inbox, &nothing, 1, ret_arrived);
+    int found = fdp_parse_header(head, known_size + (size_t)seen, &front);
+    if (found < 0)
+        return fdp_violate(inbox, FDP_MALFORMED);
+    if (found == 0)
+        return take_by_peek(inbox, target, (size_t)seen, 0, 0, ret_arrived);
+    if (front.kind == FDP_PACKED ? inbox->large.is_open
+                                 : (front.kind == FDP_FIRST) == inbox->large.is_open)
+        return fdp_violate(inbox, FDP_MALFORMED);
+    struct iovec rest = {.iov_base = target, .iov_len = front.size - known_size};
+    /* Its descriptors come with its first byte: none will come with later ones. */
+    if (front.fd_count == 0 || known_size > 0 || !inbox->accept_fds)
+        return take(inbox, &rest, 1, ret_arrived);
+    if (!fits(inbox, &front, known_size))
+        return -EMFILE;
+    return take_by_peek(inbox, target, rest.iov_len, front.fd_count, 1, ret_arrived);
 }
 
-ssize_t fdp_poll_frame(struct fdp_reader *reader) {
-    return read_frame(reader, 0);
+ssize_t fdp_receive_frame(struct fdp_inbox *inbox, const unsigned char *known, size_t known_size,
+                          unsigned char *target, size_t capacity,
+                          struct fdp_arrived *ret_arrived) {
+    struct iovec buffer = {.iov_base = target, .iov_len = capacity};
+    ret_arrived->fd_count = 0;
+    /* If its header is here, so are its descriptors. */
+    if (known_size >= FDP_HEADER_SIZE || !FDP_CAN_PEEK_FDS || fdp_has_ample_room())
+        return take(inbox, &buffer, 1, ret_arrived);
+    return receive_carefully(inbox, known, known_size, target, ret_arrived);
+}
+
+ssize_t fdp_receive_piece(struct fdp_inbox *inbox, unsigned char *ret_header,
+                          unsigned char *target, size_t capacity,
+                          struct fdp_arrived *ret_arrived) {
+    struct iovec buffers[] = {{.iov_base = ret_header, .iov_len = FDP_HEADER_SIZE},
+                              {.iov_base = target, .iov_len = capacity}};
+    return take(inbox, buffers, 2, ret_arrived);
+}
+
+int fdp_wait_for_bytes(int sock) {
+    /* Not poll: this honours O_NONBLOCK, ends on a signal, costs less, and does not take a lone
+     * byte of MSG_OOB for something to read. Without control data it takes no descriptor. */
+    unsigned char byte;
+    return recv(sock, &byte, 1, MSG_PEEK) < 0 ? -errno : 0;
 }

@@ -1,8 +1,8 @@
-/* Gather writes: any number of buffers, any number of targets. */
+/* Gather writes: any number of buffers to any number of targets. */
 #include "compat.h"
 #include "fdpass.h"
 
-/* Buffers a system call: IOV_MAX of Linux, macOS and FreeBSD. */
+/* Buffers per system call: IOV_MAX of Linux, macOS and FreeBSD. */
 #define CHUNK 1024
 
 static size_t sum_lengths(const struct iovec *buffers, size_t count) {
@@ -17,7 +17,7 @@ static int is_full(int fd) {
     return poll(&target, 1, 0) == 0;
 }
 
-/* A pipe that is not full has room for PIPE_BUF bytes, and may wait for room for more. */
+/* A pipe that is writable has room for PIPE_BUF bytes; writing more could wait. */
 static ssize_t write_to_pipe(int fd, const struct iovec *buffers, size_t count) {
     ssize_t written = 0;
     for (size_t i = 0; i < count; i++) {
@@ -36,14 +36,14 @@ static ssize_t write_to_pipe(int fd, const struct iovec *buffers, size_t count) 
     return written;
 }
 
-/* To what is no socket. */
+/* For anything but a socket. */
 static ssize_t write_to_file(int fd, const struct iovec *buffers, size_t count) {
     ssize_t written = fdp_writev_nowait(fd, buffers, (int)count);
     if (written != -EOPNOTSUPP && written != -EAGAIN)
         return written;
     struct stat status;
     mode_t mode = fstat(fd, &status) == 0 ? status.st_mode : 0;
-    /* A file on btrfs or xfs says EAGAIN where its page is not in memory: it is never full. */
+    /* btrfs and xfs return EAGAIN if a page is not in memory: a file is never full. */
     if (written == -EAGAIN && !S_ISREG(mode))
         return written;
     if (S_ISFIFO(mode))
@@ -54,13 +54,13 @@ static ssize_t write_to_file(int fd, const struct iovec *buffers, size_t count) 
     return written >= 0 ? written : -errno;
 }
 
-/* Writes what fits without waiting for anybody. */
+/* Writes what fits, without waiting. */
 static ssize_t write_now(int fd, const struct iovec *buffers, size_t count) {
     const int flags = MSG_DONTWAIT | FDP_SEND_FLAGS;
     struct msghdr header = {.msg_iov = (struct iovec *)(uintptr_t)buffers,
                             .msg_iovlen = (fdp_iovlen_t)count};
     fdp_mute_sigpipe(fd);
-    /* One buffer costs less without a header to copy. */
+    /* With one buffer there is no header to copy. */
     ssize_t written = count == 1 ? send(fd, buffers->iov_base, buffers->iov_len, flags)
                                  : sendmsg(fd, &header, flags);
     if (written >= 0)

@@ -1,7 +1,7 @@
 """Pass open file descriptors between processes over Unix domain sockets.
 
-The functions take sockets, files, ints and anything else with fileno(). Sending borrows
-descriptors; receiving hands them to the caller, close-on-exec.
+The functions take sockets, files, ints and any other object with fileno(). Sending does not take
+ownership of a descriptor. Received descriptors belong to the caller and are close-on-exec.
 """
 
 import sys
@@ -12,7 +12,7 @@ if sys.platform == "win32":
         "it runs on Linux, macOS and BSD, not on Windows"
     )
 
-# Only the compiled module imports it, where PyInstaller and its like do not look.
+# The compiled module needs it. PyInstaller finds only what Python code imports.
 import _cffi_backend  # noqa: F401
 
 from fdpass_c.batches import Batch, Progress, TruncatedBatchError, recv_many, send_many

@@ -20,13 +20,14 @@ exit status:
   1    something failed; a line on standard error says what
   2    the command line was wrong
   130  stopped by Ctrl-C
-  141  whoever read the output has gone
+  141  the reader of the output has exited
 
 fdpass COMMAND --help explains each command with examples.
 """
 
 
-def _build_parser() -> argparse.ArgumentParser:
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of the whole command line."""
     parser = argparse.ArgumentParser(
         prog="fdpass",
         description="Pass open file descriptors between processes over Unix domain sockets.",
@@ -40,10 +41,18 @@ def _build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def list_commands(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
+    """The parser of each command, under its name."""
+    (commands,) = (
+        action for action in parser._actions if isinstance(action, argparse._SubParsersAction)
+    )
+    return {f"{parser.prog} {name}": each for name, each in commands.choices.items()}
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one command; returns its exit status, which is 2 by SystemExit for a wrong line."""
+    """Runs one command and returns its exit status. SystemExit(2): the command line is wrong."""
     fill_closed()
-    options = _build_parser().parse_args(arguments)
+    options = build_parser().parse_args(arguments)
     try:
         with ending():
             status: int = options.run(options)
@@ -55,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         end.die()
         return 128 + end.signum
     except BrokenPipeError:
-        # Python flushes standard output once more on its way out, to nobody.
+        # Python flushes standard output once more when it exits, which would fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 141
     except (OSError, FdpassError) as error:

@@ -1,43 +1,79 @@
-"""Many messages of the plain wire for one system call: send_many and recv_many."""
+"""Many plain messages per system call: send_many and recv_many."""
 
 import errno
 import socket
 import struct
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import accumulate, chain
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import accumulate
+from typing import Any, NamedTuple, overload
 
 from fdpass_c._native import ffi, lib
-from fdpass_c.descriptors import Descriptors, as_fd_list, own
+from fdpass_c.buffers import Buffer
+from fdpass_c.descriptors import (
+    MANY,
+    Descriptors,
+    get_memory,
+    join,
+    many,
+    new_memory,
+    own,
+    recycle,
+)
 from fdpass_c.errors import MAX_FDS, NotCopied, TruncatedError, raise_oserror
-from fdpass_c.messages import Buffer
+from fdpass_c.jobs import flatten_fds, make_job
 from fdpass_c.peer import is_unix
-from fdpass_c.waiting import READABLE, WRITABLE, Deadline, HasFileno, persist, raw_fileno
+from fdpass_c.scratch import make_scratch
+from fdpass_c.shapes import LONGEST_IN_COLUMN, cut, pack_column
+from fdpass_c.waiting import READABLE, WRITABLE, Deadline, HasFileno, fileno, persist, raw_fileno
+
+_try_recv_batch = lib.fdp_try_recv_batch
+_try_send_messages = lib.fdp_try_send_messages
+
+_COUNT_SHIFT = lib.FDP_COUNT_SHIFT
+_MIXED_LENGTHS = lib.FDP_MIXED_LENGTHS
+_MIXED_COUNTS = lib.FDP_MIXED_COUNTS
+_LENGTH = _MIXED_LENGTHS - 1
+_MORE = lib.FDP_MORE
+_LARGE = lib.FDP_LARGE
+_BATCH = lib.FDP_BATCH
+_UNUSUAL = _MIXED_LENGTHS | _MIXED_COUNTS | _MORE | _LARGE
 
 
 class Progress(NamedTuple):
-    """How far a batch has come: messages sent whole, then bytes of the next one that left.
+    """How much of a batch was sent.
 
-    With the first of those bytes that message's descriptors left too.
+    Attributes:
+        messages: How many messages were sent completely.
+        bytes: How many bytes of the next message were sent. Its descriptors went with the first.
     """
 
     messages: int = 0
     bytes: int = 0
 
+    @staticmethod
+    def of(error: BaseException) -> "Progress":
+        """Returns the progress of an error of send_many, typed; Progress(0, 0) if it has none."""
+        progress: Progress = getattr(error, "progress", NOTHING_SENT)
+        return progress
 
-_NOTHING_SENT = Progress()
+
+NOTHING_SENT = Progress()
 
 
 class Batch(NotCopied):
     """The messages of one recv_many, and the owner of their descriptors.
 
-    payloads: a list of bytes, one each. fds: the Descriptors of all messages, one message's
-    behind the other's; where every message carries one, zip(batch.payloads, batch.fds) pairs
-    them. len, indexing and iterating go by message: batch[i] is (payload, list of borrowed ints).
+    len(), indexing and iterating go by message: batch[i] is a tuple (payload, list of borrowed
+    ints), and a slice is a list of those. Unlike the messages of a Channel they have no owner each:
+    fds is the owner of all. If every message carries one descriptor, zip(batch.payloads, batch.fds)
+    pairs them.
 
-    A context manager: close() closes every descriptor that was not taken out of fds, in few
-    system calls. It cannot be copied or pickled (TypeError).
+    A context manager: its exit calls close(). A batch cannot be copied or pickled (TypeError).
+
+    Attributes:
+        payloads: A list of bytes, one per message.
+        fds: The Descriptors of all messages, in the order of the messages.
     """
 
     __slots__ = ("_counts", "fds", "payloads")
@@ -45,7 +81,13 @@ class Batch(NotCopied):
     def __init__(
         self, payloads: list[bytes], fds: Descriptors, counts: list[int] | None = None
     ) -> None:
-        """counts: how many descriptors go with each payload; None for one with each."""
+        """Takes ownership of fds. Programs get batches from recv_many.
+
+        Args:
+            payloads: One per message.
+            fds: The descriptors of all messages.
+            counts: How many descriptors each message has; None for one each.
+        """
         self.payloads = payloads
         self.fds = fds
         self._counts = counts
@@ -53,7 +95,15 @@ class Batch(NotCopied):
     def __len__(self) -> int:
         return len(self.payloads)
 
-    def __getitem__(self, index: int) -> tuple[bytes, list[int]]:
+    @overload
+    def __getitem__(self, index: int) -> tuple[bytes, list[int]]: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[tuple[bytes, list[int]]]: ...
+    def __getitem__(
+        self, index: int | slice
+    ) -> tuple[bytes, list[int]] | list[tuple[bytes, list[int]]]:
+        if isinstance(index, slice):
+            return [*self][index]
         payload = self.payloads[index]
         index %= len(self.payloads)
         if self._counts is None:
@@ -70,7 +120,7 @@ class Batch(NotCopied):
         return f"<Batch of {len(self.payloads)} messages, {self.fds!r}>"
 
     def close(self) -> None:
-        """Closes all that was not taken. Again is harmless."""
+        """Closes every descriptor that was not taken out of fds. Calling it again does nothing."""
         self.fds.close()
 
     def __enter__(self) -> "Batch":
@@ -81,9 +131,11 @@ class Batch(NotCopied):
 
 
 class TruncatedBatchError(TruncatedError):
-    """Some messages of a batch were truncated; their descriptors are closed.
+    """Some messages of a batch were truncated. Their descriptors are closed.
 
-    batch: the Batch of those that arrived whole, in order; the caller closes it.
+    Attributes:
+        batch: The Batch of the messages that arrived whole, in order. The caller owns and closes
+            it.
     """
 
     def __init__(self, lost: int, batch: Batch) -> None:
@@ -100,97 +152,104 @@ def send_many(
     fds: Sequence[int | HasFileno] | Sequence[Iterable[int | HasFileno]],
     flags: int = 0,
     *,
-    start: Progress = _NOTHING_SENT,
+    start: Progress = NOTHING_SENT,
 ) -> int:
-    """Sends many messages for one system call in each 64; returns how many: len(payloads).
+    """Sends many plain messages, up to 64 per system call.
 
-    sock: a connected Unix domain socket of any type; its timeout is honoured, for all of them
-    together. payloads: one bytes-like object a message. fds: one descriptor a message, or one
-    iterable of up to 253 a message; ints or objects with fileno(), borrowed. Each is an ordinary
-    message, as from send_fds: any peer can receive it.
+    Each is an ordinary message, as send_fds sends it, which any peer can receive. Everything is
+    checked before anything is sent.
 
-    Everything is checked before anything is sent: TypeError and ValueError (unequal lengths, a
-    wrong element, an empty payload with descriptors on a stream, a start outside the batch),
-    OSError (EINVAL for more than 253 descriptors in a message, EAFNOSUPPORT for another family
-    of socket).
+    Every OSError of this function has an attribute progress (Progress.of(error) is typed): the
+    first progress.messages messages were sent, exactly once, and the error is about the next one,
+    of which progress.bytes bytes were sent. To go on without loss or repetition, call again with
+    the same payloads and fds and start=error.progress.
 
-    An OSError, BlockingIOError and TimeoutError among them, has an attribute
-    progress: the first progress.messages are sent, exactly once, and the error is that of the
-    next one, of which progress.bytes bytes left with all its descriptors. To go on without loss
-    or repeat, call again with the same payloads and fds and start=error.progress.
+    Args:
+        sock: A connected Unix domain socket of any type. Its timeout applies to all messages
+            together.
+        payloads: One bytes-like object per message.
+        fds: One descriptor per message, or one iterable of up to 253 descriptors per message. They
+            are ints or objects with fileno(). The caller still owns them, and may close them
+            immediately after the call.
+        flags: As for socket.sendmsg.
+        start: Where to begin in payloads and fds.
+
+    Returns:
+        The number of messages sent, which is len(payloads).
+
+    Raises:
+        ValueError: payloads and fds have different lengths, a payload with descriptors is empty on
+            a stream, or start is outside the batch.
+        TypeError: An element has the wrong type.
+        OSError: EINVAL: more than 253 descriptors in a message. EFAULT: a payload is a mapping of a
+            file that has shrunk. Others as for send_fds.
+        BlockingIOError: The socket is in non-blocking mode and has no room.
+        TimeoutError: The socket's timeout is over.
     """
     fd = raw_fileno(sock)
-    data = b"".join(payloads)
+    data = [*payloads]
+    listed = [*fds]
+    count = len(data)
+    if start is NOTHING_SENT and 0 < count == len(listed) and type(data[0]) is bytes:
+        width = len(data[0]) + 2
+        if count <= _BATCH and width <= LONGEST_IN_COLUMN + 2:
+            try:
+                column = pack_column[count, width](*listed, *data)
+            except struct.error:
+                pass  # Not ints, or not bytes.
+            else:
+                if not is_unix(fd, sock):
+                    raise _without_progress(errno.EAFNOSUPPORT)
+                sent = _try_send_messages(fd, column, count, width, flags)
+                if sent == count:
+                    return count
+                if sent > 0:
+                    start = Progress(sent, 0)
+    return _send_all(sock, fd, data, listed, flags, start)
+
+
+def _send_all(
+    sock: int | HasFileno,
+    fd: int,
+    payloads: list[Buffer],
+    fds: list[Any],
+    flags: int,
+    start: Progress,
+) -> int:
     count = len(payloads)
-    lengths = _measure(payloads, len(data))
-    flat, counts = flatten_fds(fds)
+    job, lengths, flat, counts = make_job(payloads, *flatten_fds(fds))
     _check_start(start, lengths)
     try:
         _check_batch(sock, fd, lengths, flat, counts)
-    except OSError as error:
-        error.progress = start  # type: ignore[attr-defined]
-        raise
-
-    progress = ffi.new("struct fdp_progress *")
-    if start != _NOTHING_SENT:
-        progress.messages, progress.bytes = start
-        progress.payload_offset = sum(lengths[: start.messages])
-        progress.fd_offset = start.messages if counts is None else sum(counts[: start.messages])
-    arguments = (
-        fd,
-        data,
-        ffi.from_buffer("size_t[]", array("L", lengths)),
-        ffi.from_buffer("int[]", flat),
-        ffi.NULL if counts is None else ffi.from_buffer("unsigned int[]", counts),
-        count,
-        flags,
-        progress,
-    )
-    deadline = None
-    while progress.messages < count:
-        sent = lib.fdp_send_batch(*arguments)
-        if sent < 0:
-            try:
-                deadline = deadline or Deadline(sock, WRITABLE)
+        at = job.at
+        at.message, at.bytes = start
+        at.data_offset = sum(lengths[: start.messages])
+        at.fd_offset = start.messages if counts is None else sum(counts[: start.messages])
+        deadline = None
+        while at.message < count:
+            sent = lib.fdp_send_batch(fd, job, flags)
+            if sent < 0:
+                deadline = deadline or Deadline(sock, WRITABLE, flags)
                 deadline.handle(-sent)
-            except OSError as error:
-                error.progress = Progress(progress.messages, progress.bytes)  # type: ignore[attr-defined]
-                raise
+                fd = raw_fileno(sock)
+    except OSError as error:
+        error.progress = Progress(job.at.message, job.at.bytes)  # type: ignore[attr-defined]
+        raise
     return count
 
 
-def flatten_fds(fds: Sequence[Any]) -> tuple["array[int]", "array[int] | None"]:
-    """All descriptors in a row, and how many go with each message: None for one each."""
+def _without_progress(code: int) -> OSError:
     try:
-        return array("i", fds), None
-    except TypeError:
-        pass
-    if any(map(_is_single, fds)):
-        return array("i", as_fd_list(fds)), None
-    rows = [as_fd_list(row) for row in fds]
-    return array("i", chain.from_iterable(rows)), array("I", map(len, rows))
-
-
-def _is_single(fds: Any) -> bool:
-    """Whether fds is one descriptor; an owner of several stands for all of them."""
-    return isinstance(fds, int) or (hasattr(fds, "fileno") and not isinstance(fds, Descriptors))
-
-
-def _measure(payloads: Sequence[Buffer], total: int) -> list[int]:
-    """The bytes of each payload; not every buffer has a length, or one in bytes."""
-    try:
-        lengths = [*map(len, payloads)]
-        if sum(lengths) == total:
-            return lengths
-    except TypeError:
-        pass
-    return [memoryview(payload).nbytes for payload in payloads]
+        raise_oserror(code)
+    except OSError as error:
+        error.progress = NOTHING_SENT  # type: ignore[attr-defined]
+        return error
 
 
 def _check_start(start: Progress, lengths: list[int]) -> None:
-    """ValueError for what no error.progress of this batch could be: it would send other memory."""
+    """ValueError for a start that no error.progress of this batch can be."""
     messages, part = start
-    if start == _NOTHING_SENT or (messages == len(lengths) and part == 0):
+    if start == NOTHING_SENT or (messages == len(lengths) and part == 0):
         return
     if not (0 <= messages < len(lengths) and 0 <= part < max(lengths[messages], 1)):
         raise ValueError(f"start is {start}, outside the {len(lengths)} payloads")
@@ -203,9 +262,6 @@ def _check_batch(
     fds: "array[int]",
     counts: "array[int] | None",
 ) -> None:
-    described = len(fds) if counts is None else len(counts)
-    if described != len(lengths):
-        raise ValueError(f"{len(lengths)} payloads, but descriptors for {described}")
     if counts is not None and max(counts, default=0) > MAX_FDS:
         raise_oserror(
             errno.EINVAL, f"{max(counts)} descriptors, one message takes at most {MAX_FDS}"
@@ -221,29 +277,25 @@ def _check_batch(
                 )
 
 
-# message_count, fd_count, all_flags, one_each, same_length, the first of lengths
-_unpack_head = struct.Struct("=IIii4xiI").unpack_from
-_IS_FULL = 4  # the int behind them
-_FDS_AT = ffi.offsetof("struct fdp_inbox", "fds") // 4
-_INLINE_SIZE = 4096
-
-_LOSSY = socket.MSG_CTRUNC | socket.MSG_TRUNC
+_INLINE_SIZE = lib.FDP_INLINE_SIZE
+_MSG_PEEK = int(socket.MSG_PEEK)
 
 _new_uncleared = ffi.new_allocator(should_clear_after_alloc=False)
 
-
-def _make_memory() -> tuple[Any, Any, Any, Any]:
-    """Memory for one batch on its way in, reused: fresh pages would cost more than the messages.
-
-    As for one message, the count of descriptors in the inbox is 0 whenever nobody is between the
-    system call and the handing over.
-    """
-    data = _new_uncleared("char[]", lib.FDP_BATCH * _INLINE_SIZE)
-    inbox = ffi.new("struct fdp_inbox *")
-    return data, ffi.buffer(data), inbox, memoryview(ffi.buffer(inbox)).cast("i")
+# Memory to receive one batch: its description, and the bytes.
+_idle: list[tuple[Any, Any, Any]] = []
 
 
-_idle: list[tuple[Any, Any, Any, Any]] = []
+def _make_memory() -> tuple[Any, Any, Any]:
+    data = _new_uncleared("char[]", _BATCH * _INLINE_SIZE)
+    return make_scratch()[0], data, ffi.buffer(data)
+
+
+def _get_memory() -> tuple[Any, Any, Any]:
+    try:
+        return _idle.pop()
+    except IndexError:
+        return _make_memory()
 
 
 def recv_many(
@@ -253,119 +305,146 @@ def recv_many(
     maxfds: int = 1,
     flags: int = 0,
 ) -> Batch:
-    """Receives the messages that are there, up to 64 for one system call.
+    """Receives the plain messages that are queued, up to 64 per system call.
 
-    sock: a Unix domain socket; it waits, as its timeout says, for the first message only.
-    max_messages: at most so many. bufsize: bytes a message. maxfds: descriptors a message, more
-    than 253 counts as 253. flags: as for socket.recvmsg; MSG_PEEK shows the first message only.
+    It waits for the first message only, as the socket's timeout says. On a stream, messages are
+    told apart only by the descriptors that they carry: send at least one with each. On a seqpacket
+    socket an empty message without descriptors cannot be told from the end of file, unless another
+    message was queued behind it.
 
-    Returns a Batch, which owns every descriptor received; an empty one at end of file. On a
-    stream, messages are told apart only by the descriptors they carry: send one with each. On a
-    seqpacket socket an empty message without descriptors cannot be told from the end of file,
-    unless it came before another one.
+    Args:
+        sock: A Unix domain socket of any type.
+        max_messages: The largest number of messages to receive.
+        bufsize: The largest number of bytes per message.
+        maxfds: The largest number of descriptors per message. More than 253 counts as 253.
+        flags: As for socket.recvmsg. MSG_PEEK shows the first message only.
 
-    TruncatedError: a message carried more than maxfds descriptors, was a datagram longer than
-    bufsize, or met a full descriptor table. Its own descriptors are closed; the messages that
-    arrived whole are in the error's attribute batch, open and to be closed by the caller.
-    OSError, BlockingIOError and TimeoutError as for socket.recvmsg.
+    Returns:
+        A Batch, which owns every received descriptor. It is empty at end of file.
+
+    Raises:
+        TruncatedBatchError: A message carried more than maxfds descriptors, was a datagram longer
+            than bufsize, or found the descriptor table full. What came of it is closed. The
+            messages that arrived whole are in the error's attribute batch, which the caller closes.
+        ConnectionResetError: The peer closed without receiving everything that was sent to it. What
+            it had sent is in the error's attribute batch, which the caller closes.
+        ValueError: max_messages or bufsize is less than 1, or maxfds is negative.
+        BlockingIOError: The socket is in non-blocking mode and nothing is queued.
+        TimeoutError: The socket's timeout is over.
+        OSError: As for socket.recvmsg.
     """
     if max_messages < 1 or bufsize < 1 or maxfds < 0:
         raise ValueError(
-            f"max_messages and bufsize are positive, maxfds is not negative, "
+            "max_messages and bufsize must be at least 1, and maxfds not negative, "
             f"got {max_messages}, {bufsize} and {maxfds}"
         )
-    if flags & socket.MSG_PEEK:
-        max_messages = 1  # The kernel would show the first one over and over.
+    if flags & _MSG_PEEK:
+        max_messages = 1  # The kernel would show the first one again and again.
     fd = raw_fileno(sock)
-    batch = Batch([], own([]))
-    lost = 0
-    try:
-        memory = _idle.pop()
-    except IndexError:
-        memory = _make_memory()
-    data, view, inbox, head = memory
+    scratch, data, view = memory = _get_memory()
+    most = max_messages if max_messages < _BATCH else _BATCH
     if bufsize > _INLINE_SIZE:
-        data = _new_uncleared("char[]", min(max_messages, lib.FDP_BATCH) * bufsize)
+        data = _new_uncleared("char[]", most * bufsize)
         view = ffi.buffer(data)
+    room = most * (maxfds if maxfds < MAX_FDS else MAX_FDS)
+    pool = many if room <= MANY else None
+    owned = get_memory(many, MANY) if room <= MANY else new_memory(room)
+    held = [owned]
+    error: Exception | None = None
     try:
-        left = max_messages
-        while True:
-            arguments = (fd, data, bufsize, maxfds, left, flags, inbox)
-            count = lib.fdp_recv_batch(*arguments)
-            if count < 0:
-                if left < max_messages:
-                    break
-                count = persist(sock, READABLE, count, lib.fdp_recv_batch, *arguments)
-            lost += _collect(batch, view, inbox, head, bufsize)
-            left -= count
-            if not left or not head[_IS_FULL]:
+        try:
+            code = _try_recv_batch(fd, data, bufsize, maxfds, max_messages, flags, scratch, owned)
+            if code < 0:
+                arguments = (data, bufsize, maxfds, max_messages, flags, scratch, owned)
+                code = _wait_to_receive(sock, code, flags, *arguments)
+        except ConnectionResetError as reset:
+            # The kernel reports this once, and before the queue is empty.
+            error = reset
+            code = max(_try_recv_batch(fd, *arguments), 0)
+        payloads, counts = read_messages(code, scratch, view, owned)
+        lost = scratch.lost if code & _MIXED_COUNTS else 0
+        while code & _MORE and (left := max_messages - len(payloads) - lost) > 0:
+            pool = None
+            held.append(new_memory(max(room, 1)))
+            code = _try_recv_batch(fd, data, bufsize, maxfds, left, flags, scratch, held[-1])
+            if code <= 0:
                 break
-            flags |= socket.MSG_DONTWAIT
+            more, their_counts = read_messages(code, scratch, view, held[-1])
+            if counts or their_counts:
+                counts = (counts or [1] * len(payloads)) + (their_counts or [1] * len(more))
+            payloads += more
+            lost += scratch.lost if code & _MIXED_COUNTS else 0
+        if len(held) > 1:
+            held.append(join(held))
+        batch = Batch(payloads, own(held[-1], pool), counts)
+        if error is not None:
+            error.batch = batch  # type: ignore[attr-defined]
+        elif lost:
+            error = TruncatedBatchError(lost, batch)
+        # From here on there is no call after which a signal handler could run.
+        stack = _idle
+        stack += (memory,)
     except BaseException:
-        lib.fdp_close_fds(inbox.fds, head[1])
-        head[1] = 0
-        batch.close()
+        for owned in held:
+            recycle(owned, pool)
+        _idle.append(memory)
         raise
-    _idle.append(memory)
-    if lost:
-        raise TruncatedBatchError(lost, batch)
+    if error is not None:
+        raise error
     return batch
 
 
-def _collect(batch: Batch, view: Any, inbox: Any, head: Any, bufsize: int) -> int:
-    """Moves what the inbox holds into batch; returns how many messages had to be thrown away."""
-    messages, fd_count, all_flags, one_each, same_length, length = _unpack_head(head)
-    if batch._counts is None and not one_each:
-        batch._counts = [1] * len(batch)
-    # From the inbox to the batch by assignments, between which no signal handler runs.
-    fds = head[_FDS_AT : _FDS_AT + fd_count].tolist()
-    owned = batch.fds._fds
-    owned += fds
-    head[1] = 0
-    if same_length:
-        # The usual case: one unpack cuts them all, ten times as fast.
-        batch.payloads += _cuts[messages, length, bufsize](view)
-    else:
-        lengths = ffi.unpack(inbox.lengths, messages)
-        starts = range(0, messages * bufsize, bufsize)
-        batch.payloads += [view[at : at + size] for at, size in zip(starts, lengths, strict=True)]
-    if batch._counts is not None:
-        batch._counts += ffi.unpack(inbox.fd_counts, messages)
-    if all_flags & _LOSSY:
-        return _drop_truncated(batch, ffi.unpack(inbox.flags, messages))
-    return 0
+def _wait_to_receive(sock: int | HasFileno, code: int, flags: int, *arguments: Any) -> int:
+    """Waits, as the socket's timeout says, after a try that brought nothing."""
+    if code == -errno.EAGAIN:
+        code = lib.fdp_recv_batch(fileno(sock), *arguments)
+    if code < 0:
+        code = persist(sock, READABLE, code, flags, lib.fdp_recv_batch, *arguments)
+    return code
 
 
-class Cuts(dict[tuple[int, int, int], Callable[..., tuple[bytes, ...]]]):
-    """By count, length and stride, what cuts that many equal payloads out of memory.
+def recv_one(sock: int | HasFileno, bufsize: int, maxfds: int) -> tuple[bytes, Descriptors, int]:
+    """One message: its payload, the owner of its descriptors, and the flags of what was lost."""
+    scratch, data, view = memory = _get_memory()
+    if bufsize > _BATCH * _INLINE_SIZE:
+        data = _new_uncleared("char[]", bufsize)
+        view = ffi.buffer(data)
+    owned = get_memory(many, MANY)
+    arguments = (data, bufsize, maxfds, 1, 0, scratch, owned)
+    try:
+        code = _try_recv_batch(raw_fileno(sock), *arguments)
+        if code < 0:
+            code = _wait_to_receive(sock, code, 0, *arguments)
+        payloads, _ = read_messages(code, scratch, view, owned)
+        flags = scratch.lost_flags
+        owner = own(owned, many)
+        # From here on there is no call after which a signal handler could run.
+        stack = _idle
+        stack += (memory,)
+        return payloads[0] if payloads else b"", owner, flags
+    except BaseException:
+        recycle(owned, many)
+        _idle.append(memory)
+        raise
 
-    No lru_cache: PyPy's is written in Python, and stays broken where a signal handler raises in it.
+
+def read_messages(
+    code: int, scratch: Any, view: Any, owned: Any
+) -> tuple[list[bytes], list[int] | None]:
+    """The payloads of what a receive brought, and how many descriptors go with each, None for one.
+
+    code and scratch describe it, view shows the payloads, owned has the descriptors.
     """
-
-    def __missing__(self, shape: tuple[int, int, int]) -> Callable[..., tuple[bytes, ...]]:
-        if len(self) > 64:
-            self.clear()
-        count, length, stride = shape
-        cut = struct.Struct(f"{length}s{stride - length}x" * count).unpack_from
-        self[shape] = cut
-        return cut
-
-
-_cuts = Cuts()
-
-
-def _drop_truncated(batch: Batch, flags: list[int]) -> int:
-    """Takes the truncated ones of the last len(flags) messages out of batch and closes theirs."""
-    first = len(batch) - len(flags)
-    truncated = [first + at for at, flag in enumerate(flags) if flag & _LOSSY]
-    counts = batch._counts = batch._counts or [1] * len(batch)
-    owned = batch.fds._fds or []
-    for position in reversed(truncated):
-        start = sum(counts[:position])
-        number = counts[position]
-        end = start + number
-        surplus = owned[start:end]
-        # No call between these two, so no signal handler that could raise.
-        del owned[start:end], counts[position], batch.payloads[position]
-        lib.fdp_close_fds(surplus, number)
-    return len(truncated)
+    if not code & _UNUSUAL:
+        return [*cut[code >> _COUNT_SHIFT, code & _LENGTH](view)], None
+    if code >= _LARGE:
+        return [bytes(ffi.buffer(scratch.large, scratch.large_size))], [owned.count]
+    count = (code & ~_MORE) >> _COUNT_SHIFT
+    payloads: list[bytes]
+    if code & _MIXED_LENGTHS:
+        lengths = ffi.unpack(scratch.lengths, count)
+        ends = accumulate(lengths)
+        payloads = [view[end - size : end] for end, size in zip(ends, lengths, strict=True)]
+    else:
+        payloads = [*cut[count, code & _LENGTH](view)]
+    return payloads, ffi.unpack(scratch.fd_counts, count) if code & _MIXED_COUNTS else None

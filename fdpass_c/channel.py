@@ -4,69 +4,154 @@ import contextlib
 import errno
 import os
 import socket
+import threading
 import warnings
-from collections.abc import Collection
-from typing import Any
+import weakref
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from functools import partial
+from typing import Any, NoReturn, TypedDict
 
-from fdpass_c.errors import NotCopied, raise_oserror
+from fdpass_c._native import ffi, lib
+from fdpass_c.batches import NOTHING_SENT, Batch, Progress, read_messages
+from fdpass_c.buffers import Buffer
+from fdpass_c.descriptors import (
+    FEW,
+    MANY,
+    Descriptors,
+    few,
+    get_memory,
+    many,
+    new_memory,
+    own,
+    recycle,
+)
+from fdpass_c.errors import (
+    DescriptorTableFullError,
+    NotCopied,
+    PeerClosedError,
+    ProtocolError,
+    raise_oserror,
+)
 from fdpass_c.peer import Credentials, is_unix, peer_credentials, peer_pidfd
-from fdpass_c.receiving import Receiving
-from fdpass_c.sending import Sending
+from fdpass_c.scratch import get_scratch, make_scratch, spare
+from fdpass_c.sending import Sending, is_own, start_many, start_one
+from fdpass_c.turns import Turns
 from fdpass_c.unix import connect_unix
-from fdpass_c.waiting import raw_fileno
+from fdpass_c.waiting import READABLE, WRITABLE, Deadline, HasFileno, raw_fileno
 
 # Linux 6.16; Python has no name for it yet.
 _SO_PASSRIGHTS = 83
-# Of most of Linux's processors; Python has no name for it everywhere.
+# Its number on most processors; Python does not name it everywhere.
 _SO_OOBINLINE = getattr(socket, "SO_OOBINLINE", 10)
 
+# Looked up once: reading an attribute of lib takes as long as passing an argument.
+_try_receive = lib.fdp_try_receive
 
-class Channel(Sending, Receiving, NotCopied):
+_LARGE = lib.FDP_LARGE
+_LENGTH = lib.FDP_MIXED_LENGTHS - 1
+_DONE = lib.FDP_DONE
+
+_NOTHING = os.strerror(errno.EAGAIN)
+
+_UNDECIDED = {lib.FDP_LOOK, -errno.EPROTO}
+
+_VIOLATIONS = {
+    lib.FDP_MALFORMED: "the peer sent something other than a frame",
+    lib.FDP_TORN: "the peer closed the connection inside a message",
+    lib.FDP_MISSING: "a frame came without all of the descriptors that it announced",
+    lib.FDP_SURPLUS: "descriptors came that no frame announced",
+    lib.FDP_UNWANTED: "descriptors came to a channel with receive_fds=False",
+    lib.FDP_TRUNCATED: "descriptors were lost: the descriptor table is full (RLIMIT_NOFILE) "
+    "or a security module refused them",
+    lib.FDP_TOO_LONG: "a message of {needed} bytes, max_payload is {max_payload}",
+    lib.FDP_TOO_MANY: "a message with {needed} descriptors, max_fds is {max_fds}",
+    lib.FDP_NO_MEMORY: "no memory for what was received",
+}
+
+DEFAULT_MAX_PAYLOAD = 16 * 2**20
+DEFAULT_MAX_FDS = 65536
+
+
+class ChannelOptions(TypedDict, total=False):
+    """The options of Channel, for those who pass them on."""
+
+    max_payload: int
+    max_fds: int
+    allow_uids: Collection[int] | None
+    receive_fds: bool
+
+
+# Seconds between two tries while too many are in flight: no event reports that they were received.
+IN_FLIGHT_DELAY = 0.002
+
+_all: "weakref.WeakSet[Channel]" = weakref.WeakSet()
+
+
+class Channel(NotCopied):
     """Passes whole messages, each a payload and descriptors, over a connected Unix socket.
 
-    Messages arrive whole, in order and exactly once; payloads and descriptors of any size and
-    number, up to what the receiver accepts; many small ones travel as one. The other end must
-    be a Channel too, or speak docs/wire-format.md.
+    Messages arrive whole, in order and exactly once, with payloads of any size and any number of
+    descriptors, up to what the receiver accepts. Many small ones are packed into one. The other end
+    must be a Channel too, or speak its wire format (docs/wire-format.md).
 
-    Sending borrows descriptors: the caller still closes them, at once if it likes. Receiving
-    gives their owner, a Descriptors or a Batch; all are close-on-exec. A context manager, and an
-    iterator over (payload, fds) until the peer closes. It cannot be copied or pickled (TypeError).
+    Sending does not take ownership of descriptors: the caller may close its own immediately.
+    Receiving returns their owner, a Descriptors or a Batch. All are close-on-exec.
 
-    Threads: one may send while another receives. Several may send, or receive: they take turns,
-    and a message is never mixed with another. A signal handler must leave alone the direction
-    that it interrupts: it would wait for itself.
+    A context manager: its exit calls close(). Iterating yields (payload, fds) until the peer
+    closes. A channel cannot be copied or pickled (TypeError).
 
-    Fork: a child has a copy of both ends and of the messages already received but not handed out.
-    What arrives later goes to whichever process reads first, so let only one go on with an end and
-    the other close its copy, which does not disturb the first. Fork while no other thread is
-    inside a call.
+    Threads: one may send while another receives. If several send, or several receive, they take
+    turns, and messages are never mixed. A signal handler must not send on a channel whose send it
+    has interrupted: that is a RuntimeError if a part of the message was sent.
 
-    Selectors: fileno() is readable when bytes are there; after that, receive until pending is 0,
-    because messages that came in one frame are not seen by a selector again.
+    Fork: the child has a copy of the channel, and of messages that were received and not handed
+    out. What arrives later goes to whichever process reads first. So let only one process use an
+    end, and close the copy in the other, which does not disturb the first. Fork while no other
+    thread is in a call of the channel.
 
-    A violation of the protocol, by accident or by malice, closes every descriptor received and
-    not handed out, and ends the connection; every later call raises the same ProtocolError.
+    Selectors: fileno() is readable when bytes have arrived. Then receive until pending is 0,
+    because a selector does not report messages that arrived in one frame with another.
+
+    A violation of the protocol, whether by accident or on purpose, closes every descriptor that was
+    received and not handed out, and ends the connection. Every later call raises the same
+    ProtocolError.
+
+    The descriptor table: messages that have arrived only in part hold at most half of the soft
+    limit (RLIMIT_NOFILE), over all channels of the process together, and leave 64 places free.
     """
+
+    wait_in_flight: bool = False
+    """Whether a send waits, as the timeout says, while the user has as many descriptors in flight
+    as the system allows. If not, it fails with ETOOMANYREFS. May be set."""
 
     def __init__(
         self,
         sock: socket.socket,
         *,
-        max_payload: int = 16 * 2**20,
-        max_fds: int = 65536,
+        max_payload: int = DEFAULT_MAX_PAYLOAD,
+        max_fds: int = DEFAULT_MAX_FDS,
         allow_uids: Collection[int] | None = None,
         receive_fds: bool = True,
     ) -> None:
-        """Takes ownership of sock, a connected Unix socket of the type stream or seqpacket.
+        """Takes ownership of sock.
 
-        max_payload: bytes, and max_fds: descriptors, that a received message may have.
-        allow_uids: the users whose processes may be at the other end; None for all.
-        receive_fds: False makes any descriptor a violation; where the kernel has SO_PASSRIGHTS
-        (Linux 6.16) the peer's send then fails with PermissionError instead.
+        Args:
+            sock: A connected Unix domain socket of the type SOCK_STREAM or SOCK_SEQPACKET.
+            max_payload: The largest payload of a received message, in bytes; 16 MiB by default.
+            max_fds: The largest number of descriptors of a received message; 65,536 by default.
+            allow_uids: The users whose processes may be at the other end; None for all.
+            receive_fds: False makes any received descriptor a violation of the protocol. If the
+                kernel has SO_PASSRIGHTS (Linux 6.16), the peer's send fails with a PermissionError
+                instead.
 
-        ValueError: another type of socket. OSError: EAFNOSUPPORT for another family, ENOTCONN
-        without a peer. PermissionError: the peer's user is not in allow_uids; sock is closed.
+        Raises:
+            TypeError: sock is not a socket.
+            ValueError: The socket is of another type.
+            OSError: EAFNOSUPPORT: the socket is of another family. ENOTCONN: it has no peer.
+            PermissionError: The peer's user is not in allow_uids. sock is closed.
         """
+        if not hasattr(sock, "gettimeout"):
+            raise TypeError(f"a channel needs a socket, not {type(sock).__name__}")
         if not is_unix(raw_fileno(sock)):
             raise_oserror(errno.EAFNOSUPPORT)
         if sock.type not in (socket.SOCK_STREAM, socket.SOCK_SEQPACKET):
@@ -80,84 +165,530 @@ class Channel(Sending, Receiving, NotCopied):
         # A byte sent with MSG_OOB would make the socket readable with nothing to read (Linux 5.15).
         with contextlib.suppress(OSError):
             sock.setsockopt(socket.SOL_SOCKET, _SO_OOBINLINE, 1)
+        inbox = ffi.gc(ffi.new("struct fdp_inbox *"), lib.fdp_close_inbox)
+        outbox = ffi.gc(ffi.new("struct fdp_outbox *"), lib.fdp_close_outbox)
+        lib.fdp_start_inbox(inbox, sock.fileno(), max_payload, max_fds, receive_fds)
+        lib.fdp_start_outbox(outbox, sock.fileno())
+        self._inbox = inbox
+        self._outbox = outbox
+        self._receivers = Turns()
+        self._senders = Turns()
+        self._waiting: list[int] = []
         self._sock = sock
-        self._fd = sock.fileno()
-        self._start_sending()
-        self._start_receiving(max_payload, max_fds, receive_fds)
-        self._reader.wait = sock.gettimeout() is None
+        _all.add(self)
 
     @classmethod
-    def pair(cls, **options: Any) -> tuple["Channel", "Channel"]:
-        """Two connected channels, for a child process or a thread. options: as for Channel."""
+    def pair(
+        cls,
+        *,
+        max_payload: int = DEFAULT_MAX_PAYLOAD,
+        max_fds: int = DEFAULT_MAX_FDS,
+        allow_uids: Collection[int] | None = None,
+        receive_fds: bool = True,
+    ) -> tuple["Channel", "Channel"]:
+        """Makes two connected channels, for a child process or a thread.
+
+        Args:
+            max_payload: As for Channel, for both.
+            max_fds: As for Channel, for both.
+            allow_uids: As for Channel, for both.
+            receive_fds: As for Channel, for both.
+
+        Returns:
+            Two channels, which the caller owns and closes.
+        """
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        make = partial(
+            cls,
+            max_payload=max_payload,
+            max_fds=max_fds,
+            allow_uids=allow_uids,
+            receive_fds=receive_fds,
+        )
+        made: list[Channel] = []
         try:
-            channels = cls(ours, **options), cls(theirs, **options)
+            made.append(make(ours))
+            made.append(make(theirs))
         except BaseException:
+            for channel in made:
+                channel.close()
             ours.close()
             theirs.close()
             raise
-        return channels
+        return made[0], made[1]
 
     @classmethod
     def connect(
-        cls, path: str | bytes | os.PathLike[str], *, timeout: float | None = None, **options: Any
+        cls,
+        path: str | bytes | os.PathLike[str],
+        *,
+        timeout: float | None = None,
+        max_payload: int = DEFAULT_MAX_PAYLOAD,
+        max_fds: int = DEFAULT_MAX_FDS,
+        allow_uids: Collection[int] | None = None,
+        receive_fds: bool = True,
     ) -> "Channel":
-        """A channel to whoever listens at path; a leading NUL means Linux's abstract namespace.
+        """Connects to a Listener.
 
-        timeout: seconds, for connecting, which waits for a place in a full backlog, and as the
-        channel's own. options: as for Channel. OSError as for socket.connect, with the path in it:
-        FileNotFoundError, ConnectionRefusedError, PermissionError; TimeoutError where there was no
-        place in time, BlockingIOError where there is none and timeout is 0. ValueError: a NUL in a
-        path.
+        A full backlog is waited for, within the timeout.
+
+        Args:
+            path: The path of the socket file, or a name in Linux's abstract namespace: a NUL
+                followed by the name.
+            timeout: Seconds for connecting, and then the channel's timeout. None waits for ever, 0
+                does not wait.
+            max_payload: As for Channel.
+            max_fds: As for Channel.
+            allow_uids: As for Channel.
+            receive_fds: As for Channel.
+
+        Returns:
+            The channel, which the caller owns and closes.
+
+        Raises:
+            ValueError: The path contains a NUL.
+            FileNotFoundError: There is no such file. The attribute filename has the path.
+            ConnectionRefusedError: Nobody listens there.
+            PermissionError: The file's mode does not allow it, or the peer's user is not in
+                allow_uids.
+            BlockingIOError: The timeout is 0 and the backlog is full.
+            TimeoutError: The timeout is over.
+            OSError: As for Channel and for socket.connect.
         """
         sock = connect_unix(path, timeout)
         try:
-            return cls(sock, **options)
+            return cls(
+                sock,
+                max_payload=max_payload,
+                max_fds=max_fds,
+                allow_uids=allow_uids,
+                receive_fds=receive_fds,
+            )
         except BaseException:
             sock.close()
             raise
 
+    def send(self, payload: Buffer, fds: Iterable[int | HasFileno] = ()) -> None:
+        """Sends one message.
+
+        All or nothing: after an exception, unless a signal handler raised it, the receiver does not
+        get the message, and none of its descriptors stays there. If time runs out when the last
+        frame of the message was begun, the message counts as sent, and the rest of the frame is
+        kept: see unsent.
+
+        Args:
+            payload: Bytes-like, and may be empty.
+            fds: Any number of ints or objects with fileno(). The caller still owns them, and may
+                close them immediately after the call.
+
+        Raises:
+            BlockingIOError: The channel is in non-blocking mode, and the message does not fit into
+                the socket's buffer.
+            TimeoutError: The channel's timeout is over.
+            OSError: EBADF: a descriptor is not open, or the channel is closed. ETOOMANYREFS: the
+                user already has RLIMIT_NOFILE descriptors in flight. EFAULT: payload is a mapping
+                of a file that has shrunk.
+            PermissionError: The peer refuses descriptors.
+            BrokenPipeError: The peer has closed.
+            ProtocolError: A receive found that the peer broke the protocol.
+            TypeError: payload or an element of fds has the wrong type.
+            RuntimeError: Called in a signal handler that interrupted another send of this channel.
+        """
+        sending = start_one(self._outbox, payload, fds)
+        if sending is not None or self._senders:
+            self._finish(sending)
+
+    def send_many(
+        self,
+        payloads: Sequence[Buffer],
+        fds: Sequence[int | HasFileno] | Sequence[Iterable[int | HasFileno]] = (),
+        *,
+        start: Progress = NOTHING_SENT,
+    ) -> int:
+        """Sends many messages, packed into as few frames as possible.
+
+        Everything is checked before anything is sent.
+
+        Every exception that ends the sending has an attribute progress (Progress.of(error) is
+        typed): the receiver gets the first progress.messages messages, whole, and none of the
+        others; progress.bytes is 0. To go on without loss or repetition, call again with the same
+        payloads and fds and start=error.progress.
+
+        Args:
+            payloads: One bytes-like object per message.
+            fds: One descriptor per message, or one iterable of any number of descriptors per
+                message, or nothing. They are ints or objects with fileno(). The caller still owns
+                them, and may close them immediately after the call.
+            start: Where to begin in payloads and fds.
+
+        Returns:
+            The number of messages, which is len(payloads).
+
+        Raises:
+            ValueError: payloads and fds have different lengths, or start is outside the batch.
+            TypeError: An element has the wrong type.
+            OSError: As for send, with BlockingIOError, TimeoutError and the others.
+            ProtocolError: A receive found that the peer broke the protocol.
+        """
+        data = [*payloads]
+        sending = start_many(self._outbox, data, [*fds], start)
+        if sending is not None or self._senders:
+            self._finish(sending)
+        return len(data)
+
+    def start_sending(self, payload: Buffer, fds: Iterable[int | HasFileno]) -> Sending | None:
+        """For an event loop: begins what send does. Returns None if that is everything."""
+        return start_one(self._outbox, payload, fds)
+
+    def start_sending_many(
+        self, payloads: list[Buffer], fds: list[Any], start: Progress = NOTHING_SENT
+    ) -> Sending | None:
+        """For an event loop: begins what send_many does. Returns None if that is everything."""
+        return start_many(self._outbox, payloads, fds, start)
+
+    def start_flushing(self) -> Sending | None:
+        """For an event loop: begins what flush does. Returns None if there is nothing to send."""
+        if self._inbox.violation:
+            self._raise_violation()
+        return Sending(self._outbox, None, 0) if self._outbox.unsent else None
+
+    def _finish(self, sending: Sending | None) -> None:
+        """Sends the rest, waits as the timeout says, and then lets the next thread send."""
+        try:
+            if sending is not None:
+                self._drive(sending)
+        except BaseException as error:
+            assert sending is not None
+            if not sending.give_up(error):
+                raise
+        finally:
+            if self._senders:
+                self._senders.pass_on()
+
+    def _drive(self, sending: Sending) -> None:
+        deadline = Deadline(self._sock, WRITABLE)
+        while (result := sending.step(self._send_flags())) != _DONE:
+            self._wait_to_send(result, deadline)
+
+    def _send_flags(self) -> int:
+        return 0 if self._sock.gettimeout() is None else socket.MSG_DONTWAIT
+
+    def _wait_to_send(self, result: int, deadline: Deadline) -> None:
+        """Returns when it is worthwhile to try again to send."""
+        if result == -errno.EBUSY:
+            if is_own(self._outbox):
+                raise RuntimeError(
+                    "a signal handler must not send on a channel whose send it interrupts"
+                )
+            deadline.look()
+            self._senders.wait()
+        elif result == lib.FDP_LOOK:
+            # A non-blocking send goes on: there may be room, and its messages are finite.
+            if self._sock.gettimeout() != 0:
+                deadline.look()
+        elif result == -errno.ETOOMANYREFS and self.wait_in_flight:
+            self.raise_failure()
+            deadline.pause(IN_FLIGHT_DELAY)
+        else:
+            self._wait(result, deadline)
+
+    def _wait(self, code: int, deadline: Deadline) -> None:
+        """Waits after a failure with code, until another try is worthwhile or close() wakes it."""
+        thread = threading.get_ident()
+        self._waiting.append(thread)
+        try:
+            self.raise_failure()
+            deadline.handle(-code)
+        finally:
+            self._waiting.remove(thread)
+
+    def raise_failure(self) -> None:
+        """After a failure: raises an exception if the channel is closed or its protocol broken."""
+        if self._inbox.violation:
+            self._raise_violation()
+        if self._inbox.sock < 0:
+            raise_oserror(errno.EBADF, "the channel is closed")
+
+    @property
+    def unsent(self) -> int:
+        """How many bytes of a begun frame wait for the next send, or for flush()."""
+        return int(self._outbox.unsent)
+
+    def flush(self) -> None:
+        """Sends what unsent counts.
+
+        Raises:
+            BlockingIOError: The channel is in non-blocking mode and the socket's buffer is full.
+            TimeoutError: The channel's timeout is over.
+            OSError: As for send.
+        """
+        sending = self.start_flushing()
+        if sending is not None:
+            self._drive(sending)
+
+    def recv(self) -> tuple[bytes, Descriptors]:
+        """Receives one message.
+
+        If a signal handler raises an exception while this call runs, the next call receives the
+        message.
+
+        Returns:
+            A tuple (payload, fds) of bytes and the Descriptors that own what came with them,
+                possibly none. The caller closes it.
+
+        Raises:
+            PeerClosedError: The peer closed, after a whole message.
+            ProtocolError: The peer closed inside a message, broke the protocol, or sent more than
+                max_payload or max_fds. Everything that was received and not handed out is closed.
+            DescriptorTableFullError: There is no room for the descriptors of the next message,
+                which stays queued.
+            BlockingIOError: The channel is in non-blocking mode, and no whole message is here. A
+                part stays for the next call.
+            TimeoutError: The channel's timeout is over. A part of a message stays for the next
+                call.
+            ConnectionResetError: The peer closed without receiving everything that was sent to it.
+                All that it sent was received before.
+            OSError: EBADF: the channel is closed. Others as for socket.recvmsg.
+        """
+        scratch, view = pair = get_scratch()
+        memory, pool = get_memory(few, FEW), few
+        held: list[Any] = []
+        try:
+            code = _try_receive(self._inbox, 1, scratch, memory)
+            if not 0 < code < _LARGE:
+                held += (memory, few)
+                code = self._receive(code, 1, scratch, held)
+                memory, pool = held
+            if code < _LARGE:
+                payload = view[: code & _LENGTH]
+            else:
+                payload = bytes(ffi.buffer(scratch.large, scratch.large_size))
+                pair = make_scratch()  # The core frees the old one with the payload.
+            if self._receivers:
+                self._receivers.pass_on()
+            owner = own(memory, pool)
+            # From here on there is no call after which a signal handler could run.
+            stack = spare
+            stack += (pair,)
+            return payload, owner
+        except BaseException:
+            self._undo(scratch, pair, *(held or (memory, few)))
+            raise
+
+    def recv_many(self, max_messages: int = 253) -> Batch:
+        """Receives at least one message, and others of the same frame or that are already here.
+
+        Others may still be queued in the socket.
+
+        Args:
+            max_messages: The largest number of messages to receive.
+
+        Returns:
+            A Batch, which owns the descriptors of all its messages. The caller closes it.
+
+        Raises:
+            ValueError: max_messages is less than 1.
+            PeerClosedError: The peer closed; a Batch is never empty.
+            ProtocolError: As for recv. This and the others below only if not one message came.
+            DescriptorTableFullError: As for recv.
+            OSError: As for recv.
+        """
+        if max_messages < 1:
+            raise ValueError(f"max_messages must be at least 1, got {max_messages}")
+        scratch, view = pair = get_scratch()
+        memory, pool = get_memory(many, MANY), many
+        held: list[Any] = []
+        try:
+            code = _try_receive(self._inbox, max_messages, scratch, memory)
+            if not 0 < code < _LARGE:
+                held += (memory, many)
+                code = self._receive(code, max_messages, scratch, held)
+                memory, pool = held
+            payloads, counts = read_messages(code, scratch, view, memory)
+            batch = Batch(payloads, own(memory, pool), counts)
+            if code >= _LARGE:
+                pair = make_scratch()  # The core frees the old one with the payload.
+            if self._receivers:
+                self._receivers.pass_on()
+            stack = spare
+            stack += (pair,)
+            return batch
+        except BaseException:
+            self._undo(scratch, pair, *(held or (memory, many)))
+            raise
+
+    def _undo(self, scratch: Any, pair: Any, memory: Any, pool: list[Any] | None) -> None:
+        """After an exception: makes what was received the next message again."""
+        lib.fdp_put_back(self._inbox, scratch, memory)
+        recycle(memory, pool)
+        # Not earlier: another thread would receive into it.
+        spare.append(pair)
+
+    def _receive(self, code: int, most: int, scratch: Any, held: list[Any]) -> int:
+        """Receives after a first try that received nothing, and waits as the timeout says.
+
+        Args:
+            code: What the first try returned.
+            most: The largest number of messages.
+            scratch: Where payloads go.
+            held: The memory for descriptors, and the list that it came from. If it is too small,
+                both are replaced here.
+
+        Returns:
+            What the last try returned.
+        """
+        if code == -errno.EAGAIN and self._sock.gettimeout() == 0:
+            # As below, but an event loop's usual case.
+            raise BlockingIOError(errno.EAGAIN, _NOTHING)
+        inbox = self._inbox
+        deadline = Deadline(self._sock, READABLE)
+        # If the first try could not decide by itself, its result means nothing yet.
+        first = code in _UNDECIDED or (code == -errno.EAGAIN and self._sock.gettimeout() is None)
+        while code <= 0:
+            if code == lib.FDP_FIT:
+                small = [*held]
+                held[:] = new_memory(inbox.needed), None
+                recycle(*small)  # A finaliser could swallow what a handler raises.
+            elif code == -errno.EBUSY:
+                deadline.look()
+                self._receivers.wait()
+            elif not first:
+                self._explain(code, deadline)
+            first = False
+            waits = self._sock.gettimeout() is None
+            code = lib.fdp_receive(inbox, most, waits, scratch, held[0])
+        return code
+
+    def _explain(self, code: int, deadline: Deadline) -> None:
+        """Raises what a result of a receive means, or returns if another try is worthwhile."""
+        inbox = self._inbox
+        if code == 0:
+            raise PeerClosedError("the peer closed the connection")
+        if code == -errno.EMFILE:
+            raise DescriptorTableFullError(inbox.needed, inbox.room)
+        if code != lib.FDP_LOOK:
+            self._wait(code, deadline)
+        elif not self.pending:  # The last frame may have made a message whole.
+            deadline.look()
+
+    def _raise_violation(self) -> NoReturn:
+        inbox = self._inbox
+        text = _VIOLATIONS[inbox.violation].format(
+            needed=inbox.needed, max_payload=inbox.max_payload, max_fds=inbox.max_fds
+        )
+        raise ProtocolError(f"{text}; every descriptor received and not handed out is closed")
+
+    def __iter__(self) -> Iterator[tuple[bytes, Descriptors]]:
+        """Receives messages until the peer closes. The loop owns and closes each Descriptors."""
+        while True:
+            try:
+                message = self.recv()
+            except PeerClosedError:
+                return
+            yield message
+
+    def has_room(self) -> bool:
+        """After DescriptorTableFullError: whether there may be room for that message now.
+
+        This does not look at the incomplete messages of other channels.
+        """
+        self.raise_failure()
+        room = lib.fdp_count_room()
+        return room < 0 or bool(room >= self._inbox.needed)
+
+    @property
+    def pending(self) -> int:
+        """How many whole messages are here and not handed out. A selector does not report them."""
+        return int(lib.fdp_try_count_pending(self._inbox))
+
     def fileno(self) -> int:
-        """The socket's descriptor, borrowed; -1 once closed."""
-        return self._fd
+        """Returns the socket's descriptor, borrowed; -1 after close()."""
+        return int(self._inbox.sock)
 
     def gettimeout(self) -> float | None:
-        """Seconds that a call waits in all; None for ever, 0 not at all."""
+        """Returns how many seconds a call waits in all: None for ever, 0 not at all."""
         return self._sock.gettimeout()
 
     def settimeout(self, timeout: float | None) -> None:
-        """Sets what gettimeout returns."""
+        """Sets how many seconds a call waits in all.
+
+        Args:
+            timeout: None waits for ever, 0 does not wait.
+        """
         self._sock.settimeout(timeout)
-        self._reader.wait = timeout is None
 
     def setblocking(self, flag: bool) -> None:
-        """True waits for ever, False not at all."""
-        self.settimeout(None if flag else 0.0)
+        """Sets whether calls wait: True for ever, False not at all."""
+        self._sock.setblocking(flag)
 
     @property
     def peer(self) -> Credentials:
-        """Who was at the other end when it was connected: pid, uid, gid."""
+        """The pid, uid and gid of the peer as it was when the connection was made."""
         return self._peer
 
     def peer_pidfd(self) -> int | None:
-        """As fdpass_c.peer_pidfd: a pidfd of the peer, which the caller owns, or None."""
+        """Returns a pidfd of the peer, which the caller owns, or None: see fdpass_c.peer_pidfd."""
         return peer_pidfd(self._sock)
 
     @property
     def closed(self) -> bool:
-        """True after close()."""
-        return self._fd < 0
+        """Whether close() was called."""
+        return bool(self._inbox.sock < 0)
+
+    def shutdown(self, how: int) -> None:
+        """Ends one direction or both, as socket.shutdown does.
+
+        What unsent counts is lost: flush() first.
+
+        Args:
+            how: socket.SHUT_WR tells the peer that nothing more comes, and leaves receiving as it
+                is.
+
+        Raises:
+            OSError: ENOTCONN: the peer has closed, on some systems.
+        """
+        self._sock.shutdown(how)
+
+    def detach(self) -> socket.socket:
+        """Hands over the socket to the caller, and closes the channel.
+
+        Raises:
+            ValueError: That would lose messages, or parts of them, that were received and not
+                handed out, or what unsent counts. Nothing has changed.
+            OSError: EBADF: the channel is closed.
+        """
+        self.check_empty()
+        sock = self._sock
+        self._sock = sock.dup()
+        self.close()
+        return sock
+
+    def check_empty(self) -> None:
+        """Raises the exceptions of detach."""
+        self.raise_failure()
+        inbox = self._inbox
+        if inbox.store != ffi.NULL or inbox.large.is_open or self._outbox.unsent:
+            raise ValueError(
+                "received messages or unsent bytes would be lost: "
+                "receive until pending is 0, and flush()"
+            )
 
     def close(self) -> None:
-        """Closes the socket and every descriptor received and not handed out. Again is harmless.
+        """Closes the socket and every descriptor that was received and not handed out.
 
-        What unsent counts is lost: flush() before, and the peer sees a violation otherwise. No
-        other thread may be inside a call.
+        Calling it again does nothing. What unsent counts is lost, and the peer sees a violation of
+        the protocol: flush() first. A thread that waits in another call gets an OSError (EBADF).
         """
-        if self._fd >= 0:
-            self._drop_all()
-            self._fd = -1
-            self._sock.close()
+        while lib.fdp_close_inbox(self._inbox) < 0:
+            self._receivers.wait()
+        while lib.fdp_close_outbox(self._outbox) < 0:
+            self._senders.wait()
+        # This thread, where a handler closes what it has interrupted, finds out by itself.
+        while {*self._waiting} - {threading.get_ident()}:
+            with contextlib.suppress(OSError):
+                self._sock.shutdown(socket.SHUT_RDWR)
+            self._receivers.wait()
+        self._sock.close()
 
     def __enter__(self) -> "Channel":
         return self
@@ -166,19 +697,29 @@ class Channel(Sending, Receiving, NotCopied):
         self.close()
 
     def __del__(self) -> None:
-        if getattr(self, "_fd", -1) >= 0:
-            try:
-                warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=2)
-            finally:
-                # Also where the warning is made an error.
-                self.close()
+        if not hasattr(self, "_sock") or self._inbox.sock < 0:
+            return
+        try:
+            warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=2)
+        finally:
+            self.close()
 
     def __repr__(self) -> str:
-        state = "closed" if self._fd < 0 else f"fd={self._fd}, peer pid={self._peer.pid}"
+        state = "closed" if self.closed else f"fd={self.fileno()}, peer pid={self._peer.pid}"
         return f"<Channel {state}>"
 
 
 def refuse_fds(sock: socket.socket) -> None:
-    """Has the kernel refuse descriptors for sock in the sender's face, where it can."""
+    """Has the kernel refuse descriptors for sock, so that the sender's call fails. Where it can."""
     with contextlib.suppress(OSError):
         sock.setsockopt(socket.SOL_SOCKET, _SO_PASSRIGHTS, 0)
+
+
+def _after_fork() -> None:
+    thread = threading.get_ident()
+    for channel in [*_all]:
+        lib.fdp_free_after_fork(channel._inbox, channel._outbox)
+        channel._waiting = [each for each in channel._waiting if each == thread]
+
+
+os.register_at_fork(after_in_child=_after_fork)

@@ -1,42 +1,42 @@
 """The owner of received descriptors, and closing many at once."""
 
+import os
 import socket
 import struct
 import warnings
+from array import array
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from typing import IO, Any, overload
 
 try:
-    import tracemalloc
+    # The module around it takes a third of this package's time to import.
+    from _tracemalloc import is_tracing
 except ImportError:  # PyPy
-    tracemalloc = None  # type: ignore[assignment]
+
+    def is_tracing() -> bool:
+        return False
+
 
 from fdpass_c._native import ffi, lib
 from fdpass_c.errors import NotCopied
 from fdpass_c.waiting import HasFileno, fileno
 
-_TAKEN = -1
-
-_close_fd = lib.fdp_close_fd
-_close_fds = lib.fdp_close_fds
+_TAKEN = lib.FDP_TAKEN
+_drop = lib.fdp_drop_owner
 
 _INTS = ffi.typeof("int[]")
 
-# From this length on packing is worth its call.
-_LONG = 24
-
 
 def as_ints(fds: list[Any]) -> Any:
-    """fds for a parameter const int *: cffi reads a long list three times as slowly as struct does.
+    """fds for a parameter const int *, TypeError for what is no int, OverflowError for a large one.
 
-    What is not a list of ints comes back as it is, for cffi to say what is wrong with it.
+    cffi reads a long list three times as slowly as struct does, and takes whatever has __int__.
     """
-    if len(fds) < _LONG:
-        return fds
     try:
         return ffi.from_buffer(_INTS, struct.pack(f"{len(fds)}i", *fds))
     except struct.error:
-        return fds
+        return ffi.from_buffer(_INTS, array("i", fds))
 
 
 def as_fd_list(fds: Iterable[int | HasFileno]) -> list[int]:
@@ -51,48 +51,129 @@ def as_fd_list(fds: Iterable[int | HasFileno]) -> list[int]:
 
 
 def close_fds(fds: Iterable[int | HasFileno]) -> None:
-    """Closes descriptors in few system calls: neighbours in ascending order go together.
+    """Closes descriptors with few system calls: runs of consecutive numbers are closed together.
 
-    fds: ints or objects with fileno(); negative ints are skipped. An object is not told: a
-    socket.socket or file that owns its descriptor must be closed or detached through itself.
+    It does not report descriptors that were not open: close_range (Linux 5.9) does not tell, and
+    after an error of close() on Linux the descriptor is closed anyway (man 2 close).
 
-    No error is raised for a descriptor that was not open: close_range (Linux 5.9) does not tell,
-    and after an error from close() on Linux the descriptor is gone all the same (man 2 close).
-    TypeError for a wrong element, before anything is closed.
+    Args:
+        fds: Ints or objects with fileno(). Negative ints are skipped. An object does not notice:
+            close or detach a socket.socket or a file through its own methods instead.
+
+    Raises:
+        TypeError: An element has the wrong type. Nothing was closed.
     """
     listed: list[Any] = [*fds]
     try:
-        _close_fds(as_ints(listed), len(listed))
+        ints = as_ints(listed)
     except TypeError:
-        listed = as_fd_list(listed)
-        _close_fds(listed, len(listed))
+        ints = as_fd_list(listed)
+    lib.fdp_close_fds(ints, len(listed))
+
+
+# Capacities of recycled memory: enough for most messages, and for any frame.
+FEW = 4
+MANY = 253
+
+# Closed memory of these capacities, to be used again. pop and append are atomic, so threads and
+# signal handlers never get the same.
+few: list[Any] = []
+many: list[Any] = []
+
+# Limits the memory that is kept after a time with many owners.
+_SPARE = 64
+
+
+def new_memory(capacity: int) -> Any:
+    """Memory for that many descriptors, as a struct fdp_owner * that holds none."""
+    plain = ffi.new("struct fdp_owner *", {"capacity": capacity, "fds": capacity})
+    # The inner destructor is a function of the core: it closes without executing Python.
+    return ffi.gc(ffi.gc(plain, _drop), _warn)
+
+
+def _show(fds: list[int]) -> str:
+    return ", ".join("taken" if fd == _TAKEN else str(fd) for fd in fds)
+
+
+def _warn(memory: Any) -> None:
+    if memory.count == 0 or ffi is None:  # None: the interpreter is shutting down.
+        return
+    fds = ffi.unpack(memory.fds, memory.count)
+    if fds.count(_TAKEN) < len(fds):
+        where = _tell_where(memory) if is_tracing() else ""
+        _drop(memory)  # First: the warning may become an error, whose traceback keeps memory alive.
+        warnings.warn(
+            f"unclosed <Descriptors [{_show(fds)}]>{where}",
+            ResourceWarning,
+            source=memory,
+            stacklevel=2,
+        )
+
+
+def _tell_where(memory: Any) -> str:
+    import tracemalloc
+
+    origin = tracemalloc.get_object_traceback(memory)
+    return "\n".join(["", "received at:", *origin.format()]) if origin else ""
+
+
+def get_memory(spare: list[Any], capacity: int) -> Any:
+    """As new_memory, but used before where spare has some."""
+    # Not while tracemalloc traces: the warning says where memory was allocated.
+    try:
+        return new_memory(capacity) if is_tracing() else spare.pop()
+    except IndexError:
+        return new_memory(capacity)
+
+
+def recycle(memory: Any, spare: list[Any] | None) -> None:
+    """Closes what is in memory, which goes back to spare, the list that it came from, or away."""
+    _drop(memory)
+    if spare is not None and len(spare) < _SPARE:
+        spare.append(memory)
+    else:
+        ffi.gc(memory, None)  # There is nothing to warn about.
 
 
 class Descriptors(NotCopied, Sequence[int]):
-    """Owns received descriptors: whatever is not taken out of it is closed with it.
+    """Owns received descriptors, and closes those that were not taken out of it.
 
-    A sequence of ints, in the order they were sent. Reading one (fds[0], iterating) borrows it;
-    take, take_all, as_socket and as_file hand it over to the caller. Positions do not shift:
-    reading one that was taken is a ValueError.
+    It is a sequence of ints, in the order in which they were sent. Reading one (fds[0], iterating)
+    borrows it. take, take_all, as_socket and as_file hand it over to the caller. Positions do not
+    change; reading one that was taken is a ValueError.
 
-    Use it as a context manager or call close(). One that is dropped open is closed with a
-    ResourceWarning, which says where it was received when tracemalloc is on (-X tracemalloc).
+    A context manager: its exit calls close(). If it is dropped while open, its descriptors are
+    closed with a ResourceWarning, which says where they were received if tracemalloc is on (-X
+    tracemalloc). It cannot be copied or pickled (TypeError), because two owners would close the
+    same descriptors.
 
-    It cannot be copied or pickled (TypeError): two owners would close the same descriptors.
-
-    Threads may share one for reading; taking and closing are for one thread at a time.
+    Threads may share it for reading. Only one thread at a time may take or close.
     """
 
-    __slots__ = ("__weakref__", "_fds")
+    __slots__ = ("__weakref__", "_memory", "_spare")
 
     def __init__(self, fds: Iterable[int]) -> None:
-        """Takes ownership of fds: ints that the caller no longer closes."""
-        self._fds: list[int] | None = None
-        self._fds = [*fds]
+        """Takes ownership of descriptors.
+
+        Args:
+            fds: Ints, which the caller no longer closes.
+
+        Raises:
+            TypeError: An element is not an int.
+        """
+        self._memory: Any = None
+        self._spare: list[Any] | None = None
+        listed = [*fds]
+        ints = as_ints(listed)
+        memory = new_memory(len(listed))
+        ffi.memmove(memory.fds, ints, len(listed) * ffi.sizeof("int"))
+        memory.count = len(listed)
+        self._memory = memory
 
     def __len__(self) -> int:
-        """How many were received, taken ones included; 0 once closed."""
-        return len(self._fds or ())
+        """The number of descriptors received, including those taken; 0 after close()."""
+        memory = self._memory
+        return 0 if memory is None else memory.count
 
     @overload
     def __getitem__(self, index: int) -> int: ...
@@ -101,92 +182,167 @@ class Descriptors(NotCopied, Sequence[int]):
     def __getitem__(self, index: int | slice) -> int | list[int]:
         if isinstance(index, slice):
             return [*self][index]
-        fd = self._open_fds()[index]
+        memory = self._open()
+        fd: int = memory.fds[self._find(index)]
         if fd == _TAKEN:
             raise ValueError(f"descriptor {index} was taken")
         return fd
 
     def __iter__(self) -> Iterator[int]:
-        fds = self._open_fds()
+        memory = self._open()
+        fds: list[int] = ffi.unpack(memory.fds, memory.count)
         if _TAKEN in fds:
             raise ValueError(f"descriptor {fds.index(_TAKEN)} was taken")
         return iter(fds)
 
     def __repr__(self) -> str:
-        if self._fds is None:
+        memory = self._memory
+        if memory is None:
             return "<Descriptors closed>"
-        shown = ", ".join("taken" if fd == _TAKEN else str(fd) for fd in self._fds)
-        return f"<Descriptors [{shown}]>"
+        return f"<Descriptors [{_show(ffi.unpack(memory.fds, memory.count))}]>"
 
-    def _open_fds(self) -> list[int]:
-        if self._fds is None:
+    def _open(self) -> Any:
+        if self._memory is None:
             raise ValueError("the descriptors are closed")
-        return self._fds
+        return self._memory
+
+    def _find(self, index: int) -> int:
+        """index as one from the front; IndexError where there is none."""
+        count: int = self._open().count
+        if not -count <= index < count:
+            raise IndexError(f"descriptor {index} of {count}")
+        return index % count
 
     @property
     def closed(self) -> bool:
-        """True after close(), and after everything was taken by take_all()."""
-        return self._fds is None
+        """Whether close() or take_all() was called."""
+        return self._memory is None
 
     def fileno(self) -> int:
-        """The descriptor, borrowed, where exactly one was received; ValueError otherwise."""
-        if len(self._open_fds()) != 1:
-            raise ValueError(f"fileno() needs exactly one descriptor, here are {len(self)}")
+        """Returns the descriptor, borrowed, if exactly one was received.
+
+        Raises:
+            ValueError: There are none or several, or it was taken, or this object is closed.
+        """
+        if self._open().count != 1:
+            raise ValueError(f"fileno() needs exactly one descriptor, there are {len(self)}")
         return self[0]
 
-    def take(self, index: int = 0) -> int:
-        """Hands over the descriptor at index: the caller owns and closes the int returned.
+    def dup(self, index: int = 0) -> int:
+        """Copies the descriptor at index. The caller owns the copy, which is close-on-exec.
 
-        IndexError where there is none, ValueError where it was taken or all are closed.
+        Args:
+            index: The position; negative positions count from the end.
+
+        Raises:
+            IndexError: There is no such position.
+            ValueError: It was taken, or this object is closed.
+            OSError: EMFILE: the descriptor table is full.
         """
-        fd = self[index]
-        self._open_fds()[index] = _TAKEN
+        return os.dup(self[index])
+
+    def take(self, index: int = 0) -> int:
+        """Hands over the descriptor at index as an int, which the caller owns and closes.
+
+        If a signal handler raises an exception at the moment of the return, the int is lost.
+        as_socket and as_file do not have that moment.
+
+        Args:
+            index: The position; negative positions count from the end.
+
+        Raises:
+            IndexError: There is no such position.
+            ValueError: It was taken, or this object is closed.
+        """
+        self[index]
+        self._stop_warning(left=1)
+        fd: int = lib.fdp_take_fd(self._memory, self._find(index))
         return fd
 
+    def _stop_warning(self, left: int = 0) -> None:
+        """Stops the warning of an owner that is dropped, if it owns at most left descriptors.
+
+        A finaliser written in Python would swallow an exception that a signal handler raises in it.
+        """
+        memory = self._memory
+        count = memory.count
+        if left >= count or ffi.unpack(memory.fds, count).count(_TAKEN) + left >= count:
+            self._spare = None  # Memory that is used again must warn.
+            ffi.gc(memory, None)
+
     def take_all(self) -> list[int]:
-        """Hands over all that was not taken yet, as a list of ints that the caller closes."""
-        fds, self._fds = self._open_fds(), None
-        return [fd for fd in fds if fd != _TAKEN]
+        """Hands over all descriptors that were not taken, as ints that the caller closes.
+
+        If a signal handler raises an exception at the moment of the return, they are lost.
+
+        Raises:
+            ValueError: This object is closed.
+        """
+        memory = self._open()
+        fds = [fd for fd in ffi.unpack(memory.fds, memory.count) if fd != _TAKEN]
+        self._stop_warning(left=memory.count)
+        memory.count = 0
+        self._memory = None
+        return fds
 
     def as_socket(self, index: int = 0) -> socket.socket:
-        """Hands over the descriptor at index as a socket.socket, which now owns it.
+        """Hands over the descriptor at index as a socket.socket, which owns it from then on.
 
-        Family, type and protocol are read from the descriptor. OSError (ENOTSOCK) where it is no
-        socket; then it still belongs to this object.
+        Its family, type and protocol are read from the descriptor. After an exception the
+        descriptor still belongs to this object.
+
+        Args:
+            index: The position; negative positions count from the end.
+
+        Raises:
+            OSError: ENOTSOCK: the descriptor is not a socket.
+            IndexError: There is no such position.
+            ValueError: It was taken, or this object is closed.
         """
-        sock = socket.socket(fileno=self[index])
-        self._open_fds()[index] = _TAKEN
+        fd = self[index]
+        memory, position = self._memory, self._find(index)
+        sock = socket.socket.__new__(socket.socket)
+        try:
+            sock.__init__(fileno=fd)  # type: ignore[misc]
+            lib.fdp_take_fd(memory, position)
+            self._stop_warning()
+        except BaseException:
+            # Both own it, unless the owner has given it up.
+            if memory.fds[position] >= 0:
+                sock.detach()
+            raise
         return sock
 
     def as_file(self, index: int = 0, mode: str = "rb", **options: Any) -> IO[Any]:
-        """Hands over the descriptor at index as a file object, which now owns it.
+        """Hands over the descriptor at index as a file object, which owns it from then on.
 
-        mode and options are those of open(), and what open() refuses (a directory, an unknown
-        encoding) still belongs to this object. The position in the file is the one the sender
-        left: both descriptors share it (man 2 open, "open file description").
+        The position in the file is that of the sender: both descriptors share it (man 2 open, "open
+        file description"). After an exception of open() the descriptor still belongs to this
+        object.
+
+        Args:
+            index: The position among the descriptors; negative positions count from the end.
+            mode: As for open().
+            **options: As for open(): buffering, encoding and so on.
+
+        Raises:
+            OSError: As for open(), for example EISDIR for a directory.
+            IndexError: There is no such position.
+            ValueError: It was taken, this object is closed, or open() refuses the mode.
         """
         fd = self[index]
-        # Some of its refusals close the descriptor: let it refuse where it may not.
+        # open() closes the descriptor after some errors: try it first with closefd=False.
         open(fd, mode, **{**options, "closefd": False}).close()
-        file: IO[Any] = open(fd, mode, **options)  # noqa: SIM115
-        self._open_fds()[index] = _TAKEN
-        return file
+        opener = partial(lib.fdp_open_fd, self._memory, self._find(index))
+        self._stop_warning(left=1)
+        return open(b"fd", mode, opener=opener, **options)
 
     def close(self) -> None:
-        """Closes all that was not taken. Again is harmless."""
-        fds = self._fds
-        if not fds:
-            self._fds = None
-            return
-        count = len(fds)
-        # No call between giving them up and closing them, so no signal handler that could raise.
-        if count == 1:
-            self._fds = None
-            _close_fd(fds[0])
-        else:
-            ints = as_ints(fds)
-            self._fds = None
-            _close_fds(ints, count)
+        """Closes every descriptor that was not taken. Calling it again does nothing."""
+        memory = self._memory
+        if memory is not None:
+            self._memory = None
+            recycle(memory, self._spare)
 
     def __enter__(self) -> "Descriptors":
         return self
@@ -194,29 +350,22 @@ class Descriptors(NotCopied, Sequence[int]):
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def __del__(self) -> None:
-        try:
-            fds = self._fds
-        except AttributeError:
-            return  # An exception came between making it and giving it something to own.
-        try:
-            if fds and fds.count(_TAKEN) < len(fds):
-                tracing = tracemalloc is not None and tracemalloc.is_tracing()
-                origin = tracemalloc.get_object_traceback(self) if tracing else None
-                where = "\n".join(["", "received at:", *origin.format()]) if origin else ""
-                warnings.warn(
-                    f"unclosed {self!r}{where}", ResourceWarning, source=self, stacklevel=2
-                )
-        finally:
-            # Also where the warning is made an error.
-            self.close()
-
 
 _new = Descriptors.__new__
 
 
-def own(fds: list[int]) -> Descriptors:
-    """Descriptors(fds) for the layers above, which give the list away: half the time."""
+def own(memory: Any, spare: list[Any] | None = None) -> Descriptors:
+    """The owner that shows what memory holds; spare: the list that the memory goes back to."""
     owner = _new(Descriptors)
-    owner._fds = fds
+    owner._memory = memory
+    owner._spare = spare
     return owner
+
+
+def join(parts: list[Any]) -> Any:
+    """New memory with all that is in parts, in which nothing is left."""
+    joined = new_memory(sum([part.count for part in parts]))
+    for part in parts:
+        lib.fdp_move_fds(joined, part)
+        ffi.gc(part, None)  # There is nothing to warn about.
+    return joined

@@ -1,7 +1,7 @@
-"""The exceptions of this package, beside the OSError family of the system's own refusals.
+"""The exceptions of this package. What the system itself refuses is an OSError.
 
-Whenever one of these is raised by a receiving call, every descriptor that came with the offending
-message has been closed.
+Whenever a receiving call raises one of these, every descriptor that came with the message has been
+closed, unless the exception says otherwise.
 """
 
 import errno
@@ -13,7 +13,7 @@ MAX_FDS = 253
 
 
 class NotCopied:
-    """The base of what owns descriptors: a copy would close them a second time."""
+    """The base class of everything that owns descriptors: a copy would close them a second time."""
 
     __slots__ = ()
 
@@ -25,31 +25,38 @@ class NotCopied:
 
 
 class FdpassError(Exception):
-    """The base of the exceptions that only this package raises."""
+    """The base class of the exceptions that only this package raises."""
 
 
 class PeerClosedError(FdpassError, EOFError):
-    """The peer closed its end, and nothing is left to receive."""
+    """The peer closed its end, and there is nothing left to receive."""
 
 
 class TruncatedError(FdpassError):
-    """A message lost descriptors or bytes on its way in.
+    """A message lost descriptors or bytes when it was received. What came of it is closed.
 
-    The kernel says MSG_CTRUNC when the message carried more descriptors than there was room for,
-    when this process's descriptor table is full (RLIMIT_NOFILE), and when a security module
-    refused one. It says MSG_TRUNC when a datagram was longer than the buffer.
+    The kernel reports MSG_CTRUNC if the message carried more descriptors than there was room for,
+    if this process's descriptor table is full (RLIMIT_NOFILE), or if a security module refused one.
+    It reports MSG_TRUNC if a datagram was longer than the buffer.
     """
 
 
 class ProtocolError(FdpassError):
-    """The peer sent something other than what was agreed."""
+    """The peer sent something other than what was agreed.
+
+    Every descriptor that was received and not handed out is closed. On a Channel, every later call
+    raises the same error.
+    """
 
 
 class DescriptorTableFullError(FdpassError):
     """This process has no room for the descriptors of the next message (RLIMIT_NOFILE).
 
-    Nothing is lost: the message is still queued, and receiving again after closing some brings it.
-    needed: how many descriptors it has still to bring. free: how many the table had room for.
+    Nothing is lost: the message is still queued. Receive again after closing some descriptors.
+
+    Attributes:
+        needed: How many descriptors the message still has to bring.
+        free: How many the table had room for.
     """
 
     def __init__(self, needed: int, free: int) -> None:
@@ -69,7 +76,7 @@ _EXPLANATIONS = {
 
 
 def raise_oserror(code: int, explanation: str | None = None) -> NoReturn:
-    """Raises the OSError subclass for a positive errno, with what this package knows of it."""
+    """Raises the OSError subclass of a positive errno, with an explanation if there is one."""
     explanation = explanation or _EXPLANATIONS.get(code)
     text = os.strerror(code)
     raise OSError(code, f"{text}: {explanation}" if explanation else text)

@@ -16,7 +16,7 @@ from fdpass_c import _native
 from fdpass_c._native import ffi, lib
 from fdpass_c.errors import MAX_FDS
 
-# asm-generic/socket.h. These two architectures number their options otherwise.
+# asm-generic/socket.h. These two architectures have other numbers.
 _HAS_GENERIC_NUMBERS = os.uname().machine not in {"parisc", "parisc64", "sparc", "sparc64"}
 _SO_PASSPIDFD = 76
 _SO_PASSRIGHTS = 83
@@ -117,7 +117,7 @@ def _works(attempt: Callable[[], bool]) -> bool:
 
 
 def _try_pidfd_open() -> bool:
-    # Not on every system; then the AttributeError is the answer.
+    # Python does not have it on every system; the AttributeError then means no.
     os.close(os.pidfd_open(os.getpid()))  # type: ignore[attr-defined, unused-ignore]
     return True
 

@@ -1,42 +1,69 @@
-"""Listener: channels from a named Unix socket."""
+"""Listener: accepts channels at a named Unix socket."""
 
 import errno
 import socket
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Collection, Iterator
+from functools import partial
 
-from fdpass_c.channel import Channel, refuse_fds
+from fdpass_c.channel import DEFAULT_MAX_FDS, DEFAULT_MAX_PAYLOAD, Channel, refuse_fds
 from fdpass_c.errors import NotCopied
 from fdpass_c.unix import Path, SocketFile, as_address, is_abstract
 from fdpass_c.waiting import READABLE, Deadline
 
 
 class Listener(NotCopied):
-    """Listens at a path and accepts channels. A context manager; iterating accepts for ever."""
+    """Listens at a path and accepts channels.
+
+    A context manager: its exit calls close(). Iterating accepts for ever.
+    """
 
     def __init__(
-        self, path: Path, *, backlog: int = 128, mode: int = 0o600, **options: Any
+        self,
+        path: Path,
+        *,
+        backlog: int = 128,
+        mode: int = 0o600,
+        max_payload: int = DEFAULT_MAX_PAYLOAD,
+        max_fds: int = DEFAULT_MAX_FDS,
+        allow_uids: Collection[int] | None = None,
+        receive_fds: bool = True,
     ) -> None:
-        """path: of the socket file, or a name in Linux's abstract namespace behind a leading NUL.
-        backlog: connections that wait to be accepted. mode: the file's permissions; who may write
-        may connect (man 7 unix). options: as for Channel, and hold for each one accepted.
+        """Binds a new socket and listens.
 
-        A socket file that nobody listens at any more is replaced; a file beside it, its name with
-        .lock at the end, is there meanwhile. ValueError: a NUL in a path. OSError: EADDRINUSE where
-        somebody listens or is about to, FileExistsError where path is something else than a socket,
-        and as for socket.bind. Nothing is left then.
+        A socket file that nobody listens at is replaced. While this is checked, a file of the same
+        name with .lock at its end exists beside it. After an exception nothing is left.
 
-        An abstract name has no permissions: use allow_uids. What a user's number is worth,
-        Credentials says.
+        Args:
+            path: The path of the socket file, or a name in Linux's abstract namespace: a NUL
+                followed by the name. An abstract name has no permissions: use allow_uids.
+            backlog: How many connections may wait to be accepted.
+            mode: The permissions of the file. Who may write to it may connect (man 7 unix).
+            max_payload: As for Channel, for each accepted one.
+            max_fds: As for Channel, for each accepted one.
+            allow_uids: As for Channel, for each accepted one. Credentials says what a user's number
+                is worth in a user namespace.
+            receive_fds: As for Channel, for each accepted one.
+
+        Raises:
+            OSError: EADDRINUSE: somebody listens at the path or is about to. Others as for
+                socket.bind.
+            FileExistsError: The path is a file, and not a socket.
+            ValueError: The path contains a NUL.
         """
-        self._options = options
+        self._make_channel = partial(
+            Channel,
+            max_payload=max_payload,
+            max_fds=max_fds,
+            allow_uids=allow_uids,
+            receive_fds=receive_fds,
+        )
         address = as_address(path)
         self._file = None if is_abstract(address) else SocketFile(address)
         self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             self.settimeout(None)
-            if not options.get("receive_fds", True):
-                # Accepted sockets inherit it, so that not even an early descriptor gets in.
+            if not receive_fds:
+                # Accepted sockets inherit it, so not even a descriptor that is sent early gets in.
                 refuse_fds(self._sock)
             if self._file is None:
                 self._sock.bind(address)
@@ -48,11 +75,16 @@ class Listener(NotCopied):
             raise
 
     def accept(self) -> Channel:
-        """The next connection's Channel, which the caller owns and closes.
+        """Waits for the next connection and returns its Channel, which the caller owns and closes.
 
-        A peer that allow_uids does not name is turned away, and the next one waited for while the
-        listener's timeout lasts. TimeoutError when it is over; BlockingIOError where it is 0 and
-        nobody is there, or one that was turned away. OSError as for socket.accept.
+        A peer whose user is not in allow_uids is disconnected, and the next one is waited for,
+        within the listener's timeout.
+
+        Raises:
+            TimeoutError: The listener's timeout is over.
+            BlockingIOError: The timeout is 0 and nobody connected, or only a peer that was
+                disconnected.
+            OSError: As for socket.accept.
         """
         deadline = Deadline(self, READABLE)
         while True:
@@ -63,7 +95,7 @@ class Listener(NotCopied):
                 continue
             try:
                 sock.settimeout(None)
-                return Channel(sock, **self._options)
+                return self._make_channel(sock)
             except PermissionError:
                 if self._timeout is not None:
                     deadline.handle(errno.EAGAIN)
@@ -76,24 +108,29 @@ class Listener(NotCopied):
             yield self.accept()
 
     def fileno(self) -> int:
-        """The listening socket's descriptor, borrowed; -1 once closed."""
+        """Returns the listening socket's descriptor, borrowed; -1 after close()."""
         return self._sock.fileno()
 
     def gettimeout(self) -> float | None:
-        """Seconds that accept waits in all; None for ever, 0 not at all."""
+        """Returns how many seconds accept() waits in all: None for ever, 0 not at all."""
         return self._timeout
 
     def settimeout(self, timeout: float | None) -> None:
-        """Sets what gettimeout returns. Channels start blocking."""
+        """Sets how many seconds accept() waits in all. Accepted channels start without a timeout.
+
+        Args:
+            timeout: None waits for ever, 0 does not wait.
+        """
         self._sock.settimeout(timeout)
-        # Only accept knows how much of it is over.
+        # Only accept knows how much of the timeout is left.
         self._sock.setblocking(timeout is None)
         self._timeout = timeout
 
     def close(self) -> None:
-        """Stops listening and removes the socket file, if it is still ours. Again is harmless.
+        """Stops listening, and removes the socket file if it is still this listener's.
 
-        In a forked child it only closes the child's copy: the parent still listens.
+        Calling it again does nothing. In a forked child it only closes the child's copy: the parent
+        still listens.
         """
         if self._file is not None:
             self._file.remove()

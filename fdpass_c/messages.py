@@ -1,15 +1,16 @@
-"""One message of the plain wire: send_fds and recv_fds as in socket, and the strict single pair."""
+"""One plain message: send_fds and recv_fds as in the socket module, and the strict pair."""
 
 import errno
 import os
 import socket
-import struct
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, NoReturn
 
 from fdpass_c._native import ffi, lib
-from fdpass_c.descriptors import Descriptors, as_fd_list, as_ints, close_fds
+from fdpass_c.batches import recv_one
+from fdpass_c.buffers import Buffer, describe, join
+from fdpass_c.descriptors import Descriptors, as_fd_list, as_ints
 from fdpass_c.errors import (
     MAX_FDS,
     PeerClosedError,
@@ -18,25 +19,17 @@ from fdpass_c.errors import (
     raise_oserror,
 )
 from fdpass_c.peer import is_unix
-from fdpass_c.waiting import READABLE, WRITABLE, HasFileno, persist, raw_fileno
+from fdpass_c.waiting import READABLE, WRITABLE, HasFileno, fileno, persist, raw_fileno
 
-Buffer = Any
-"""bytes, bytearray, memoryview or anything else with a C-contiguous buffer (PEP 688 names it)."""
-
-# socket.family builds an enum, ten times as slow as the slot below it.
-_family = socket.SocketType.family.__get__
-_AF_UNIX = int(socket.AF_UNIX)
-
-# Looked up once: an attribute of lib costs as much as a cheap argument.
-_send_fd = lib.fdp_send_fd
+# Looked up once: reading an attribute of lib takes as long as passing an argument.
+_try_send_fd = lib.fdp_try_send_fd
 _send_bytes = lib.fdp_send_bytes
-_recv_bytes = lib.fdp_recv_bytes
-_join = b"".join
+_try_recv = lib.fdp_try_recv
 
-
-def _check_count(fds: list[int]) -> None:
-    if len(fds) > MAX_FDS:
-        raise_oserror(errno.EINVAL, f"{len(fds)} descriptors, one message takes at most {MAX_FDS}")
+_SIZE_SHIFT = lib.FDP_SIZE_SHIFT
+_HAS_MORE = lib.FDP_HAS_MORE
+_INLINE_SIZE = lib.FDP_INLINE_SIZE
+_ATOMIC_SIZE = lib.FDP_ATOMIC_SIZE
 
 
 def send_fds(
@@ -46,164 +39,207 @@ def send_fds(
     flags: int = 0,
     address: str | bytes | None = None,
 ) -> int:
-    """Sends buffers as one message with descriptors, like socket.send_fds; returns bytes sent.
+    """Sends buffers as one message with descriptors, like socket.send_fds.
 
-    sock: a Unix domain socket of any type; its timeout is honoured. buffers: bytes-like objects,
-    sent one after the other. fds: up to 253 ints or objects with fileno(); they are borrowed, the
-    caller still owns and closes them, at once if it likes. flags: as for socket.sendmsg.
-    address: where to, for an unconnected datagram socket.
+    On a stream socket fewer bytes may be sent than buffers hold. The descriptors then went with the
+    first byte: send the rest without them. After an exception nothing was sent.
 
-    On a stream the count may be less than the length of buffers; then the descriptors went with
-    the first byte, and the rest must be sent without them. An int as sock is taken as blocking.
+    Unlike the standard library's function, flags and address take effect.
 
-    Unlike the standard library's, flags and address count.
+    Args:
+        sock: A Unix domain socket of any type. Its timeout applies. An int is taken for a blocking
+            socket.
+        buffers: Bytes-like objects, sent one after the other.
+        fds: Up to 253 ints or objects with fileno(). The caller still owns them, and may close them
+            immediately after the call.
+        flags: As for socket.sendmsg.
+        address: The receiver, for a datagram socket that is not connected.
 
-    ValueError: descriptors but no byte on a stream, where the kernel drops them in silence.
-    OSError: EINVAL for more than 253 descriptors; EBADF for one that is not open; ETOOMANYREFS
-    where the user has RLIMIT_NOFILE of them in flight; EAFNOSUPPORT for another family of socket;
-    EPERM where the receiver refuses descriptors (SO_PASSRIGHTS, Linux 6.16); BrokenPipeError,
-    BlockingIOError and TimeoutError as for socket.sendmsg. TypeError for a wrong element. After
-    any of these nothing was sent.
+    Returns:
+        The number of bytes sent.
+
+    Raises:
+        ValueError: There are descriptors but no byte on a stream, where the kernel would drop the
+            descriptors silently.
+        OSError: EINVAL: more than 253 descriptors. EBADF: one of them is not open. ETOOMANYREFS:
+            the user already has RLIMIT_NOFILE descriptors in flight. EAFNOSUPPORT: sock is not a
+            Unix domain socket. EPERM: the receiver refuses descriptors (SO_PASSRIGHTS, Linux 6.16).
+            EFAULT: a buffer is a mapping of a file that has shrunk. Others as for socket.sendmsg.
+        BrokenPipeError: The peer has closed.
+        BlockingIOError: The socket is in non-blocking mode and has no room.
+        TimeoutError: The socket's timeout is over.
+        TypeError: An element of buffers or fds has the wrong type.
     """
-    fd = sock.fileno() if type(sock) is socket.socket else raw_fileno(sock)
-    data = _join(buffers)
+    fd = raw_fileno(sock)
+    parts = [*buffers]
     listed: list[Any] = [*fds]
-    if listed:
-        try:
-            unix = _family(sock) == _AF_UNIX
-        except TypeError:
-            unix = is_unix(fd)
-        if not unix:
-            raise_oserror(errno.EAFNOSUPPORT)
-    if address is not None:
-        return _send_to(sock, data, as_fd_list(listed), flags, address)
+    if listed and not is_unix(fd, sock):
+        raise_oserror(errno.EAFNOSUPPORT)
+    if address is None and len(listed) == 1 and type(listed[0]) is int:
+        data = parts[0] if len(parts) == 1 else None
+        if type(data) is bytes and len(data) <= _ATOMIC_SIZE:
+            sent = _try_send_fd(fd, data, len(data), listed[0], flags)
+            if sent >= 0:
+                return sent
+    if len(listed) > MAX_FDS:
+        raise_oserror(
+            errno.EINVAL, f"{len(listed)} descriptors, one message takes at most {MAX_FDS}"
+        )
     try:
-        if len(listed) == 1:
-            sent = _send_fd(fd, data, len(data), listed[0], flags)
-        else:
-            sent = _send_bytes(fd, data, len(data), as_ints(listed), len(listed), flags)
+        ints = as_ints(listed)
     except TypeError:
-        listed = as_fd_list(listed)
-        sent = _send_bytes(fd, data, len(data), listed, len(listed), flags)
-    if sent >= 0:
-        return sent
-    _check_count(listed)
+        ints = as_ints(as_fd_list(listed))
+    if address is not None:
+        return _send_to(sock, parts, ints, flags, address)
+    return _send(sock, parts, ints, len(listed), flags)
+
+
+def _send(sock: int | HasFileno, parts: list[Buffer], fds: Any, count: int, flags: int) -> int:
+    call: Callable[..., int]
+    arguments: tuple[Any, ...]
+    joined = join(parts)
+    if joined is None:
+        vector, sizes = describe(parts)
+        message = ffi.new("struct fdp_message *")
+        message.buffers, message.buffer_count = vector, len(sizes)
+        message.fds, message.fd_count = fds, count
+        call, arguments = lib.fdp_send_message, (message, flags)
+    else:
+        call, arguments = _send_bytes, (joined[0], len(joined[0]), fds, count, flags)
+    sent: int = call(fileno(sock), *arguments)
     if sent == -errno.ENODATA:
         raise ValueError("on a stream, descriptors need at least one byte to travel with")
-    return persist(
-        sock, WRITABLE, sent, _send_bytes, fd, data, len(data), listed, len(listed), flags
-    )
-
-
-def _send_to(sock: Any, data: bytes, fds: list[int], flags: int, address: str | bytes) -> int:
-    """The standard library's own sendmsg knows how to write an address; nothing beats it here."""
-    _check_count(fds)
-    control = ffi.buffer(ffi.new("int[]", fds))
-    ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, control)] if fds else []
-    sent: int = sock.sendmsg([data], ancillary, flags, address)
+    if sent < 0:
+        sent = persist(sock, WRITABLE, sent, flags, call, *arguments)
     return sent
 
 
-_INLINE_SIZE = 4096
+def _send_to(sock: Any, parts: list[Buffer], fds: Any, flags: int, address: str | bytes) -> int:
+    """Through the standard library's sendmsg, which knows how to write an address."""
+    control = ffi.buffer(fds)
+    ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, control)] if len(control) else []
+    if hasattr(sock, "sendmsg"):
+        sent: int = sock.sendmsg(parts, ancillary, flags, address)
+        return sent
+    with socket.socket(fileno=os.dup(fileno(sock))) as copy:
+        return copy.sendmsg(parts, ancillary, flags, address)
 
 
-# fd_count, flags; past the credentials, address_length and the first descriptor.
-_unpack_head = struct.Struct("=Ii16xIi").unpack_from
-_FDS_AT = ffi.offsetof("struct fdp_received", "fds") // 4
+_FDS_AT = ffi.offsetof("struct fdp_received", "fds") // ffi.sizeof("int")
+_COUNT_AT = ffi.offsetof("struct fdp_received", "arrival", "fd_count") // ffi.sizeof("int")
 
-
-def _make_memory() -> tuple[Any, Any, Any, Any]:
-    """Memory for one message on its way in, reused because making it costs as much as a receive.
-
-    data and a buffer over it, a struct fdp_received and the same as ints. The first int is the
-    count of descriptors: it is 0 whenever nobody is between the system call and the handing over,
-    so that an exception in between, a signal handler's say, knows what there is to close.
-    """
-    data = ffi.new("char[]", _INLINE_SIZE)
-    received = ffi.new("struct fdp_received *")
-    return data, ffi.buffer(data), received, memoryview(ffi.buffer(received)).cast("i")
-
-
-# A list used as a stack: pop and append are atomic, so that threads and signal handlers which
-# receive while a receive is under way each get memory of their own.
-_idle: list[tuple[Any, Any, Any, Any]] = []
-_reuse = _idle.pop
-_release = _idle.append
-# Stands in for the first int of memory that others may be receiving into by now.
-_RELEASED: Any = [0]
+# Memory to receive one message, used again because allocating it takes as long as a receive: a
+# struct fdp_received, its data, and all of it as ints. The list is a stack: pop and append are
+# atomic, so threads and signal handlers that receive at the same time get memory of their own.
+_idle: list[tuple[Any, Any, Any]] = []
 
 _new_uncleared = ffi.new_allocator(should_clear_after_alloc=False)
 
 
+def _make_memory() -> tuple[Any, Any, Any]:
+    # Dropping it closes what is in it, so an exception leaks nothing.
+    received = ffi.gc(ffi.new("struct fdp_received *"), lib.fdp_drop_received)
+    ints = memoryview(ffi.buffer(received)).cast("i")
+    return received, ffi.buffer(received.data), ints
+
+
 def recv_fds(
-    sock: int | HasFileno,
-    bufsize: int,
-    maxfds: int,
-    flags: int = 0,
-    *,
-    _into: list[int] | None = None,
+    sock: int | HasFileno, bufsize: int, maxfds: int, flags: int = 0
 ) -> tuple[bytes, list[int], int, Any]:
     """Receives one message with descriptors, like socket.recv_fds.
 
-    bufsize: bytes to receive at most. maxfds: descriptors at most, more than 253 counts as 253.
-    flags: as for socket.recvmsg; with MSG_PEEK the message stays and each call installs
-    descriptors of its own.
+    Unlike with the standard library's function, received descriptors are close-on-exec, and those
+    beyond maxfds are closed. Credentials, security labels and pidfds that socket options ask for
+    take no room from descriptors and do not leak.
 
-    Returns (data, fds, msg_flags, address). data: bytes, empty at end of file. fds: a list of
-    ints, close-on-exec; the caller owns and closes them (close_fds does it in few system calls).
-    A slot is a negative errno only on a socket where SO_RIGHTS_NOTRUNC was switched on.
-    msg_flags: MSG_CTRUNC in it means that descriptors were lost, because there were more than
-    maxfds or because the descriptor table was full; MSG_TRUNC that a datagram was longer than
-    bufsize. address: the sender's name (str, or bytes in the abstract namespace), None without.
+    If a signal handler raises an exception while this function runs, what it received is closed.
+    Only at the moment of the return itself such an exception can lose the descriptors; recv_fd does
+    not have that moment.
 
-    Unlike the standard library's, descriptors beyond maxfds are closed rather than squeezed into
-    padding, and credentials, security labels and pidfds that socket options add neither take the
-    room of descriptors nor leak.
+    Args:
+        sock: A Unix domain socket of any type. Its timeout applies.
+        bufsize: The largest number of bytes to receive.
+        maxfds: The largest number of descriptors to receive. More than 253 counts as 253.
+        flags: As for socket.recvmsg. With MSG_PEEK the message stays queued, and each call installs
+            descriptors of its own.
 
-    OSError, BlockingIOError and TimeoutError as for socket.recvmsg; ValueError for a negative
-    size. A signal handler that raises while descriptors are between the kernel and the caller
-    leaves none of them open, but for the instant of the return itself: recv_fd closes that too.
+    Returns:
+        A tuple (data, fds, msg_flags, address). The bytes, data, are empty at end of file. The
+            caller owns and closes the ints in fds; close_fds does so with few system calls. An
+            element is a negative errno only if SO_RIGHTS_NOTRUNC was switched on. In msg_flags,
+            MSG_CTRUNC says that descriptors were lost, because there were more than maxfds or
+            because the descriptor table is full, and MSG_TRUNC that a datagram was longer than
+            bufsize. The sender's name, address, is a str, or bytes in the abstract namespace, or
+            None.
+
+    Raises:
+        ValueError: bufsize or maxfds is negative.
+        BlockingIOError: The socket is in non-blocking mode and nothing is queued.
+        TimeoutError: The socket's timeout is over.
+        OSError: As for socket.recvmsg.
     """
-    # Signal handlers run after calls and nowhere else, so descriptors change hands by assignments:
-    # at every call they belong either to the memory or to fds, and an exception closes them once.
-    fds: list[int] = []
+    fd = raw_fileno(sock)
     try:
-        memory = _reuse()
+        memory = _idle.pop()
     except IndexError:
         memory = _make_memory()
-    data, view, received, head = memory
+    received, view, ints = memory
     try:
-        fd = sock.fileno() if type(sock) is socket.socket else raw_fileno(sock)
+        code = _try_recv(fd, bufsize, maxfds, flags, received)
+    except OverflowError:
+        if bufsize >= 0 <= maxfds:
+            raise
+        raise ValueError(f"negative bufsize {bufsize} or maxfds {maxfds}") from None
+    if code >= 0 and not code & _HAS_MORE:
+        count = code & 255
+        fds = [ints[_FDS_AT]] if count == 1 else ints[_FDS_AT : _FDS_AT + count].tolist()
+        # From here on there is no call after which a signal handler could run.
+        ints[_COUNT_AT] = 0
+        stack = _idle
+        stack += (memory,)
+        return view[: code >> _SIZE_SHIFT], fds, 0, None
+    if code >= 0:
+        size = code >> _SIZE_SHIFT
+    else:
         if bufsize > _INLINE_SIZE:
             data = _new_uncleared("char[]", bufsize)
             view = ffi.buffer(data)
-        size = _recv_bytes(fd, data, bufsize, maxfds, flags, received)
-        if size < 0:
-            size = persist(
-                sock, READABLE, size, _recv_bytes, fd, data, bufsize, maxfds, flags, received
-            )
-        count, msg_flags, length, first = _unpack_head(head)
-        if count:
-            fds = [first] if count == 1 else head[_FDS_AT : _FDS_AT + count].tolist()
-            head[0] = 0
-            if _into is not None:
-                _into += fds
-        if msg_flags:
-            size = min(size, bufsize)  # With MSG_TRUNC in flags it is the datagram's own.
-        address = _read_address(received, length) if length else None
-        result = view[:size], fds, msg_flags, address
-        head = _RELEASED
-        _release(memory)
-        return result
-    except BaseException as error:
-        lib.fdp_close_fds(received.fds, head[0])
-        head[0] = 0
-        close_fds(fds)
-        if _into is not None:
-            _into.clear()
-        if isinstance(error, OverflowError) and (bufsize < 0 or maxfds < 0):
-            raise ValueError(f"negative bufsize {bufsize} or maxfds {maxfds}") from None
-        raise
+        else:
+            data = received.data
+        try:
+            size = _receive(sock, code, data, bufsize, maxfds, flags, received)
+        except OSError:
+            _idle.append(memory)
+            raise
+    arrival = received.arrival
+    msg_flags = arrival.flags
+    length = received.address_length
+    address = _read_address(received, length) if length else None
+    result = view[: min(size, bufsize)]
+    count = arrival.fd_count
+    fds = ints[_FDS_AT : _FDS_AT + count].tolist()
+    ints[_COUNT_AT] = 0
+    stack = _idle
+    stack += (memory,)
+    return result, fds, msg_flags, address
+
+
+def _receive(
+    sock: int | HasFileno,
+    code: int,
+    data: Any,
+    bufsize: int,
+    maxfds: int,
+    flags: int,
+    received: Any,
+) -> int:
+    """Waits, as the socket's timeout says, after a try that brought nothing."""
+    arguments = (data, bufsize, maxfds, flags, received)
+    if code in (-errno.EAGAIN, -errno.EMSGSIZE):
+        code = lib.fdp_recv_bytes(fileno(sock), *arguments)
+    if code < 0:
+        code = persist(sock, READABLE, code, flags, lib.fdp_recv_bytes, *arguments)
+    return code
 
 
 def _read_address(received: Any, length: int) -> Any:
@@ -211,7 +247,7 @@ def _read_address(received: Any, length: int) -> Any:
     raw = bytes(ffi.buffer(received.address, length))
     # The family is two bytes on Linux, a length and one byte on the BSDs.
     family = raw[1] if sys.platform != "linux" else int.from_bytes(raw[:2], sys.byteorder)
-    if family != _AF_UNIX:
+    if family != socket.AF_UNIX:
         return family, raw[2:]
     path = raw[2:]
     if path.startswith(b"\0"):
@@ -220,16 +256,25 @@ def _read_address(received: Any, length: int) -> Any:
 
 
 def send_fd(sock: int | HasFileno, fd: int | HasFileno, data: Buffer = b"\0") -> None:
-    """Sends exactly one descriptor with data, whole.
+    """Sends exactly one descriptor, with all of data.
 
-    fd is borrowed: the caller still owns and closes it. data: bytes-like, at least one byte on a
-    stream. On a stream recv_fd has no boundaries to go by: let the receiver know the length.
+    Args:
+        sock: A Unix domain socket of any type. Its timeout applies.
+        fd: An int or an object with fileno(). The caller still owns it, and may close it
+            immediately after the call.
+        data: Bytes-like, on a stream at least one byte. A stream has no boundaries between
+            messages: the receiver must know the length.
 
-    Errors as for send_fds. A stream socket with a timeout or in non-blocking mode can take a part
-    of a long data: then the error is raised with characters_written, the bytes that left (the
-    descriptor with the first of them), as an attribute.
+    Raises:
+        OSError: As for send_fds. A stream socket with a timeout or in non-blocking mode can accept
+            a part of a long data. The attribute characters_written of the error then says how many
+            bytes were sent; the descriptor went with the first of them.
+        ValueError: data is empty on a stream.
+        TypeError: fd or data has the wrong type.
     """
     sent = send_fds(sock, (data,), (fd,))
+    if type(data) is bytes and sent == len(data):
+        return
     view = memoryview(data).cast("B")
     while sent < len(view):
         try:
@@ -242,23 +287,34 @@ def send_fd(sock: int | HasFileno, fd: int | HasFileno, data: Buffer = b"\0") ->
 def recv_fd(sock: int | HasFileno, bufsize: int = 4096) -> tuple[bytes, Descriptors]:
     """Receives one message that must carry exactly one descriptor.
 
-    bufsize: bytes to receive at most; on a stream the rest of the sender's data follows.
-    Returns (data, fds): bytes, and the owner of the one descriptor: fds[0] or fds.fileno()
-    borrows it, fds.take(), fds.as_socket() and fds.as_file() hand it over.
+    After an exception everything that was received is closed.
 
-    PeerClosedError: the peer closed. ProtocolError: no descriptor, or more than one.
-    TruncatedError: descriptors were lost, because this process's table is full or because there
-    were several; or a datagram was longer than bufsize. OSError, BlockingIOError and TimeoutError
-    as for socket.recvmsg. Everything received with the error has been closed.
+    Args:
+        sock: A Unix domain socket of any type. Its timeout applies.
+        bufsize: The largest number of bytes to receive. On a stream, the rest of a longer message
+            is still queued.
+
+    Returns:
+        A tuple of the bytes and the owner of the one descriptor. owner[0] and owner.fileno() borrow
+            it; take(), as_socket() and as_file() hand it over.
+
+    Raises:
+        PeerClosedError: The peer closed the connection.
+        ProtocolError: The message had no descriptor, or more than one.
+        TruncatedError: Descriptors were lost, because this process's descriptor table is full or
+            because a security module refused them; or a datagram was longer than bufsize.
+        ValueError: bufsize is negative.
+        BlockingIOError: The socket is in non-blocking mode and nothing is queued.
+        TimeoutError: The socket's timeout is over.
+        OSError: As for socket.recvmsg.
     """
-    fds = Descriptors(())
-    try:
-        data, listed, flags, _ = recv_fds(sock, bufsize, 2, _into=fds._fds)
-        if len(listed) != 1 or flags & (socket.MSG_CTRUNC | socket.MSG_TRUNC):
-            _refuse(data, len(listed), flags)
-    except BaseException:
+    if bufsize < 0:
+        raise ValueError(f"negative bufsize {bufsize}")
+    data, fds, lost_flags = recv_one(sock, bufsize, MAX_FDS)
+    if len(fds) != 1 or lost_flags:
+        count = len(fds)
         fds.close()
-        raise
+        _refuse(data, count, lost_flags)
     return data, fds
 
 

@@ -12,11 +12,15 @@ from fdpass_c.waiting import HasFileno, fileno
 class Credentials(NamedTuple):
     """The peer as it was when it called connect, listen or socketpair (man 7 unix, SO_PEERCRED).
 
-    The kernel vouches for all three, as far as this process can see them. pid is 0 where the peer's
-    process is in a pid namespace that this one cannot see, and where the system does not tell it;
-    it may since belong to another process, which is what peer_pidfd is for. In a user namespace
-    every user that has no number there appears as 65534 (/proc/sys/kernel/overflowuid), and every
-    such group: that number names nobody, so do not let it in by allow_uids.
+    The kernel vouches for all three numbers. In a user namespace every user without a number there
+    appears as 65534 (/proc/sys/kernel/overflowuid), and every such group too. That number names
+    nobody: do not put it into allow_uids.
+
+    Attributes:
+        pid: The process. 0 if its pid namespace is not visible here, or if the system does not
+            tell. Another process may have that number by now; peer_pidfd avoids this.
+        uid: The effective user.
+        gid: The effective group.
     """
 
     pid: int
@@ -24,7 +28,7 @@ class Credentials(NamedTuple):
     gid: int
 
 
-# socket.family builds an enum, ten times as slow as the slot below it.
+# socket.family builds an enum, which takes ten times as long as reading the slot.
 _get_family = socket.SocketType.family.__get__
 _AF_UNIX = int(socket.AF_UNIX)
 
@@ -44,10 +48,14 @@ def is_unix(fd: int, sock: int | HasFileno | None = None) -> bool:
 
 
 def peer_credentials(sock: int | HasFileno) -> Credentials:
-    """The credentials of a connected Unix socket's peer.
+    """Returns the credentials of a connected Unix socket's peer.
 
-    OSError: ENOTCONN where there is no peer, ENOTSOCK or EBADF where there is no socket,
-    EAFNOSUPPORT for a socket of another family.
+    Args:
+        sock: A connected Unix domain socket.
+
+    Raises:
+        OSError: ENOTCONN: there is no peer. EAFNOSUPPORT: a socket of another family. ENOTSOCK,
+            EBADF: not a socket, not open.
     """
     fd = fileno(sock)
     peer = ffi.new("struct fdp_credentials *")
@@ -58,20 +66,26 @@ def peer_credentials(sock: int | HasFileno) -> Credentials:
 
 
 def peer_pidfd(sock: int | HasFileno) -> int | None:
-    """A pidfd of a connected Unix socket's peer, or None where the system has no SO_PEERPIDFD.
+    """Returns a pidfd of a connected Unix socket's peer (SO_PEERPIDFD, Linux 6.5).
 
-    The kernel has it since Linux 6.5. The caller owns the descriptor; it is close-on-exec, and
-    readable once the peer has exited (man 2 pidfd_open), so it names the process without the
-    races of a pid.
+    A pidfd names a process without the races of a pid. It becomes readable when the process has
+    exited (man 2 pidfd_open), and is close-on-exec.
 
-    OSError: as for peer_credentials; ESRCH, and EINVAL before Linux 6.16, where the peer is
-    already gone and reaped.
+    Args:
+        sock: A connected Unix domain socket.
+
+    Returns:
+        A descriptor, which the caller owns and closes; None if the system has no SO_PEERPIDFD.
+
+    Raises:
+        OSError: As for peer_credentials. ESRCH, before Linux 6.16 EINVAL: the peer has exited and
+            its parent has waited for it.
     """
     fd = fileno(sock)
     result = lib.fdp_check_family(fd) or lib.fdp_open_peer(fd)
     if result in (-errno.ENOPROTOOPT, -errno.ENOTSUP):
         return None
     if result < 0:
-        # Linux has another word for "no peer" here than everywhere else.
+        # Linux has another errno for "no peer" here than everywhere else.
         raise_oserror(errno.ENOTCONN if result == -errno.ENODATA else -result)
     return result

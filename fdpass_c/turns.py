@@ -1,29 +1,29 @@
-"""The lock by which threads take turns at one direction of a Channel."""
+"""The order in which threads use one direction of a Channel."""
 
-import sys
+import contextlib
 import threading
+from collections import deque
+from typing import Any
 
-if sys.version_info[:2] == (3, 14):
-    import _thread
+# A signal handler that raises an exception can lose a wake-up. Seconds until another try then.
+_AT_MOST = 0.05
 
-    class Turn(_thread.RLock):
-        """A lock that no signal handler can leave taken.
 
-        Python 3.14 may run a handler between a lock's own __enter__ and the block; if it raises,
-        nobody gives the lock back (CPython's issue 148874). It runs none after the iterator of a
-        for loop, nor on the way out of an __enter__ that is written in Python.
+class Turns(deque[Any]):
+    """Threads that wait while another is inside the C core: a lock each, in order of arrival."""
 
-        An RLock, because that can be subclassed; but who has the turn does not get it again.
-        """
+    def wait(self) -> None:
+        """Returns when it is worthwhile to try again."""
+        # Looked up here: gevent replaces it, and the original lock would block all greenlets.
+        lock = threading.Lock()
+        lock.acquire()
+        self.append(lock)
+        try:
+            lock.acquire(timeout=_AT_MOST)
+        finally:
+            self.remove(lock)
 
-        __slots__ = ()
-
-        def __enter__(self) -> bool:
-            if self._is_owned():
-                raise RuntimeError("a signal handler uses what it has interrupted")
-            for _ in map(self.acquire, (True,)):
-                break
-            return True
-
-else:
-    Turn = threading.Lock
+    def pass_on(self) -> None:
+        """Wakes the thread that has waited longest."""
+        with contextlib.suppress(IndexError, RuntimeError):  # It has ended, or was woken already.
+            self[0].release()

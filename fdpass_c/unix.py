@@ -1,4 +1,4 @@
-"""Listening and connecting at a path: stale files, permissions, full backlogs, starts at once."""
+"""Listening and connecting at a path: stale files, permissions, full backlogs, races."""
 
 import contextlib
 import errno
@@ -14,7 +14,7 @@ from fdpass_c.errors import raise_oserror
 
 Path = str | bytes | os.PathLike[str]
 
-# Between two tries to connect to a full backlog: no selector tells when there is a place.
+# Seconds between two tries to connect to a full backlog: no selector reports that it has room.
 _RETRY = 0.01
 
 
@@ -29,7 +29,7 @@ def as_address(path: Path) -> str | bytes:
     if not name:
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), address)
     if b"\0" in name and not is_abstract(address):
-        raise ValueError(f"a path ends at a NUL: {address!r}")
+        raise ValueError(f"a path cannot contain a NUL: {address!r}")
     return address
 
 
@@ -60,7 +60,7 @@ class SocketFile:
         """
         with _locked(self._path):
             try:
-                # Linux makes the file with them, less the umask; others cannot do this.
+                # Linux creates the file with this mode, less the umask; other systems refuse.
                 with contextlib.suppress(OSError):
                     os.fchmod(sock.fileno(), mode)
                 self._bind(sock)
@@ -104,8 +104,9 @@ class SocketFile:
         if sys.platform != "linux":
             os.chmod(self._path, mode, follow_symlinks=False)
             return
-        # Whoever may write to the directory may have put another file there, or a link to one.
-        handle = os.open(self._path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+        # Others who can write to the directory may have put another file there, or a link to one.
+        flags = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
+        (handle,) = map(os.open, (self._path,), (flags,))  # As in _locked.
         try:
             if _identify_socket(os.fstat(handle), self._path) != self._identity:
                 raise FileExistsError(errno.EEXIST, "has replaced the new socket", self._path)
@@ -151,7 +152,7 @@ def connect_unix(path: Path, timeout: float | None) -> socket.socket:
 
 def _connect(sock: socket.socket, address: str | bytes, timeout: float | None) -> None:
     until = None if timeout is None else time.monotonic() + timeout
-    # Linux says at once that a backlog is full, or waits for a place, but not for so long.
+    # Linux either fails immediately if the backlog is full, or waits without a time limit.
     sock.setblocking(timeout is None)
     while True:
         try:
@@ -166,23 +167,24 @@ def _connect(sock: socket.socket, address: str | bytes, timeout: float | None) -
                 raise TimeoutError(errno.ETIMEDOUT, "timed out") from None
             time.sleep(min(_RETRY, left))
         except OSError as error:
-            # CPython takes a connect that a signal interrupted for one that goes on by itself.
+            # CPython believes that a connect that a signal interrupted goes on by itself.
             if error.errno != errno.ENOTCONN:
                 raise
 
 
 @contextlib.contextmanager
 def _locked(path: str) -> Iterator[None]:
-    """Two that start at once must not mistake each other's bound socket for a stale one.
+    """Two listeners that start together must not mistake each other's new socket for a stale one.
 
-    The lock is a file that only this user can open: what others can open, they can hold for ever.
-    OSError: EADDRINUSE where another holds it; as for open, with path in it.
+    The lock is a file that only this user can open: others could hold it for ever.
+    OSError: EADDRINUSE if another holds it; as for open, with path in it.
     """
     name = path + ".lock"
     while True:
         try:
-            lock = os.open(name, _LOCK_FLAGS, 0o600)
-        except BlockingIOError:  # Whoever made it has a lease on it.
+            # Not by a call, after which a signal handler could raise and leave it open.
+            (lock,) = map(os.open, (name,), (_LOCK_FLAGS,), (0o600,))
+        except BlockingIOError:  # Another process has a lease on it.
             raise_oserror(errno.EADDRINUSE, _SOMEBODY_STARTS)
         except OSError as error:
             error.filename = path
@@ -200,14 +202,14 @@ def _locked(path: str) -> Iterator[None]:
             os.close(lock)
 
 
-# O_NONBLOCK: no FIFO in its place and no lease on it keeps open waiting.
+# O_NONBLOCK: open does not wait for a FIFO that is in its place, nor for a lease.
 _LOCK_FLAGS = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
-_SOMEBODY_STARTS = "somebody is about to listen there"
+_SOMEBODY_STARTS = "another process is about to listen there"
 
 
 def _try_lock(lock: int, name: str) -> bool:
-    """False where the file is no longer that of this name: who held it has removed it."""
+    """False if the file has no longer this name, because its owner removed it."""
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         return os.path.samestat(os.fstat(lock), os.lstat(name))
@@ -232,7 +234,7 @@ def _identify_socket(found: os.stat_result, path: str) -> tuple[int, int]:
 
 
 def _check_stale(address: str | bytes) -> None:
-    """OSError: EADDRINUSE unless nobody listens there."""
+    """OSError: EADDRINUSE if another process listens there."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.setblocking(False)
         try:
@@ -240,9 +242,9 @@ def _check_stale(address: str | bytes) -> None:
         except ConnectionRefusedError:
             return
         except BlockingIOError:
-            raise_oserror(errno.EADDRINUSE, "somebody listens there, with a full backlog")
+            raise_oserror(errno.EADDRINUSE, "another process listens there, with a full backlog")
         except OSError as error:
             if error.errno != errno.EPROTOTYPE:
                 raise
             raise_oserror(errno.EADDRINUSE, "a socket of another type is bound there")
-        raise_oserror(errno.EADDRINUSE, "somebody listens there")
+        raise_oserror(errno.EADDRINUSE, "another process listens there")

@@ -7,81 +7,83 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NoReturn
 
 from fdpass_c._native import ffi, lib
+from fdpass_c.buffers import Buffer
 from fdpass_c.descriptors import as_ints
 from fdpass_c.errors import raise_oserror
-from fdpass_c.messages import Buffer
+from fdpass_c.shapes import Shapes
 from fdpass_c.waiting import WRITABLE, Deadline, HasFileno, fileno, raw_fileno
 
-# What one system call takes at most (IOV_MAX on Linux, man 2 writev).
+# The most buffers per system call (IOV_MAX on Linux, man 2 writev).
 _MAX_BUFFERS = 1024
 
-# Up to this mean size, copying buffers into one costs less than describing each to the kernel.
+# Up to this mean size, joining buffers takes less time than describing each to the kernel.
 _JOIN_BELOW = 1024
 
-# Up to so many bytes, a head and a body are cheaper to write as one.
+# Up to this size, two buffers are written faster as one.
 _SMALL = 512
 
 # A row of fdp_write_rows holds a buffer's length, its bytes, and room for one more, so that a
-# longer buffer shows. A row is cleared before it is filled, so that narrow ones cost less.
+# longer buffer is detected. A row is cleared before it is filled, so narrow ones take less time.
 _NARROW = 66
 _WIDE = 256
 _WRITTEN = 2**32 - 1
 
-# Of other memory, which may be a mapping, only the kernel may touch the bytes: where the file
-# behind it was cut, that is EFAULT for the kernel and SIGBUS for this process.
+# Other memory may be a mapping, and only the kernel may read it: if the file was cut, the kernel
+# returns EFAULT, and this process would get SIGBUS.
 _OWN_TYPES = {bytes, bytearray}
 _INT_ONLY = {int}
 _RESULTS = ffi.typeof("ssize_t[]")
 _MOST_COPIED = 2**20
 
 _join = b"".join
+_length: Callable[[Any], int] = len
 _write = os.write
 _write_rows = lib.fdp_write_rows
 _broadcast_bytes = lib.fdp_broadcast_bytes
-# Where the system or PyPy has no such call, the buffers are joined.
+# If the system or PyPy has no such call, the buffers are joined.
 _writev = getattr(os, "writev", lambda fd, buffers: os.write(fd, _join(buffers)))
 _pwritev = getattr(os, "pwritev", lambda fd, buffers, at: os.pwrite(fd, _join(buffers), at))
 
 
-class _Packers(dict[int, Callable[..., bytes]]):
+def _pack_each(item: str) -> Shapes:
     """By count, what packs so many buffers; struct.error for all but Python's own memory."""
-
-    def __init__(self, item: str) -> None:
-        self._item = item
-
-    def __missing__(self, count: int) -> Callable[..., bytes]:
-        if len(self) >= 32:
-            self.clear()
-        pack = self[count] = struct.Struct(self._item * count).pack
-        return pack
+    return Shapes(lambda count: struct.Struct(item * count).pack)
 
 
-_pack_narrow = _Packers(f"{_NARROW}p")
-_pack_wide = _Packers(f"{_WIDE}p")
-_check_types = _Packers("0s")
+_pack_narrow = _pack_each(f"{_NARROW}p")
+_pack_wide = _pack_each(f"{_WIDE}p")
+_check_types = _pack_each("0s")
 
 
 def writev(fd: int | HasFileno, buffers: Iterable[Buffer], offset: int | None = None) -> int:
-    """Writes all of buffers, one after the other; returns the number of bytes.
+    """Writes all of buffers, one after the other.
 
-    fd: a descriptor, a socket, a raw file, or another object whose fileno() is all of it,
-    borrowed. buffers: any number of bytes-like objects of any size, empty ones too. offset: where
-    in the file to write, leaving its position alone (man 2 pwritev); None writes at the position.
+    It goes on after short writes and signals until everything is written. If there is nothing to
+    write, it writes nothing. The bytes are one stretch of the stream or file, not one message: more
+    than 1024 buffers take several system calls. Small buffers are copied, at most 1 MiB at a time.
 
-    It goes on after short writes and signals until everything is written; where there is nothing
-    to write it writes nothing. A non-blocking descriptor that is full is a BlockingIOError; a
-    socket with a timeout waits that long in all, then TimeoutError. Every OSError says in its
-    attribute characters_written how many bytes were written before it; EFAULT is a mapping whose
-    file was cut.
+    Args:
+        fd: A descriptor, a socket, an unbuffered file, or another object whose bytes may be written
+            through its fileno(). The caller still owns it.
+        buffers: Any number of bytes-like objects of any size.
+        offset: Where in the file to write, without moving its position (man 2 pwritev). None writes
+            at the position.
 
-    TypeError for what has no buffer; among the first 1024 nothing is written then. TypeError too
-    for an fd that does more with its bytes than to write them: a TLS socket, a buffered, text or
-    compressed file, a multiprocessing Connection, a Channel. Flush it and pass its fileno().
+    Returns:
+        The number of bytes written, which is all of them.
 
-    What it writes is one stretch of bytes, not one message: it may take several system calls
-    where there are over 1024 buffers. Small buffers are copied, at most 1 MiB at a time.
+    Raises:
+        BlockingIOError: fd is in non-blocking mode and full.
+        TimeoutError: The socket's timeout is over; it applies to the whole call.
+        OSError: As for os.writev. EFAULT: a buffer is a mapping of a file that was cut. This and
+            the two above say in the attribute characters_written how many bytes were written
+            before.
+        TypeError: An element of buffers is not bytes-like; if it is among the first 1024, nothing
+            was written. Or fd must be written to through its own methods: a TLS socket, a buffered,
+            text or compressed file, a multiprocessing Connection, a Channel. For a file: flush it
+            and pass its fileno().
     """
-    # With as little around the system call as can be. All else is _write_all's.
+    # The common case, with little besides the system call. _write_all does everything else.
     if offset is None and type(fd) is int:
         listed: Sequence[Buffer] = buffers  # type: ignore[assignment]
         try:
@@ -115,7 +117,7 @@ def _write_all(fd: int | HasFileno, buffers: Iterable[Buffer], offset: int | Non
         buffers = [*buffers]
     target = raw_fileno(fd)
     if offset is not None and offset < 0:
-        _refuse(errno.EINVAL)  # Linux takes -1 for the position (man 2 pwritev2).
+        _refuse(errno.EINVAL)  # For Linux, -1 means the position (man 2 pwritev2).
     if len(buffers) <= _MAX_BUFFERS:
         return _write_part(fd, target, buffers, offset)
     deadline = Deadline(fd, WRITABLE)
@@ -149,8 +151,8 @@ def _write_part(
     """Up to 1024 buffers with one system call, joined or not as their size makes it faster."""
     count = len(buffers)
     if count > 2 and offset is None and type(buffers[0]) is bytes:
-        # Where the first is small, all are taken for small, and the core joins and writes them:
-        # asking each for its size here costs as much as half of the writing.
+        # If the first is small, the others are assumed to be small, and the core joins and writes
+        # them: asking each for its size here takes half as long as writing.
         size = len(buffers[0])
         if size < _WIDE - 1:
             try:
@@ -169,16 +171,16 @@ def _write_part(
     data = None
     try:
         _check_types[count](*buffers)
-        size = sum(map(len, buffers))
+        size = sum(map(_length, buffers))
         if count > 2 and size <= _JOIN_BELOW * count:
             data = _join(buffers)
     except struct.error:
         size = sum(map(_size, buffers))
     except MemoryError:
-        size = sum(map(len, buffers))
+        size = sum(map(_length, buffers))
     try:
         if size == 0:
-            os.fstat(target)  # For EBADF. Writing nothing to a socket sends an empty packet.
+            os.fstat(target)  # For EBADF. Writing nothing to a socket would send an empty packet.
             return 0
         if offset is None:
             written = _writev(target, buffers) if data is None else _write(target, data)
@@ -248,19 +250,25 @@ def _finish(
 
 
 def broadcast(fds: Iterable[int | HasFileno], buffers: Iterable[Buffer]) -> list[int | OSError]:
-    """Writes the same buffers to many descriptors, without waiting for any that is full.
+    """Writes the same buffers to many descriptors, and does not wait for those that are full.
 
-    fds: descriptors, sockets, raw files, or other objects whose fileno() is all of them, borrowed.
-    buffers: bytes-like objects.
+    No target disturbs the others, and no socket's timeout is waited for. A device may wait until a
+    signal comes. If there is nothing to write, nothing is written and each result is 0.
 
-    Returns one result for each of fds, in their order: the number of bytes that it took, fewer
-    than all where it filled up on the way, or the OSError that it gave: BlockingIOError where it
-    was full, BrokenPipeError where its peer had gone, EFAULT for a mapping whose file was cut. No
-    target disturbs the others, and no socket's timeout is waited for. A device may make it wait,
-    until a signal comes. Where there is nothing to write nothing is written, and each result is 0.
+    Args:
+        fds: Descriptors, sockets, unbuffered files, or other objects whose bytes may be written
+            through their fileno(). The caller still owns them.
+        buffers: Bytes-like objects.
 
-    TypeError for a wrong element of fds or buffers, before anything is written: also for an object
-    that does more with its bytes than to write them, as for writev.
+    Returns:
+        One result for each of fds, in their order. An int is the number of bytes that it accepted,
+            which is less than all if it filled up. An OSError is what happened to it,
+            BlockingIOError if it was full, BrokenPipeError if its peer has gone, EFAULT if a buffer
+            is a mapping of a file that was cut.
+
+    Raises:
+        TypeError: An element of fds or buffers has the wrong type, or must be written to through
+            its own methods, as for writev. Nothing was written.
     """
     targets: list[Any] = [*fds]
     if not {*map(type, targets)} <= _INT_ONLY:
@@ -268,7 +276,7 @@ def broadcast(fds: Iterable[int | HasFileno], buffers: Iterable[Buffer]) -> list
     listed = [*buffers]
     results = ffi.new(_RESULTS, len(targets))
     if {*map(type, listed)} <= _OWN_TYPES:
-        size = sum(map(len, listed))
+        size = sum(map(_length, listed))
     elif all(map(_is_own, listed)):
         size = sum(map(_size, listed))
     else:
@@ -295,7 +303,7 @@ def _write_to_each(
     count = len(targets)
     done = write(as_ints(targets), count, memory, size, results)
     if done < count:
-        # The core stops where a signal may have cut a write short: its handler runs here.
+        # The core stops if a signal may have interrupted a write: its handler runs here.
         numbers = ffi.new("int[]", targets)
         while done < count:
             done += write(numbers + done, count - done, memory, size, results + done)
@@ -317,7 +325,7 @@ def _find_targets(fds: list[int | HasFileno]) -> list[int]:
 
 def _as_error(code: int) -> OSError:
     if code == errno.EINTR:
-        code = errno.EAGAIN  # A device that waited until a signal came is full.
+        code = errno.EAGAIN  # The device waited until a signal arrived, so it is full.
     try:
         raise_oserror(code)
     except OSError as error:

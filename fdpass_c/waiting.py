@@ -1,7 +1,9 @@
-"""What happens after a system call said "not now": signals, timeouts, non-blocking sockets."""
+"""What happens after EAGAIN or EINTR: signals, timeouts, non-blocking sockets."""
 
 import errno
 import io
+import operator
+import os
 import select
 import socket
 import time
@@ -10,8 +12,9 @@ from typing import Any, Protocol
 
 from fdpass_c.errors import raise_oserror
 
-READABLE = select.POLLIN
-WRITABLE = select.POLLOUT
+# POLLIN and POLLOUT; a monkey patch may have removed them from select.
+READABLE = 0x1
+WRITABLE = 0x4
 
 _TLS = "speaks TLS: send and receive through it, or unwrap() it and pass the socket that it gives"
 _FRAMES = "frames what goes through it: use its own methods, or pass the socket or number below it"
@@ -22,15 +25,21 @@ _WOULD_BLOCK = {errno.EAGAIN, errno.EWOULDBLOCK}
 
 
 class HasFileno(Protocol):
-    """A socket, a file, a pidfd holder: whatever has a descriptor to show."""
+    """A socket, a file or any other object that has a descriptor."""
 
     def fileno(self) -> int: ...
 
 
 def fileno(obj: int | HasFileno) -> int:
-    """The descriptor of an int or of anything with fileno(); TypeError for anything else."""
+    """The descriptor of an int, of an object with __index__, or of one with fileno().
+
+    TypeError for anything else. An object that merely converts to int, such as a Decimal, is no
+    descriptor.
+    """
     if isinstance(obj, int):
         return obj
+    if hasattr(type(obj), "__index__"):
+        return operator.index(obj)  # type: ignore[arg-type]
     try:
         method = obj.fileno
     except AttributeError:
@@ -44,21 +53,23 @@ def fileno(obj: int | HasFileno) -> int:
 
 
 def raw_fileno(obj: int | HasFileno) -> int:
-    """The descriptor of what one writes to or speaks over, which must be that and nothing more.
+    """The descriptor of an object that is written to or received from directly.
 
-    TypeError for an object whose bytes must go through itself, because it encrypts, frames,
-    compresses, encodes or buffers them: the text says what to pass instead.
+    TypeError for an object that encrypts, frames, compresses, encodes or buffers: its bytes must go
+    through its own methods. The message says what to pass instead.
     """
     kind = type(obj)
+    if kind is socket.socket:
+        return obj.fileno()  # type: ignore[union-attr]
     if kind is int:
         return obj  # type: ignore[return-value]
-    if kind is not socket.socket and (reason := _find_layer(obj)):
+    if reason := _find_layer(obj):
         raise TypeError(f"{kind.__name__} {reason}")
     return fileno(obj)
 
 
-# By what an object can do: gevent's and trio's sockets are no socket.socket, and not every TLS
-# object is an ssl.SSLSocket.
+# By methods, not types: gevent's and trio's sockets are no socket.socket, and not every TLS object
+# is an ssl.SSLSocket.
 _LAYERS = {
     "getpeercert": _TLS,
     "unwrap": _TLS,
@@ -69,7 +80,7 @@ _LAYERS = {
 
 
 def _find_layer(obj: object) -> str | None:
-    """What an object does to the bytes that go through it; None where it does nothing."""
+    """What an object does to the bytes that go through it; None if it does nothing."""
     for name, reason in _LAYERS.items():
         if hasattr(obj, name):
             return reason
@@ -85,44 +96,90 @@ def _find_layer(obj: object) -> str | None:
 
 
 class Deadline:
-    """Waits as the socket's own timeout says, counted from the making of this object.
+    """Waits as the socket's own timeout says, counted from the creation of this object.
 
-    As in the standard library: None waits in the kernel, 0 never waits, anything else waits that
-    many seconds in all. What is not a socket has no timeout of its own.
+    As in the standard library: None waits for ever, 0 never waits, anything else is a number of
+    seconds in all. The timeout and the descriptor are asked for again at every wait, because a
+    signal handler may have changed or closed them. What is not a socket has no timeout of its own.
     """
 
-    def __init__(self, sock: int | HasFileno, event: int) -> None:
-        self._fd = fileno(sock)
+    def __init__(self, sock: int | HasFileno, event: int, flags: int = 0) -> None:
+        """flags: the caller's own; MSG_DONTWAIT in them means never to wait."""
+        self._sock = sock
         self._event = event
-        timeout: float | None = getattr(sock, "gettimeout", lambda: None)()
-        self._until = time.monotonic() + timeout if timeout else None
+        self._never = bool(flags & socket.MSG_DONTWAIT)
+        self._start = time.monotonic()
+
+    def _left(self) -> float | None:
+        """Seconds that are left; None for ever.
+
+        BlockingIOError if the timeout is 0, TimeoutError if no time is left.
+        """
+        timeout: float | None = self._sock.gettimeout()  # type: ignore[union-attr]
+        if timeout is None:
+            return None
+        if timeout == 0:
+            raise_oserror(errno.EAGAIN)
+        left = self._start + timeout - time.monotonic()
+        if left <= 0:
+            raise TimeoutError("timed out")
+        return left
+
+    def look(self) -> None:
+        """Raises TimeoutError or BlockingIOError if a call that goes on has to end."""
+        if not hasattr(self._sock, "gettimeout"):
+            return
+        self._left()
+
+    def pause(self, seconds: float) -> None:
+        """Waits a moment, if no event reports that another try is worthwhile. Raises as look()."""
+        left = self._left()
+        time.sleep(seconds if left is None else min(seconds, left))
 
     def handle(self, code: int) -> None:
-        """Returns when the call that failed with errno code is worth another try.
+        """Waits after a call failed with errno code, and returns if another try is worthwhile.
 
-        Raises BlockingIOError where the socket does not wait, TimeoutError("timed out") where it
-        waited long enough, and the OSError of any other errno.
+        BlockingIOError if the socket does not wait, TimeoutError("timed out") if it has waited long
+        enough, and the OSError of any other errno.
         """
         if code == errno.EINTR:
-            # The handler has run by the time Python comes back here (PEP 475).
+            # Python has run the handler before it came back here (PEP 475).
             return
-        if code not in _WOULD_BLOCK or self._until is None:
+        if code not in _WOULD_BLOCK or self._never or not hasattr(self._sock, "gettimeout"):
             raise_oserror(code)
-        remaining = self._until - time.monotonic()
-        if remaining > 0:
-            poller = select.poll()
-            poller.register(self._fd, self._event)
-            if poller.poll(remaining * 1000):
-                return
-        raise TimeoutError("timed out")
+        left = self._left()
+        if left is None and os.get_blocking(fileno(self._sock)):
+            raise_oserror(code)  # The socket's own SO_RCVTIMEO or SO_SNDTIMEO ran out.
+        if not _wait(fileno(self._sock), self._event, left):
+            raise TimeoutError("timed out")
+
+
+def _wait(fd: int, event: int, timeout: float | None) -> bool:
+    """Whether fd is ready in time. select.poll is looked up here because gevent replaces it."""
+    if hasattr(select, "poll"):
+        poller = select.poll()
+        poller.register(fd, event)
+        return bool(poller.poll(None if timeout is None else timeout * 1000))
+    wanted = [fd]
+    if event == READABLE:
+        return any(select.select(wanted, [], [], timeout))
+    return any(select.select([], wanted, [], timeout))
 
 
 def persist(
-    sock: int | HasFileno, event: int, result: int, call: Callable[..., int], *arguments: Any
+    sock: int | HasFileno,
+    event: int,
+    result: int,
+    flags: int,
+    call: Callable[..., int],
+    *arguments: Any,
 ) -> int:
-    """Repeats a call of the C core that returned a negative errno until it returns a count."""
-    deadline = Deadline(sock, event)
+    """Repeats a call of the C core that returned a negative errno until it returns a count.
+
+    call gets the socket's descriptor, asked for anew, and arguments.
+    """
+    deadline = Deadline(sock, event, flags)
     while result < 0:
         deadline.handle(-result)
-        result = call(*arguments)
+        result = call(fileno(sock), *arguments)
     return result

@@ -1,6 +1,8 @@
 """The C core compiles alone, without a warning, and passes its own tests under sanitizers."""
 
+import re
 import sys
+from collections import defaultdict
 from pathlib import Path
 
 import pytest
@@ -45,3 +47,41 @@ def test_header_is_a_cxx_header_too(tmp_path: Path) -> None:
 def test_under_sanitizers(compiler: str, test: Path, tmp_path: Path) -> None:
     """The tests of the core pass with address and undefined-behaviour checks."""
     run_sanitized(compiler, tmp_path / test.stem, test, [])
+
+
+@pytest.mark.parametrize("level", ["-O0", "-O2"])
+@pytest.mark.parametrize("compiler", ["gcc", "clang"])
+def test_stack_of_a_function(compiler: str, level: str, tmp_path: Path) -> None:
+    """No function takes more than 12 KiB of the stack, and none takes an unknown amount."""
+    require(compiler)
+    run(compiler, "-std=c11", level, "-fstack-usage", "-c", *SOURCES, cwd=tmp_path)
+    lines = [line for file in tmp_path.glob("*.su") for line in file.read_text().splitlines()]
+    assert len(lines) > len(SOURCES)
+    for line in lines:
+        function, size, kind = line.split("\t")
+        assert int(size) <= 12 * 1024, function
+        assert kind in ("static", "dynamic,bounded"), function
+
+
+NODE = re.compile(r'node: { title: "(.+?)" .*\\n(\d+) bytes')
+EDGE = re.compile(r'edge: { sourcename: "(.+?)" targetname: "(.+?)"')
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere gcc is another compiler's name")
+@pytest.mark.parametrize("level", ["-O0", "-O2"])
+def test_stack_of_a_call(level: str, tmp_path: Path) -> None:
+    """No call takes more than 16 KiB of the stack, with all that it calls in the core."""
+    require("gcc")
+    run("gcc", "-std=c11", level, "-fcallgraph-info=su", "-c", *SOURCES, cwd=tmp_path)
+    text = "\n".join(file.read_text() for file in tmp_path.glob("*.ci"))
+    sizes = {title: int(size) for title, size in NODE.findall(text)}
+    called = defaultdict(set)
+    for source, target in EDGE.findall(text):
+        called[source].add(target)
+
+    def depth(function: str) -> int:
+        return sizes.get(function, 0) + max(map(depth, called[function]), default=0)
+
+    for function in ("fdp_send", "fdp_receive", "fdp_recv_batch", "fdp_put_back", "fdp_broadcast"):
+        assert depth(function) > 100
+    assert {function: depth(function) for function in sizes if depth(function) > 16 * 1024} == {}

@@ -31,7 +31,7 @@ def test_ten_thousand_descriptors(kind: socket.SocketKind, make_files: MakeFiles
     """One send of 10,000 descriptors is one message of 10,000, in order."""
     files = make_files(5)
     sent = repeat(files, 10_000)
-    with table_of(12_000), channels(kind) as (sender, receiver):
+    with table_of(20_000), channels(kind) as (sender, receiver):
         with beside(lambda: sender.send(b"all of them", sent)):
             payload, owner = receiver.recv()
         with owner:
@@ -128,6 +128,36 @@ def test_too_many_in_flight(stream: Pair) -> None:
 
 
 @pytest.mark.thread_unsafe
+@linux_only
+def test_waits_while_too_many_are_in_flight(stream: Pair) -> None:
+    """Where it is told to, a send goes on as the receiver takes; or its time runs out."""
+
+    def child() -> None:
+        become_nobody()
+        with table_of(512), Channel(stream[0]) as sender:
+            sender.wait_in_flight = True
+            sender.send(b"large", [0] * 2000)
+            sender.settimeout(0.05)
+            with pytest.raises(TimeoutError):
+                sender.send(b"nobody takes it", [0] * 2000)
+            sender.setblocking(False)
+            with pytest.raises(BlockingIOError):
+                sender.send(b"nobody takes it", [0] * 2000)
+
+    with table_of(4500), Channel(stream[1]) as receiver:
+        received = []
+
+        def receive() -> None:
+            payload, owner = receiver.recv()
+            with owner:
+                received.append((payload, len(owner)))
+
+        with beside(receive):
+            run_in_child(child)
+        assert received == [(b"large", 2000)]
+
+
+@pytest.mark.thread_unsafe
 @pytest.mark.parametrize("count", [0, 2000], ids=["bytes", "descriptors"])
 def test_the_sender_is_killed_in_the_middle(count: int, file: int, stream: Pair) -> None:
     """A sender killed inside a large message: ProtocolError, and no descriptor stays."""
@@ -149,7 +179,7 @@ def test_the_sender_is_killed_in_the_middle(count: int, file: int, stream: Pair)
             assert receiver.recv()[0] == b"whole"
             receiver.setblocking(False)
             # Until pieces of the large one are here.
-            while receiver._partial is None:
+            while not receiver._inbox.large.is_open:
                 with pytest.raises(BlockingIOError):
                     receiver.recv()
             os.kill(pid, signal.SIGKILL)

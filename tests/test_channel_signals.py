@@ -12,7 +12,7 @@ from types import FrameType
 
 import pytest
 
-from fdpass_c import Channel, channel, receiving, sending
+from fdpass_c import Channel, batches, channel, descriptors, jobs, turns, waiting
 from support.channels import channels, raw_pair
 from support.descriptors import identity
 from support.frames import first, one, pack
@@ -23,7 +23,7 @@ from support.tables import many_allowed, table_of
 from support.threads import beside
 from support.waiting import once_blocked
 
-HALVES = {channel.__file__, receiving.__file__, sending.__file__}
+OURS = {module.__file__ for module in (batches, channel, descriptors, jobs, turns, waiting)}
 
 
 @pytest.mark.thread_unsafe
@@ -50,7 +50,7 @@ def stopping_at(count: int) -> Iterator[None]:
     steps = itertools.count()
 
     def profile(frame: FrameType, event: str, called: object) -> None:
-        inside = frame.f_code.co_filename in HALVES and event in ("call", "c_return")
+        inside = frame.f_code.co_filename in OURS and event in ("call", "c_return")
         entering = getattr(called, "__name__", "") == "__enter__"
         if inside and not entering and next(steps) == count:
             raise Interruption
@@ -121,11 +121,11 @@ def test_raising_before_a_frame(file: int) -> None:
 
 
 @pytest.mark.thread_unsafe
-@pytest.mark.parametrize("fds", [0, 17_000])
+@pytest.mark.parametrize("fds", [0, 9_000])
 def test_raising_in_a_large_message(fds: int, file: int) -> None:
     """A large message that a handler ends is withdrawn: the next one arrives, and only that."""
     data = bytes(16_000_000 if fds == 0 else 1)
-    with table_of(fds + 1000), channels(buffer=5000) as (sender, receiver):
+    with table_of(2 * fds + 1000), channels(buffer=5000) as (sender, receiver):
         with (
             handling(signal.SIGUSR1, interrupt),
             once_blocked(sender.fileno(), interrupt_main_thread),
@@ -207,8 +207,6 @@ def test_raising_at_any_moment(use: Callable[[Channel], None]) -> None:
                 pass
             finally:
                 signal.setitimer(signal.ITIMER_REAL, 0)
-            assert not receiver._sending.locked()
-            assert not receiver._receiving.locked()
 
 
 def is_done(run: Callable[[], object], count: int) -> bool:
@@ -224,11 +222,8 @@ def is_done(run: Callable[[], object], count: int) -> bool:
 @places_known
 @pytest.mark.filterwarnings("ignore:unclosed <Descriptors:ResourceWarning")
 @pytest.mark.parametrize("fds", [0, 300])
-def test_raising_at_any_step_of_a_large_send(
-    fds: int, file: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_raising_at_any_step_of_a_large_send(fds: int, file: int) -> None:
     """At any step of a send of many groups of frames, the stream stays whole."""
-    monkeypatch.setattr(sending, "_GROUP", 1)
     data = bytes(200_000)
     for count in itertools.count():
         with channels(buffer=1_000_000) as (sender, receiver):

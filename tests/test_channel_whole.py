@@ -5,6 +5,7 @@ import random
 import signal
 import socket
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -156,7 +157,7 @@ def test_any_messages(
 @pytest.mark.parametrize("kind", [socket.SOCK_STREAM, socket.SOCK_SEQPACKET])
 def test_bytes_like_payloads(kind: socket.SocketKind) -> None:
     """A payload may be any bytes-like object, of items wider than a byte too."""
-    payloads = [bytearray(b"one"), memoryview(b"two"), memoryview(b"12345678").cast("I")]
+    payloads: list[Any] = [bytearray(b"one"), memoryview(b"two"), memoryview(b"12345678").cast("I")]
     with channels(kind) as (sender, receiver):
         for payload in payloads:
             sender.send(payload)
@@ -196,7 +197,7 @@ def test_wrong_elements_send_nothing(file: int) -> None:
         with pytest.raises(TypeError, match=r"fds\[299\]"):
             sender.send(b"", [file] * 299 + ["x"])  # type: ignore[list-item]
         with pytest.raises(TypeError):
-            sender.send_many([b"fine", "text"])
+            sender.send_many([b"fine", "text"])  # type: ignore[list-item]
         with pytest.raises(TypeError):
             sender.send_many([b"fine", b"wrong"], [file, "x"])  # type: ignore[arg-type]
         with pytest.raises(TypeError, match=r"fds\[39\]"):

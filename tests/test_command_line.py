@@ -3,10 +3,12 @@
 import json
 import os
 import pwd
+import re
 import shutil
 import signal
 import socket
 import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +16,7 @@ from pathlib import Path
 import pytest
 
 import fdpass_c
+from support.c_core import ROOT
 from support.marks import linux_only
 from support.processes import FDPASS, Program
 from support.signals import handling
@@ -217,7 +220,7 @@ def test_save_stays_inside(name: str, files: list[Path], tmp_path: Path) -> None
         done = fdpass(
             "recv", "--connect", path, "--save", tmp_path / "target", "--timeout", 30, status=1
         )
-    assert b"is no name to save a file under" in done.stderr
+    assert b"cannot be the name of a file" in done.stderr
     assert not [*(tmp_path / "target").iterdir()]
 
 
@@ -359,8 +362,16 @@ _SSHD = shutil.which("sshd", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/
 @linux_only
 @pytest.mark.skipif(_SSHD is None, reason="sshd is not installed")
 @pytest.mark.skipif(shutil.which("ssh") is None, reason="ssh is not installed")
-def test_ssh(tmp_path: Path) -> None:
-    """ssh with ProxyUseFdpass runs a command through the socket that connect hands it."""
+@pytest.mark.parametrize("page", [False, True], ids=["fdpass connect", "the page's"])
+def test_ssh(page: bool, tmp_path: Path) -> None:
+    """ssh with ProxyUseFdpass runs a command through the socket that connect hands it, and through
+    the one of the program in docs/how-to/ssh.md."""
+    program = [*FDPASS, "connect"]
+    if page:
+        text = (ROOT / "docs" / "how-to" / "ssh.md").read_text()
+        (code,) = re.findall(r'title="proxy.py"\n(.*?)```', text, re.DOTALL)
+        (tmp_path / "proxy.py").write_text(code)
+        program = [sys.executable, str(tmp_path / "proxy.py")]
     assert _SSHD is not None
     for name in ("host_key", "user_key"):
         subprocess.run(
@@ -385,7 +396,7 @@ def test_ssh(tmp_path: Path) -> None:
                 if "Server listening" in line:
                     break
             assert server.poll() is None, "".join(log)
-            proxy = " ".join([*FDPASS, "connect", "%h", "%p"])
+            proxy = " ".join([*program, "%h", "%p"])
             options = [
                 f"ProxyCommand={proxy}",
                 "ProxyUseFdpass=yes",

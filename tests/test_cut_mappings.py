@@ -137,7 +137,8 @@ def test_whole_mapping(stream: Pair) -> None:
         with mmap.mmap(file.fileno(), PAGE) as mapping:
             mapping[:5] = b"hello"
             view = memoryview(mapping)
-            for buffers in ([view[:5]], [b"<", view[:5], b">"], [view[:1]] * 100, [mapping]):
+            for each in ([view[:5]], [b"<", view[:5], b">"], [view[:1]] * 100, [mapping]):
+                buffers: list[Any] = [*each]
                 expected = b"".join(map(bytes, buffers))
                 assert fdpass_c.writev(stream[0], buffers) == len(expected)
                 assert stream[1].recv(1 << 20) == expected

@@ -2,44 +2,80 @@
 
 import os
 import re
+import shlex
 import shutil
+import socket
 import subprocess
 import sys
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
+from types import ModuleType
 from typing import NamedTuple
 
 import pytest
 
+import fdpass_c
+import fdpass_c.aio
+import fdpass_c.pool
 from support.processes import FDPASS, Program
 from support.server import Server
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 SECONDS = 30
+# A script may compile something.
+SCRIPT_SECONDS = 50
 
 
 class Block(NamedTuple):
-    page: str
+    page: Path
     line: int
+    title: str | None
     text: str
     why_not_run: str | None
+    runs: bool
+    needs: list[str]
+    output: str | None
+
+
+_FENCE = re.compile(
+    r"^(?:<!-- not run: (?P<why>.*) -->\n)?"
+    r"(?:<!-- (?P<run>run)?,? ?(?:needs: (?P<needs>.*?))? ?-->\n)?"
+    r"```(?P<language>\w*)(?: title=\"(?P<title>.*)\"| \w+)?\n(?P<text>(?:.*\n)*?)```$"
+    r"(?:\n\n```text\n(?P<output>(?:.*\n)*?)```$)?",
+    re.MULTILINE,
+)
 
 
 def find_blocks(language: str) -> list[Block]:
-    """The blocks of code in that language; <!-- not run: why --> may stand before one."""
-    fence = re.compile(
-        rf"^(?:<!-- not run: (.*) -->\n)?```{language}\b.*\n((?:.*\n)*?)```$", re.MULTILINE
-    )
+    """The blocks of code in that language, with what the comment before each says.
+
+    <!-- not run: why -->: it cannot be. <!-- needs: numpy, os.memfd_create, cc, linux -->: modules,
+    what is in them, programs, or the system without which it is skipped. <!-- run -->: a script,
+    run among the files of its page, which are the blocks with a title; a block of text right after
+    it is what it prints.
+    """
     return [
-        Block(str(page.relative_to(ROOT)), text.count("\n", 0, found.start(2)), found[2], found[1])
+        Block(
+            page,
+            text.count("\n", 0, found.start("text")),
+            found["title"],
+            found["text"],
+            found["why"],
+            found["run"] is not None,
+            re.findall(r"[^, ]+", found["needs"] or ""),
+            found["output"],
+        )
         for page in PAGES
         for text in [page.read_text()]
-        for found in fence.finditer(text)
+        for found in _FENCE.finditer(text)
+        if not language or found["language"] == language
     ]
 
 
 def is_server(block: Block) -> bool:
-    return ".serve(" in block.text
+    return "Pool(" in block.text and ".serve(" in block.text
 
 
 def named(blocks: list[Block]) -> list[object]:
@@ -47,24 +83,41 @@ def named(blocks: list[Block]) -> list[object]:
     return [
         pytest.param(
             block,
-            id=f"{block.page}:{block.line}",
+            id=f"{block.page.relative_to(ROOT)}:{block.line}",
             marks=pytest.mark.skip(block.why_not_run) if block.why_not_run else (),
         )
         for block in blocks
     ]
 
 
-PYTHON = find_blocks("python")
+def skip_without(needs: list[str]) -> None:
+    if "linux" in needs and sys.platform != "linux":
+        pytest.skip("a program for Linux")
+    for name in {*needs} - {"linux"}:
+        if not is_there(name):
+            pytest.skip(f"{name} is not installed")
+
+
+def is_there(name: str) -> bool:
+    """Whether there is such a module, a thing in a module, or a program."""
+    module, dot, attribute = name.partition(".")
+    if dot:
+        return hasattr(import_module(module), attribute)
+    return find_spec(name) is not None or shutil.which(name) is not None
+
+
+PYTHON = [block for block in find_blocks("python") if block.title is None]
 
 
 @pytest.mark.thread_unsafe
 @pytest.mark.parametrize("block", named([block for block in PYTHON if not is_server(block)]))
 def test_programs(block: Block, tmp_path: Path) -> None:
     """Each program in Python runs to its end without a word of complaint, beside two files."""
+    skip_without(block.needs)
     for name in ["README.md", "LICENSE"]:
         shutil.copy(ROOT / name, tmp_path)
     done = subprocess.run(
-        [sys.executable, "-c", block.text],
+        [sys.executable, "-W", "error", "-c", block.text],
         cwd=tmp_path,
         capture_output=True,
         text=True,
@@ -83,6 +136,62 @@ def test_servers(block: Block, tmp_path: Path) -> None:
     with Server(program=("-c", log + text), addresses=addresses) as server:
         assert server.ask(b"hello").endswith(b"hello")
         assert server.stop() == 0
+
+
+def with_commands(folder: Path) -> dict[str, str]:
+    """The environment, with a folder of python3 and fdpass that are this interpreter's."""
+    folder.mkdir()
+    for name, command in {"python3": [sys.executable], "fdpass": FDPASS}.items():
+        (folder / name).write_text(f'#!/bin/sh\nexec {shlex.join(command)} "$@"\n')
+        (folder / name).chmod(0o700)
+    return {**os.environ, "PATH": f"{folder}:{os.environ['PATH']}"}
+
+
+class FreePorts(dict[str, str]):
+    """Another port for each that the pages name: somebody may listen there."""
+
+    def __missing__(self, address: str) -> str:
+        with socket.create_server(("127.0.0.1", 0)) as probe:
+            self[address] = free = f"127.0.0.1:{probe.getsockname()[1]}"
+        return free
+
+    def replace(self, text: str) -> str:
+        return re.sub(r"127\.0\.0\.1:8\d\d\d\b", lambda found: self[found[0]], text)
+
+
+SCRIPTS = [block for block in find_blocks("sh") if block.runs]
+FILES = [block for block in find_blocks("") if block.title]
+
+
+@pytest.mark.thread_unsafe
+@pytest.mark.parametrize("block", named(SCRIPTS))
+def test_scripts(block: Block, tmp_path: Path) -> None:
+    """Each script, among the files of its page, prints what the page says, and nothing else."""
+    skip_without(block.needs)
+    environment = with_commands(tmp_path / "commands")
+    folder = tmp_path / "files"
+    folder.mkdir()
+    ports = FreePorts()
+    for file in FILES:
+        if file.page == block.page and file.title:
+            (folder / file.title).write_text(ports.replace(file.text))
+    done = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", ports.replace(block.text)],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=SCRIPT_SECONDS,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == (block.output or "")
+
+
+def test_every_file_is_run() -> None:
+    """A page with files has a script that uses them, or a test of its own."""
+    elsewhere = {ROOT / "docs" / "how-to" / "ssh.md"}
+    assert {file.page for file in FILES} == {block.page for block in SCRIPTS} | elsewhere
 
 
 def counterpart(line: str) -> str:
@@ -109,22 +218,64 @@ def test_commands(line: str, tmp_path: Path) -> None:
     for name in ["notes.txt", "plan.txt"]:
         (tmp_path / name).write_text("the same\n")
     (tmp_path / "incoming").mkdir()
-    (tmp_path / "fdpass").write_text(f'#!/bin/sh\nexec {" ".join(FDPASS)} "$@"\n')
-    (tmp_path / "fdpass").chmod(0o700)
-    path = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    environment = with_commands(tmp_path / "commands")
     line = line.replace("/tmp/s", "socket")
     if "--connect" in line:
         line = line.replace("--connect", f"--timeout {SECONDS} --connect")
     with Program[str](
-        counterpart(line), shell=True, cwd=tmp_path, env=path, stdout=subprocess.DEVNULL
+        counterpart(line), shell=True, cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL
     ) as peer:
         subprocess.run(
-            line, shell=True, cwd=tmp_path, env=path, stdout=subprocess.DEVNULL, check=True
+            line, shell=True, cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL, check=True
         )
         assert peer.wait() == 0
 
 
 def test_finds_them() -> None:
     """Neither a page nor a kind of block went unseen."""
-    assert {block.page for block in PYTHON} >= {"README.md", "docs/pool.md"}
+    names = {str(block.page.relative_to(ROOT)) for block in PYTHON}
+    assert names >= {
+        "README.md",
+        "docs/asyncio.md",
+        "docs/pool.md",
+        "docs/why.md",
+        "docs/how-to/memory.md",
+    }
     assert LINES
+    text = "".join(page.read_text() for page in PAGES)
+    assert text.count("\n```") == 2 * len(find_blocks("")) + 2 * count_outputs()
+
+
+def count_outputs() -> int:
+    return sum(block.output is not None for block in find_blocks(""))
+
+
+@pytest.mark.parametrize(
+    "module", [fdpass_c, fdpass_c.aio, fdpass_c.pool], ids=["package", "aio", "pool"]
+)
+def test_reference_is_complete(module: ModuleType) -> None:
+    """The reference has every public name, once."""
+    pages = "".join(page.read_text() for page in (ROOT / "docs" / "reference").iterdir())
+    listed = re.findall(rf"^::: {re.escape(module.__name__)}\.(\w+)$", pages, re.MULTILINE)
+    assert sorted(listed) == sorted(module.__all__)
+
+
+_IN_REPOSITORY = re.compile(
+    r"https://(?:raw\.githubusercontent\.com/fdpass/fdpass_c/main"
+    r"|github\.com/fdpass/fdpass_c/(?:blob|tree)/main)/([^#\s)]*)"
+)
+
+
+def test_links_of_the_readme() -> None:
+    """They work on a package index too: all are whole addresses."""
+    text = (ROOT / "README.md").read_text()
+    links = re.findall(r"\]\((.*?)\)", text)
+    assert links
+    assert all(link.startswith("https://") for link in links)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=[str(page.relative_to(ROOT)) for page in PAGES])
+def test_links_into_the_repository(page: Path) -> None:
+    """Where a page names a file by the repository's address, there is one."""
+    named_files = _IN_REPOSITORY.findall(page.read_text())
+    assert [name for name in named_files if not (ROOT / name).exists()] == []

@@ -121,4 +121,4 @@ def test_wrong_target(tmp_path: Any) -> None:
         fdpass_c.writev(wrong, [])
     buffers: IO[bytes]
     with open(tmp_path / "file", "wb") as buffers, pytest.raises(TypeError):
-        fdpass_c.writev(buffers.fileno(), [b"", None])
+        fdpass_c.writev(buffers.fileno(), [b"", None])  # type: ignore[list-item]

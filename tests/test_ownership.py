@@ -217,7 +217,7 @@ def test_fileno() -> None:
 @pytest.mark.parametrize("count", [0, 2])
 def test_fileno_of_several(count: int) -> None:
     """fileno() of none or several is a ValueError that counts them."""
-    with own(count) as fds, pytest.raises(ValueError, match=f"here are {count}"):
+    with own(count) as fds, pytest.raises(ValueError, match=f"there are {count}"):
         fds.fileno()
 
 

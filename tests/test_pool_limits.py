@@ -120,3 +120,50 @@ def test_no_process_at_all() -> None:
         server.wait_for("stopping")
         assert server.process.wait() == 1
         server.wait_for(r"PoolError: 5 workers in a row.*cannot start a worker: Resource temp")
+
+
+def leave_places(server: Server, count: int) -> int:
+    """Gives the only worker of a pool room for so many more descriptors; returns its pid."""
+    assert server.ask().endswith(b"hello")  # Its event loop runs.
+    (worker,) = server.settled(1).pids
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    places = len(os.listdir(f"/proc/{worker}/fd")) + count
+    resource.prlimit(worker, resource.RLIMIT_NOFILE, (places, hard))
+    return worker
+
+
+@pytest.mark.thread_unsafe
+def test_a_full_table_in_an_event_loop() -> None:
+    """While a worker's descriptor table is full its connections wait, with few words of it in the
+    log; it serves them as its others end."""
+    with Server("begin_and_wait_async", "--workers", "1", "--capacity", "100") as server:
+        leave_places(server, 4)
+        with ExitStack() as stack:
+            socks = []
+            for number in range(8):
+                socks.append(stack.enter_context(server.connect()))
+                while server.status().workers[0].in_hand <= number:  # One a message.
+                    pass
+            while "no room for 1 more descriptors" not in server.log:
+                server.status()
+            for sock in socks:
+                sock.sendall(b"hello")
+                assert read_all(sock).endswith(b"hello")
+        status = server.settled(1)
+        assert (status.handled, status.lost) == (9, 0)
+        assert server.log.count("no room") < 8
+        assert "Traceback" not in server.log
+
+
+@pytest.mark.thread_unsafe
+def test_a_full_table_with_nothing_in_hand() -> None:
+    """A worker without room, and without connections whose end would make some, ends itself, and
+    its successor serves what it had."""
+    with Server("echo_async", "--workers", "1", "--capacity", "100") as server:
+        worker = leave_places(server, 0)
+        assert server.ask().endswith(b"hello")
+        server.wait_for("DescriptorTableFullError")
+        status = server.settled(1)
+        assert status.pids != [worker]
+        assert (status.handled, status.lost) == (2, 0)
+        assert server.log.count("no room") == 1

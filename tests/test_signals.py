@@ -1,19 +1,14 @@
 """Signal handlers run while a call waits, may raise, may use the same functions; nothing leaks."""
 
-import dis
 import signal
 import socket
-import sys
-from collections.abc import Callable, Iterator
-from operator import attrgetter
-from pathlib import Path
-from types import CodeType, ModuleType
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 import fdpass_c
-from fdpass_c import batches, messages, receiving, sending
+from fdpass_c import batches, messages
 from support.descriptors import Keep, MakeFiles, identities, identity, no_leak
 from support.marks import places_known
 from support.signals import Interruption, handling, interrupt, interrupt_call, interrupt_main_thread
@@ -200,46 +195,7 @@ def test_exception_after_every_call(
                 left.bind(str(tmp_path / f"sender{number}"))
                 left.connect(right.getsockname())
                 fdpass_c.send_fds(left, [b"x"], [file] * count)
-            interrupted = interrupt_call(messages, number, receive)
+            module = batches if name == "recv_fd" else messages
+            interrupted = interrupt_call(module, number, receive)
         number += 1
     assert number > 3
-
-
-def find_codes(code: CodeType) -> Iterator[CodeType]:
-    yield code
-    for constant in code.co_consts:
-        if isinstance(constant, CodeType):
-            yield from find_codes(constant)
-
-
-def find_handlers(entries: list[Any], offset: int) -> set[int]:
-    return {entry.target for entry in entries if entry.start <= offset < entry.end}
-
-
-@places_known
-@pytest.mark.skipif(sys.version_info < (3, 11), reason="no exception table")
-@pytest.mark.parametrize(
-    "module", [batches, messages, receiving, sending], ids=attrgetter("__name__")
-)
-def test_loops_in_blocks(module: ModuleType) -> None:
-    """No loop in a try or with block jumps back outside of it.
-
-    Handlers run there, and CPython 3.12 to 3.14 compiles some loops so that what one raises passes
-    by the block: nothing is closed, no turn is given back. Such a loop stands in a function of its
-    own.
-    """
-    assert module.__file__ is not None
-    source = Path(module.__file__).read_text()
-    escaping = []
-    for code in find_codes(compile(source, module.__file__, "exec")):
-        bytecode: Any = dis.Bytecode(code)
-        instructions = [*bytecode]
-        # What a comprehension puts right after an exception does not matter.
-        blocks = {one.offset for one in instructions if one.opname == "PUSH_EXC_INFO"}
-        entries = bytecode.exception_entries
-        for jump in instructions:
-            if jump.opname == "JUMP_BACKWARD":
-                around = find_handlers(entries, jump.argval) - find_handlers(entries, jump.offset)
-                if around & blocks:
-                    escaping.append(code.co_name)
-    assert not escaping

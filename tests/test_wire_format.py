@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import fdpass_c
-from fdpass_c import Channel, frames
+from fdpass_c import Channel
 from support.c_core import ROOT, run_sanitized
 from support.channels import raw_pair
 from support.descriptors import identity
@@ -95,7 +95,8 @@ def test_numbers_of_the_page() -> None:
     """The limits on the page are the core's."""
     page = PAGE.read_text()
     lib = fdpass_c._native.lib
-    assert f"`{frames.MAGIC.hex(' ')}`" in page
+    magic = b"FDP" + bytes([lib.FDP_FRAME_VERSION])
+    assert f"`{magic.hex(' ')}`" in page
     assert f"header of {lib.FDP_HEADER_SIZE} bytes" in page
     assert f"at most {lib.FDP_MAX_FDS}" in page
     assert f"1 to {lib.FDP_FRAME_MESSAGES}" in page
@@ -111,6 +112,6 @@ def test_numbers_of_the_page() -> None:
 @pytest.mark.thread_unsafe
 @pytest.mark.parametrize("compiler", ["gcc", "clang"])
 def test_fuzzing_for_a_moment(compiler: str, tmp_path: Path) -> None:
-    """Mutated frames, to the decoder and over a socket, under sanitizers: no finding."""
+    """Mutated frames and random jobs, over sockets, under sanitizers: no finding."""
     seeds = [["500000", str(seed)] for seed in range(3)]
-    run_sanitized(compiler, tmp_path / "fuzz", ROOT / "tests" / "c" / "fuzz_frame.c", *seeds)
+    run_sanitized(compiler, tmp_path / "fuzz", ROOT / "tests" / "c" / "fuzz_channel.c", *seeds)

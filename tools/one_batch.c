@@ -1,6 +1,7 @@
 /* Sends and receives one batch, for portability.py to count the system calls. */
 #include "fdpass.h"
 
+#include <stdlib.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
@@ -12,20 +13,22 @@ int main(void) {
     size_t lengths[FDP_BATCH];
     unsigned char payloads[FDP_BATCH * SIZE] = {0};
     unsigned char data[FDP_BATCH * SIZE];
-    struct fdp_inbox inbox;
-    struct fdp_progress progress = {0};
+    static struct fdp_scratch scratch;
+    struct fdp_owner *owner = malloc(sizeof *owner + FDP_BATCH * sizeof(int));
+    struct fdp_job job = {.data = payloads, .lengths = lengths, .fds = fds, .count = FDP_BATCH};
 
-    if (socketpair(AF_UNIX, SOCK_SEQPACKET, 0, pair) != 0)
+    if (owner == NULL || socketpair(AF_UNIX, SOCK_SEQPACKET, 0, pair) != 0)
         return 1;
     for (size_t i = 0; i < FDP_BATCH; i++) {
         fds[i] = STDOUT_FILENO;
         lengths[i] = SIZE;
     }
-    if (fdp_send_batch(pair[0], payloads, lengths, fds, NULL, FDP_BATCH, 0, &progress) !=
-        FDP_BATCH)
+    if (fdp_send_batch(pair[0], &job, 0) != FDP_BATCH)
         return 2;
-    if (fdp_recv_batch(pair[1], data, SIZE, 1, FDP_BATCH, 0, &inbox) != FDP_BATCH)
+    if (fdp_recv_batch(pair[1], data, SIZE, 1, FDP_BATCH, 0, &scratch, owner) < 0 ||
+        scratch.count != FDP_BATCH)
         return 3;
-    fdp_close_fds(inbox.fds, inbox.fd_count);
+    fdp_drop_owner(owner);
+    free(owner);
     return 0;
 }

@@ -225,6 +225,7 @@ def test_wheel(wheel: Path, version: str, python: Path, arguments: list[str]) ->
             "benchmarks",
             "docs",
             "README.md",
+            "SECURITY.md",
             "LICENSE",
             "pyproject.toml",
         ]:

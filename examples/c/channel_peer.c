@@ -4,7 +4,7 @@
  *   channel_peer PATH  connects to a fdpass_c.Listener there
  *
  * It answers each message by one with the same descriptors; the payload is "N descriptors: ",
- * and then the payload that came. Large messages are refused.
+ * and then the payload that came.
  */
 #include <errno.h>
 #include <stdio.h>
@@ -15,6 +15,10 @@
 #include <unistd.h>
 
 #include "fdpass.h"
+
+/* What this program takes: the defaults of a Channel. */
+#define MAX_PAYLOAD (16 << 20)
+#define MAX_FDS 65536
 
 static int fail(const char *what, ssize_t result) {
     fprintf(stderr, "channel_peer: %s: %s\n", what, strerror((int)-result));
@@ -34,62 +38,64 @@ static int connect_to(const char *path) {
     return sock;
 }
 
-/* All of a frame. The descriptors go with its first byte, so what a short write leaves is sent
- * without them. */
-static ssize_t send_all(int sock, const unsigned char *frame, size_t size, const int *fds,
-                        size_t fd_count) {
-    size_t done = 0;
-    while (done < size) {
-        size_t sent;
-        ssize_t result = fdp_send_frame(sock, frame + done, size - done, fds,
-                                        done == 0 ? fd_count : 0, 0, &sent);
-        if (result < 0 && result != -EINTR)
-            return result;
-        done += sent;
-    }
-    return 0;
+static struct fdp_owner *make_owner(size_t capacity) {
+    struct fdp_owner *owner = malloc(sizeof *owner + capacity * sizeof(int));
+    if (owner != NULL)
+        *owner = (struct fdp_owner){.capacity = (unsigned)capacity};
+    return owner;
 }
 
-/* A packed frame with one message: header, length, count of descriptors, payload. */
-static ssize_t answer(int sock, const unsigned char *payload, unsigned length, const int *fds,
-                      unsigned fd_count) {
-    static unsigned char frame[FDP_FRAME_SIZE];
+/* Receives one message, with an owner that is large enough: *owner may be another one after it. */
+static ssize_t receive(struct fdp_inbox *inbox, struct fdp_scratch *scratch,
+                       struct fdp_owner **owner) {
+    for (;;) {
+        ssize_t result = fdp_receive(inbox, 1, 1, scratch, *owner);
+        if (result == FDP_FIT) {
+            free(*owner); /* Nothing is in it. */
+            *owner = make_owner((size_t)inbox->needed);
+            if (*owner == NULL)
+                return -ENOMEM;
+        } else if (result != -EINTR && result != FDP_LOOK) {
+            return result;
+        }
+    }
+}
+
+/* Sends one message, all of it. Borrows the descriptors. */
+static ssize_t send_message(struct fdp_outbox *outbox, const unsigned char *payload, size_t length,
+                            const struct fdp_owner *owner) {
+    struct fdp_job job = {.data = payload,
+                          .lengths = &length,
+                          .fds = owner->fds,
+                          .fd_counts = &owner->count,
+                          .count = 1};
+    ssize_t result;
+    do {
+        result = fdp_send(outbox, &job, 0);
+    } while (result == FDP_LOOK || result == -EINTR);
+    fdp_abandon(outbox, &job); /* So that the outbox does not keep what this function had. */
+    return result;
+}
+
+/* Answers the one message that scratch and owner hold. */
+static ssize_t answer(struct fdp_outbox *outbox, const struct fdp_scratch *scratch,
+                      const struct fdp_owner *owner) {
+    const unsigned char *payload = scratch->bytes + FDP_COLUMN_SIZE;
+    size_t length = scratch->payload_size;
+    if (scratch->large != NULL) {
+        payload = scratch->large;
+        length = (size_t)scratch->large_size;
+    }
     char text[32];
-    unsigned text_size = (unsigned)snprintf(text, sizeof text, "%u descriptors: ", fd_count);
-    unsigned total = text_size + length;
-    unsigned tables = fd_count > 0 ? 6 : 4;
-    if (FDP_HEADER_SIZE + tables + total > sizeof frame)
-        return -EMSGSIZE;
-    fdp_write_header(frame, FDP_PACKED, 0, fd_count, 1, tables + total);
-    unsigned char *at = frame + FDP_HEADER_SIZE;
-    for (unsigned i = 0; i < 4; i++)
-        *at++ = (unsigned char)(total >> (8 * i));
-    if (fd_count > 0) {
-        *at++ = (unsigned char)(fd_count & 0xff);
-        *at++ = (unsigned char)(fd_count >> 8);
-    }
-    memcpy(at, text, text_size);
-    memcpy(at + text_size, payload, length);
-    return send_all(sock, frame, FDP_HEADER_SIZE + tables + total, fds, fd_count);
-}
-
-/* Answers every message of the frame at the front. */
-static ssize_t answer_frame(int sock, const struct fdp_reader *reader) {
-    const struct fdp_frame *frame = &reader->frame;
-    const unsigned char *payload = reader->bytes + frame->payload_offset;
-    const int *fds = reader->fds;
-    if (frame->kind != FDP_PACKED)
-        return -EMSGSIZE;
-    for (unsigned i = 0; i < frame->message_count; i++) {
-        unsigned length = frame->lengths[frame->same_length ? 0 : i];
-        unsigned fd_count = frame->one_each ? 1 : frame->fd_count > 0 ? frame->fd_counts[i] : 0;
-        ssize_t result = answer(sock, payload, length, fds, fd_count);
-        if (result < 0)
-            return result;
-        payload += length;
-        fds += fd_count;
-    }
-    return 0;
+    size_t text_size = (size_t)snprintf(text, sizeof text, "%u descriptors: ", owner->count);
+    unsigned char *both = malloc(text_size + length);
+    if (both == NULL)
+        return -ENOMEM;
+    memcpy(both, text, text_size);
+    memcpy(both + text_size, payload, length);
+    ssize_t result = send_message(outbox, both, text_size + length, owner);
+    free(both);
+    return result;
 }
 
 int main(int argc, char **argv) {
@@ -104,22 +110,28 @@ int main(int argc, char **argv) {
     if (sock < 0)
         return fail(argv[1], sock);
 
-    static struct fdp_reader reader;
-    fdp_start_reader(&reader, sock, 1);
+    static struct fdp_scratch scratch;
+    struct fdp_inbox inbox;
+    struct fdp_outbox outbox;
+    struct fdp_owner *owner = make_owner(FDP_MAX_FDS);
+    if (owner == NULL)
+        return fail("starting", -ENOMEM);
+    fdp_start_inbox(&inbox, sock, MAX_PAYLOAD, MAX_FDS, 1);
+    fdp_start_outbox(&outbox, sock);
     ssize_t result;
-    while ((result = fdp_read_frame(&reader)) != 0) {
-        if (result == -EINTR)
-            continue;
+    while ((result = receive(&inbox, &scratch, &owner)) != 0) {
         if (result < 0)
             return fail("receiving", result);
-        result = answer_frame(sock, &reader);
+        result = answer(&outbox, &scratch, owner);
         if (result < 0)
             return fail("answering", result);
-        /* Sending borrows: what came with the frame is still ours, and now closed. */
-        fdp_close_fds(reader.fds, reader.frame.fd_count);
-        reader.taken = 1;
+        /* Sending borrows: what was received is still ours, and now closed. */
+        fdp_drop_owner(owner);
+        fdp_drop_scratch(&scratch);
     }
-    fdp_close_reader(&reader);
+    free(owner);
+    fdp_close_inbox(&inbox);
+    fdp_close_outbox(&outbox);
     close(sock);
     return 0;
 }

@@ -25,5 +25,5 @@ def numbers(text: str) -> list[int]:
     """Descriptor numbers with commas between them, all different."""
     parts = text.split(",")
     if not all(part.isascii() and part.isdigit() for part in parts) or len({*parts}) < len(parts):
-        raise argparse.ArgumentTypeError(f"not different numbers with commas between: {text!r}")
+        raise argparse.ArgumentTypeError(f"not a list of different numbers with commas: {text!r}")
     return [*map(int, parts)]

@@ -14,8 +14,8 @@ from fdpass_c.commands.streams import find_output, open_input
 from fdpass_c.errors import PeerClosedError
 
 _DESCRIPTION = """\
-Print files, as cat does, by way of a descriptor: a child opens each file and passes it with its
-name over a socket pair; the parent, which opened nothing, prints what it received.
+Print files, as cat does, by passing descriptors: a child process opens each file and passes it with
+its name over a socket pair; the parent, which opened nothing, prints what it received.
 """
 
 _EPILOG = """\
@@ -34,13 +34,19 @@ def add_parser(commands: Any) -> None:
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("files", nargs="*", default=["-"], metavar="FILE", help="- is stdin")
+    parser.add_argument(
+        "files",
+        nargs="*",
+        default=["-"],
+        metavar="FILE",
+        help="a file to print; - is standard input",
+    )
     parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:
     output = find_output()
-    # A caller that ignores it would leave nothing to wait for.
+    # If the caller had this signal ignored, waitpid would find no child.
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     ours, theirs = Channel.pair()
     pid = os.fork()
@@ -52,7 +58,7 @@ def run(options: argparse.Namespace) -> int:
             _open_each(theirs, options.files)
             status = 0
         except (BrokenPipeError, KeyboardInterrupt):
-            pass  # The parent has gone, or knows what to say.
+            pass  # The parent has exited, or reports it.
         finally:
             os._exit(status)
     theirs.close()
@@ -67,9 +73,9 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _end_with_parent(channel: Channel) -> None:
-    """In the child. It may sit in open, of a FIFO say, which nothing from the parent ends."""
+    """In the child: exits when the parent does. Opening a FIFO could otherwise wait for ever."""
     poller = select.poll()
-    poller.register(channel, 0)  # POLLHUP comes unasked.
+    poller.register(channel, 0)  # POLLHUP is always reported.
 
     def watch() -> None:
         poller.poll()
@@ -79,7 +85,7 @@ def _end_with_parent(channel: Channel) -> None:
 
 
 def _open_each(channel: Channel, names: list[str]) -> None:
-    """In the child. A message is an errno and a name; with errno 0 comes the descriptor."""
+    """In the child. A message is an errno and a name; if the errno is 0, it has the descriptor."""
     for name in names:
         try:
             fd = open_input(name)

@@ -12,9 +12,9 @@ from fdpass_c.messages import send_fd
 from fdpass_c.peer import is_unix
 
 _DESCRIPTION = """\
-Connect to HOST and PORT and pass the connected socket over standard output, which must be a Unix
-socket, as one descriptor with one byte; then exit. The bytes of the connection never pass through
-this process. This is what ssh expects of a ProxyCommand with ProxyUseFdpass.
+Connect to HOST and PORT, pass the connected socket over standard output, and exit. Standard output
+must be a Unix socket; one byte and one descriptor are sent. The bytes of the connection do not pass
+through this process. ssh expects this of a ProxyCommand with ProxyUseFdpass.
 """
 
 _EPILOG = """\
@@ -34,7 +34,9 @@ def add_parser(commands: Any) -> None:
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--timeout", type=duration, metavar="SECONDS", help="for connecting")
+    parser.add_argument(
+        "--timeout", type=duration, metavar="SECONDS", help="how long to wait for the connection"
+    )
     parser.add_argument("host", metavar="HOST", help="a name, an IPv4 or an IPv6 address")
     parser.add_argument("port", metavar="PORT", help="a number or the name of a service")
     parser.set_defaults(run=run)

@@ -14,14 +14,14 @@ _CHUNK = 1 << 20
 
 
 def copy(source: int, target: int, timeout: float | None = None) -> OSError | None:
-    """Copies from where source stands up to its end; borrows both.
+    """Copies from the position of source to its end. Both stay the caller's.
 
-    timeout: seconds that source may keep this waiting in all. It belongs to a peer, who can send a
-    byte now and then, read the same pipe, or serve the file: so each read is bounded, and not only
-    the waiting before it. What a regular file takes counts a read at a time, because a long one
-    keeps nobody waiting.
+    timeout: how many seconds source may keep this waiting in all. It belongs to a peer, who can
+    send single bytes, read the same pipe, or serve the file system: so each read is limited, and
+    not only the waiting before it. For a regular file each read has the whole time, because a long
+    file is no reason to stop.
 
-    Returns what ended reading early, or None. OSError where writing failed.
+    Returns the error that ended reading, or None. OSError if writing failed.
     """
     found = os.fstat(source)
     if _would_grow(source, found, target):
@@ -50,7 +50,7 @@ def _read(source: int) -> bytes:
 
 
 def _would_grow(source: int, found: os.stat_result, target: int) -> bool:
-    """Whether source would grow as fast as it is read, and never end; as cat(1) sees it."""
+    """Whether source would grow as fast as it is read, and never end, by the rules of cat(1)."""
     output = os.fstat(target)
     if not stat.S_ISREG(found.st_mode) or not os.path.samestat(found, output):
         return False

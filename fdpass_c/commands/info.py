@@ -13,9 +13,9 @@ def add_parser(commands: Any) -> None:
     parser = commands.add_parser(
         "info",
         help="show versions, kernel features and limits",
-        description="Show what a bug report should carry: versions, kernel features, limits.",
+        description="Show versions, kernel features and limits. Put them into a bug report.",
     )
-    parser.add_argument("--json", action="store_true", help="as JSON")
+    parser.add_argument("--json", action="store_true", help="print JSON")
     parser.set_defaults(run=run)
 
 

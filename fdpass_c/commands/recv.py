@@ -16,13 +16,13 @@ from fdpass_c.errors import FdpassError, PeerClosedError
 from fdpass_c.messages import recv_fd
 
 _DESCRIPTION = """\
-Receive open files over a named socket, one a plain message, until the peer closes. Print them one
+Receive open files over a named socket, one per plain message, until the peer closes. Print them one
 after the other, or save them, or run a program that has them open.
 """
 
 _EPILOG = """\
-A program named after -- replaces fdpass once as many descriptors have come as it needs: one, its
-standard input, or as many as --at names numbers. The exit status is then the program's.
+A program after -- replaces fdpass when it has all descriptors that it needs: one, as its standard
+input, or one for each number of --at. The exit status is then the program's.
 
   fdpass recv --connect /tmp/s
   fdpass recv --listen /tmp/s --save incoming
@@ -49,19 +49,19 @@ def add_parser(commands: Any) -> None:
     what.add_argument(
         "--names",
         action="store_true",
-        help="print the payloads, one a line, with \\ before what a terminal would obey",
+        help="print the payloads, one per line, with control characters escaped",
     )
     what.add_argument(
         "--save",
         metavar="DIRECTORY",
-        help="copy each file into it, under the last part of its name; makes the directory, "
+        help="copy each file into it, under the last part of its name; creates the directory, "
         "replaces no file",
     )
     what.add_argument(
         "--at",
         type=numbers,
         metavar="N,N...",
-        help="with PROGRAM: the numbers under which it finds the descriptors (default: 0)",
+        help="with PROGRAM: the numbers of the descriptors there (default: 0)",
     )
     parser.add_argument("program", nargs="*", metavar="PROGRAM", help=argparse.SUPPRESS)
     parser.set_defaults(run=run, parser=parser)
@@ -121,15 +121,15 @@ def _use(name: bytes, fd: int, options: argparse.Namespace) -> bool:
 
 
 def _last_part(name: bytes) -> bytes:
-    """The peer chooses the name: it must not lead out of the directory."""
+    """The name without folders: a peer chose it, and it must not leave the directory."""
     last = os.path.basename(name)
     if last in (b"", b".", b"..") or b"\0" in last:
-        raise FdpassError(f"{os.fsdecode(name)}: is no name to save a file under")
+        raise FdpassError(f"{os.fsdecode(name)}: cannot be the name of a file")
     return last
 
 
 def _save(path: bytes, fd: int, timeout: float | None) -> OSError | None:
-    """A file that is not whole is removed: the next try could not replace it."""
+    """Copies fd into a new file. One that is not complete is removed, so that a retry can work."""
     with open(path, "xb", buffering=0) as file:
         whole = False
         try:

@@ -1,4 +1,4 @@
-"""How two commands meet at a named socket: either side listens, the other connects."""
+"""How two commands connect at a named socket: one side listens, the other connects."""
 
 import argparse
 import socket
@@ -14,22 +14,24 @@ _RETRY = 0.05
 def add_arguments(parser: Any) -> None:
     side = parser.add_mutually_exclusive_group(required=True)
     side.add_argument(
-        "--listen", metavar="PATH", help="make the socket, for this user alone; serve one peer"
+        "--listen",
+        metavar="PATH",
+        help="create the socket, for this user alone, and wait for one peer",
     )
-    side.add_argument("--connect", metavar="PATH", help="connect to a peer that listens")
+    side.add_argument("--connect", metavar="PATH", help="connect to a listening peer")
     parser.add_argument(
         "--timeout",
         type=duration,
         metavar="SECONDS",
-        help="wait at most so long for the peer, with --connect also for its socket to appear, "
-        "for each message, and in all for what is in each pipe or socket received",
+        help="how long to wait at most: for the peer (with --connect, for its socket too), "
+        "for each message, and in all for the content of each received pipe or socket",
     )
 
 
 def meet(options: argparse.Namespace) -> socket.socket:
     """The connected stream socket that the options ask for; the caller closes it.
 
-    OSError with the path in it; TimeoutError where nobody came.
+    OSError with the path in it; TimeoutError if nobody connected.
     """
     path = options.listen or options.connect
     try:

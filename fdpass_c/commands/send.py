@@ -15,21 +15,21 @@ from fdpass_c.errors import PeerClosedError
 from fdpass_c.messages import send_fd
 
 _DESCRIPTION = """\
-Open files and pass them over a named socket, each as one plain message: the descriptor, with the
-file's name as payload. Any program that receives SCM_RIGHTS can be the peer, fdpass recv is one.
+Open files and pass them over a named socket. Each is one plain message: the descriptor, with the
+file's name as payload. The peer is fdpass recv, or any other program that receives SCM_RIGHTS.
 """
 
 _EPILOG = """\
-The files are opened before the peer is met, as many as this process can have open; the others once
-those are passed. One that cannot be opened is reported, the others are passed, and the exit status
-is 1.
+The files are opened before the peer connects: as many as this process can have open, and the others
+when those are passed. A file that cannot be opened is reported, the others are passed, and the exit
+status is 1.
 
   fdpass send --listen /tmp/s notes.txt        and elsewhere  fdpass recv --connect /tmp/s
   fdpass send --connect /tmp/s --payload hello notes.txt
   make | fdpass send --connect /tmp/s -
 """
 
-# Room in the table for the socket, the one that listens, its lock, and one more.
+# Room in the table for the socket, the listening socket, its lock, and one more.
 _SPARE = 4
 
 _RETRY = 0.01
@@ -45,9 +45,11 @@ def add_parser(commands: Any) -> None:
     )
     rendezvous.add_arguments(parser)
     parser.add_argument(
-        "--payload", type=_not_empty, metavar="TEXT", help="send this in place of each file's name"
+        "--payload", type=_not_empty, metavar="TEXT", help="send this instead of each file's name"
     )
-    parser.add_argument("files", nargs="+", metavar="FILE", help="- is standard input")
+    parser.add_argument(
+        "files", nargs="+", metavar="FILE", help="a file to pass; - is standard input"
+    )
     parser.set_defaults(run=run)
 
 
@@ -74,9 +76,9 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _open_some(names: list[str]) -> tuple[list[tuple[str, int]], bool]:
-    """Opens names from the end of the list on, and removes them, until the table is full.
+    """Opens files, from the end of names on, until the table is full; removes them from names.
 
-    Returns those opened, and whether any could not be.
+    Returns those opened, and whether any could not be opened.
     """
     opened: list[tuple[str, int]] = []
     failed = False
@@ -93,7 +95,7 @@ def _open_some(names: list[str]) -> tuple[list[tuple[str, int]], bool]:
 
 
 def _send(sock: socket.socket, fd: int, payload: bytes) -> None:
-    """Waits while this user has as many in flight as RLIMIT_NOFILE; nothing tells when not."""
+    """Sends. Retries while the user has too many in flight: no selector reports that this ended."""
     timeout = sock.gettimeout()
     until = None if timeout is None else time.monotonic() + timeout
     while True:

@@ -1,4 +1,4 @@
-"""Signals: those that end a command, the one that bounds its waiting, those that a program gets."""
+"""Signals: those that end a command, the one for time limits, and those that programs inherit."""
 
 import errno
 import signal
@@ -12,30 +12,31 @@ _ENDING = (signal.SIGTERM, signal.SIGHUP)
 # Python ignores them (man 7 signal has SIGXFZ on some systems).
 _IGNORED = ("SIGPIPE", "SIGXFZ", "SIGXFSZ")
 
-# A signal that comes just before a system call does not end it: the next one does.
+# A signal that arrives just before a system call does not end it, so it is repeated.
 _REPEAT = 0.1
 
 
 class Ended(BaseException):
-    """A signal that ends this process came, and what must be removed is being removed."""
+    """A signal arrived that ends this process, after it has removed what it must remove."""
 
     def __init__(self, signum: int) -> None:
         super().__init__(signum)
         self.signum = signum
 
     def die(self) -> None:
-        """Ends this process by the signal, as if it had not been handled. Returns as process 1."""
+        """Ends this process by the signal, as if unhandled. Returns in the first process of a
+        container."""
         signal.signal(self.signum, signal.SIG_DFL)
         signal.raise_signal(self.signum)
 
 
 @contextmanager
 def ending() -> Iterator[None]:
-    """TERM and HUP raise Ended in the block, unless the caller has them ignored, as nohup does."""
+    """TERM and HUP raise Ended in the block, unless the caller ignores them, as nohup does."""
     handled = [signum for signum in _ENDING if signal.getsignal(signum) == signal.SIG_DFL]
 
     def end(signum: int, _frame: FrameType | None) -> NoReturn:
-        # One is enough: timeout(1) sends two.
+        # Only one: timeout(1) sends two.
         for each in handled:
             signal.signal(each, signal.SIG_IGN)
         raise Ended(signum)
@@ -52,9 +53,9 @@ def ending() -> Iterator[None]:
 
 @contextmanager
 def time_limit(seconds: float | None) -> Iterator[None]:
-    """TimeoutError in the block, whatever it waits in, after so many seconds; None is no limit.
+    """Raises TimeoutError in the block after that many seconds; None is no limit.
 
-    What it had read then is lost.
+    What a system call has read at that moment is lost.
     """
     if seconds is None:
         yield
@@ -74,7 +75,7 @@ def time_limit(seconds: float | None) -> Iterator[None]:
 
 
 def restore_for_program() -> None:
-    """What Python ignores does again what a program expects."""
+    """Restores the signals that Python ignores, before another program is executed."""
     for name in _IGNORED:
         if signum := getattr(signal, name, None):
             signal.signal(signum, signal.SIG_DFL)

@@ -9,9 +9,10 @@ from fdpass_c.errors import FdpassError
 
 
 def fill_closed() -> None:
-    """Fills the place of each standard stream that is closed: what is opened next would get it.
+    """Opens /dev/null for each closed standard stream: the next file would get its number.
 
-    What fills it can be neither read nor passed on to a program; complaints get lost in it.
+    It is opened for the wrong direction, so that using it fails. Messages to standard error are
+    lost.
     """
     for fd, flags in enumerate((os.O_WRONLY, os.O_RDONLY, os.O_WRONLY)):
         try:
@@ -19,12 +20,12 @@ def fill_closed() -> None:
         except OSError:
             os.open(os.devnull, flags)
     if sys.stderr is None:
-        # Python and its modules print their complaints to standard output then.
+        # Without it, Python and its modules print their messages to standard output.
         sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115, stays open
 
 
 def open_input(name: str) -> int:
-    """Opens a file for reading, which the caller closes; - is standard input, which stays open."""
+    """Opens a file for reading, which the caller closes; - is descriptor 0, which stays open."""
     if name != "-":
         return os.open(name, os.O_RDONLY)
     if sys.stdin is None:
@@ -40,7 +41,7 @@ def find_output() -> int:
 
 
 def write_all(fd: int, data: bytes) -> None:
-    """Writes all, also where fd is in non-blocking mode. OSError as for os.write."""
+    """Writes all, even if fd is in non-blocking mode. OSError as for os.write."""
     rest = memoryview(data)
     while rest:
         try:
@@ -50,7 +51,7 @@ def write_all(fd: int, data: bytes) -> None:
 
 
 def wait_for(fd: int, event: int) -> None:
-    """Waits until a descriptor in non-blocking mode is worth another try."""
+    """Waits until a descriptor in non-blocking mode is ready."""
     poller = select.poll()
     poller.register(fd, event)
     poller.poll()

@@ -7,7 +7,9 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+from fdpass_c import aio
 from fdpass_c.channel import Channel
+from fdpass_c.errors import DescriptorTableFullError
 from fdpass_c.pool.bell import Bell
 from fdpass_c.pool.connected import (
     MASTER_GONE,
@@ -27,6 +29,13 @@ _SOON = 0.005
 _BEAT = 1.0
 """Seconds between two signs of life, where the watch does not look more often."""
 
+# Seconds until the next try where the descriptor table is full, and how many tries a worker makes
+# that has nothing in hand.
+_REST = 0.1
+_MOST_REFUSALS = 10
+
+_NO_ROOM = "no room for %d more descriptors (RLIMIT_NOFILE); trying again every %s s"
+
 
 class EventLoopWorker:
     """One task a connection, until its handler has returned and its socket is closed."""
@@ -41,6 +50,7 @@ class EventLoopWorker:
         self._told = 0
         self._ring_later: asyncio.TimerHandle | None = None
         self._beating: asyncio.TimerHandle | None = None
+        self._is_full = False
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def run(self) -> None:
@@ -54,30 +64,46 @@ class EventLoopWorker:
         await _await_coroutine(self._plan.setup)
         self._tally.start()
         self._bell.ring()
-        self._loop.add_reader(self._channel.fileno(), self._receive)
+        # Kept, because a loop does not keep its tasks alive.
+        receiving = self._loop.create_task(self._receive(aio.Channel.adopt(self._channel)))
+        receiving.add_done_callback(self._end_if_failed)
         try:
             await self._end
         finally:
             await _await_coroutine(self._plan.teardown)
 
-    def _receive(self) -> None:
-        """Everything that is there; the tasks start after it."""
+    async def _receive(self, channel: aio.Channel) -> None:
+        """Everything that comes; the tasks start after it."""
+        refused = 0
         while True:
             try:
-                batch = self._channel.recv_many()
+                batch = await channel.recv_many()
             except MASTER_GONE:
-                self._loop.remove_reader(self._channel.fileno())
-                self._leaving.set()
-                self._end_if_done()
-                return
+                break
+            except DescriptorTableFullError as error:
+                # Connections that end make room; without any, nothing does.
+                refused = 1 if self._tasks else refused + 1
+                if refused > _MOST_REFUSALS:
+                    raise
+                if not self._is_full:
+                    self._is_full = True
+                    logger.warning(_NO_ROOM, error.needed, _REST)
+                await asyncio.sleep(_REST)
+                continue
+            refused = 0
+            self._is_full = False
             first = self._tally.begun + 1
             self._tally.begin(len(batch))
             with batch:
                 for position, payload in enumerate(batch.payloads):
                     sock = take_socket(batch.fds, position)
                     self._start(sock, first + position, marshal.loads(payload))
-            if not self._channel.pending:
-                return
+        self._leaving.set()
+        self._end_if_done()
+
+    def _end_if_failed(self, receiving: "asyncio.Task[None]") -> None:
+        if not receiving.cancelled() and (error := receiving.exception()) and not self._end.done():
+            self._end.set_exception(error)
 
     def _start(self, sock: ConnectedSocket, number: int, address: Any) -> None:
         sock.setblocking(False)

@@ -2,6 +2,7 @@
 #define _GNU_SOURCE 1
 
 #include "check.h"
+#include "internal.h"
 
 static const unsigned char packed[] = {
     'F', 'D', 'P', 1, FDP_PACKED, 0, 3, 0, 2, 0, 0, 0, 17, 0, 0, 0, /* header */
@@ -35,9 +36,33 @@ static void test_packed(void) {
     CHECK(frame.message_count == 2);
     CHECK(frame.fd_count == 3);
     CHECK(frame.payload_offset == 28);
-    CHECK(!frame.same_length && !frame.one_each);
-    CHECK(frame.lengths[0] == 2 && frame.lengths[1] == 3);
-    CHECK(frame.fd_counts[0] == 1 && frame.fd_counts[1] == 2);
+    CHECK(frame.flags == 0);
+    CHECK(fdp_read_length(packed, &frame, 0) == 2 && fdp_read_length(packed, &frame, 1) == 3);
+    CHECK(fdp_read_fd_count(packed, &frame, 0) == 1 && fdp_read_fd_count(packed, &frame, 1) == 2);
+    CHECK(fdp_find_longest(packed, &frame) == 3 && fdp_find_most_fds(packed, &frame) == 2);
+}
+
+/* What is written with each combination of flags is what is read. */
+static void test_written(void) {
+    const size_t lengths[] = {2, 2, 2};
+    const unsigned counts[] = {1, 1, 1};
+    for (unsigned flags = 0; flags < 4; flags++) {
+        for (unsigned fds = flags & FDP_ONE_EACH ? 3 : 0; fds <= 3; fds += 3) {
+            unsigned char bytes[FDP_HEADER_SIZE + 3 * 6 + 6] = {0};
+            size_t head = fdp_write_packed(bytes, flags, lengths, counts, 3, fds, 6);
+            CHECK(head == FDP_HEADER_SIZE + fdp_size_tables(flags, 3, fds));
+            struct fdp_frame frame;
+            CHECK(parse(bytes, head + 6, &frame) == 1);
+            CHECK(frame.kind == FDP_PACKED && frame.flags == flags && frame.fd_count == fds);
+            CHECK(frame.payload_offset == head && frame.size == head + 6);
+            CHECK(fdp_find_longest(bytes, &frame) == 2);
+            CHECK(fdp_find_most_fds(bytes, &frame) == (fds > 0));
+            for (unsigned i = 0; i < 3; i++) {
+                CHECK(fdp_read_length(bytes, &frame, i) == 2);
+                CHECK(fdp_read_fd_count(bytes, &frame, i) == (fds > 0));
+            }
+        }
+    }
 }
 
 /* Every beginning of a frame asks for more; size is told as soon as the header is there. */
@@ -112,6 +137,21 @@ static void test_totals(void) {
     CHECK(frame.total_fds == 0x01020304);
     CHECK(frame.payload_offset == 28);
     CHECK(frame.size == 29);
+    unsigned char head[FDP_HEADER_SIZE + FDP_TOTALS_SIZE];
+    CHECK(fdp_write_piece(head, FDP_FIRST, 1, 1, 0x0102030405060708, 0x01020304) == sizeof head);
+    CHECK(memcmp(head, bytes, sizeof head) == 0);
+}
+
+/* Numbers that only overflow could make add up. */
+static void test_overflow(void) {
+    unsigned char bytes[FDP_HEADER_SIZE + 4 * FDP_FRAME_MESSAGES] = {0};
+    struct fdp_frame frame;
+    fdp_write_header(bytes, FDP_PACKED, 0, 0, 2, 8);
+    memset(bytes + FDP_HEADER_SIZE, 0x80, 8);
+    CHECK(parse(bytes, FDP_HEADER_SIZE + 8, &frame) == -EPROTO);
+    fdp_write_header(bytes, FDP_PACKED, FDP_SAME_LENGTH, 0, FDP_FRAME_MESSAGES, 4);
+    memcpy(bytes + FDP_HEADER_SIZE, (const unsigned char[]){0, 0, 0x40, 0}, 4);
+    CHECK(parse(bytes, FDP_HEADER_SIZE + 4, &frame) == -EPROTO);
 }
 
 static void test_largest(void) {
@@ -130,11 +170,13 @@ static void test_largest(void) {
 int main(void) {
     RUN(test_header);
     RUN(test_packed);
+    RUN(test_written);
     RUN(test_incomplete);
     RUN(test_behind);
     RUN(test_each_byte);
     RUN(test_pieces);
     RUN(test_totals);
+    RUN(test_overflow);
     RUN(test_largest);
     return 0;
 }

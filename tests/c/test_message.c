@@ -82,7 +82,7 @@ static void test_order(void) {
 static void test_one(void) {
     int left, right;
     open_pair(SOCK_SEQPACKET, &left, &right);
-    CHECK(fdp_send_fd(left, "ab", 2, left, 0) == 2);
+    CHECK(fdp_try_send_fd(left, "ab", 2, left, 0) == 2);
     char data[2];
     struct fdp_received received;
     CHECK(fdp_recv_bytes(right, data, 2, 1, 0, &received) == 2);
@@ -135,7 +135,7 @@ static void test_empty_message(void) {
     struct fdp_received received;
     open_pair(SOCK_STREAM, &left, &right);
     CHECK(fdp_send_bytes(left, NULL, 0, &left, 1, 0) == -ENODATA);
-    CHECK(fdp_send_fd(left, NULL, 0, left, 0) == -ENODATA);
+    CHECK(fdp_try_send_fd(left, NULL, 0, left, 0) == -ENODATA);
     check_nothing_waits(right);
     CHECK(fdp_send_bytes(left, NULL, 0, NULL, 0, 0) == 0);
     close_pair(left, right);
@@ -158,7 +158,7 @@ static void test_errors_of_sending(void) {
     CHECK(fdp_send_bytes(fds[0], "x", 1, fds, 1, 0) == -ENOTSOCK);
     check_nothing_waits(right);
     CHECK(close(right) == 0);
-    CHECK(fdp_send_fd(left, "x", 1, 0, 0) == -EPIPE);
+    CHECK(fdp_try_send_fd(left, "x", 1, 0, 0) == -EPIPE);
     CHECK(close(left) == 0);
 }
 
@@ -198,13 +198,13 @@ static void test_short_write(void) {
     char *payload = calloc(1, size);
     CHECK(payload != NULL);
     open_pair(SOCK_STREAM, &left, &right);
-    ssize_t sent = fdp_send_fd(left, payload, size, left, MSG_DONTWAIT);
+    ssize_t sent = fdp_try_send_fd(left, payload, size, left, MSG_DONTWAIT);
     CHECK(sent > 0 && (size_t)sent < size);
     struct fdp_received received;
     CHECK(fdp_recv_bytes(right, payload, 1, 1, 0, &received) == 1);
     CHECK(received.arrival.fd_count == 1);
     close_received(&received);
-    CHECK(fdp_send_fd(left, payload, size, left, MSG_DONTWAIT) == -EAGAIN);
+    CHECK(fdp_try_send_fd(left, payload, size, left, MSG_DONTWAIT) == -EAGAIN);
     close_pair(left, right);
     free(payload);
 }
@@ -214,7 +214,7 @@ static void test_datagram_cut_short(void) {
     char data[2];
     struct fdp_received received;
     open_pair(SOCK_DGRAM, &left, &right);
-    CHECK(fdp_send_fd(left, "abcd", 4, left, 0) == 4);
+    CHECK(fdp_try_send_fd(left, "abcd", 4, left, 0) == 4);
     CHECK(fdp_recv_bytes(right, data, 2, 1, 0, &received) == 2);
     CHECK(received.arrival.flags & MSG_TRUNC);
     CHECK(received.arrival.fd_count == 1);
@@ -227,7 +227,7 @@ static void test_peek(void) {
     char byte;
     struct fdp_received peeked, received;
     open_pair(SOCK_STREAM, &left, &right);
-    CHECK(fdp_send_fd(left, "x", 1, left, 0) == 1);
+    CHECK(fdp_try_send_fd(left, "x", 1, left, 0) == 1);
     CHECK(fdp_recv_bytes(right, &byte, 1, 1, MSG_PEEK, &peeked) == 1);
     CHECK(fdp_recv_bytes(right, &byte, 1, 1, 0, &received) == 1);
     CHECK(peeked.arrival.fd_count == 1);

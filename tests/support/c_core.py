@@ -46,6 +46,6 @@ def run_sanitized(compiler: str, program: Path, source: Path, *arguments: list[s
     require(compiler)
     if why := _why_no_sanitizers(compiler):
         pytest.skip(why)
-    run(compiler, *STRICT, *SANITIZE, f"-I{CORE}", *SOURCES, source, "-o", program)
+    run(compiler, *STRICT, *SANITIZE, "-pthread", f"-I{CORE}", *SOURCES, source, "-o", program)
     for each in arguments:
         run(program, *each)

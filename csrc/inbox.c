@@ -1,0 +1,177 @@
+/* Receiving messages: from frames to an owner, within limits, without losing any. */
+#include "compat.h"
+#include "internal.h"
+
+/* Frames per call, so that no peer keeps a thread inside for ever. */
+#define MOST_FRAMES 64
+
+void fdp_start_inbox(struct fdp_inbox *ret_inbox, int sock, uint64_t max_payload, unsigned max_fds,
+                     int accept_fds) {
+    *ret_inbox = (struct fdp_inbox){.sock = sock,
+                                    .max_payload = max_payload,
+                                    .max_fds = max_fds,
+                                    .accept_fds = accept_fds};
+}
+
+int fdp_enter_inbox(struct fdp_inbox *inbox) {
+    return __atomic_exchange_n(&inbox->busy, 1, __ATOMIC_ACQUIRE) ? -EBUSY : 0;
+}
+
+void fdp_leave_inbox(struct fdp_inbox *inbox) {
+    __atomic_store_n(&inbox->busy, 0, __ATOMIC_RELEASE);
+}
+
+/* What incomplete messages hold now. */
+static void count_held(struct fdp_inbox *inbox) {
+    const struct fdp_store *store = inbox->store;
+    unsigned now = inbox->large.is_open ? inbox->large.fd_count : 0;
+    if (store != NULL && store->large == NULL &&
+        !(store->has_front && store->front.kind == FDP_PACKED))
+        now += store->fd_tail - store->fd_head;
+    fdp_count_held(inbox->held, now);
+    inbox->held = now;
+}
+
+static void close_parked(struct fdp_inbox *inbox) {
+    int *parked = inbox->parked;
+    unsigned count = inbox->parked_count;
+    inbox->parked = NULL;
+    inbox->parked_count = 0;
+    fdp_close_fds(parked, count);
+    free(parked);
+}
+
+static void drop_all(struct fdp_inbox *inbox) {
+    close_parked(inbox);
+    while (inbox->store != NULL) {
+        struct fdp_store *store = inbox->store;
+        inbox->store = store->behind;
+        fdp_close_fds(store->fds + store->fd_head, store->fd_tail - store->fd_head);
+        fdp_free_store(store);
+    }
+    fdp_close_fds(inbox->large.fds, inbox->large.fd_count);
+    fdp_free_large(inbox);
+    count_held(inbox);
+}
+
+int fdp_violate(struct fdp_inbox *inbox, int violation) {
+    inbox->violation = violation;
+    /* So that the peer, and a thread that sends, notice it now and not when a buffer is full. */
+    (void)shutdown(inbox->sock, SHUT_RDWR);
+    return -EPROTO;
+}
+
+/* Hands out complete messages. Returns 0 if there are none, or the reason why it cannot. */
+static ssize_t hand_out_kept(struct fdp_inbox *inbox, size_t most, struct fdp_scratch *scratch,
+                             struct fdp_owner *owner) {
+    while (inbox->store != NULL && scratch->count < most && scratch->large == NULL) {
+        struct fdp_store *store = inbox->store;
+        int found = fdp_find_front(inbox, store);
+        if (found <= 0)
+            return found;
+        if (store->large == NULL && store->front.kind != FDP_PACKED)
+            return scratch->count > 0 ? 0 : fdp_add_piece(inbox, store);
+        if (fdp_hand_out(store, most, scratch, owner) == 0) {
+            if (scratch->count > 0)
+                return 0;
+            inbox->needed = store->large != NULL
+                                ? store->fd_tail
+                                : fdp_read_fd_count(store->bytes + store->head, &store->front,
+                                                    store->next);
+            return FDP_FIT;
+        }
+        fdp_drop_empty(inbox);
+    }
+    return 0;
+}
+
+static ssize_t receive(struct fdp_inbox *inbox, size_t most, struct fdp_scratch *scratch,
+                       struct fdp_owner *owner, int may_close) {
+    fdp_drop_scratch(scratch);
+    scratch->count = scratch->payload_size = scratch->lost = 0;
+    owner->count = 0;
+    if (inbox->sock < 0)
+        return -EBADF;
+    for (int frames = 0; frames < MOST_FRAMES; frames++) {
+        if (inbox->violation != 0)
+            return -EPROTO;
+        if (inbox->parked != NULL) {
+            if (!may_close)
+                return FDP_LOOK;
+            close_parked(inbox);
+        }
+        ssize_t result = hand_out_kept(inbox, most, scratch, owner);
+        if (result == 0 && scratch->count == 0)
+            result = fdp_fill(inbox, most, scratch, owner);
+        if (scratch->count > 0)
+            return fdp_describe(scratch);
+        if (result <= 0)
+            return result;
+        if (!may_close)
+            return FDP_LOOK; /* One receive is as long as the interpreter's lock may be kept. */
+        /* A message that is complete by now, or withdrawn, no longer counts. */
+        count_held(inbox);
+    }
+    return FDP_LOOK;
+}
+
+ssize_t fdp_try_receive(struct fdp_inbox *inbox, size_t most, struct fdp_scratch *ret_scratch,
+                        struct fdp_owner *ret_owner) {
+    if (fdp_enter_inbox(inbox) < 0)
+        return -EBUSY;
+    ssize_t result = receive(inbox, most, ret_scratch, ret_owner, 0);
+    count_held(inbox);
+    fdp_leave_inbox(inbox);
+    return result;
+}
+
+/* One round of fdp_receive. */
+static ssize_t receive_now(struct fdp_inbox *inbox, size_t most, struct fdp_scratch *scratch,
+                           struct fdp_owner *owner) {
+    if (fdp_enter_inbox(inbox) < 0)
+        return -EBUSY;
+    ssize_t result = receive(inbox, most, scratch, owner, 1);
+    if (result == -EPROTO)
+        drop_all(inbox);
+    count_held(inbox);
+    fdp_leave_inbox(inbox);
+    return result;
+}
+
+ssize_t fdp_receive(struct fdp_inbox *inbox, size_t most, int wait, struct fdp_scratch *ret_scratch,
+                    struct fdp_owner *ret_owner) {
+    ssize_t result;
+    (void)__atomic_fetch_add(&inbox->waiting, 1, __ATOMIC_SEQ_CST);
+    while ((result = receive_now(inbox, most, ret_scratch, ret_owner)) == -EAGAIN && wait) {
+        /* Leaves the inbox during the wait, so that others need not wait too. */
+        result = fdp_wait_for_bytes(__atomic_load_n(&inbox->sock, __ATOMIC_SEQ_CST));
+        if (result < 0 && result != -ECONNRESET)
+            break;
+        if (result < 0)
+            __atomic_store_n(&inbox->was_reset, 1, __ATOMIC_RELAXED);
+    }
+    /* Another thread has closed the inbox: report that, whatever it looked like. */
+    if (result <= 0 && __atomic_load_n(&inbox->sock, __ATOMIC_SEQ_CST) < 0)
+        result = -EBADF;
+    (void)__atomic_fetch_sub(&inbox->waiting, 1, __ATOMIC_SEQ_CST);
+    return result;
+}
+
+size_t fdp_try_count_pending(struct fdp_inbox *inbox) {
+    if (fdp_enter_inbox(inbox) < 0)
+        return 0;
+    size_t count = fdp_count_pending(inbox);
+    fdp_leave_inbox(inbox);
+    return count;
+}
+
+int fdp_close_inbox(struct fdp_inbox *inbox) {
+    int sock = __atomic_exchange_n(&inbox->sock, -1, __ATOMIC_SEQ_CST);
+    if (__atomic_load_n(&inbox->waiting, __ATOMIC_SEQ_CST) > 0 || fdp_enter_inbox(inbox) < 0) {
+        (void)shutdown(sock, SHUT_RDWR); /* So that who waits there goes. */
+        return -EBUSY;
+    }
+    drop_all(inbox);
+    fdp_leave_inbox(inbox);
+    return 0;
+}

@@ -1,0 +1,171 @@
+/* Declarations that only the files of the core use. */
+#ifndef FDP_INTERNAL_H
+#define FDP_INTERNAL_H
+
+#include "fdpass.h"
+
+/* frame.c */
+
+/* Reads the header at the start of bytes, and the totals of a first piece if they are there, else 0.
+ * Returns 1 if the header is complete, 0 if more bytes are needed, -EPROTO if no frame starts like
+ * that. */
+int fdp_parse_header(const unsigned char *bytes, size_t size, struct fdp_frame *ret_frame);
+
+/* The size of the payload of message i of a packed frame, and its number of descriptors. */
+size_t fdp_read_length(const unsigned char *bytes, const struct fdp_frame *frame, unsigned i);
+unsigned fdp_read_fd_count(const unsigned char *bytes, const struct fdp_frame *frame, unsigned i);
+
+/* The longest payload of a packed frame's messages, and the most descriptors of one. */
+size_t fdp_find_longest(const unsigned char *bytes, const struct fdp_frame *frame);
+unsigned fdp_find_most_fds(const unsigned char *bytes, const struct fdp_frame *frame);
+
+/* The size of the tables in a packed frame of count messages. */
+size_t fdp_size_tables(unsigned flags, size_t count, size_t fd_count);
+
+/* Writes the header and tables of a packed frame for count messages whose payloads have body bytes
+ * together. Returns their size. */
+size_t fdp_write_packed(unsigned char *ret_head, unsigned flags, const size_t *lengths,
+                        const unsigned *fd_counts, size_t count, size_t fd_count, size_t body);
+
+/* Writes the header of a piece and, for FDP_FIRST, the totals. Returns their size. */
+size_t fdp_write_piece(unsigned char *ret_head, unsigned kind, size_t fd_count, size_t body,
+                       uint64_t total_payload, size_t total_fds);
+
+/* table.c: the descriptor table of this process. */
+
+/* Whether a receive may bring FDP_MAX_FDS descriptors without a new check of the table: the last
+ * check found room for them and for what other threads can have opened since, and incomplete
+ * messages may hold as many. Exact about this core, an estimate about other threads. */
+int fdp_has_ample_room(void);
+
+/* Must be called for all descriptors that a receive installed. */
+void fdp_count_received(unsigned fd_count);
+
+/* Whether incomplete messages may hold fd_count more descriptors: together at most half of the soft
+ * limit, and some places stay free. room is the result of fdp_count_room. */
+int fdp_may_hold(uint64_t fd_count, ssize_t room);
+
+/* Records how many descriptors of incomplete messages an inbox holds now, and held before. */
+void fdp_count_held(unsigned before, unsigned now);
+
+/* reader.c: from the socket to bytes and descriptors. */
+
+/* What arrived with one receive besides the bytes. was_cut: a packet was longer. */
+struct fdp_arrived {
+    unsigned fd_count;
+    int was_cut;
+    int fds[FDP_MAX_FDS];
+};
+
+/* Receives up to capacity bytes into target without waiting; known: how many bytes of the frame are
+ * here already. If the table may be too small, it receives only the frame at the front.
+ * Returns the bytes, 0 at the end of the connection. -EMFILE: no room for its descriptors, and
+ * everything is still queued.  -EPROTO: a violation. */
+ssize_t fdp_receive_frame(struct fdp_inbox *inbox, const unsigned char *known, size_t known_size,
+                          unsigned char *target, size_t capacity,
+                          struct fdp_arrived *ret_arrived);
+
+/* The same for a header of FDP_HEADER_SIZE bytes and what follows it, for a table of any size. */
+ssize_t fdp_receive_piece(struct fdp_inbox *inbox, unsigned char *ret_header,
+                          unsigned char *target, size_t capacity,
+                          struct fdp_arrived *ret_arrived);
+
+/* Waits in the kernel until something can be received, if the socket is blocking. Returns 0, or a
+ * negative errno: -EAGAIN if the socket is not blocking, or if its SO_RCVTIMEO is over. */
+int fdp_wait_for_bytes(int sock);
+
+/* store.c: what was received and not handed out. */
+
+/* Bytes [head, tail) and descriptors [fd_head, fd_tail); or, if large is not NULL, one complete
+ * message. front is the frame at head, if has_front; its messages before next were handed out, and
+ * the payload of next starts at payload_at. */
+struct fdp_store {
+    struct fdp_store *behind;
+    unsigned char *large;
+    uint64_t large_size;
+    unsigned char *bytes;
+    int *fds;
+    unsigned head, tail, capacity;
+    unsigned fd_head, fd_tail;
+    unsigned next, payload_at;
+    int has_front;
+    struct fdp_frame front;
+    /* Messages in the whole frames behind front and before scanned_to, and what a large one that
+     * is not whole lacks there. */
+    unsigned scanned_to, scanned_count;
+    uint64_t missing_bytes, missing_fds;
+};
+
+/* A store with that capacity, or NULL. fdp_free_store closes nothing. */
+struct fdp_store *fdp_new_store(size_t byte_capacity, size_t fd_capacity);
+void fdp_free_store(struct fdp_store *store);
+
+/* Appends what was received. -ENOMEM. */
+int fdp_keep(struct fdp_inbox *inbox, const unsigned char *bytes, size_t size, const int *fds,
+             unsigned fd_count);
+
+/* Frees the first store if it is empty. */
+void fdp_drop_empty(struct fdp_inbox *inbox);
+
+/* Removes the frame at the front of the store. */
+void fdp_drop_front(struct fdp_store *store);
+
+/* Moves messages of the front frame to scratch and owner, after those that are there, until there are
+ * most or the owner is full. Returns how many were moved. */
+unsigned fdp_hand_out(struct fdp_store *store, size_t most, struct fdp_scratch *scratch,
+                      struct fdp_owner *owner);
+
+/* The result of a receive that left this in scratch. */
+ssize_t fdp_describe(const struct fdp_scratch *scratch);
+
+/* inbox.c */
+
+/* Between these two calls no other thread is inside. -EBUSY: another one is. */
+int fdp_enter_inbox(struct fdp_inbox *inbox);
+void fdp_leave_inbox(struct fdp_inbox *inbox);
+
+/* Records a violation, ends the connection, and returns -EPROTO. */
+int fdp_violate(struct fdp_inbox *inbox, int violation);
+
+/* fill.c */
+
+/* Checks the frame at the front of the store. Returns 1 if it is complete, 0 if not, or -EPROTO for a
+ * violation. */
+int fdp_find_front(struct fdp_inbox *inbox, struct fdp_store *store);
+
+/* Receives what comes next: into the store, into the large message, or into scratch, where a usual
+ * frame is handed out directly. Returns 0 at the end of the connection, or a negative errno. */
+ssize_t fdp_fill(struct fdp_inbox *inbox, size_t most, struct fdp_scratch *scratch,
+                 struct fdp_owner *owner);
+
+/* pending.c: as fdp_try_count_pending, for a thread that is inside. */
+size_t fdp_count_pending(struct fdp_inbox *inbox);
+
+/* large.c: the large message that is being received. */
+
+/* Adds the frame at the front of the store, a piece. Returns 0. -EPROTO, -EMFILE, -ENOMEM: the
+ * frame stays. */
+int fdp_add_piece(struct fdp_inbox *inbox, struct fdp_store *store);
+
+/* Receives the next piece, or more of it, into its place. As fdp_receive_frame. */
+ssize_t fdp_fill_large(struct fdp_inbox *inbox);
+
+/* Frees the memory of a large message. Closes nothing. */
+void fdp_free_large(struct fdp_inbox *inbox);
+
+/* job.c: messages to send. */
+
+/* The payload of the message at position at, and how many descriptors a message has. */
+struct iovec fdp_get_payload(const struct fdp_job *job, const struct fdp_position *at);
+size_t fdp_count_fds(const struct fdp_job *job, size_t message);
+
+/* Sends frames from the job's position on. FDP_DONE, FDP_LOOK or a negative errno. */
+ssize_t fdp_send_frames(int sock, struct fdp_job *job, int flags);
+
+/* The size of the bytes that end the message at the job's position for the receiver. */
+size_t fdp_size_rest(const struct fdp_job *job);
+
+/* Writes those bytes, at least one, and moves the job's position to the end of the message. */
+void fdp_end_job(struct fdp_job *job, unsigned char *ret_rest);
+
+#endif

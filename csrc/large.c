@@ -1,0 +1,179 @@
+/* A large message, which arrives in pieces. */
+#include "compat.h"
+#include "internal.h"
+
+void fdp_free_large(struct fdp_inbox *inbox) {
+    free(inbox->large.payload);
+    free(inbox->large.fds);
+    inbox->large = (struct fdp_large){.is_open = 0};
+}
+
+static int begin(struct fdp_inbox *inbox, const struct fdp_frame *frame) {
+    inbox->needed = frame->total_payload;
+    if (frame->total_payload > inbox->max_payload)
+        return fdp_violate(inbox, FDP_TOO_LONG);
+    inbox->needed = frame->total_fds;
+    if (frame->total_fds > inbox->max_fds)
+        return fdp_violate(inbox, FDP_TOO_MANY);
+    if (frame->total_fds > 0 && !inbox->accept_fds)
+        return fdp_violate(inbox, FDP_UNWANTED);
+    if (frame->total_fds > frame->fd_count) {
+        ssize_t room = fdp_count_room();
+        inbox->needed = frame->total_fds - frame->fd_count;
+        inbox->room = room > 0 ? (unsigned)room : 0;
+        if (room >= 0 && !fdp_may_hold(inbox->needed, room))
+            return -EMFILE;
+    }
+    if (frame->total_payload >= SIZE_MAX || frame->total_fds >= INT32_MAX / sizeof(int))
+        return -ENOMEM;
+    /* Not cleared, so that memory which a header announces is not used before the bytes arrive. */
+    struct fdp_large large = {.is_open = 1,
+                              .payload = malloc((size_t)frame->total_payload + 1),
+                              .fds = malloc(((size_t)frame->total_fds + 1) * sizeof(int)),
+                              .total_payload = frame->total_payload,
+                              .total_fds = frame->total_fds};
+    if (large.payload == NULL || large.fds == NULL) {
+        free(large.payload);
+        free(large.fds);
+        return -ENOMEM;
+    }
+    inbox->large = large;
+    return 0;
+}
+
+/* A complete message becomes a store of its own, in front of all others. */
+static int finish(struct fdp_inbox *inbox) {
+    struct fdp_large *large = &inbox->large;
+    if (large->size < large->total_payload || large->fd_count < large->total_fds)
+        return 0;
+    struct fdp_store *whole = fdp_new_store(0, large->fd_count);
+    if (whole == NULL)
+        return fdp_violate(inbox, FDP_NO_MEMORY);
+    memcpy(whole->fds, large->fds, large->fd_count * sizeof(int));
+    whole->fd_tail = large->fd_count;
+    whole->large = large->payload;
+    whole->large_size = large->size;
+    whole->behind = inbox->store;
+    inbox->store = whole;
+    large->payload = NULL;
+    fdp_free_large(inbox);
+    return 1;
+}
+
+static void withdraw(struct fdp_inbox *inbox) {
+    if (inbox->large.fd_count > 0) {
+        inbox->parked = inbox->large.fds;
+        inbox->parked_count = inbox->large.fd_count;
+        inbox->large.fds = NULL;
+    }
+    fdp_free_large(inbox);
+}
+
+static int has_room(const struct fdp_large *large, size_t size, unsigned fd_count) {
+    return size <= large->total_payload - large->size &&
+           fd_count <= large->total_fds - large->fd_count;
+}
+
+static void add_fds(struct fdp_large *large, const int *fds, unsigned fd_count) {
+    memcpy(large->fds + large->fd_count, fds, fd_count * sizeof(int));
+    large->fd_count += fd_count;
+}
+
+int fdp_add_piece(struct fdp_inbox *inbox, struct fdp_store *store) {
+    const struct fdp_frame *front = &store->front;
+    size_t size = front->size - front->payload_offset;
+    if (front->kind == FDP_FIRST && !inbox->large.is_open) {
+        int error = begin(inbox, front);
+        if (error < 0)
+            return error;
+    }
+    struct fdp_large *large = &inbox->large;
+    if (!has_room(large, size, front->fd_count))
+        return fdp_violate(inbox, FDP_MALFORMED);
+    memcpy(large->payload + large->size, store->bytes + store->head + front->payload_offset, size);
+    large->size += size;
+    add_fds(large, store->fds + store->fd_head, front->fd_count);
+    store->fd_head += front->fd_count;
+    unsigned kind = front->kind;
+    int was_scanned = store->head < store->scanned_to;
+    fdp_drop_front(store);
+    fdp_drop_empty(inbox);
+    if (kind == FDP_WITHDRAWN) {
+        withdraw(inbox);
+        return 1;
+    }
+    int finished = finish(inbox);
+    if (finished > 0 && was_scanned && inbox->store->behind != NULL)
+        inbox->store->behind->scanned_count--;
+    return finished < 0 ? finished : 1;
+}
+
+/* What came behind the header of a piece: its payload is where it belongs, the rest is kept. */
+static ssize_t sort_piece(struct fdp_inbox *inbox, const struct fdp_frame *piece, size_t size,
+                          const struct fdp_arrived *arrived) {
+    struct fdp_large *large = &inbox->large;
+    size_t body = piece->size - FDP_HEADER_SIZE;
+    size_t here = size < body ? size : body;
+    const unsigned char *rest = large->payload + large->size + here;
+    large->size += here;
+    large->piece_left = body - here;
+    add_fds(large, arrived->fds, piece->fd_count);
+    unsigned more = arrived->fd_count - piece->fd_count;
+    if ((size > here || more > 0) &&
+        fdp_keep(inbox, rest, size - here, arrived->fds + piece->fd_count, more) < 0) {
+        fdp_close_fds(arrived->fds + piece->fd_count, more);
+        return fdp_violate(inbox, FDP_NO_MEMORY);
+    }
+    int finished = finish(inbox);
+    return finished < 0 ? finished : 1;
+}
+
+static ssize_t continue_piece(struct fdp_inbox *inbox) {
+    struct fdp_large *large = &inbox->large;
+    struct fdp_arrived arrived;
+    ssize_t received =
+        fdp_receive_frame(inbox, NULL, FDP_HEADER_SIZE, large->payload + large->size,
+                          (size_t)large->piece_left, &arrived);
+    if (received > 0) {
+        large->size += (size_t)received;
+        large->piece_left -= (size_t)received;
+    }
+    if (arrived.fd_count > 0) {
+        fdp_close_fds(arrived.fds, arrived.fd_count);
+        return fdp_violate(inbox, FDP_SURPLUS);
+    }
+    if (received <= 0)
+        return received;
+    int finished = large->piece_left == 0 ? finish(inbox) : 0;
+    return finished < 0 ? finished : 1;
+}
+
+ssize_t fdp_fill_large(struct fdp_inbox *inbox) {
+    struct fdp_large *large = &inbox->large;
+    if (large->piece_left > 0)
+        return continue_piece(inbox);
+    unsigned char header[FDP_HEADER_SIZE];
+    struct fdp_arrived arrived;
+    struct fdp_frame piece;
+    uint64_t missing = large->total_payload - large->size;
+    size_t most = FDP_FRAME_SIZE - FDP_HEADER_SIZE;
+    unsigned char *target = large->payload + large->size;
+    ssize_t received = fdp_receive_piece(inbox, header, target,
+                                         missing < most ? (size_t)missing : most, &arrived);
+    size_t size = received > 0 ? (size_t)received : 0;
+    size_t head = size < sizeof header ? size : sizeof header;
+    if (size >= sizeof header && fdp_parse_header(header, size, &piece) == 1 &&
+        piece.kind == FDP_NEXT && has_room(large, piece.size - FDP_HEADER_SIZE, piece.fd_count) &&
+        arrived.fd_count >= piece.fd_count &&
+        (arrived.fd_count == piece.fd_count || size > piece.size))
+        return sort_piece(inbox, &piece, size - head, &arrived);
+    /* Whatever else it is, the store knows what to do. */
+    if (size == 0 && arrived.fd_count == 0)
+        return received;
+    if (fdp_keep(inbox, header, head, arrived.fds, arrived.fd_count) < 0) {
+        fdp_close_fds(arrived.fds, arrived.fd_count);
+        return fdp_violate(inbox, FDP_NO_MEMORY);
+    }
+    (void)fdp_keep(inbox, target, size - head, arrived.fds, 0);
+    return received;
+}

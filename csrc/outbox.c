@@ -1,0 +1,184 @@
+/* Sending messages: packed into frames, many per system call, and no frame is left incomplete. */
+#include "compat.h"
+#include "internal.h"
+
+void fdp_start_outbox(struct fdp_outbox *ret_outbox, int sock) {
+    *ret_outbox = (struct fdp_outbox){.sock = sock};
+}
+
+static int enter(struct fdp_outbox *outbox) {
+    return __atomic_exchange_n(&outbox->busy, 1, __ATOMIC_ACQUIRE) ? -EBUSY : 0;
+}
+
+static void leave(struct fdp_outbox *outbox) {
+    __atomic_store_n(&outbox->busy, 0, __ATOMIC_RELEASE);
+}
+
+/* Allocates memory for the rest of a frame. Without it the stream cannot go on, and is ended. */
+static unsigned char *start_rest(struct fdp_outbox *outbox, size_t size) {
+    unsigned char *rest = malloc(size);
+    if (rest == NULL) {
+        (void)shutdown(outbox->sock, SHUT_RDWR);
+        return NULL;
+    }
+    outbox->rest = rest;
+    outbox->unsent = size;
+    outbox->rest_at = 0;
+    return rest;
+}
+
+/* Keeps the rest of a frame, head and payload, after its first sent bytes. */
+static void keep_tail(struct fdp_outbox *outbox, const struct iovec *parts, size_t sent) {
+    unsigned char *rest = start_rest(outbox, parts[0].iov_len + parts[1].iov_len - sent);
+    for (size_t i = 0; rest != NULL && i < 2; i++) {
+        size_t skip = sent < parts[i].iov_len ? sent : parts[i].iov_len;
+        memcpy(rest, (const unsigned char *)parts[i].iov_base + skip, parts[i].iov_len - skip);
+        rest += parts[i].iov_len - skip;
+        sent -= skip;
+    }
+}
+
+static ssize_t flush_rest(struct fdp_outbox *outbox, int flags) {
+    while (outbox->unsent > 0) {
+        ssize_t sent = fdp_send_bytes(outbox->sock, outbox->rest + outbox->rest_at,
+                                      outbox->unsent, NULL, 0, flags);
+        if (sent < 0)
+            return sent;
+        outbox->rest_at += (size_t)sent;
+        outbox->unsent -= (size_t)sent;
+        /* A signal cut the waiting short, or the socket's own timeout, of which the next call tells. */
+        if (outbox->unsent > 0 && !(flags & MSG_DONTWAIT))
+            return -EINTR;
+    }
+    free(outbox->rest);
+    outbox->rest = NULL;
+    return 0;
+}
+
+ssize_t fdp_flush(struct fdp_outbox *outbox, int flags) {
+    if (enter(outbox) < 0)
+        return -EBUSY;
+    ssize_t result = outbox->sock < 0 && outbox->unsent > 0 ? -EBADF : flush_rest(outbox, flags);
+    leave(outbox);
+    return result;
+}
+
+/* One whole frame, now or not at all. */
+static ssize_t try_frame(struct fdp_outbox *outbox, const struct iovec *parts, const int *fds,
+                         size_t fd_count) {
+    const struct fdp_message message = {
+        .buffers = parts, .buffer_count = 2, .fds = fds, .fd_count = fd_count};
+    if (outbox->sock < 0)
+        return -EBADF;
+    if (outbox->unsent > 0 || outbox->job != NULL)
+        return -EBUSY;
+    ssize_t sent = fdp_send_message(outbox->sock, &message, MSG_DONTWAIT);
+    if (sent < 0)
+        return sent;
+    if ((size_t)sent == parts[0].iov_len + parts[1].iov_len)
+        return FDP_DONE;
+    keep_tail(outbox, parts, (size_t)sent);
+    return FDP_BEGUN;
+}
+
+static ssize_t try_packed(struct fdp_outbox *outbox, const void *payloads, size_t length,
+                          size_t count, const int *fds, size_t fd_count) {
+    unsigned char head[FDP_COLUMN_SIZE];
+    unsigned flags = FDP_SAME_LENGTH | (fd_count == count ? FDP_ONE_EACH : 0);
+    size_t body = length * count;
+    size_t head_size = fdp_write_packed(head, flags, &length, NULL, count, fd_count, body);
+    const struct iovec parts[] = {
+        {.iov_base = head, .iov_len = head_size},
+        {.iov_base = (void *)(uintptr_t)payloads, .iov_len = body},
+    };
+    if (enter(outbox) < 0)
+        return -EBUSY;
+    ssize_t result = try_frame(outbox, parts, fds, fd_count);
+    leave(outbox);
+    return result;
+}
+
+ssize_t fdp_try_send(struct fdp_outbox *outbox, const void *payload, size_t length, int fd) {
+    if (length > FDP_LONGEST_PACKED)
+        return -EMSGSIZE;
+    return try_packed(outbox, payload, length, 1, &fd, fd != FDP_NO_FD);
+}
+
+ssize_t fdp_try_send_column(struct fdp_outbox *outbox, const void *column, size_t count,
+                            size_t width) {
+    unsigned char payloads[8192];
+    int fds[FDP_MAX_FDS];
+    if (count == 0 || count > FDP_MAX_FDS || width < 2 || width > sizeof payloads / count)
+        return -EMSGSIZE;
+    const unsigned char *row = (const unsigned char *)column + count * sizeof(int);
+    size_t length = *row;
+    for (size_t i = 0; i < count; i++, row += width) {
+        if (*row != length || length + 1 >= width)
+            return -EINVAL;
+        memcpy(payloads + i * length, row + 1, length);
+    }
+    memcpy(fds, column, count * sizeof *fds);
+    return try_packed(outbox, payloads, length, count, fds, count);
+}
+
+/* Others read this without being inside. */
+static void set_job(struct fdp_outbox *outbox, struct fdp_job *job) {
+    __atomic_store_n(&outbox->job, job, __ATOMIC_RELAXED);
+}
+
+ssize_t fdp_send(struct fdp_outbox *outbox, struct fdp_job *job, int flags) {
+    if (enter(outbox) < 0)
+        return -EBUSY;
+    ssize_t result = -EBUSY;
+    if (outbox->sock < 0) {
+        result = -EBADF;
+    } else if (outbox->job == NULL || outbox->job == job) {
+        result = flush_rest(outbox, flags);
+        if (result == 0) {
+            set_job(outbox, job);
+            result = fdp_send_frames(outbox->sock, job, flags);
+            if (result == FDP_DONE)
+                set_job(outbox, NULL);
+        }
+        if (result < 0 && outbox->sock < 0)
+            result = -EBADF; /* Another thread has closed it meanwhile. */
+    }
+    leave(outbox);
+    return result;
+}
+
+void fdp_abandon(struct fdp_outbox *outbox, struct fdp_job *job) {
+    /* Who waits inside with another job may do so for long. */
+    if (__atomic_load_n(&outbox->job, __ATOMIC_RELAXED) != job)
+        return;
+    while (enter(outbox) < 0)
+        fdp_yield();
+    if (outbox->job == job) {
+        size_t size = fdp_size_rest(job);
+        unsigned char *rest = size > 0 ? start_rest(outbox, size) : NULL;
+        if (rest != NULL)
+            fdp_end_job(job, rest);
+        set_job(outbox, NULL);
+    }
+    leave(outbox);
+}
+
+int fdp_close_outbox(struct fdp_outbox *outbox) {
+    int sock = __atomic_exchange_n(&outbox->sock, -1, __ATOMIC_SEQ_CST);
+    if (enter(outbox) < 0) {
+        (void)shutdown(sock, SHUT_RDWR); /* So that who waits there goes. */
+        return -EBUSY;
+    }
+    free(outbox->rest);
+    outbox->rest = NULL;
+    outbox->unsent = 0;
+    set_job(outbox, NULL);
+    leave(outbox);
+    return 0;
+}
+
+void fdp_free_after_fork(struct fdp_inbox *inbox, struct fdp_outbox *outbox) {
+    inbox->busy = inbox->waiting = 0;
+    outbox->busy = 0;
+    outbox->job = NULL;
+}

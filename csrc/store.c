@@ -1,0 +1,124 @@
+/* What an inbox has received and not handed out. */
+#include "compat.h"
+#include "internal.h"
+
+struct fdp_store *fdp_new_store(size_t byte_capacity, size_t fd_capacity) {
+    struct fdp_store *store = malloc(sizeof *store);
+    if (store == NULL)
+        return NULL;
+    *store = (struct fdp_store){.bytes = malloc(byte_capacity + 1),
+                                .fds = malloc((fd_capacity + 1) * sizeof(int)),
+                                .capacity = (unsigned)byte_capacity};
+    if (store->bytes == NULL || store->fds == NULL) {
+        fdp_free_store(store);
+        return NULL;
+    }
+    return store;
+}
+
+void fdp_free_store(struct fdp_store *store) {
+    free(store->large);
+    free(store->bytes);
+    free(store->fds);
+    free(store);
+}
+
+int fdp_keep(struct fdp_inbox *inbox, const unsigned char *bytes, size_t size, const int *fds,
+             unsigned fd_count) {
+    if (inbox->store == NULL)
+        inbox->store = fdp_new_store(FDP_FRAME_SIZE, 2 * FDP_MAX_FDS);
+    struct fdp_store *store = inbox->store;
+    if (store == NULL)
+        return -ENOMEM;
+    memcpy(store->bytes + store->tail, bytes, size);
+    store->tail += (unsigned)size;
+    memcpy(store->fds + store->fd_tail, fds, fd_count * sizeof *fds);
+    store->fd_tail += fd_count;
+    return 0;
+}
+
+void fdp_drop_empty(struct fdp_inbox *inbox) {
+    struct fdp_store *store = inbox->store;
+    if (store->large == NULL && (store->head < store->tail || store->fd_head < store->fd_tail))
+        return;
+    inbox->store = store->behind;
+    fdp_free_store(store);
+}
+
+void fdp_drop_front(struct fdp_store *store) {
+    store->head += store->front.size;
+    store->has_front = 0;
+    store->next = 0;
+}
+
+static unsigned hand_out_large(struct fdp_store *store, struct fdp_scratch *scratch,
+                               struct fdp_owner *owner) {
+    if (scratch->count > 0)
+        return 0; /* It travels alone. */
+    unsigned fd_count = store->fd_tail;
+    if (fd_count > owner->capacity)
+        return 0;
+    memcpy(owner->fds, store->fds, fd_count * sizeof(int));
+    owner->count = fd_count;
+    store->fd_head = fd_count;
+    scratch->large = store->large;
+    scratch->large_size = store->large_size;
+    store->large = NULL;
+    scratch->count = 1;
+    return 1;
+}
+
+unsigned fdp_hand_out(struct fdp_store *store, size_t most, struct fdp_scratch *scratch,
+                      struct fdp_owner *owner) {
+    if (store->large != NULL)
+        return hand_out_large(store, scratch, owner);
+    const unsigned char *bytes = store->bytes + store->head;
+    const struct fdp_frame *front = &store->front;
+    const size_t room = sizeof scratch->bytes - FDP_COLUMN_SIZE - scratch->payload_size;
+    size_t size = 0;
+    unsigned fds = 0;
+    unsigned first = store->next;
+    unsigned at = scratch->count;
+    for (; store->next < front->message_count && at < most && at < FDP_FRAME_MESSAGES; at++) {
+        size_t length = fdp_read_length(bytes, front, store->next);
+        unsigned count = fdp_read_fd_count(bytes, front, store->next);
+        if (size + length > room || owner->count + fds + count > owner->capacity)
+            break;
+        scratch->lengths[at] = (unsigned)length;
+        scratch->fd_counts[at] = count;
+        size += length;
+        fds += count;
+        store->next++;
+    }
+    memmove(scratch->bytes + FDP_COLUMN_SIZE + scratch->payload_size, bytes + store->payload_at,
+            size);
+    memcpy(owner->fds + owner->count, store->fds + store->fd_head, fds * sizeof(int));
+    owner->count += fds;
+    store->fd_head += fds;
+    store->payload_at += (unsigned)size;
+    scratch->payload_size += (unsigned)size;
+    scratch->count = at;
+    unsigned moved = store->next - first;
+    if (store->next == front->message_count)
+        fdp_drop_front(store);
+    return moved;
+}
+
+void fdp_drop_scratch(struct fdp_scratch *scratch) {
+    free(scratch->large);
+    scratch->large = NULL;
+}
+
+ssize_t fdp_describe(const struct fdp_scratch *scratch) {
+    if (scratch->large != NULL)
+        return FDP_LARGE;
+    unsigned mixed_lengths = 0, mixed_counts = scratch->lost;
+    for (unsigned i = 0; i < scratch->count; i++) {
+        mixed_lengths |= scratch->lengths[i] ^ scratch->lengths[0];
+        mixed_counts |= scratch->fd_counts[i] ^ 1;
+    }
+    unsigned length = scratch->count > 0 ? scratch->lengths[0] : 0;
+    return (ssize_t)(scratch->count << FDP_COUNT_SHIFT |
+                     (mixed_lengths || length >= FDP_MIXED_LENGTHS ? FDP_MIXED_LENGTHS : length) |
+                     (mixed_counts ? FDP_MIXED_COUNTS : 0));
+}

@@ -1,0 +1,88 @@
+/* The descriptor table of this process: its room, and what incomplete messages hold. */
+#include "compat.h"
+#include "internal.h"
+
+/* A receive may bring FDP_MAX_FDS. The table need not be checked if it has room for them and for
+ * what other threads can open during the receive. */
+#define AMPLE_ROOM (FDP_MAX_FDS + 512)
+
+/* Checking the table takes longer than a short message. So the result is remembered for FRESH_US,
+ * minus one place for every NS_A_PLACE and processor since: SCM_RIGHTS, the fastest way to open
+ * many, takes more than 100 ns for each. */
+#define FRESH_US 100
+#define NS_A_PLACE 25
+
+/* Places that stay free for others while messages are incomplete. */
+#define RESERVE 64
+
+/* The core's only global state. When (us) the table was checked, above ROOM_BITS bits for the room
+ * that it had, minus what this core has received since. */
+#define ROOM_BITS 20
+#define MOST_US (UINT64_MAX >> ROOM_BITS)
+#define MOST_ROOM ((1u << ROOM_BITS) - 1)
+static uint64_t last_look;
+
+/* The soft limit at that check, and the descriptors of incomplete messages. */
+static uint64_t limit_seen;
+static uint64_t held;
+
+static uint64_t clock_us(void) {
+    return (uint64_t)fdp_clock_ns() / 1000;
+}
+
+ssize_t fdp_count_room(void) {
+    struct rlimit limit;
+    if (getrlimit(RLIMIT_NOFILE, &limit) != 0)
+        return -errno;
+    if (limit.rlim_cur > INT32_MAX)
+        limit.rlim_cur = INT32_MAX;
+    __atomic_store_n(&limit_seen, (uint64_t)limit.rlim_cur, __ATOMIC_RELAXED);
+    ssize_t open = fdp_count_open();
+    if (open < 0)
+        return open;
+    ssize_t room = (ssize_t)limit.rlim_cur - open;
+    return room > 0 ? room : 0;
+}
+
+/* What is certainly left of the room that the last check found. */
+static uint64_t estimate_room(void) {
+    uint64_t look = __atomic_load_n(&last_look, __ATOMIC_RELAXED);
+    uint64_t age = (clock_us() - (look >> ROOM_BITS)) & MOST_US;
+    if (age > FRESH_US)
+        return 0;
+    uint64_t taken = age * 1000 / NS_A_PLACE * fdp_count_processors();
+    uint64_t room = look & MOST_ROOM;
+    return room > taken ? room - taken : 0;
+}
+
+int fdp_has_ample_room(void) {
+    if (estimate_room() < AMPLE_ROOM) {
+        ssize_t room = fdp_count_room();
+        if (room < AMPLE_ROOM)
+            return 0;
+        uint64_t seen = (uint64_t)room < MOST_ROOM ? (uint64_t)room : MOST_ROOM;
+        __atomic_store_n(&last_look, clock_us() << ROOM_BITS | seen, __ATOMIC_RELAXED);
+    }
+    return fdp_may_hold(FDP_MAX_FDS, AMPLE_ROOM);
+}
+
+void fdp_count_received(unsigned fd_count) {
+    uint64_t look = __atomic_load_n(&last_look, __ATOMIC_RELAXED);
+    uint64_t less;
+    do {
+        uint64_t room = look & MOST_ROOM;
+        less = room > fd_count ? look - fd_count : look - room;
+    } while (!__atomic_compare_exchange_n(&last_look, &look, less, 1, __ATOMIC_RELAXED,
+                                          __ATOMIC_RELAXED));
+}
+
+int fdp_may_hold(uint64_t fd_count, ssize_t room) {
+    uint64_t most = __atomic_load_n(&limit_seen, __ATOMIC_RELAXED) / 2;
+    return __atomic_load_n(&held, __ATOMIC_RELAXED) + fd_count <= most &&
+           (room < 0 || fd_count + RESERVE <= (uint64_t)room);
+}
+
+void fdp_count_held(unsigned before, unsigned now) {
+    if (now != before)
+        __atomic_fetch_add(&held, (uint64_t)now - before, __ATOMIC_RELAXED);
+}

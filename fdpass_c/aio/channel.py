@@ -1,0 +1,413 @@
+"""Channel: fdpass_c.Channel under an event loop."""
+
+import errno
+import socket
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import fdpass_c
+from fdpass_c._native import lib
+from fdpass_c.aio.loops import Direction, Result, keep_trying, running
+from fdpass_c.batches import NOTHING_SENT, Batch, Progress
+from fdpass_c.buffers import Buffer
+from fdpass_c.channel import IN_FLIGHT_DELAY
+from fdpass_c.descriptors import Descriptors
+from fdpass_c.errors import NotCopied, PeerClosedError, raise_oserror
+from fdpass_c.peer import Credentials
+from fdpass_c.sending import Sending
+from fdpass_c.unix import Path, connect_unix
+from fdpass_c.waiting import HasFileno
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from fdpass_c.channel import ChannelOptions
+
+_DONE = lib.FDP_DONE
+_LOOK = lib.FDP_LOOK
+
+# Seconds between two tries to connect to a full backlog: no loop tells when there is a place.
+_FIRST_DELAY = 0.001
+_LONGEST_DELAY = 0.1
+
+# After a try that found nothing, so many receives wait first: where answers are waited for, that
+# saves a tenth (two processes, each on a CPU of its own). Where messages are there it costs a turn.
+_IN_VAIN = 3
+
+# Seconds between two looks at a full descriptor table.
+_LOOK_AGAIN = 0.1
+
+
+class Channel(NotCopied):
+    """Passes whole messages, each a payload and descriptors, over a connected Unix socket.
+
+    The same as fdpass_c.Channel, and the two understand each other: names, meanings, errors and
+    limits are the same. But nothing has a timeout of its own: use asyncio.timeout or
+    trio.fail_after. An async context manager: its exit sends what is unsent, unless an exception
+    leaves the block, and then closes. An async iterator over (payload, fds) until the peer closes.
+
+    A channel belongs to the event loop that is running when it is made. Without one, and in another
+    one, its methods raise a RuntimeError.
+
+    Tasks: one may send while another receives. If several send, or several receive, they take turns
+    in the order of their calls.
+
+    Cancellation loses nothing. A cancelled receive has taken nothing. A cancelled send has sent
+    what error.progress counts, and nothing else. A frame that was begun counts as sent, and its
+    rest goes with the next send, with flush(), or at the end of the block. A large message that is
+    not complete is withdrawn.
+
+    Fairness: at least one of 32 calls in a row lets the loop run other tasks, before it takes or
+    sends anything. asyncio delivers a cancellation where a call waits or lets other tasks run, trio
+    at every call.
+    """
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        **options: "Unpack[ChannelOptions]",
+    ) -> None:
+        """Takes ownership of sock, which becomes non-blocking.
+
+        Args:
+            sock: As for fdpass_c.Channel.
+            **options: max_payload, max_fds, allow_uids and receive_fds, as for fdpass_c.Channel.
+
+        Raises:
+            RuntimeError: No event loop is running.
+            TypeError: As for fdpass_c.Channel.
+            ValueError: As for fdpass_c.Channel.
+            OSError: As for fdpass_c.Channel.
+        """
+        running()
+        self._take_over(fdpass_c.Channel(sock, **options))
+
+    def _take_over(self, channel: fdpass_c.Channel) -> None:
+        _, loop = running()
+        channel.setblocking(False)
+        self._channel = channel
+        self._reading: Direction[Any] = loop.watch(channel, False)
+        self._writing: Direction[Any] = loop.watch(channel, True)
+        self._sleep = loop.sleep
+        self._vain = 0
+
+    @classmethod
+    def adopt(cls, channel: fdpass_c.Channel) -> "Channel":
+        """Makes a channel of the running loop from a blocking one, which must not be used any more.
+
+        Args:
+            channel: The blocking channel. Messages that it has received and not handed out are
+                kept.
+
+        Raises:
+            RuntimeError: No event loop is running.
+        """
+        running()
+        adopted = cls.__new__(cls)
+        adopted._take_over(channel)
+        return adopted
+
+    @classmethod
+    def pair(cls, **options: "Unpack[ChannelOptions]") -> tuple["Channel", "Channel"]:
+        """Makes two connected channels of the running loop.
+
+        Args:
+            **options: As for Channel, for both.
+
+        Returns:
+            Two channels, which the caller owns and closes.
+        """
+        running()
+        ours, theirs = fdpass_c.Channel.pair(**options)
+        return cls.adopt(ours), cls.adopt(theirs)
+
+    @classmethod
+    async def connect(cls, path: Path, **options: "Unpack[ChannelOptions]") -> "Channel":
+        """Connects to a Listener.
+
+        A full backlog is waited for, with growing delays between attempts.
+
+        Args:
+            path: The path of the socket file, or a name in Linux's abstract namespace: a NUL
+                followed by the name.
+            **options: As for Channel.
+
+        Returns:
+            The channel, which the caller owns and closes.
+
+        Raises:
+            OSError: As for fdpass_c.Channel.connect.
+        """
+        _, loop = running()
+        delay = _FIRST_DELAY
+        await loop.sleep(0)
+        while True:
+            try:
+                sock = connect_unix(path, 0)
+                break
+            except BlockingIOError:
+                await loop.sleep(delay)
+                delay = min(2 * delay, _LONGEST_DELAY)
+        try:
+            return cls(sock, **options)
+        except BaseException:
+            sock.close()
+            raise
+
+    async def send(self, payload: Buffer, fds: Iterable[int | HasFileno] = ()) -> None:
+        """Sends one message. It waits while the socket's buffer is full.
+
+        After a cancellation or any other exception, error.progress.messages is 1 if the receiver
+        gets the message, which is so if only the rest of a begun frame was left. Otherwise it gets
+        nothing of it.
+
+        Args:
+            payload: Bytes-like, and may be empty. It must not change until the await returns.
+            fds: Any number of ints or objects with fileno(). The caller still owns them, and they
+                must stay open until the await returns.
+
+        Raises:
+            OSError: As for fdpass_c.Channel.send.
+            ProtocolError: As for fdpass_c.Channel.send.
+        """
+        if self._writing.is_free():
+            sending = self._channel.start_sending(payload, fds)
+            if sending is not None:
+                self._writing.occupy()
+                await self._finish(sending)
+        else:
+            await self._send_in_turn(self._channel.start_sending, payload, fds)
+
+    async def send_many(
+        self,
+        payloads: Sequence[Buffer],
+        fds: Sequence[int | HasFileno] | Sequence[Iterable[int | HasFileno]] = (),
+        *,
+        start: Progress = NOTHING_SENT,
+    ) -> int:
+        """Sends many messages, packed into few frames: see fdpass_c.Channel.send_many.
+
+        Args:
+            payloads: One bytes-like object per message. They must not change until the await
+                returns.
+            fds: As for fdpass_c.Channel.send_many. They must stay open until the await returns.
+            start: As for fdpass_c.Channel.send_many.
+
+        Returns:
+            The number of messages, which is len(payloads).
+
+        Raises:
+            OSError: As for send. error.progress.messages says how many messages the receiver gets.
+            ProtocolError: As for send.
+        """
+        data = [*payloads]
+        if self._writing.is_free():
+            sending = self._channel.start_sending_many(data, [*fds], start)
+            if sending is not None:
+                self._writing.occupy()
+                await self._finish(sending)
+        else:
+            await self._send_in_turn(self._channel.start_sending_many, data, [*fds], start)
+        return len(data)
+
+    async def flush(self) -> None:
+        """Sends what unsent counts."""
+        await self._send_in_turn(self._channel.start_flushing)
+
+    async def _send_in_turn(self, start: Callable[..., Sending | None], *arguments: Any) -> None:
+        """Waits for its turn, and begins only then."""
+        try:
+            await self._writing.enter()
+        except BaseException as error:
+            error.progress = Progress()  # type: ignore[attr-defined]
+            raise
+        try:
+            sending = start(*arguments)
+        except BaseException:
+            self._writing.leave()
+            raise
+        if sending is None:
+            self._writing.leave()
+        else:
+            await self._finish(sending)
+
+    async def _finish(self, sending: Sending) -> None:
+        """Sends the rest, and then ends the turn of this task."""
+        try:
+            while (result := sending.step(socket.MSG_DONTWAIT)) != _DONE:
+                if result == -errno.EAGAIN:
+                    await self._writing.wait()
+                elif result == _LOOK:
+                    await self._writing.pause()
+                elif result == -errno.ETOOMANYREFS and self._channel.wait_in_flight:
+                    await self._sleep(IN_FLIGHT_DELAY)
+                elif result != -errno.EINTR:
+                    self._channel.raise_failure()
+                    raise_oserror(-result)
+        except BaseException as error:
+            sending.give_up(error)
+            raise
+        finally:
+            self._writing.leave()
+
+    @property
+    def wait_in_flight(self) -> bool:
+        """Whether a send waits while the user has too many descriptors in flight. May be set."""
+        return self._channel.wait_in_flight
+
+    @wait_in_flight.setter
+    def wait_in_flight(self, waits: bool) -> None:
+        self._channel.wait_in_flight = waits
+
+    @property
+    def unsent(self) -> int:
+        """How many bytes of a begun frame wait for the next send, or for flush()."""
+        return self._channel.unsent
+
+    async def recv(self) -> tuple[bytes, Descriptors]:
+        """Receives one message.
+
+        Returns:
+            A tuple (payload, fds) of bytes and the Descriptors that own what came with them,
+                possibly none. The caller closes it.
+
+        Raises:
+            DescriptorTableFullError: There is no room for the descriptors of the next message,
+                which stays queued. wait_for_room() waits for room.
+            PeerClosedError: As for fdpass_c.Channel.recv.
+            ProtocolError: As for fdpass_c.Channel.recv.
+            OSError: As for fdpass_c.Channel.recv.
+        """
+        channel = self._channel
+        tries = self._reading.is_free() and (not self._vain or channel.pending)
+        if tries:
+            try:
+                return channel.recv()
+            except BlockingIOError:
+                pass
+        return await self._receive(channel.recv, tries)
+
+    async def recv_many(self, max_messages: int = 253) -> Batch:
+        """Receives at least one message, and others of the same frame or that are already here.
+
+        Args:
+            max_messages: The largest number of messages to receive.
+
+        Returns:
+            A Batch, which owns the descriptors of all its messages. The caller closes it.
+
+        Raises:
+            DescriptorTableFullError: As for recv, and so are all other errors.
+        """
+        channel = self._channel
+        tries = self._reading.is_free() and (not self._vain or channel.pending)
+        if tries:
+            try:
+                return channel.recv_many(max_messages)
+            except BlockingIOError:
+                pass
+        return await self._receive(partial(channel.recv_many, max_messages), tries)
+
+    async def _receive(self, attempt: Callable[[], Result], has_tried: object) -> Result:
+        """Receives after a first try that found nothing, or without one."""
+        waits = bool(has_tried or self._vain)
+        self._vain = _IN_VAIN if has_tried else max(self._vain - 1, 0)
+        await self._reading.enter(pauses=not waits)
+        return await keep_trying(self._reading, attempt, waits, self._has_more)
+
+    def _has_more(self) -> int:
+        """A long message can be complete after one try, which only the next one hands out."""
+        return self._channel.pending
+
+    async def wait_for_room(self) -> None:
+        """After DescriptorTableFullError: waits until there may be room for that message.
+
+        The system does not report that a descriptor was closed, so this checks every 0.1 s.
+        """
+        self._reading.check_loop()
+        while True:
+            await self._sleep(_LOOK_AGAIN)
+            if self._channel.has_room():
+                return
+
+    def __aiter__(self) -> AsyncIterator[tuple[bytes, Descriptors]]:
+        """Receives messages until the peer closes. The loop owns and closes each Descriptors."""
+        return self
+
+    async def __anext__(self) -> tuple[bytes, Descriptors]:
+        try:
+            return await self.recv()
+        except PeerClosedError:
+            raise StopAsyncIteration from None
+
+    @property
+    def pending(self) -> int:
+        """How many whole messages are here and not handed out."""
+        return self._channel.pending
+
+    def fileno(self) -> int:
+        """Returns the socket's descriptor, borrowed; -1 after close()."""
+        return self._channel.fileno()
+
+    @property
+    def peer(self) -> Credentials:
+        """The pid, uid and gid of the peer as it was when the connection was made."""
+        return self._channel.peer
+
+    def peer_pidfd(self) -> int | None:
+        """Returns a pidfd of the peer, which the caller owns, or None: see fdpass_c.peer_pidfd."""
+        return self._channel.peer_pidfd()
+
+    @property
+    def closed(self) -> bool:
+        """Whether close() was called."""
+        return self._channel.closed
+
+    def shutdown(self, how: int) -> None:
+        """Ends one direction or both: see fdpass_c.Channel.shutdown."""
+        self._channel.shutdown(how)
+
+    def detach(self) -> socket.socket:
+        """Hands over the socket, which stays non-blocking: see fdpass_c.Channel.detach.
+
+        Tasks that wait in a call get an OSError (EBADF).
+        """
+        self._channel.check_empty()
+        self._reading.stop()
+        self._writing.stop()
+        return self._channel.detach()
+
+    def close(self) -> None:
+        """Closes the socket and every descriptor that was received and not handed out.
+
+        Calling it again does nothing. Everything is closed when it returns, even after the loop has
+        ended. Tasks that wait in another call get an OSError (EBADF). What unsent counts is lost:
+        flush() first. A forked child may close its copy, which does not disturb the parent.
+
+        Raises:
+            RuntimeError: Called in another thread than the loop's.
+        """
+        if not self._channel.closed:
+            self._reading.stop()
+            self._writing.stop()
+        self._channel.close()
+
+    async def __aenter__(self) -> "Channel":
+        return self
+
+    async def __aexit__(self, kind: object, *_: object) -> None:
+        try:
+            if kind is None and self.unsent:
+                await self.flush()
+        finally:
+            self.close()
+
+    def __del__(self) -> None:
+        # The blocking one warns, and closes.
+        if hasattr(self, "_writing") and not self._channel.closed:
+            self._reading.drop()
+            self._writing.drop()
+
+    def __repr__(self) -> str:
+        return f"<fdpass_c.aio.Channel over {self._channel!r}>"

@@ -1,0 +1,201 @@
+"""Who waits for a descriptor, and whose turn it is: the part that asyncio and trio share."""
+
+import asyncio
+import itertools
+import sys
+import threading
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import Any, Generic, Protocol, TypeVar
+
+from fdpass_c.waiting import HasFileno
+
+CALLS = 32
+"""A loop turns at least once in so many calls, whether or not any of them had to wait."""
+
+Result = TypeVar("Result")
+Place = TypeVar("Place")
+
+
+class _Counter(threading.local):
+    """The calls of this thread, which runs one loop at a time."""
+
+    def __init__(self) -> None:
+        self.calls: Iterator[int] = itertools.count(1)
+
+
+_counter = _Counter()
+
+
+class Direction(ABC, Generic[Place]):
+    """Tasks that receive from one descriptor, or send: they take turns, first come first served.
+
+    A call tries at once where is_free() says so, and is done if that works: the usual case, without
+    a lock. Else it makes the turn its own, with occupy(), or enter() where it was not free; tries
+    and waits; and ends the turn with leave(), whatever happens.
+    """
+
+    def __init__(self) -> None:
+        self._busy = False
+        self._places: deque[Place] = deque()
+        self._calls = _counter.calls
+
+    def is_free(self) -> bool:
+        """Whether the caller may try at once: it is nobody's turn, and the loop has turned lately.
+
+        RuntimeError in another loop than the one in which this was made.
+        """
+        self.check_loop()
+        return not self._busy and next(self._calls) % CALLS != 0
+
+    def occupy(self) -> None:
+        """Makes it the caller's turn, where is_free has just said so."""
+        self._busy = True
+
+    async def enter(self, pauses: bool = True) -> None:
+        """Returns when it is the caller's turn. The loop turns before, and a cancellation shows.
+
+        pauses: False where the caller is going to wait, so that it need not if nobody is inside.
+        RuntimeError as for is_free.
+        """
+        self.check_loop()
+        if not self._busy:
+            self._busy = True
+            if pauses:
+                try:
+                    await self.pause()
+                except BaseException:
+                    self.leave()
+                    raise
+            return
+        place = self.make_place()
+        self._places.append(place)
+        try:
+            await self.stay(place)
+        except BaseException:
+            # The turn was already this one's, or it leaves the queue.
+            if place in self._places:
+                self._places.remove(place)
+            elif self.was_called(place):
+                self.leave()
+            raise
+
+    def leave(self) -> None:
+        """Ends the caller's turn; who came next has the next one."""
+        while self._places:
+            if self.call(self._places.popleft()):
+                return
+        self._busy = False
+
+    @abstractmethod
+    def check_loop(self) -> None:
+        """RuntimeError in another loop than the one in which this was made."""
+
+    @abstractmethod
+    async def pause(self) -> None:
+        """Lets the loop turn."""
+
+    @abstractmethod
+    async def wait(self) -> None:
+        """Returns when the descriptor may be ready, or is closed, or after stop()."""
+
+    @abstractmethod
+    def stop(self) -> None:
+        """Has the loop forget the descriptor and wakes who waits. To be called before closing it:
+        otherwise a loop burns the CPU or, uvloop, aborts."""
+
+    @abstractmethod
+    def drop(self) -> None:
+        """As stop, where nobody waits and any thread may call it: the collector does."""
+
+    @abstractmethod
+    def make_place(self) -> Place:
+        """A place in the queue."""
+
+    @abstractmethod
+    async def stay(self, place: Place) -> None:
+        """Returns when the place was called."""
+
+    @abstractmethod
+    def call(self, place: Place) -> bool:
+        """Wakes who stays there. False where it has been cancelled."""
+
+    @abstractmethod
+    def was_called(self, place: Place) -> bool:
+        """Whether call() has returned True for it."""
+
+
+class Loop(Protocol):
+    """What both have."""
+
+    def watch(self, source: HasFileno, writes: bool) -> "Direction[Any]":
+        """A direction of source, which stays open and alive as long as the loop watches it."""
+
+    async def sleep(self, seconds: float) -> None:
+        """Waits that long."""
+
+
+def in_trio() -> bool:
+    """Whether trio runs the caller; else it has to be asyncio."""
+    trio = sys.modules.get("trio")
+    if trio is None:
+        return False
+    try:
+        trio.lowlevel.current_trio_token()
+    except RuntimeError:
+        return False
+    return True
+
+
+def running() -> tuple[Any, Loop]:
+    """The loop that runs the caller, as a key, and what waits in it. RuntimeError without one."""
+    if in_trio():
+        from fdpass_c.aio import trio_loop
+
+        return trio_loop.current(), trio_loop
+    from fdpass_c.aio import asyncio_loop
+
+    return asyncio.get_running_loop(), asyncio_loop
+
+
+def _never() -> bool:
+    return False
+
+
+async def take(direction: "Direction[Any]", attempt: Callable[[], Result]) -> Result:
+    """What attempt returns, once it no longer raises BlockingIOError, in a turn of its own."""
+    if direction.is_free():
+        try:
+            return attempt()
+        except BlockingIOError:
+            direction.occupy()
+        return await keep_trying(direction, attempt, True)
+    await direction.enter()
+    return await keep_trying(direction, attempt, False)
+
+
+async def keep_trying(
+    direction: "Direction[Any]",
+    attempt: Callable[[], Result],
+    waits: bool,
+    has_more: Callable[[], object] = _never,
+) -> Result:
+    """The rest of take, in the caller's turn, which it ends. waits: before it tries.
+
+    has_more: whether what is there already is worth another try without waiting.
+
+    Nothing is awaited between the last try and the return, so that nothing it took is lost.
+    """
+    try:
+        while True:
+            if waits and has_more():
+                await direction.pause()
+            elif waits:
+                await direction.wait()
+            try:
+                return attempt()
+            except BlockingIOError:
+                waits = True
+    finally:
+        direction.leave()

@@ -1,0 +1,253 @@
+"""Plain messages under an event loop: the functions of fdpass_c over a non-blocking socket."""
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import fdpass_c
+from fdpass_c.aio.loops import Direction, Result, running, take
+from fdpass_c.batches import Batch, Progress
+from fdpass_c.buffers import Buffer
+from fdpass_c.descriptors import Descriptors
+from fdpass_c.waiting import HasFileno, raw_fileno
+
+_NOTHING_SENT = Progress()
+
+
+class _Shared:
+    """A direction of a socket, and how many calls are using it."""
+
+    def __init__(self, direction: Direction[Any]) -> None:
+        self.direction = direction
+        self.users = 0
+
+
+# A loop watches one direction of a descriptor for one only. By loop, descriptor and direction.
+_shared: dict[tuple[Any, int, bool], _Shared] = {}
+
+
+class _Number:
+    """A descriptor that stays the same, whatever happens to the socket it was read from."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+
+    def fileno(self) -> int:
+        return self._fd
+
+
+@contextmanager
+def _share(sock: int | HasFileno, writes: bool) -> Iterator[Direction[Any]]:
+    """One direction of a socket, for all tasks that use it."""
+    fd = raw_fileno(sock)
+    timeout = getattr(sock, "gettimeout", lambda: None if os.get_blocking(fd) else 0)()
+    if timeout != 0:
+        raise ValueError("an event loop needs a socket in non-blocking mode: setblocking(False)")
+    key, loop = running()
+    place = key, fd, writes
+    shared = _shared.get(place)
+    if shared is None:
+        shared = _shared[place] = _Shared(loop.watch(_Number(fd), writes))
+    shared.users += 1
+    try:
+        yield shared.direction
+    finally:
+        shared.users -= 1
+        if not shared.users:
+            del _shared[place]
+            shared.direction.stop()
+
+
+async def _take(sock: int | HasFileno, writes: bool, attempt: Callable[[], Result]) -> Result:
+    with _share(sock, writes) as direction:
+        return await take(direction, attempt)
+
+
+async def send_fds(
+    sock: int | HasFileno,
+    buffers: Iterable[Buffer],
+    fds: Iterable[int | HasFileno],
+    flags: int = 0,
+    address: str | bytes | None = None,
+) -> int:
+    """Sends buffers as one message with descriptors: see fdpass_c.send_fds.
+
+    Tasks that use one direction of a socket take turns. After a cancellation or an error nothing
+    was sent.
+
+    Args:
+        sock: A Unix domain socket in non-blocking mode. It must stay open until the await returns.
+        buffers: As for fdpass_c.send_fds. They must not change until the await returns.
+        fds: As for fdpass_c.send_fds. They must stay open until the await returns.
+        flags: As for fdpass_c.send_fds.
+        address: As for fdpass_c.send_fds.
+
+    Returns:
+        The number of bytes sent.
+
+    Raises:
+        ValueError: sock is not in non-blocking mode; others as for fdpass_c.send_fds.
+        OSError: As for fdpass_c.send_fds.
+    """
+    parts, listed = [*buffers], [*fds]
+
+    def attempt() -> int:
+        return fdpass_c.send_fds(sock, parts, listed, flags, address)
+
+    return await _take(sock, True, attempt)
+
+
+async def recv_fds(
+    sock: int | HasFileno, bufsize: int, maxfds: int, flags: int = 0
+) -> tuple[bytes, list[int], int, Any]:
+    """Receives one message with descriptors: see fdpass_c.recv_fds.
+
+    A call that is cancelled has received nothing.
+
+    Args:
+        sock: As for send_fds.
+        bufsize: As for fdpass_c.recv_fds.
+        maxfds: As for fdpass_c.recv_fds.
+        flags: As for fdpass_c.recv_fds.
+
+    Returns:
+        A tuple (data, fds, msg_flags, address). The caller owns and closes the ints in fds.
+
+    Raises:
+        ValueError: sock is not in non-blocking mode; others as for fdpass_c.recv_fds.
+        OSError: As for fdpass_c.recv_fds.
+    """
+
+    def attempt() -> tuple[bytes, list[int], int, Any]:
+        return fdpass_c.recv_fds(sock, bufsize, maxfds, flags)
+
+    return await _take(sock, False, attempt)
+
+
+async def send_fd(sock: int | HasFileno, fd: int | HasFileno, data: Buffer = b"\0") -> None:
+    """Sends exactly one descriptor, with all of data: see fdpass_c.send_fd.
+
+    After a cancellation or an error, the exception's attribute characters_written says how many
+    bytes of data were sent, if any; the descriptor went with the first of them.
+
+    Args:
+        sock: As for send_fds.
+        fd: An int or an object with fileno(). It must stay open until the await returns.
+        data: As for fdpass_c.send_fd. It must not change until the await returns.
+
+    Raises:
+        ValueError: sock is not in non-blocking mode, or data is empty on a stream.
+        OSError: As for fdpass_c.send_fd.
+    """
+    view = memoryview(data).cast("B")
+    sent = 0
+
+    def attempt() -> None:
+        nonlocal sent
+        if sent == 0:
+            sent = fdpass_c.send_fds(sock, [view], [fd])
+        while sent < len(view):
+            sent += fdpass_c.send_fds(sock, [view[sent:]], ())
+
+    try:
+        await _take(sock, True, attempt)
+    except BaseException as error:
+        if sent:
+            error.characters_written = sent  # type: ignore[attr-defined]
+        raise
+
+
+async def recv_fd(sock: int | HasFileno, bufsize: int = 4096) -> tuple[bytes, Descriptors]:
+    """Receives one message that must carry exactly one descriptor: see fdpass_c.recv_fd.
+
+    A call that is cancelled has received nothing.
+
+    Args:
+        sock: As for send_fds.
+        bufsize: As for fdpass_c.recv_fd.
+
+    Returns:
+        A tuple of the bytes and the owner of the descriptor, which the caller closes.
+
+    Raises:
+        ValueError: sock is not in non-blocking mode, or bufsize is negative.
+        FdpassError: PeerClosedError, ProtocolError or TruncatedError, as for fdpass_c.recv_fd.
+        OSError: As for fdpass_c.recv_fd.
+    """
+    return await _take(sock, False, lambda: fdpass_c.recv_fd(sock, bufsize))
+
+
+async def send_many(
+    sock: int | HasFileno,
+    payloads: Sequence[Buffer],
+    fds: Sequence[int | HasFileno] | Sequence[Iterable[int | HasFileno]],
+    flags: int = 0,
+    *,
+    start: Progress = _NOTHING_SENT,
+) -> int:
+    """Sends many plain messages: see fdpass_c.send_many.
+
+    After a cancellation or an OSError, the exception's attribute progress says how much was sent.
+    To go on from there, call again with start=error.progress.
+
+    Args:
+        sock: As for send_fds.
+        payloads: As for fdpass_c.send_many. They must not change until the await returns.
+        fds: As for fdpass_c.send_many. They must stay open until the await returns.
+        flags: As for fdpass_c.send_many.
+        start: As for fdpass_c.send_many.
+
+    Returns:
+        The number of messages, which is len(payloads).
+
+    Raises:
+        ValueError: sock is not in non-blocking mode; others as for fdpass_c.send_many.
+        OSError: As for fdpass_c.send_many.
+    """
+    at = start
+
+    def attempt() -> int:
+        nonlocal at
+        try:
+            return fdpass_c.send_many(sock, payloads, fds, flags, start=at)
+        except OSError as error:
+            at = error.progress  # type: ignore[attr-defined]
+            raise
+
+    try:
+        return await _take(sock, True, attempt)
+    except BaseException as error:
+        error.progress = at  # type: ignore[attr-defined]
+        raise
+
+
+async def recv_many(
+    sock: int | HasFileno,
+    max_messages: int = 64,
+    bufsize: int = 4096,
+    maxfds: int = 1,
+    flags: int = 0,
+) -> Batch:
+    """Receives the plain messages that are queued, at least one: see fdpass_c.recv_many.
+
+    A call that is cancelled has received nothing.
+
+    Args:
+        sock: As for send_fds.
+        max_messages: As for fdpass_c.recv_many.
+        bufsize: As for fdpass_c.recv_many.
+        maxfds: As for fdpass_c.recv_many.
+        flags: As for fdpass_c.recv_many.
+
+    Returns:
+        A Batch, which owns every received descriptor. It is empty at end of file.
+
+    Raises:
+        ValueError: sock is not in non-blocking mode; others as for fdpass_c.recv_many.
+        TruncatedBatchError: As for fdpass_c.recv_many.
+        OSError: As for fdpass_c.recv_many.
+    """
+    return await _take(
+        sock, False, lambda: fdpass_c.recv_many(sock, max_messages, bufsize, maxfds, flags)
+    )

@@ -1,0 +1,72 @@
+"""Waiting in trio."""
+
+import contextlib
+import math
+import os
+from typing import Any
+
+import trio
+
+from fdpass_c.aio.loops import Direction
+from fdpass_c.waiting import HasFileno
+
+sleep = trio.sleep
+current = trio.lowlevel.current_trio_token
+
+
+def watch(source: HasFileno, writes: bool) -> "TrioDirection":
+    """As Loop.watch."""
+    return TrioDirection(source, writes)
+
+
+class TrioDirection(Direction[trio.Event]):
+    """One direction of a descriptor in the run that is under way.
+
+    Trio knows of it only while somebody waits.
+    """
+
+    def __init__(self, source: HasFileno, writes: bool) -> None:
+        super().__init__()
+        self._token = current()
+        self._source = source
+        self._wait = trio.lowlevel.wait_writable if writes else trio.lowlevel.wait_readable
+        self._pid = os.getpid()
+
+    def check_loop(self) -> None:
+        if current() is not self._token:
+            raise RuntimeError("used in another event loop than the one in which it was made")
+
+    def is_free(self) -> bool:
+        # Trio's users expect to be cancelled at every call.
+        return super().is_free() and trio.current_effective_deadline() != -math.inf
+
+    async def pause(self) -> None:
+        await trio.lowlevel.checkpoint()
+
+    async def wait(self) -> None:
+        if (fd := self._source.fileno()) < 0:
+            return
+        with contextlib.suppress(trio.ClosedResourceError):  # stop()
+            await self._wait(fd)
+
+    def stop(self) -> None:
+        # RuntimeError: the run is over, and nobody waits.
+        if self._pid == os.getpid():
+            with contextlib.suppress(RuntimeError):
+                trio.lowlevel.notify_closing(self._source.fileno())
+
+    def drop(self) -> None:
+        """Trio has forgotten it already."""
+
+    def make_place(self) -> trio.Event:
+        return trio.Event()
+
+    async def stay(self, place: trio.Event) -> None:
+        await place.wait()
+
+    def call(self, place: trio.Event) -> bool:
+        place.set()
+        return True
+
+    def was_called(self, place: trio.Event) -> Any:
+        return place.is_set()

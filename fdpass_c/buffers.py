@@ -1,0 +1,53 @@
+"""Payloads on their way out: joined into one buffer, or left where they are."""
+
+import operator
+from collections.abc import Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from fdpass_c._native import ffi
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer as Buffer
+else:
+    # bytes, bytearray, memoryview or anything else with a C-contiguous buffer. Python 3.12 has it.
+    Buffer = Any
+
+_PLAIN: set[type] = {bytes, bytearray}
+_join = b"".join
+
+
+def _is_plain(buffer: Buffer) -> bool:
+    if isinstance(buffer, memoryview):
+        return type(buffer.obj) in _PLAIN
+    return type(buffer) in _PLAIN
+
+
+def join(buffers: Sequence[Buffer]) -> tuple[bytes, list[int]] | None:
+    """All bytes in a row and how many each buffer has; None where one must not be copied.
+
+    Only Python's own bytes are: other memory may be large, or a mapping of a file that has shrunk,
+    which the kernel may touch (EFAULT) but a copy may not (SIGBUS).
+    """
+    if not {*map(type, buffers)} <= _PLAIN:
+        if not all(map(_is_plain, buffers)):
+            return None
+        return _join(buffers), [memoryview(buffer).nbytes for buffer in buffers]
+    # Copies, so that a bytearray cannot change between being measured and being joined.
+    copies = [buffer if type(buffer) is bytes else bytes(buffer) for buffer in buffers]
+    return _join(copies), [*map(len, copies)]
+
+
+def describe(buffers: Sequence[Buffer]) -> tuple[Any, list[int]]:
+    """A struct iovec[] of buffers, which it keeps alive and unresized, and the size of each.
+
+    TypeError for what has no C-contiguous buffer.
+    """
+    views = []
+    for position, buffer in enumerate(buffers):
+        try:
+            views.append(ffi.from_buffer(buffer))
+        except (TypeError, ValueError, BufferError) as error:
+            raise TypeError(f"buffers[{position}] is not bytes-like: {error}") from None
+    vector = ffi.new("struct iovec[]", [(view, len(view)) for view in views])
+    return ffi.gc(vector, partial(operator.is_, views)), [*map(len, views)]

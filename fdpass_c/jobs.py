@@ -1,0 +1,55 @@
+"""What is to be sent, as the C core takes it."""
+
+import operator
+from array import array
+from collections.abc import Sequence
+from functools import partial
+from itertools import chain
+from typing import Any
+
+from fdpass_c._native import ffi
+from fdpass_c.buffers import Buffer, describe, join
+from fdpass_c.descriptors import Descriptors, as_fd_list
+
+
+def make_job(
+    payloads: list[Buffer], fds: "array[int]", counts: "array[int] | None"
+) -> tuple[Any, list[int], "array[int]", "array[int] | None"]:
+    """A struct fdp_job * that stands at its start and keeps alive what it points to, the bytes of
+    each payload, and the descriptors as they were given. ValueError for unequal lengths."""
+    joined = join(payloads)
+    data: Any = ffi.NULL
+    vector: Any = ffi.NULL
+    if joined is None:
+        vector, sizes = describe(payloads)
+    else:
+        data = ffi.from_buffer("unsigned char[]", joined[0])
+        sizes = joined[1]
+    described = len(fds) if counts is None else len(counts)
+    if described != len(payloads):
+        raise ValueError(f"{len(payloads)} payloads, but descriptors for {described}")
+    lengths = ffi.new("size_t[]", sizes)
+    ints = ffi.from_buffer("int[]", fds)
+    numbers = ffi.NULL if counts is None else ffi.from_buffer("unsigned int[]", counts)
+    plain = ffi.new("struct fdp_job *")
+    plain.data, plain.lengths, plain.buffers = data, lengths, vector
+    plain.fds, plain.fd_counts, plain.count = ints, numbers, len(payloads)
+    job = ffi.gc(plain, partial(operator.is_, (data, lengths, vector, ints, numbers)))
+    return job, sizes, fds, counts
+
+
+def flatten_fds(fds: Sequence[Any]) -> tuple["array[int]", "array[int] | None"]:
+    """All descriptors in a row, and how many go with each message: None for one each."""
+    try:
+        return array("i", fds), None
+    except TypeError:
+        pass
+    if any(map(_is_single, fds)):
+        return array("i", as_fd_list(fds)), None
+    rows = [as_fd_list(row) for row in fds]
+    return array("i", chain.from_iterable(rows)), array("I", map(len, rows))
+
+
+def _is_single(fds: Any) -> bool:
+    """Whether fds is one descriptor; an owner of several stands for all of them."""
+    return isinstance(fds, int) or (hasattr(fds, "fileno") and not isinstance(fds, Descriptors))

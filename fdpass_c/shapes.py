@@ -1,0 +1,42 @@
+"""Structs by shape, which pack or slice many payloads with one call."""
+
+import struct
+from collections.abc import Callable
+from typing import Any
+
+
+class Shapes(dict[Any, Callable[..., Any]]):
+    """By the shape of a struct, what it does.
+
+    Not lru_cache: PyPy's is written in Python, and an exception of a signal handler breaks it.
+    """
+
+    def __init__(self, make: Callable[[Any], Callable[..., Any]]) -> None:
+        self._make = make
+
+    def __missing__(self, shape: Any) -> Callable[..., Any]:
+        if len(self) >= 64:
+            self.clear()
+        self[shape] = made = self._make(shape)
+        return made
+
+
+def _make_cut(shape: tuple[int, int]) -> Callable[..., Any]:
+    count, length = shape
+    return struct.Struct(f"{length}s" * count).unpack_from
+
+
+def _make_pack_column(shape: tuple[int, int]) -> Callable[..., Any]:
+    count, width = shape
+    return struct.Struct(f"{count}i" + f"{width}p" * count).pack
+
+
+cut = Shapes(_make_cut)
+"""cut[count, length](memory): that many payloads of one length."""
+
+pack_column = Shapes(_make_pack_column)
+"""pack_column[count, width](*fds, *payloads): a column for the C core. struct.error for what is no
+int or no bytes."""
+
+LONGEST_IN_COLUMN = 253
+"""The longest payload of a column, in bytes: its length fits one byte, and is seen to be cut."""

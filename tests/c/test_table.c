@@ -1,0 +1,284 @@
+/* What the core knows of the descriptor table, and that a full one costs nobody a message. */
+#define _GNU_SOURCE 1
+
+#include <sched.h>
+
+#include "channel.h"
+
+static unsigned char bytes[2 * FDP_FRAME_SIZE];
+
+static void limit_to(rlim_t count) {
+    struct rlimit limit;
+    CHECK(getrlimit(RLIMIT_NOFILE, &limit) == 0);
+    limit.rlim_cur = count;
+    CHECK(setrlimit(RLIMIT_NOFILE, &limit) == 0);
+}
+
+static void sleep_ms(long ms) {
+    const struct timespec moment = {.tv_nsec = ms * 1000000};
+    (void)nanosleep(&moment, NULL);
+}
+
+static void test_count_room(void) {
+    struct rlimit limit;
+    CHECK(getrlimit(RLIMIT_NOFILE, &limit) == 0);
+    limit_to(256);
+    CHECK(fdp_count_room() == 256 - count_open());
+    int fds[100];
+    open_many(fds, 100);
+    CHECK(fdp_count_room() == 256 - count_open());
+    limit_to(64); /* Some above it are open. */
+    CHECK(fdp_count_room() == 0);
+    fdp_close_fds(fds, 100);
+    CHECK(fdp_count_room() == 64 - count_open());
+    CHECK(setrlimit(RLIMIT_NOFILE, &limit) == 0);
+}
+
+static void test_ample_room(void) {
+    struct rlimit limit;
+    CHECK(getrlimit(RLIMIT_NOFILE, &limit) == 0);
+    if (limit.rlim_max < 2048)
+        return;
+    limit_to(253 + 512 + (rlim_t)count_open() + 100);
+    sleep_ms(1); /* So that no earlier look counts. */
+    CHECK(fdp_has_ample_room());
+    fdp_count_received(101); /* As if a receive had installed them; now only a look helps. */
+    CHECK(fdp_has_ample_room());
+    int fds[101];
+    open_many(fds, 101);
+    fdp_count_received(101);
+    CHECK(!fdp_has_ample_room());
+    fdp_close_fds(fds, 101);
+    CHECK(fdp_has_ample_room());
+    limit_to(512);
+    sleep_ms(1);
+    CHECK(!fdp_has_ample_room());
+    fdp_count_received(UINT32_MAX);
+    CHECK(setrlimit(RLIMIT_NOFILE, &limit) == 0);
+    CHECK(fdp_has_ample_room());
+}
+
+/* Unfinished messages hold at most half of the limit, and some places stay free. */
+static void test_may_hold(void) {
+    struct rlimit limit;
+    CHECK(getrlimit(RLIMIT_NOFILE, &limit) == 0);
+    limit_to(400);
+    ssize_t room = fdp_count_room();
+    CHECK(fdp_may_hold(200, room) && !fdp_may_hold(201, room));
+    CHECK(fdp_may_hold(10, 74) && !fdp_may_hold(10, 73));
+    CHECK(!fdp_may_hold(UINT64_MAX, room) && !fdp_may_hold(UINT32_MAX, room));
+    fdp_count_held(0, 150);
+    CHECK(fdp_may_hold(50, room) && !fdp_may_hold(51, room));
+    fdp_count_held(150, 3);
+    CHECK(fdp_may_hold(197, room) && !fdp_may_hold(198, room));
+    fdp_count_held(3, 0);
+    CHECK(setrlimit(RLIMIT_NOFILE, &limit) == 0);
+}
+
+/* With a full table what needs no descriptor comes, and all else stays where it is. */
+static void test_full(void) {
+    const int types[] = {SOCK_STREAM, SOCK_SEQPACKET};
+    for (size_t t = 0; t < COUNT(types); t++) {
+        for (int places = 0; places < 3; places++) {
+            struct ends *ends = open_ends(types[t]);
+            struct full_table table;
+            for (unsigned i = 0; i < 2; i++)
+                send_raw(ends->left, bytes, put_packed(bytes, 2, 3, 0), 0);
+            send_raw(ends->left, bytes, put_packed(bytes, 1, 3, 3), 3);
+            send_raw(ends->left, bytes, put_packed(bytes, 1, 4, 0), 0);
+            fill_table(&table, 64, places);
+            for (unsigned i = 0; i < 4; i++) {
+                CHECK(receive(ends, 1) > 0);
+                check_messages(ends, 1, 3, 0, i % 2);
+            }
+            for (int again = 0; again < 3; again++) {
+                CHECK(receive(ends, 1) == -EMFILE);
+                CHECK(ends->inbox.needed == 3 && ends->inbox.room == (unsigned)places);
+                CHECK(fdp_try_receive(&ends->inbox, 9, &ends->scratch, ends->owner) == -EMFILE);
+                CHECK(fdp_receive(&ends->inbox, 9, 1, &ends->scratch, ends->owner) == -EMFILE);
+            }
+            for (int i = places; i < 3; i++)
+                free_place(&table);
+            CHECK(receive(ends, 1) > 0);
+            CHECK(fdp_count_room() == 0);
+            check_messages(ends, 1, 3, 3, 0);
+            CHECK(receive(ends, 1) > 0);
+            check_messages(ends, 1, 4, 0, 0);
+            empty_table(&table);
+            close_ends(ends);
+        }
+    }
+}
+
+/* A large message is not begun where it could not be finished, and waits where it can not go on. */
+static void test_full_large(void) {
+    struct ends *ends = open_ends(SOCK_STREAM);
+    struct full_table table;
+    send_raw(ends->left, bytes, put_piece(bytes, FDP_FIRST, 10, 2, 4, 40), 10);
+    fill_table(&table, 200, 60);
+    for (int again = 0; again < 2; again++)
+        CHECK(receive(ends, 1) == -EMFILE);
+    CHECK(fdp_count_room() == 60);
+    for (int i = 0; i < 20; i++)
+        free_place(&table);
+    /* Room for the first piece and the 64 that stay free, but not for the others. */
+    for (int again = 0; again < 2; again++)
+        CHECK(receive(ends, 1) == -EMFILE && ends->inbox.needed == 40);
+    send_raw(ends->left, bytes, put_piece(bytes, FDP_NEXT, 30, 2, 0, 0), 30);
+    CHECK(receive(ends, 1) == -EMFILE && ends->inbox.needed == 40);
+    for (int i = 0; i < 25; i++)
+        free_place(&table);
+    ssize_t result = receive(ends, 1);
+    CHECK(result == FDP_LARGE);
+    check_large(ends, 4, 40);
+    empty_table(&table);
+    close_ends(ends);
+}
+
+/* The rest of a frame that is begun is taken without a look at the table; what comes behind it has
+ * descriptors of its own. */
+static void test_full_behind_begun(void) {
+    for (size_t cut = 1; cut < 30; cut++) {
+        struct ends *ends = open_ends(SOCK_STREAM);
+        struct full_table table;
+        fill_table(&table, 64, 2);
+        size_t size = put_packed(bytes, 1, 10, 0);
+        CHECK(size == 30);
+        send_raw(ends->left, bytes, cut, 0);
+        CHECK(receive(ends, 9) == -EAGAIN);
+        send_raw(ends->left, bytes + cut, size - cut, 0);
+        send_raw(ends->left, bytes, put_packed(bytes, 1, 3, 3), 3);
+        CHECK(receive(ends, 9) > 0);
+        check_messages(ends, 1, 10, 0, 0);
+        CHECK(receive(ends, 9) == -EMFILE);
+        free_place(&table);
+        CHECK(receive(ends, 9) > 0);
+        check_messages(ends, 1, 3, 3, 0);
+        empty_table(&table);
+        close_ends(ends);
+    }
+}
+
+/* A header that is cut is not let in with descriptors that may stay long, before there is room for
+ * such. */
+static void test_full_cut_header(void) {
+    struct ends *ends = open_ends(SOCK_STREAM);
+    struct full_table table;
+    fill_table(&table, 200, 70);
+    ssize_t room = fdp_count_room();
+    size_t size = put_packed(bytes, 1, 3, 10);
+    send_raw(ends->left, bytes, 8, 10);
+    for (int again = 0; again < 2; again++)
+        CHECK(receive(ends, 9) == -EMFILE && fdp_count_room() == room);
+    for (int i = 0; i < 14; i++)
+        free_place(&table);
+    CHECK(receive(ends, 9) == -EAGAIN && fdp_count_room() == room + 4);
+    send_raw(ends->left, bytes + 8, size - 8, 0);
+    CHECK(receive(ends, 9) > 0);
+    check_messages(ends, 1, 3, 10, 0);
+    empty_table(&table);
+    close_ends(ends);
+}
+
+/* What is whole and waits for its receiver is not counted as unfinished. */
+static void test_whole_is_not_held(void) {
+    struct ends *ends = open_ends(SOCK_STREAM);
+    struct rlimit limit;
+    CHECK(getrlimit(RLIMIT_NOFILE, &limit) == 0);
+    send_raw(ends->left, bytes, put_packed(bytes, 5, 3, 10), 50);
+    CHECK(receive(ends, 1) > 0);
+    check_messages(ends, 1, 3, 10, 0);
+    limit_to(400);
+    CHECK(fdp_may_hold(200, fdp_count_room()));
+    send_raw(ends->left, bytes, put_piece(bytes, FDP_FIRST, 20, 2, 4, 20), 20);
+    CHECK(receive(ends, 9) > 0);
+    check_messages(ends, 4, 3, 10, 1);
+    CHECK(receive(ends, 9) == -EAGAIN);
+    CHECK(fdp_may_hold(180, fdp_count_room()) && !fdp_may_hold(181, fdp_count_room()));
+    CHECK(fdp_close_inbox(&ends->inbox) == 0);
+    CHECK(fdp_may_hold(200, fdp_count_room()));
+    CHECK(setrlimit(RLIMIT_NOFILE, &limit) == 0);
+    close_ends(ends);
+}
+
+/* All unfinished messages together hold no more than half, over all inboxes. */
+static void test_many_unfinished(void) {
+    enum { MANY = 20 };
+    struct ends *ends[MANY];
+    struct rlimit limit;
+    CHECK(getrlimit(RLIMIT_NOFILE, &limit) == 0);
+    for (int i = 0; i < MANY; i++) {
+        ends[i] = open_ends(SOCK_STREAM);
+        size_t size = put_piece(bytes, FDP_FIRST, 50, 2, 4, 50);
+        send_raw(ends[i]->left, bytes, size, 50);
+    }
+    limit_to(400);
+    int begun = 0;
+    for (int i = 0; i < MANY; i++) {
+        ssize_t result = receive(ends[i], 1);
+        CHECK(result == -EAGAIN || result == -EMFILE);
+        begun += result == -EAGAIN;
+    }
+    CHECK(begun > 0 && begun * 50 <= 200);
+    size_t last = put_piece(bytes, FDP_NEXT, 0, 2, 0, 0);
+    for (int i = 0; i < MANY; i++) {
+        send_raw(ends[i]->left, bytes, last, 0);
+        /* As those before are finished, there is room for more. */
+        CHECK(receive(ends[i], 1) == FDP_LARGE);
+        check_large(ends[i], 4, 50);
+        close_ends(ends[i]);
+    }
+    CHECK(setrlimit(RLIMIT_NOFILE, &limit) == 0);
+}
+
+/* Where the system does not tell how full the table is, the peek does. An ordinary user is root
+ * where it has a namespace of its own. */
+static void test_without_proc(void) {
+    char path[] = "/tmp/fdpass-test-XXXXXX";
+    CHECK(mkdtemp(path) != NULL && chdir("/") == 0);
+    int is_hidden = chroot(path) == 0 || (unshare(CLONE_NEWUSER) == 0 && chroot(path) == 0);
+    CHECK(rmdir(path + 1) == 0); /* The working directory is still outside. */
+    if (!is_hidden || fdp_count_room() != -ENOTSUP)
+        return;
+    CHECK(!fdp_has_ample_room());
+    struct ends *ends = open_ends(SOCK_STREAM);
+    struct full_table table;
+    size_t size = put_packed(bytes, 1, 3, 3);
+    /* A header that is cut, with the descriptors. */
+    for (size_t cut = 1; cut <= size; cut++) {
+        send_raw(ends->left, bytes, cut, 3);
+        if (cut < size) {
+            CHECK(receive(ends, 1) == -EAGAIN);
+            send_raw(ends->left, bytes + cut, size - cut, 0);
+        }
+        CHECK(receive(ends, 1) > 0);
+        check_messages(ends, 1, 3, 3, 0);
+    }
+    send_raw(ends->left, bytes, put_piece(bytes, FDP_FIRST, 3, 2, 4, 5), 3);
+    send_raw(ends->left, bytes, put_piece(bytes, FDP_NEXT, 2, 2, 0, 0), 2);
+    CHECK(receive(ends, 1) == FDP_LARGE);
+    check_large(ends, 4, 5);
+    send_raw(ends->left, bytes, put_packed(bytes, 1, 3, 3), 3);
+    fill_table(&table, 64, 2);
+    for (int again = 0; again < 3; again++)
+        CHECK(receive(ends, 1) == -EMFILE && ends->inbox.needed == 3);
+    free_place(&table);
+    CHECK(receive(ends, 1) > 0);
+    check_messages(ends, 1, 3, 3, 0);
+    empty_table(&table);
+    close_ends(ends);
+}
+
+int main(void) {
+    RUN(test_count_room);
+    RUN(test_ample_room);
+    RUN(test_may_hold);
+    RUN(test_full);
+    RUN(test_full_large);
+    RUN(test_full_behind_begun);
+    RUN(test_full_cut_header);
+    RUN(test_whole_is_not_held);
+    RUN(test_many_unfinished);
+    RUN_IN_CHILD(test_without_proc);
+    return 0;
+}

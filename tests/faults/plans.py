@@ -1,0 +1,72 @@
+"""Which faults there are: the errnos that each system call's manual page lists, by their names."""
+
+_SEND = (
+    "EACCES EAGAIN EBADF ECONNRESET EDESTADDRREQ EFAULT EINTR EINVAL EISCONN EMSGSIZE ENOBUFS "
+    "ENOMEM ENOTCONN ENOTSOCK EOPNOTSUPP EPIPE EPERM ETOOMANYREFS ECONNREFUSED"
+)
+_RECEIVE = "EAGAIN EBADF ECONNREFUSED ECONNRESET EFAULT EINTR EINVAL ENOMEM ENOTCONN ENOTSOCK"
+_WRITE = "EAGAIN EBADF EDESTADDRREQ EDQUOT EFAULT EFBIG EINTR EINVAL EIO ENOSPC EPERM EPIPE"
+_OPEN = (
+    "EACCES EBUSY EDQUOT EEXIST EFBIG EINTR EISDIR ELOOP EMFILE ENAMETOOLONG ENFILE ENODEV ENOENT "
+    "ENOMEM ENOSPC ENOTDIR ENXIO EPERM EROFS ETXTBSY EWOULDBLOCK"
+)
+_LOOK = "EACCES ELOOP ENAMETOOLONG ENOENT ENOMEM ENOTDIR EOVERFLOW"
+_CHANGE = "EIO EPERM EROFS ENOMEM"
+_OPTION = "EBADF EFAULT EINVAL ENOPROTOOPT ENOTSOCK"
+# Not EBADF nor ENOTSOCK: socket.socket() asks it of a descriptor that it has just made.
+_NAME = "EFAULT EINVAL ENOBUFS"
+
+ERRORS = {
+    "sendmsg": _SEND,
+    "send": _SEND,
+    "sendmmsg": _SEND,
+    "recvmsg": _RECEIVE,
+    "recv": _RECEIVE,
+    "recvmmsg": _RECEIVE,
+    "poll": "EFAULT EINTR EINVAL ENOMEM",
+    "write": _WRITE,
+    "writev": _WRITE,
+    "pwrite": _WRITE + " ENXIO EOVERFLOW ESPIPE",
+    "pwritev": _WRITE + " ENXIO EOVERFLOW ESPIPE",
+    "pwritev2": _WRITE + " EOPNOTSUPP",
+    "close_range": "EINVAL",
+    "close": "EBADF EINTR EIO ENOSPC EDQUOT",
+    "shutdown": "EBADF EINVAL ENOTCONN ENOTSOCK",
+    "socket": "EACCES EAFNOSUPPORT EINVAL EMFILE ENFILE ENOBUFS ENOMEM EPROTONOSUPPORT",
+    "socketpair": "EAFNOSUPPORT EFAULT EMFILE ENFILE EOPNOTSUPP EPROTONOSUPPORT",
+    "bind": "EACCES EADDRINUSE EBADF EINVAL ENOTSOCK EADDRNOTAVAIL EFAULT ELOOP ENAMETOOLONG "
+    "ENOENT ENOMEM ENOTDIR EROFS",
+    "listen": "EADDRINUSE EBADF ENOTSOCK EOPNOTSUPP",
+    "accept4": "EAGAIN EBADF ECONNABORTED EFAULT EINTR EINVAL EMFILE ENFILE ENOBUFS ENOMEM "
+    "ENOTSOCK EOPNOTSUPP EPERM EPROTO",
+    "connect": "EACCES EPERM EAFNOSUPPORT EAGAIN EBADF ECONNREFUSED EFAULT EINTR EISCONN "
+    "ENOTSOCK EPROTOTYPE",
+    "getsockname": _NAME,
+    "getpeername": _NAME + " ENOTCONN",
+    "getsockopt": _OPTION,
+    "setsockopt": _OPTION,
+    "fcntl": "EACCES EAGAIN EBADF EINTR EINVAL ENOLCK EPERM",
+    "ioctl": "EBADF EFAULT EINVAL ENOTTY",
+    "open": _OPEN,
+    "stat": _LOOK,
+    "lstat": _LOOK,
+    "fstat": "EBADF ENOMEM EOVERFLOW",
+    "chmod": _LOOK + " " + _CHANGE,
+    "fchmod": "EBADF " + _CHANGE,
+    "unlink": _LOOK + " " + _CHANGE + " EBUSY EISDIR",
+    "flock": "EBADF EINTR EINVAL ENOLCK EWOULDBLOCK",
+}
+
+# How an older kernel, or a container's filter, answers a call that it lacks: every time.
+MISSING = {
+    "sendmmsg": "ENOSYS EPERM EACCES",
+    "recvmmsg": "ENOSYS EPERM EACCES",
+    "pwritev2": "ENOSYS EPERM EACCES EOPNOTSUPP",
+    "close_range": "ENOSYS EPERM EACCES",
+    "stat": "ENOENT EACCES",
+}
+
+# What may move less than it was asked for. A datagram or packet goes whole.
+STREAMING = {"sendmsg", "send", "sendmmsg", "recvmsg", "recv", "write", "writev", "pwrite"}
+STREAMING |= {"pwritev", "pwritev2"}
+COUNTING = {"recvmmsg"}

@@ -1,0 +1,79 @@
+"""Interrupts every operation at every place, says what it found."""
+
+import argparse
+import ctypes
+import itertools
+import os
+import signal
+import subprocess
+import sys
+import sysconfig
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+import fdpass_c
+from support.attacks import Attacks
+from support.attempts import Attempt
+from support.signals import Interruption
+
+_OURS = os.path.dirname(fdpass_c.__file__) + os.sep
+
+
+def _compile(folder: str) -> ctypes.PyDLL:
+    library = str(Path(folder, "trace.so"))
+    source = str(Path(__file__).with_name("trace.c"))
+    strict = ["-std=c11", "-O1", "-Wall", "-Wextra", "-Werror", "-fPIC", "-shared"]
+    includes = f"-I{sysconfig.get_path('include')}"
+    subprocess.run(["gcc", *strict, includes, source, "-o", library], check=True)
+    loaded = ctypes.PyDLL(library)
+    loaded.interrupts_arm.argtypes = [ctypes.py_object, ctypes.c_long, ctypes.c_int]
+    loaded.interrupts_arm.restype = None
+    loaded.interrupts_disarm.restype = ctypes.c_long
+    return loaded
+
+
+def _interrupt(_signum: int, _frame: FrameType | None) -> None:
+    raise Interruption
+
+
+class Interrupts:
+    def __init__(self, library: ctypes.PyDLL, quick: bool) -> None:
+        self._library = library
+        self._quick = quick
+        self._seen = 0
+        # What a handler's exception drops is closed, with a warning.
+        self.attacks = Attacks(("Interruption", "ResourceWarning"))
+
+    @contextmanager
+    def _at(self, number: int) -> Iterator[None]:
+        self._library.interrupts_arm(_OURS, number, signal.SIGUSR1)
+        try:
+            yield
+        finally:
+            self._seen = self._library.interrupts_disarm()
+
+    def attack(self, name: str, make: Callable[[], Attempt]) -> None:
+        step = 29 if self._quick else 1
+        for number in itertools.count(len(name) % step, step):
+            self.attacks.attack(f"{name}: at bytecode {number}", make, self._at(number))
+            if self._seen <= number:
+                break
+            self.attacks.counts["boundaries interrupted"] += 1
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m interrupts")
+    parser.add_argument("--quick", action="store_true", help="every 29th bytecode only")
+    parser.add_argument("operations", nargs="*", help="what their names begin with")
+    options = parser.parse_args()
+    signal.signal(signal.SIGUSR1, _interrupt)
+    with tempfile.TemporaryDirectory() as folder:
+        interrupts = Interrupts(_compile(folder), options.quick)
+        return interrupts.attacks.run(interrupts.attack, options.operations)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1103 @@
+"""fdpass_c.aio: what the blocking channel promises holds under every event loop."""
+
+import asyncio
+import contextvars
+import errno
+import gc
+import importlib.util
+import random
+import signal
+import socket
+import sys
+import threading
+import time
+import tracemalloc
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import fdpass_c
+from fdpass_c import DescriptorTableFullError, PeerClosedError, ProtocolError, aio
+from support.descriptors import identity
+from support.frames import first
+from support.loops import Group, asyncio_loops, every_loop, pause, run
+from support.marks import linux_only
+from support.messages import Message, progress_of, take, take_batch
+from support.processes import run_in_child
+from support.tables import fill_table, limit_table, many_allowed
+
+pytestmark = pytest.mark.thread_unsafe
+
+KINDS = pytest.mark.parametrize("kind", [socket.SOCK_STREAM, socket.SOCK_SEQPACKET])
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _warm() -> None:
+    """libuv opens a pipe for signals once in a process."""
+    if importlib.util.find_spec("uvloop"):
+        run("uvloop", asyncio.sleep, 0)
+
+
+def make_pair(
+    kind: socket.SocketKind = socket.SOCK_STREAM, small: bool = False
+) -> tuple[aio.Channel, aio.Channel]:
+    """A sender, perhaps with a small buffer, and a receiver."""
+    try:
+        left, right = socket.socketpair(socket.AF_UNIX, kind)
+    except OSError as error:
+        pytest.skip(f"no {kind.name}: {error}")
+    if small:
+        # A packet has to fit into it.
+        size = 4608 if kind == socket.SOCK_STREAM else 70_000
+        left.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, size)
+    return aio.Channel(left), aio.Channel(right)
+
+
+async def receive_all(channel: aio.Channel) -> list[bytes]:
+    """The payloads of all that comes until the peer closes."""
+    received = []
+    async for payload, fds in channel:
+        fds.close()
+        received.append(payload)
+    return received
+
+
+def is_cancelled(error: BaseException | None) -> bool:
+    if parts := getattr(error, "exceptions", ()):
+        return all(map(is_cancelled, parts))
+    return type(error).__name__ in ("CancelledError", "Cancelled")
+
+
+# -- the same as blocking --------------------------------------------------------------------------
+
+
+@KINDS
+@every_loop
+def test_whole(loop: str, kind: socket.SocketKind, file: int) -> None:
+    """Messages of all sizes arrive whole and in order, with their descriptors, each way of sending
+    and each way of receiving."""
+    payloads = [b"", b"x", b"y" * 70_000, b"z" * 300_000, b"end"]
+
+    async def test() -> None:
+        left, right = make_pair(kind)
+        async with Group(loop) as group, left, right:
+            sending = group.start(send_all, left)
+            for _ in range(2):
+                for payload in payloads:
+                    assert take(await right.recv()) == (payload, [identity(file)] * 2)
+            many: list[Message] = []
+            while len(many) < 5000:
+                many += take_batch(await right.recv_many())
+            assert many == [(b"%d" % number, [identity(file)]) for number in range(5000)]
+            assert (await sending.wait()).error is None
+            assert sending.result == 5000
+            left.close()
+            with pytest.raises(PeerClosedError):
+                await right.recv()
+
+    async def send_all(channel: aio.Channel) -> int:
+        for payload in payloads:
+            await channel.send(payload, [file, file])
+        await channel.send_many(payloads, [[file, file]] * len(payloads))
+        return await channel.send_many([b"%d" % number for number in range(5000)], [file] * 5000)
+
+    with many_allowed(20_000):
+        run(loop, test)
+
+
+@every_loop
+def test_with_a_blocking_peer(loop: str, file: int) -> None:
+    """A blocking Channel in a thread understands it, and the other way round."""
+
+    def answer(peer: fdpass_c.Channel) -> None:
+        with peer:
+            for payload, fds in peer:
+                with fds:
+                    peer.send(payload, fds)
+
+    async def test(sock: socket.socket) -> None:
+        async with aio.Channel(sock) as channel:
+            for size in (0, 10, 100_000):
+                await channel.send(b"p" * size, [file])
+                assert take(await channel.recv()) == (b"p" * size, [identity(file)])
+
+    left, right = socket.socketpair()
+    thread = threading.Thread(target=answer, args=[fdpass_c.Channel(right)])
+    thread.start()
+    run(loop, test, left)
+    thread.join()
+
+
+@every_loop
+def test_plain_functions(loop: str, file: int) -> None:
+    """The plain functions wait over a non-blocking socket, also where two tasks share it."""
+
+    async def test() -> None:
+        left, right = socket.socketpair()
+        left.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4608)
+        for sock in (left, right):
+            sock.setblocking(False)
+        with left, right:
+            async with Group(loop) as group:
+                receiving = [await group.started(aio.recv_fds, right, 10, 1) for _ in range(2)]
+                for data in (b"one", b"two"):
+                    assert await aio.send_fds(left, [data], [file]) == 3
+                for task, data in zip(receiving, [b"one", b"two"], strict=True):
+                    result = (await task.wait()).result
+                    assert result[0] == data
+                    fdpass_c.close_fds(result[1])
+                sending = group.start(aio.send_fd, left, file, b"d" * 100_000)
+                data, fds = await aio.recv_fd(right, 100_000)
+                fds.close()
+                while len(data) < 100_000:
+                    data += (await aio.recv_fds(right, 100_000, 0))[0]
+                assert data == b"d" * 100_000
+                await sending.wait()
+                sending = group.start(aio.send_many, left, [b"m"] * 1000, [file] * 1000)
+                count = 0
+                while count < 1000:
+                    batch = await aio.recv_many(right)
+                    count += len(batch)
+                    batch.close()
+                assert (await sending.wait()).result == 1000
+
+    with many_allowed(4096):
+        run(loop, test)
+
+
+@every_loop
+def test_plain_progress(loop: str, file: int) -> None:
+    """A cancelled send_many says how far it came, and goes on from there."""
+
+    async def test() -> None:
+        left, right = socket.socketpair()
+        for sock in (left, right):
+            sock.setblocking(False)
+        with left, right:
+            async with Group(loop) as group:
+                payloads = [b"%d" % number for number in range(2000)]
+                call = (aio.send_many, left, payloads, [file] * 2000)
+                sending = await group.started(*call)
+                sending.cancel()
+                await sending.wait()
+                assert is_cancelled(sending.error)
+                progress = sending.progress
+                assert 0 < progress.messages < 2000
+
+                async def go_on() -> int:
+                    return await aio.send_many(*call[1:], start=progress)
+
+                going_on = group.start(go_on)
+                received: list[bytes] = []
+                while len(received) < 2000:
+                    batch = await aio.recv_many(right)
+                    received += batch.payloads
+                    batch.close()
+                assert received == payloads
+                assert (await going_on.wait()).result == 2000
+
+    with many_allowed(4096):
+        run(loop, test)
+
+
+@every_loop
+def test_plain_functions_need_a_non_blocking_socket(loop: str) -> None:
+    """A socket that would keep the loop waiting is a ValueError."""
+
+    async def test() -> None:
+        left, right = socket.socketpair()
+        with left, right:
+            for timeout in (None, 5.0):
+                right.settimeout(timeout)
+                with pytest.raises(ValueError, match="non-blocking"):
+                    await aio.recv_fds(right, 1, 1)
+            with pytest.raises(ValueError, match="non-blocking"):
+                await aio.recv_fds(left.fileno(), 1, 1)
+
+    run(loop, test)
+
+
+# -- turns and cancellation ------------------------------------------------------------------------
+
+
+@every_loop
+def test_first_come_first_served(loop: str) -> None:
+    """Tasks that receive get the messages in the order in which they called; one that is cancelled
+    passes its turn on."""
+
+    async def test() -> None:
+        left, right = make_pair()
+        async with Group(loop) as group, left, right:
+            tasks = [await group.started(right.recv) for _ in range(6)]
+            for cancelled in (0, 3):
+                tasks[cancelled].cancel()
+                await tasks[cancelled].wait()
+            await left.send_many([b"%d" % number for number in range(4)])
+            order = [task for number, task in enumerate(tasks) if number not in (0, 3)]
+            for number, task in enumerate(order):
+                payload, fds = (await task.wait()).result
+                fds.close()
+                assert payload == b"%d" % number
+
+    run(loop, test)
+
+
+@every_loop
+def test_cancelled_in_the_instant_of_its_turn(loop: str) -> None:
+    """A task that is cancelled when its turn has come, and before it runs, passes the turn on."""
+
+    async def test() -> None:
+        left, right = make_pair()
+        async with Group(loop) as group, left, right:
+
+            async def receive_and_cancel() -> None:
+                take(await right.recv())
+                second.cancel()
+
+            await group.started(receive_and_cancel)
+            second = await group.started(right.recv)
+            third = await group.started(right.recv)
+            await left.send(b"first")
+            await second.wait()
+            assert is_cancelled(second.error)
+            await left.send(b"second")
+            payload, fds = (await third.wait()).result
+            fds.close()
+            assert payload == b"second"
+
+    run(loop, test)
+
+
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="eager tasks came with Python 3.12")
+@pytest.mark.parametrize("loop", ["asyncio", "debug"])  # uvloop 0.23 refuses the factory.
+def test_eager_tasks(loop: str) -> None:
+    """Tasks that begin as they are made receive and send as others do."""
+
+    async def test() -> None:
+        factory: Any = getattr(asyncio, "eager_task_factory", None)
+        asyncio.get_running_loop().set_task_factory(factory)
+        left, right = make_pair(small=True)
+        async with Group(loop) as group, left, right:
+            receiving = [group.start(right.recv) for _ in range(2)]
+            await left.send_many([b"one", b"two"])
+            for task, expected in zip(receiving, [b"one", b"two"], strict=True):
+                payload, fds = (await task.wait()).result
+                fds.close()
+                assert payload == expected
+            sending = group.start(left.send, b"x" * 200_000)
+            assert len(take(await right.recv())[0]) == 200_000
+            assert (await sending.wait()).error is None
+
+    run(loop, test)
+
+
+@asyncio_loops
+def test_what_a_cancellation_says(loop: str) -> None:
+    """The message of Task.cancel comes with the cancellation; anyio knows its own ones by it."""
+
+    async def test() -> None:
+        left, right = make_pair()
+        async with left, right:
+            task = asyncio.create_task(right.recv())
+            await asyncio.sleep(0.001)
+            task.cancel("on purpose")
+            with pytest.raises(asyncio.CancelledError) as caught:
+                await task
+            if sys.version_info >= (3, 11):
+                assert caught.value.args == ("on purpose",)
+
+    run(loop, test)
+
+
+@every_loop
+def test_turns_of_senders(loop: str) -> None:
+    """Tasks that send large messages at once do not mix them."""
+
+    async def test() -> None:
+        left, right = make_pair(small=True)
+        payloads = [bytes([number]) * 200_000 for number in range(5)]
+        async with Group(loop) as group, right:
+            tasks = [await group.started(left.send, payload) for payload in payloads]
+            receiving = group.start(receive_all, right)
+            for task in tasks:
+                assert (await task.wait()).error is None
+            left.close()
+            assert (await receiving.wait()).result == payloads
+
+    run(loop, test)
+
+
+class Stepper:
+    """Runs one coroutine by hand, in a task of asyncio's, and cancels it at one suspension.
+
+    at: which one, the first is 1. late: after what it waits for has come.
+    """
+
+    def __init__(self, at: int, late: bool) -> None:
+        self.at = at
+        self.late = late
+        self.suspended = 0
+
+    async def run(self, coroutine: Any) -> Any:
+        throw = False
+        while True:
+            try:
+                if throw:
+                    awaited = coroutine.throw(asyncio.CancelledError())
+                else:
+                    awaited = coroutine.send(None)
+            except StopIteration as stop:
+                return stop.value
+            self.suspended += 1
+            throw = self.suspended == self.at
+            if throw and not self.late:
+                await asyncio.sleep(0)
+            else:
+                await self._wait(awaited)
+
+    async def _wait(self, awaited: Any) -> None:
+        if awaited is None:
+            await asyncio.sleep(0)
+            return
+        woken = asyncio.get_running_loop().create_future()
+        awaited._asyncio_future_blocking = False
+        awaited.add_done_callback(
+            lambda _: woken.set_result(None), context=contextvars.copy_context()
+        )
+        await woken
+
+
+async def run_to_cancellation(loop: str, at: int, late: bool, call: Callable[[], Any]) -> Any:
+    """(result, error, whether it suspended so often) of a call cancelled there."""
+    if loop != "trio":
+        stepper = Stepper(at, late)
+        try:
+            result = await stepper.run(call())
+        except BaseException as error:
+            return None, error, stepper.suspended >= at
+        return result, None, stepper.suspended >= at
+    import trio
+
+    class Canceller(trio.abc.Instrument):
+        suspended = 0
+
+        def task_scheduled(self, task: Any) -> None:
+            if task is me and late and self.suspended == at:
+                scope.cancel()
+
+        def after_task_step(self, task: Any) -> None:
+            if task is me:
+                self.suspended += 1
+                if not late and self.suspended == at:
+                    scope.cancel()
+
+    me = trio.lowlevel.current_task()
+    scope = trio.CancelScope()
+    canceller = Canceller()
+    trio.lowlevel.add_instrument(canceller)
+    result = None
+    raised: BaseException | None = None
+    try:
+        with scope:
+            try:
+                result = await call()
+            except Exception as error:
+                raised = error
+            except BaseException as error:
+                raised = error
+                raise
+    finally:
+        trio.lowlevel.remove_instrument(canceller)
+    return result, raised, canceller.suspended >= at
+
+
+@pytest.mark.parametrize("late", [False, True], ids=["early", "late"])
+@KINDS
+@every_loop
+def test_cancelled_receive(loop: str, kind: socket.SocketKind, late: bool, file: int) -> None:
+    """A receive that is cancelled at any of its suspensions has taken nothing."""
+    payloads = [b"a", b"b" * 300_000, b"", b"c" * 70_000, b"d"]
+    expected = [(payload, [identity(file)]) for payload in payloads]
+
+    async def send_slowly(channel: aio.Channel) -> None:
+        for payload in payloads:
+            await pause(loop, 0.0005)
+            await channel.send(payload, [file])
+        channel.close()
+
+    async def test(receive: str) -> None:
+        for at in range(1, 100):
+            left, right = make_pair(kind, small=True)
+            received = []
+            reached = False
+            async with Group(loop) as group, right:
+                sending = group.start(send_slowly, left)
+                call = getattr(right, receive)
+                error = None
+                while not isinstance(error, PeerClosedError):
+                    assert error is None or is_cancelled(error)
+                    result, error, was_reached = await run_to_cancellation(loop, at, late, call)
+                    reached = reached or was_reached
+                    if result is not None:
+                        received += [take(result)] if receive == "recv" else take_batch(result)
+                assert sending.error is None
+            assert received == expected
+            if not reached:
+                return
+
+    for receive in ("recv", "recv_many"):
+        run(loop, test, receive)
+
+
+@pytest.mark.parametrize("late", [False, True], ids=["early", "late"])
+@KINDS
+@every_loop
+def test_cancelled_send(loop: str, kind: socket.SocketKind, late: bool, file: int) -> None:
+    """A send that is cancelled at any of its suspensions has sent what progress says, whole, and
+    the channel goes on: a large message comes once or not at all."""
+
+    async def test(payloads: list[bytes], many: bool) -> None:
+        for at in range(1, 200, 3):
+            left, right = make_pair(kind, small=True)
+            async with Group(loop) as group, right:
+                receiving = group.start(receive_all, right)
+                async with left:
+                    fds = [[file]] * len(payloads)
+
+                    def send(channel: aio.Channel = left, fds: list[list[int]] = fds) -> Any:
+                        if many:
+                            return channel.send_many(payloads, fds)
+                        return channel.send(payloads[0], fds[0])
+
+                    _, error, reached = await run_to_cancellation(loop, at, late, send)
+                    sent = len(payloads)
+                    if error is not None:
+                        assert is_cancelled(error)
+                        sent = progress_of(error).messages
+                    await left.send(b"after")
+                assert (await receiving.wait()).result == [*payloads[:sent], b"after"]
+            if not reached:
+                return
+
+    run(loop, test, [b"x" * 100_000], False)
+    run(loop, test, [b"%d" % number * 30 for number in range(3000)], True)
+    run(loop, test, [b"y" * 20_000, b"z" * 90_000] * 2, True)
+
+
+@KINDS
+@every_loop
+def test_storm(loop: str, kind: socket.SocketKind, file: int) -> None:
+    """Under random timeouts on both sides every message that counts as sent comes once, in order,
+    and no other."""
+    rng = random.Random(17)
+
+    async def test() -> None:
+        left, right = make_pair(kind, small=True)
+        sent: list[bytes] = []
+        received: list[bytes] = []
+
+        async def send() -> None:
+            async with Group(loop) as group, left:
+                for number in range(300):
+                    size = rng.choice([1, 100, 3000, 60_000])
+                    payloads = [b"%d." % number * size for _ in range(rng.choice([1, 1, 5]))]
+                    payloads = [payload[:100_000] for payload in payloads]
+                    fds = [[file]] * len(payloads)
+                    task = await group.within(rng.random() * 0.002, left.send_many, payloads, fds)
+                    if task.error is None:
+                        sent.extend(payloads)
+                    else:
+                        assert is_cancelled(task.error)
+                        sent.extend(payloads[: task.progress.messages])
+
+        async with Group(loop) as group, right:
+            sending = group.start(send)
+            while True:
+                task = await group.within(rng.random() * 0.002, right.recv_many)
+                if isinstance(task.error, PeerClosedError):
+                    break
+                if task.error is None:
+                    received += [payload for payload, _ in take_batch(task.result)]
+                else:
+                    assert is_cancelled(task.error)
+            assert (await sending.wait()).error is None
+        assert received == sent
+
+    run(loop, test)
+
+
+# -- closing ---------------------------------------------------------------------------------------
+
+
+@every_loop
+def test_close_wakes(loop: str) -> None:
+    """close() wakes all who wait, in both directions, with EBADF and a text."""
+
+    async def test() -> None:
+        left, right = make_pair()
+        async with Group(loop) as group, right:
+            tasks = [await group.started(left.recv) for _ in range(3)]
+            tasks += [await group.started(left.send, b"x" * 2_000_000) for _ in range(3)]
+            left.close()
+            assert left.closed
+            for task in tasks:
+                error = (await task.wait()).error
+                assert isinstance(error, OSError)
+                assert error.errno == errno.EBADF
+                assert "the channel is closed" in str(error)
+            with pytest.raises(OSError, match="the channel is closed"):
+                await left.recv()
+
+    run(loop, test)
+
+
+@every_loop
+def test_close_listener(loop: str, tmp_path: Path) -> None:
+    """Closing a listener wakes who accepts, with EBADF."""
+
+    async def test() -> None:
+        listener = aio.Listener(tmp_path / "socket")
+        async with Group(loop) as group, listener:
+            accepting = await group.started(listener.accept)
+            listener.close()
+            error = (await accepting.wait()).error
+            assert isinstance(error, OSError)
+            assert error.errno == errno.EBADF
+
+    run(loop, test)
+
+
+@every_loop
+def test_peer_dies_inside_a_frame(loop: str) -> None:
+    """A peer that closes inside a message is a ProtocolError for whoever waits, and ever after."""
+
+    async def test() -> None:
+        left, right = socket.socketpair()
+        async with Group(loop) as group, aio.Channel(right) as channel:
+            receiving = await group.started(channel.recv)
+            left.sendall(first(1000, 0, b"only a part"))
+            await group.turn(5)
+            assert not receiving.done
+            left.close()
+            assert isinstance((await receiving.wait()).error, ProtocolError)
+            with pytest.raises(ProtocolError):
+                await channel.recv_many()
+            with pytest.raises(ProtocolError):
+                await channel.send(b"x")
+
+    run(loop, test)
+
+
+@every_loop
+def test_exit_sends_the_rest(loop: str) -> None:
+    """The end of the block sends the rest of a frame that is begun."""
+
+    async def test() -> None:
+        left, right = make_pair(small=True)
+        async with Group(loop) as group, right:
+            async with left:
+                task = await group.started(left.send, b"x" * 60_000)
+                task.cancel()
+                await task.wait()
+                assert task.progress.messages == 1
+                assert left.unsent > 0
+                receiving = group.start(right.recv)
+            payload, fds = (await receiving.wait()).result
+            fds.close()
+            assert payload == b"x" * 60_000
+
+    run(loop, test)
+
+
+@asyncio_loops
+def test_loop_closed_under_a_channel(loop: str) -> None:
+    """A channel whose loop was closed closes, while nothing is left of it."""
+    kept = []
+
+    async def test() -> None:
+        left, right = make_pair()
+        kept.extend([left, right])
+        await left.send(b"x")
+        take(await right.recv())
+        asyncio.get_running_loop().create_task(right.recv())
+        await asyncio.sleep(0.001)
+
+    run(loop, test)
+    for channel in kept:
+        channel.close()
+
+
+@every_loop
+def test_another_loop(loop: str) -> None:
+    """A channel is refused in another loop than its own, at once, and without any."""
+    kept: list[aio.Channel] = []
+
+    async def make() -> None:
+        kept.extend(make_pair())
+
+    async def use() -> None:
+        for call in (kept[0].recv, kept[0].recv_many, kept[0].flush):
+            with pytest.raises(RuntimeError):
+                await call()
+        sends: list[Any] = [kept[0].send, kept[0].send_many]
+        for send in sends:
+            with pytest.raises(RuntimeError):
+                await send(b"")
+        assert not kept[0].closed
+
+    run(loop, make)
+    run(loop, use)
+    for channel in kept:
+        channel.close()
+    left, right = socket.socketpair()
+    with left, right, pytest.raises(RuntimeError):
+        aio.Channel(left)
+
+
+@every_loop
+def test_dropped(loop: str) -> None:
+    """A channel that is dropped warns once, with the place where it was made, and is closed; the
+    loop does not keep it."""
+
+    async def send_later(channel: aio.Channel) -> None:
+        await pause(loop, 0.001)
+        await channel.send(b"x")
+
+    async def test() -> None:
+        left, right = make_pair()
+        async with left:
+            async with Group(loop) as group:
+                group.start(send_later, left)
+                take(await right.recv())  # It has waited: the loop watches the descriptor.
+            await pause(loop)  # Else the loop's callback has not ended.
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                del right
+                gc.collect()
+            (warning,) = [one for one in caught if one.category is ResourceWarning]
+            assert "unclosed" in str(warning.message)
+            if sys.version_info >= (3, 12):  # Before, it knows no object of such a class.
+                origin = tracemalloc.get_object_traceback(warning.source)
+                assert origin is not None
+                assert any(frame.filename == __file__ for frame in origin)
+            for _ in range(3):
+                await pause(loop)
+            with pytest.raises(OSError):  # noqa: PT011
+                await left.send(b"x")
+
+    tracemalloc.start(20)
+    try:
+        run(loop, test)
+    finally:
+        tracemalloc.stop()
+
+
+# -- limits ----------------------------------------------------------------------------------------
+
+
+@linux_only
+@every_loop
+def test_full_table(loop: str) -> None:
+    """A full table raises while a message waits; wait_for_room returns when there are places, and
+    the message comes then."""
+
+    async def test() -> None:
+        left, right = make_pair()
+        async with Group(loop) as group, left, right:
+            await left.send(b"kept", [0, 0])
+            filler = fill_table(1)
+            with pytest.raises(DescriptorTableFullError):
+                await right.recv()
+            waiting = group.start(right.wait_for_room)
+            await pause(loop, 0.25)
+            assert not waiting.done
+            fdpass_c.close_fds(filler)
+            assert (await waiting.wait()).error is None
+            assert len(take(await right.recv())[1]) == 2
+
+    def child() -> None:
+        limit_table(100)
+        run(loop, test)
+
+    run_in_child(child)
+
+
+@linux_only
+@every_loop
+def test_full_table_on_accept(loop: str, tmp_path: Path) -> None:
+    """serve waits where accept finds the table full, without using the CPU, and then serves."""
+
+    async def handle(channel: aio.Channel) -> None:
+        async for payload, fds in channel:
+            fds.close()
+            await channel.send(payload)
+
+    async def test() -> None:
+        async with Group(loop) as group, aio.Listener(tmp_path / "socket") as listener:
+            serving = group.start(listener.serve, handle)
+            client = await aio.Channel.connect(tmp_path / "socket")
+            filler = fill_table(0)
+            start = time.process_time()
+            await client.send(b"hello")
+            await pause(loop, 0.3)
+            assert time.process_time() - start < 0.2
+            fdpass_c.close_fds(filler)
+            async with client:
+                assert take(await client.recv())[0] == b"hello"
+            listener.close()
+            assert (await serving.wait()).error is None
+
+    def child() -> None:
+        limit_table(100)
+        run(loop, test)
+
+    run_in_child(child)
+
+
+@every_loop
+def test_full_backlog(loop: str, tmp_path: Path) -> None:
+    """connect waits for a place in a full backlog."""
+
+    async def test() -> None:
+        path = tmp_path / "socket"
+        async with Group(loop) as group, aio.Listener(path, backlog=1) as listener:
+            tasks = [group.start(aio.Channel.connect, path) for _ in range(6)]
+            await pause(loop, 0.01)
+            assert not all(task.done for task in tasks)
+            for _ in tasks:
+                (await listener.accept()).close()
+            for task in tasks:
+                (await task.wait()).result.close()
+
+    run(loop, test)
+
+
+@every_loop
+def test_serve(loop: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """serve runs a task for each connection; an exception of one is logged, and its channel closed;
+    cancelled, it ends them all."""
+
+    async def handle(channel: aio.Channel) -> None:
+        async for payload, fds in channel:
+            fds.close()
+            if payload == b"raise":
+                raise ValueError("asked to")
+            await channel.send(payload)
+
+    async def test() -> None:
+        path = tmp_path / "socket"
+        async with Group(loop) as group, aio.Listener(path) as listener:
+            serving = group.start(listener.serve, handle)
+            clients = [await aio.Channel.connect(path) for _ in range(10)]
+            for client in clients:
+                await client.send(b"hello")
+            for client in clients:
+                assert take(await client.recv())[0] == b"hello"
+            await clients[0].send(b"raise")
+            with pytest.raises(PeerClosedError):
+                await clients[0].recv()
+            serving.cancel()
+            await serving.wait()
+            assert is_cancelled(serving.error)
+            for client in clients:
+                with pytest.raises(PeerClosedError):
+                    await client.recv()
+                client.close()
+
+    run(loop, test)
+    (record,) = [one for one in caplog.records if one.name == "fdpass_c.aio"]
+    assert record.exc_info is not None
+    assert "asked to" in str(record.exc_info[1])
+
+
+@every_loop
+def test_connect_to_nobody(loop: str, tmp_path: Path) -> None:
+    """connect raises what the blocking one raises, with the path in it."""
+
+    async def test() -> None:
+        with pytest.raises(FileNotFoundError) as caught:
+            await aio.Channel.connect(tmp_path / "nobody")
+        assert caught.value.filename == str(tmp_path / "nobody")
+
+    run(loop, test)
+
+
+# -- fairness and scale ----------------------------------------------------------------------------
+
+
+@every_loop
+def test_turns_within_32_calls(loop: str) -> None:
+    """Whatever a task calls without waiting, the loop turns at least once in 32 calls: another task
+    runs once in 64, since trio runs them in any order."""
+
+    async def test() -> None:
+        left, right = make_pair()
+        turns = 0
+        stop = False
+
+        async def tick() -> None:
+            nonlocal turns
+            while not stop:
+                turns += 1
+                await pause(loop)
+
+        async with Group(loop) as group, left, right:
+            group.start(tick)
+            await group.turn(2)
+            for _ in range(10):
+                before = turns
+                for _ in range(32):
+                    await left.send(b"x")
+                    take(await right.recv())
+                assert turns > before
+            before = turns
+            for _ in range(64):
+                await left.send(b"x")
+            assert turns > before
+            await right.recv_many()
+            stop = True
+
+    run(loop, test)
+
+
+@every_loop
+def test_ticker_beside_a_flood(loop: str) -> None:
+    """A task beside channels that are never empty gets its turns: its share of them, at least."""
+
+    async def test() -> None:
+        left, right = make_pair()
+        ticks = 0
+
+        async def flood(channel: aio.Channel) -> None:
+            for _ in range(40):
+                await channel.send_many([b"x" * 10] * 1000)
+            channel.close()
+
+        async def drain() -> int:
+            calls = 0
+            async for _, fds in right:
+                fds.close()
+                calls += 1
+            return calls
+
+        async with Group(loop) as group, right:
+            group.start(flood, left)
+            draining = group.start(drain)
+            while not draining.done:
+                ticks += 1
+                await pause(loop)
+            assert draining.result == 40_000
+            assert ticks > 40_000 // 32
+
+    run(loop, test)
+
+
+@every_loop
+def test_trio_sees_every_cancellation(loop: str) -> None:
+    """In trio a call that need not wait sees that it is cancelled, and takes and sends nothing."""
+    if loop != "trio":
+        return
+    import trio
+
+    async def test() -> None:
+        left, right = make_pair()
+        async with left, right:
+            await left.send(b"one")
+            with trio.CancelScope() as scope:
+                scope.cancel()
+                await right.recv()
+            with trio.CancelScope() as scope:
+                scope.cancel()
+                await left.send(b"two")
+            await left.send(b"three")
+            assert take(await right.recv())[0] == b"one"
+            assert take(await right.recv())[0] == b"three"
+
+    run(loop, test)
+
+
+@every_loop
+def test_many_channels(loop: str, file: int) -> None:
+    """1,000 channels in one loop, each with a message back and forth, several times."""
+
+    async def answer(channel: aio.Channel) -> None:
+        async for payload, fds in channel:
+            with fds:
+                await channel.send(payload, fds)
+
+    async def ask(channel: aio.Channel, number: int) -> None:
+        async with channel:
+            for _ in range(3):
+                await channel.send(b"%d" % number, [file])
+                assert take(await channel.recv()) == (b"%d" % number, [identity(file)])
+
+    async def test() -> None:
+        pairs = [aio.Channel.pair() for _ in range(1000)]
+        async with Group(loop) as group:
+            for _, channel in pairs:
+                group.start(answer, channel)
+            asking = [group.start(ask, channel, at) for at, (channel, _) in enumerate(pairs)]
+            for task in asking:
+                assert (await task.wait()).error is None
+        for _, channel in pairs:
+            channel.close()
+
+    with many_allowed(5000):
+        run(loop, test)
+
+
+# -- processes and signals -------------------------------------------------------------------------
+
+
+@every_loop
+def test_fork(loop: str) -> None:
+    """A child that closes its copy does not take the parent's channel out of the parent's loop."""
+
+    async def test() -> None:
+        left, right = make_pair()
+        async with Group(loop) as group, left, right:
+            receiving = await group.started(right.recv)
+
+            def child() -> None:
+                left.close()
+                right.close()
+
+            run_in_child(child)
+            assert not receiving.done
+            await left.send(b"still")
+            payload, fds = (await receiving.wait()).result
+            fds.close()
+            assert payload == b"still"
+            # And where the loop watches it while nobody waits.
+            run_in_child(child)
+            receiving = await group.started(right.recv)
+            await left.send(b"again")
+            payload, fds = (await receiving.wait()).result
+            fds.close()
+            assert payload == b"again"
+
+    run(loop, test)
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="breaks asyncio.run itself")
+@every_loop
+def test_keyboard_interrupt(loop: str) -> None:
+    """KeyboardInterrupt at random moments ends the loop and leaks nothing."""
+
+    async def test() -> None:
+        left, right = make_pair()
+        async with left, right, Group(loop) as group:
+            group.start(send, left)
+            while True:
+                (await right.recv_many()).close()
+
+    async def send(channel: aio.Channel) -> None:
+        while True:
+            await channel.send_many([b"x" * 100] * 300, [0] * 300)
+
+    def interrupt(_signum: int, _frame: object) -> None:
+        signal.raise_signal(signal.SIGINT)
+
+    rng = random.Random(3)
+    # A suite in the background may have been started with SIGINT ignored.
+    sigint = signal.signal(signal.SIGINT, signal.default_int_handler)
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        with warnings.catch_warnings():
+            # A message that is interrupted on its way to the caller is closed as it is dropped.
+            warnings.simplefilter("ignore", ResourceWarning)
+            for _ in range(20):
+                signal.setitimer(signal.ITIMER_REAL, 0.03 + rng.random() * 0.01)
+                with pytest.raises(BaseException) as caught:  # noqa: PT011
+                    run(loop, test)
+                assert is_interrupt(caught.value)
+                gc.collect()
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+        signal.signal(signal.SIGINT, sigint)
+
+
+def is_interrupt(error: BaseException) -> bool:
+    """Whether it is a KeyboardInterrupt, or a group with one."""
+    parts = getattr(error, "exceptions", ())
+    return isinstance(error, KeyboardInterrupt) or any(map(is_interrupt, parts))
+
+
+def test_docstrings() -> None:
+    """Every public name has a docstring."""
+    for name in aio.__all__:
+        value = getattr(aio, name)
+        assert value.__doc__
+        for method, function in vars(value).items():
+            if callable(function) and not method.startswith("_") and isinstance(value, type):
+                assert function.__doc__, f"{name}.{method}"
+
+
+# -- handing over ----------------------------------------------------------------------------------
+
+
+@every_loop
+def test_detach(loop: str, file: int) -> None:
+    """The socket is the caller's, nobody watches it, and who waited is woken."""
+
+    async def main() -> None:
+        left, right = make_pair()
+        async with left, Group(loop) as group:
+            waiting = await group.started(right.recv)
+            with right.detach() as sock:
+                assert right.closed
+                await waiting.wait()
+                await left.send(b"for the socket", [file])
+                assert b"for the socket" in sock.recv(1000)
+        assert isinstance(waiting.error, OSError)
+        assert waiting.error.errno == errno.EBADF
+
+    run(loop, main)
+
+
+@every_loop
+def test_shutdown(loop: str) -> None:
+    """The peer learns that nothing more comes, and may answer."""
+
+    async def main() -> None:
+        left, right = make_pair()
+        async with left, right:
+            left.shutdown(socket.SHUT_WR)
+            with pytest.raises(PeerClosedError):
+                await right.recv()
+            await right.send(b"answer")
+            assert take(await left.recv()) == (b"answer", [])
+
+    run(loop, main)
+
+
+@every_loop
+def test_a_batch_goes_on_from_its_progress(loop: str) -> None:
+    """What a cancelled send_many did not send, start=progress does."""
+
+    async def main() -> None:
+        payloads = [b"%04d" % number * 2000 for number in range(50)]
+        left, right = make_pair(small=True)
+        received: list[bytes] = []
+
+        async def receive() -> None:
+            while len(received) < len(payloads):
+                received.append(take(await right.recv())[0])
+
+        async with left, right, Group(loop) as group:
+            sending = await group.started(left.send_many, payloads)
+            sending.cancel()
+            await sending.wait()
+            start = sending.progress
+            assert 0 < start.messages < len(payloads)
+            receiving = group.start(receive)
+            assert await left.send_many(payloads, start=start) == len(payloads)
+            await left.flush()
+            await receiving.wait()
+        assert received == payloads
+
+    run(loop, main)

@@ -1,0 +1,44 @@
+"""Whatever call or allocation fails: nothing is lost, doubled or left open.
+
+The whole of it is `nox -s faults`.
+"""
+
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = [
+    pytest.mark.skipif(
+        platform.libc_ver()[0] != "glibc" or shutil.which("gcc") is None,
+        reason="a library in front of glibc, compiled by gcc",
+    ),
+    pytest.mark.skipif(sys.implementation.name != "cpython", reason="counts references"),
+    pytest.mark.thread_unsafe,
+    pytest.mark.timeout(300),
+]
+
+TESTS = Path(__file__).parent
+
+
+def test_every_call_that_fails() -> None:
+    """Each system call, with each errno of its manual page; some lengths; each allocation."""
+    done = subprocess.run(
+        [sys.executable, "-m", "faults", "--quick"],
+        cwd=TESTS,
+        env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-20_000:] + done.stderr
+    found = re.search(r"(\d+) faults, (\d+) short transfers, (\d+) alloc", done.stdout)
+    assert found, done.stdout
+    assert [
+        int(count) > least for count, least in zip(found.groups(), (9000, 900, 90), strict=True)
+    ]

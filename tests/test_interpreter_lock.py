@@ -1,0 +1,124 @@
+"""What only tries in the core keeps the interpreter's lock; what may wait gives it up."""
+
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+from fdpass_c import Channel
+from fdpass_c._native import ffi, lib
+from support.channels import channels
+from support.marks import places_known
+from support.sockets import Pair, fill
+
+pytestmark = [
+    places_known,
+    pytest.mark.thread_unsafe,
+    pytest.mark.skipif(not getattr(sys, "_is_gil_enabled", lambda: True)(), reason="there is none"),
+]
+
+# More than enough for another thread to get the lock at some of them, where they give it up.
+CALLS = 3000
+
+
+class Counter:
+    """What a busy thread counts whenever it gets the lock."""
+
+    turns = 0
+
+
+@contextmanager
+def busy_thread() -> Iterator[Counter]:
+    """Another thread that gets the interpreter's lock only where this one gives it up."""
+    counter = Counter()
+    stop = threading.Event()
+    started = threading.Event()
+
+    def count() -> None:
+        started.set()
+        while not stop.is_set():
+            counter.turns += 1
+            time.sleep(0)
+
+    before = sys.getswitchinterval()
+    thread = threading.Thread(target=count)
+    thread.start()
+    started.wait()
+    sys.setswitchinterval(1000)
+    try:
+        yield counter
+    finally:
+        sys.setswitchinterval(before)
+        stop.set()
+        thread.join()
+
+
+def count_turns(function: Callable[[], object]) -> int:
+    """How often the other thread had a turn during so many calls."""
+    with busy_thread() as counter:
+        function()
+        before = counter.turns
+        for _ in range(CALLS):
+            function()
+        return counter.turns - before
+
+
+def make_calls(full: int, empty: int) -> dict[str, tuple[Any, ...]]:
+    """Arguments for each; full is a socket that takes no more, in empty nothing is to receive."""
+    inbox, outbox = ffi.new("struct fdp_inbox *"), ffi.new("struct fdp_outbox *")
+    lib.fdp_start_inbox(inbox, empty, 10, 10, 1)
+    lib.fdp_start_outbox(outbox, full)
+    scratch, owner = ffi.new("struct fdp_scratch *"), ffi.new("struct fdp_owner *", {"fds": 4})
+    data = ffi.new("char[]", 10)
+    return {
+        "fdp_try_send_fd": (full, b"x", 1, 0, 0),
+        "fdp_try_recv": (empty, 1, 1, 0, ffi.new("struct fdp_received *")),
+        "fdp_try_send_messages": (full, bytes(4) + b"\1x\0", 1, 3, 0),
+        "fdp_try_recv_batch": (empty, data, 1, 1, 1, 0, scratch, owner),
+        "fdp_try_receive": (inbox, 1, scratch, owner),
+        "fdp_try_count_pending": (inbox,),
+        "fdp_try_send": (outbox, b"x", 1, 0),
+        "fdp_try_send_column": (outbox, bytes(4) + b"\1x\0", 1, 3),
+    }
+
+
+NAMES = sorted(name for name in dir(lib) if name.startswith("fdp_try_"))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_trying_keeps_it(name: str, stream: Pair) -> None:
+    """No other thread runs during a call that only tries."""
+    fill(stream[0])
+    arguments = make_calls(stream[0].fileno(), stream[0].fileno())[name]
+    assert count_turns(lambda: getattr(lib, name)(*arguments)) == 0
+
+
+def test_others_give_it_up() -> None:
+    """Another thread does run during other calls: so the test above can tell."""
+    with busy_thread() as counter:
+        before = counter.turns
+        while counter.turns - before < 10:
+            lib.fdp_find_features()
+
+
+def test_small_messages_keep_it(file: int) -> None:
+    """A message that can be sent and received at once lets no other thread in between."""
+    owners = []
+
+    def pass_one(sender: Channel, receiver: Channel) -> None:
+        sender.send(b"x", [file])
+        owners.append(receiver.recv()[1])
+        assert receiver.pending == 0
+
+    with channels() as (sender, receiver), busy_thread() as counter:
+        before = counter.turns
+        for _ in range(300):
+            pass_one(sender, receiver)
+        turns = counter.turns - before
+        for owner in owners:
+            owner.close()
+    assert turns == 0

@@ -1,0 +1,153 @@
+"""A peer that closes without reading all: what it sent comes first, then the error, once."""
+
+import socket
+from collections.abc import Callable
+
+import pytest
+
+import fdpass_c
+from fdpass_c import Channel, PeerClosedError, ProtocolError
+from support.channels import raw_pair
+from support.descriptors import MakeFiles, identity
+from support.frames import NEXT, first, one, pack
+from support.marks import linux_only
+from support.messages import Message, take, take_batch
+from support.processes import run_in_child
+from support.sockets import Pair
+from support.tables import limit_table
+
+pytestmark = linux_only
+
+TIMEOUTS = pytest.mark.parametrize("timeout", [1000, 0])
+
+
+@pytest.fixture(params=["stream", "seqpacket"])
+def connection(request: pytest.FixtureRequest) -> Pair:
+    """A connected pair of each type that can be reset."""
+    pair: Pair = request.getfixturevalue(request.param)
+    return pair
+
+
+def reset(pair: Pair, fds: list[int], timeout: float | None) -> list[Message]:
+    """Sends a message with each descriptor and closes without having read; what has to arrive."""
+    pair[1].sendall(b"never read")
+    for number, fd in enumerate(fds):
+        socket.send_fds(pair[0], [b"%03d" % number], [fd])
+    pair[0].close()
+    pair[1].settimeout(timeout)
+    return [(b"%03d" % number, [identity(fd)]) for number, fd in enumerate(fds)]
+
+
+@TIMEOUTS
+@pytest.mark.parametrize("most", [1, 1000])
+@pytest.mark.parametrize("count", [0, 3, 150])
+def test_recv_many(
+    count: int, most: int, timeout: float | None, connection: Pair, make_files: MakeFiles
+) -> None:
+    """recv_many loses none: those that one call finds with the error are in its batch."""
+    wanted = reset(connection, make_files(count), timeout)
+    received: list[Message] = []
+    resets = 0
+    while True:
+        try:
+            batch = fdpass_c.recv_many(connection[1], most)
+        except ConnectionResetError as error:
+            batch = getattr(error, "batch", None) or fdpass_c.Batch([], fdpass_c.Descriptors([]))
+            resets += 1
+            if most > 1:
+                assert len(batch) == min(count, most)
+        else:
+            if not batch:
+                break
+            # A stream's single message comes without the error, which is still to come.
+            assert most > 1 or resets == (connection[1].type == socket.SOCK_SEQPACKET)
+        received += take_batch(batch)
+        assert len(received) <= count
+    assert received == wanted
+    assert resets == 1
+    assert take_batch(fdpass_c.recv_many(connection[1])) == []
+
+
+def receive_fd(sock: socket.socket) -> Message:
+    return take(fdpass_c.recv_fd(sock))
+
+
+def receive_fds(sock: socket.socket) -> Message:
+    data, fds, _, _ = fdpass_c.recv_fds(sock, 3, 3)
+    if not data:
+        raise PeerClosedError
+    return take((data, fdpass_c.Descriptors(fds)))
+
+
+@TIMEOUTS
+@pytest.mark.parametrize("receive", [receive_fd, receive_fds])
+@pytest.mark.parametrize("count", [0, 5])
+def test_one_at_a_time(
+    count: int,
+    receive: Callable[[socket.socket], Message],
+    timeout: float | None,
+    connection: Pair,
+    make_files: MakeFiles,
+) -> None:
+    """What receives one message loses none, and says so as the kernel does: on a stream at last, on
+    a seqpacket socket at first."""
+    wanted = reset(connection, make_files(count), timeout)
+    if connection[1].type == socket.SOCK_SEQPACKET:
+        with pytest.raises(ConnectionResetError):
+            receive(connection[1])
+    assert [receive(connection[1]) for _ in range(count)] == wanted
+    if connection[1].type == socket.SOCK_STREAM:
+        with pytest.raises(ConnectionResetError):
+            receive(connection[1])
+    with pytest.raises(PeerClosedError):
+        receive(connection[1])
+
+
+def receive_many(channel: Channel) -> list[Message]:
+    return take_batch(channel.recv_many(3))
+
+
+def receive_one(channel: Channel) -> list[Message]:
+    return [take(channel.recv())]
+
+
+@pytest.mark.thread_unsafe
+@TIMEOUTS
+@pytest.mark.parametrize("kind", [socket.SOCK_STREAM, socket.SOCK_SEQPACKET])
+@pytest.mark.parametrize("receive", [receive_one, receive_many])
+@pytest.mark.parametrize("limit", [300, 2000])
+def test_channel(
+    limit: int,
+    receive: Callable[[Channel], list[Message]],
+    kind: socket.SocketKind,
+    timeout: float | None,
+    file: int,
+) -> None:
+    """A Channel hands out all that came whole, in a small table too, then says so, once."""
+    begun, ended = (first(2, 2, b"l", 1), 1), (pack(NEXT, 0, 1, 0, b"l"), 1)
+    packets = [(one(b"a", 1), 1), begun, ended, (one(b"b"), 0), (one(b"c", 2), 2), begun, ended]
+    whole = [0, 1, 1, 2, 3, 4, 4, 5]
+
+    def child() -> None:
+        limit_table(limit)
+        for count in range(len(packets) + 1):
+            with raw_pair(kind) as (peer, channel):
+                channel.settimeout(timeout)
+                channel.send(b"never read")
+                for packet, fds in packets[:count]:
+                    socket.send_fds(peer, [packet], [file] * fds)
+                peer.close()
+                received: list[Message] = []
+                while len(received) < whole[count]:
+                    received += receive(channel)
+                payloads = [b"a", b"ll", b"b", b"c", b"ll"][: whole[count]]
+                assert [payload for payload, _ in received] == payloads
+                with pytest.raises(ConnectionResetError):
+                    receive(channel)
+                # Inside a large message it has ended in the middle, too.
+                is_torn = count in (2, 6)
+                for _ in range(2):
+                    with pytest.raises(ProtocolError if is_torn else PeerClosedError):
+                        receive(channel)
+
+    run_in_child(child)

@@ -1,0 +1,151 @@
+"""A socket closed while a call waits for it: the call ends, and leaves a stranger's alone."""
+
+import errno
+import os
+import signal
+import socket
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+import pytest
+
+import fdpass_c
+from fdpass_c import Channel
+from support.channels import raw_pair
+from support.frames import one
+from support.processes import run_in_child
+from support.signals import handling, interrupt_main_thread
+from support.sockets import Pair, drain, fill
+from support.waiting import once_blocked
+
+pytestmark = pytest.mark.thread_unsafe
+
+Operation = Callable[[Any, int], object]
+
+RECEIVES: dict[str, Operation] = {
+    "recv_fds": lambda sock, _: fdpass_c.recv_fds(sock, 10, 1),
+    "recv_fds, long": lambda sock, _: fdpass_c.recv_fds(sock, 100_000, 1),
+    "recv_fd": lambda sock, _: fdpass_c.recv_fd(sock),
+    "recv_many": lambda sock, _: fdpass_c.recv_many(sock),
+}
+
+SENDS: dict[str, Operation] = {
+    "send_fds": lambda sock, fd: fdpass_c.send_fds(sock, [b"x"], [fd]),
+    "send_fd": lambda sock, fd: fdpass_c.send_fd(sock, fd),
+    "send_many": lambda sock, fd: fdpass_c.send_many(sock, [b"x"], [fd]),
+    "send_many, long": lambda sock, fd: fdpass_c.send_many(sock, [bytes(99_999)] * 3, [fd] * 3),
+}
+
+CHANNEL_RECEIVES: dict[str, Operation] = {
+    "recv": lambda channel, _: channel.recv(),
+    "recv_many": lambda channel, _: channel.recv_many(),
+}
+
+CHANNEL_SENDS: dict[str, Operation] = {
+    "send": lambda channel, fd: channel.send(b"x", [fd]),
+    "send, large": lambda channel, fd: channel.send(bytes(300_000), [fd] * 300),
+    "send_many": lambda channel, fd: channel.send_many([b"x"], [fd]),
+}
+
+
+def named(*operations: dict[str, Operation]) -> pytest.MarkDecorator:
+    """A test for each."""
+    together = {name: each for some in operations for name, each in some.items()}
+    return pytest.mark.parametrize("operation", together.values(), ids=together)
+
+
+class Stranger:
+    """A connection that gets the number of a socket that a handler closes."""
+
+    def __init__(self, hello: bytes) -> None:
+        self.ours, self.theirs = socket.socketpair()
+        self.theirs.send(hello)
+        self.number = -1
+
+    def replace(self, sock: Any) -> None:
+        """Closes sock, and has its number."""
+        self.number = sock.fileno()
+        sock.close()
+        os.dup2(self.ours.fileno(), self.number)
+
+    def is_untouched(self, hello: bytes) -> bool:
+        """Nothing was received from it, nor sent to it."""
+        with self.ours, self.theirs:
+            os.close(self.number)
+            return drain(self.ours) == hello and drain(self.theirs) == b""
+
+
+@pytest.mark.parametrize("timeout", [None, 1000])
+@named(RECEIVES, SENDS)
+def test_plain(operation: Operation, timeout: float | None, stream: Pair, file: int) -> None:
+    """A handler closes the socket: EBADF, and who has its number now notices nothing."""
+    if operation in SENDS.values():
+        fill(stream[0])
+    stream[0].settimeout(timeout)
+    stranger = Stranger(b"hello")
+    with (
+        handling(signal.SIGUSR1, lambda: stranger.replace(stream[0])),
+        once_blocked(stream[0].fileno(), interrupt_main_thread),
+        pytest.raises(OSError, match=os.strerror(errno.EBADF)),
+    ):
+        operation(stream[0], file)
+    assert stranger.is_untouched(b"hello")
+
+
+def fill_channel(channel: Channel) -> None:
+    """Sends until it would wait."""
+    before = channel.gettimeout()
+    channel.setblocking(False)
+    with suppress(BlockingIOError):
+        while True:
+            channel.send(bytes(1000))
+    channel.settimeout(before)
+
+
+@pytest.mark.parametrize("timeout", [None, 1000])
+@named(CHANNEL_RECEIVES, CHANNEL_SENDS)
+def test_channel(operation: Operation, timeout: float | None, file: int) -> None:
+    """The same for a Channel that a handler closes."""
+    hello = one(b"hello")
+    with raw_pair() as (_, channel):
+        channel.settimeout(timeout)
+        if operation in CHANNEL_SENDS.values():
+            fill_channel(channel)
+        stranger = Stranger(hello)
+        with (
+            handling(signal.SIGUSR1, lambda: stranger.replace(channel)),
+            once_blocked(channel.fileno(), interrupt_main_thread),
+            pytest.raises(OSError, match=os.strerror(errno.EBADF)),
+        ):
+            operation(channel, file)
+        assert stranger.is_untouched(hello)
+
+
+@pytest.mark.parametrize("timeout", [None, 1000])
+@named(CHANNEL_RECEIVES, CHANNEL_SENDS)
+def test_closed_by_another_thread(operation: Operation, timeout: float | None, file: int) -> None:
+    """A thread that waits in a call of a channel is woken where another one closes it."""
+    with raw_pair() as (_, channel):
+        channel.settimeout(timeout)
+        if operation in CHANNEL_SENDS.values():
+            fill_channel(channel)
+        with (
+            once_blocked(channel.fileno(), channel.close),
+            pytest.raises(OSError, match=os.strerror(errno.EBADF)),
+        ):
+            operation(channel, file)
+
+
+@pytest.mark.parametrize("timeout", [None, 1000])
+def test_child_closes_its_copy(timeout: float | None) -> None:
+    """A forked child closes its copy of a channel at once, though the parent waits in its own."""
+    with raw_pair() as (peer, channel):
+        channel.settimeout(timeout)
+
+        def fork_and_answer() -> None:
+            run_in_child(channel.close)
+            peer.send(one(b"undisturbed"))
+
+        with once_blocked(channel.fileno(), fork_and_answer):
+            assert channel.recv()[0] == b"undisturbed"

@@ -1,0 +1,136 @@
+"""What SECURITY.md promises of peers, and that each of its promises has its tests."""
+
+import contextlib
+import os
+import re
+import resource
+import signal
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from fdpass_c import Channel, DescriptorTableFullError
+from support.channels import raw_pair
+from support.descriptors import list_fds
+from support.frames import NEXT, WITHDRAWN, first, one, pack
+from support.marks import linux_only
+from support.processes import fork, run_in_child
+from support.tables import limit_table
+
+TESTS = Path(__file__).parent
+PAGE = TESTS.parent / "SECURITY.md"
+
+
+def test_every_test_is_there() -> None:
+    """Each test that SECURITY.md names exists, and each promise names one."""
+    text = PAGE.read_text()
+    named = re.findall(r"`(test_\w+\.py)::(test_\w+)`", text)
+    assert len(named) > 20
+    for file, test in named:
+        assert re.search(rf"^def {test}\(", (TESTS / file).read_text(), re.MULTILINE), (file, test)
+
+
+def _send_half(peer: socket.socket, kind: str, file: int) -> None:
+    """A message that is never finished, with as many descriptors as it may begin with."""
+    with contextlib.suppress(BlockingIOError, BrokenPipeError):
+        if kind == "half a header":
+            socket.send_fds(peer, [one(b"", 1)[:5]], [file] * 253)
+        elif kind == "half a frame":
+            socket.send_fds(peer, [pack(1, 2, 253, 253, bytes(4 * 253) + b"x")[:100]], [file] * 253)
+        else:
+            socket.send_fds(peer, [first(1, 60_000, attached=253)], [file] * 253)
+            for _ in range(20):
+                socket.send_fds(peer, [pack(NEXT, 0, 253, 0, b"")], [file] * 253)
+
+
+@pytest.mark.thread_unsafe
+@linux_only
+@pytest.mark.parametrize("limit", [400, 1000, 4000])
+@pytest.mark.parametrize("kind", ["half a header", "half a frame", "pieces"])
+def test_what_unfinished_messages_hold(kind: str, limit: int) -> None:
+    """Peers that never finish hold at most half of the table together, and leave 64 places."""
+
+    def child() -> None:
+        limit_table(limit)
+        with contextlib.ExitStack() as stack:
+            pairs = [stack.enter_context(raw_pair()) for _ in range(30)]
+            before = len(list_fds())
+            for peer, channel in pairs:
+                channel.setblocking(False)
+                peer.setblocking(False)
+                _send_half(peer, kind, peer.fileno())
+            for _ in range(3):
+                for _, channel in pairs:
+                    with contextlib.suppress(BlockingIOError, DescriptorTableFullError):
+                        channel.recv()
+            held = len(list_fds()) - before
+            assert held <= limit // 2
+            assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] - before - held >= 64
+            # A message that is whole still comes, to whom they left alone.
+            peer, channel = stack.enter_context(raw_pair())
+            socket.send_fds(peer, [one(b"whole", 1)], [0])
+            payload, fds = channel.recv()
+            fds.close()
+            assert payload == b"whole"
+
+    run_in_child(child)
+
+
+@contextlib.contextmanager
+def _sending(peer: socket.socket, data: bytes, pause: float) -> Iterator[None]:
+    """A process that sends data over and over, byte by byte where it pauses."""
+    pieces = [data] if not pause else [data[at : at + 1] for at in range(len(data))]
+    pid = fork()
+    if pid == 0:
+        with contextlib.suppress(BaseException):
+            while True:
+                for piece in pieces:
+                    peer.sendall(piece)
+                    time.sleep(pause)
+        os._exit(0)
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+
+
+def _assert_times_out(channel: Channel) -> None:
+    channel.settimeout(0.3)
+    start = time.monotonic()
+    with pytest.raises(TimeoutError):
+        channel.recv()
+    assert time.monotonic() - start < 10
+
+
+@pytest.mark.thread_unsafe
+def test_a_drip() -> None:
+    """A peer that sends a byte now and then keeps no receive beyond its timeout."""
+    with raw_pair() as (peer, channel), _sending(peer, one(bytes(60_000)), 0.01):
+        _assert_times_out(channel)
+
+
+@pytest.mark.thread_unsafe
+def test_frames_without_end() -> None:
+    """Neither does one that begins and withdraws messages as fast as it can."""
+    with raw_pair() as (peer, channel), _sending(peer, (first(9, 0) + pack(WITHDRAWN)) * 50_000, 0):
+        _assert_times_out(channel)
+
+
+def test_looks_at_the_clock() -> None:
+    """After some frames that bring nothing a receive ends where it may not wait; none is lost."""
+    with raw_pair() as (peer, channel):
+        channel.setblocking(False)
+        peer.sendall((first(9, 0) + pack(WITHDRAWN)) * 3000 + one(b"behind them"))
+        tries = 0
+        while True:
+            tries += 1
+            with contextlib.suppress(BlockingIOError):
+                payload, fds = channel.recv()
+                fds.close()
+                break
+        assert payload == b"behind them"
+        assert 2 < tries < 3000

@@ -1,0 +1,70 @@
+"""Writes share/ anew: completions for bash, zsh and fish, and the manual page.
+
+    python tools/shell_files.py
+
+They are generated from the parsers of the command line. Run this when those change.
+"""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import shtab
+from argparse_manpage.manpage import Manpage
+from workshop import ROOT
+
+from fdpass_c.__main__ import build_parser, list_commands
+
+_COMPLETIONS = {
+    "bash": "bash-completion/completions/fdpass",
+    "zsh": "zsh/site-functions/_fdpass",
+    "fish": "fish/vendor_completions.d/fdpass.fish",
+}
+_FILES = {"FILE", "PATH", "ADDRESS"}
+
+
+def complete_files(parser: argparse.ArgumentParser) -> None:
+    """Tells shtab which arguments are files."""
+    for action in parser._actions:
+        marked: Any = action  # shtab looks for an attribute.
+        if action.metavar in _FILES:
+            marked.complete = shtab.FILE
+        elif action.metavar == "DIRECTORY":
+            marked.complete = shtab.DIRECTORY
+
+
+def make_page(parser: argparse.ArgumentParser) -> str:
+    parser.man_short_description = "pass open file descriptors"  # type: ignore[attr-defined]
+    os.environ["SOURCE_DATE_EPOCH"] = "0"
+    page = Manpage(
+        parser,
+        {
+            "project_name": "fdpass_c",
+            "manual_title": "fdpass_c",
+            "url": "https://github.com/fdpass/fdpass_c",
+        },
+        format="single-commands-section",
+    )
+    return str(page)
+
+
+def main() -> int:
+    os.environ["COLUMNS"] = "90"
+    share = ROOT / "share"
+    parser = build_parser()
+    for each in list_commands(parser).values():
+        complete_files(each)
+    written = {path: shtab.complete(parser, shell) for shell, path in _COMPLETIONS.items()}
+    written["man/man1/fdpass.1"] = make_page(parser)
+    for name, text in written.items():
+        path: Path = share / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("\n".join(line.rstrip() for line in text.rstrip().splitlines()) + "\n")
+        print(path.relative_to(ROOT))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
