@@ -18,6 +18,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from benchmarks import asgi
 from benchmarks import pool_servers as servers
 from benchmarks.floor import COMPILER
 from benchmarks.results import collect_metadata, describe
@@ -263,7 +264,19 @@ def main(arguments: Sequence[str]) -> int:
     print(f"\n{render_latency(took)}", flush=True)
     spread = measure_spread(count)
     print(f"\n{render_spread(spread)}", flush=True)
+    applications: list[dict[str, Any]] = []
+    if missing := asgi.find_missing():
+        print(f"\nASGI: not measured without {missing}", flush=True)
+    else:
+        applications = asgi.measure(*((1, 1) if options.quick else (5, 3)))
+        print(f"\n{asgi.render(applications)}", flush=True)
     if options.json:
-        found = {"metadata": metadata, "flood": rows, "latency_ns": took, "spread": spread}
+        found = {
+            "metadata": metadata,
+            "flood": rows,
+            "latency_ns": took,
+            "spread": spread,
+            "asgi": applications,
+        }
         options.json.write_text(json.dumps(found, indent=1) + "\n")
     return 0

@@ -1,5 +1,6 @@
 """Programs with pools that the command line cannot ask for: pool_programs.py NAME ARGUMENT..."""
 
+import asyncio
 import atexit
 import contextlib
 import ctypes
@@ -13,6 +14,7 @@ import sys
 import threading
 import time
 import warnings
+from functools import partial
 from typing import Any
 
 from fdpass_c.pool import Pool, open_listener
@@ -133,6 +135,91 @@ def teardown(path: str, handler: str, *addresses: str) -> None:
         teardown=note_threads,
         drain=100,
     ).serve(*addresses)
+
+
+def tell_addresses(gate: str, *addresses: str) -> None:
+    """A pool of two workers that do not start while there is a file gate; logs when it is ready,
+    and where it listens."""
+
+    def wait() -> None:
+        while os.path.exists(gate):
+            time.sleep(0.01)
+
+    Pool(obey, 2, setup=wait).serve(
+        *addresses, ready=lambda found: logging.info("ready at %r", found)
+    )
+
+
+def raise_when_ready(*addresses: str) -> None:
+    """A pool whose program fails when it hears that all workers have started."""
+
+    def fail(_addresses: object) -> None:
+        raise RuntimeError("not ready for that")
+
+    Pool(obey, 2).serve(*addresses, ready=fail)
+
+
+def in_a_loop_of_its_own(*addresses: str) -> None:
+    """A pool whose workers answer with the name of their loop's class."""
+
+    class Loop(asyncio.SelectorEventLoop):
+        pass
+
+    async def handle(sock: socket.socket, _address: object) -> None:
+        loop = asyncio.get_running_loop()
+        await loop.sock_sendall(sock, type(loop).__name__.encode())
+
+    Pool(handle, 1, loop_factory=Loop).serve(*addresses)
+
+
+def in_the_loop(path: str, *addresses: str) -> None:
+    """A pool of one worker whose setup, handler and teardown note in a file that they run in the
+    same loop; "exit" ends the worker, and a file path.die keeps it from starting."""
+    loops = []
+
+    async def note(text: str) -> None:
+        loops.append(asyncio.get_running_loop())
+        await asyncio.sleep(0)
+        with open(path, "a") as file:
+            file.write(f"{text} in {len({*loops})}\n")
+
+    async def handle(sock: socket.socket, _address: object) -> None:
+        request = await asyncio.get_running_loop().sock_recv(sock, 100)
+        await note(request.decode())
+        if request == b"exit":
+            sys.exit(3)
+
+    async def start() -> None:
+        await note("setup")
+        if os.path.exists(f"{path}.die"):
+            raise RuntimeError("no start today")
+
+    Pool(handle, 1, setup=start, teardown=partial(note, "teardown")).serve(*addresses)
+
+
+def asgi(workers: str, *arguments: str) -> None:
+    """A pool of support.asgi_app; NAME=VALUE is an option of uvicorn's, or drain."""
+    from fdpass_c.pool.asgi import AsgiServer
+
+    options: dict[str, Any] = dict(word.split("=", 1) for word in arguments if "=" in word)
+    addresses = [word for word in arguments if "=" not in word]
+    drain = float(options.pop("drain", 30))
+    if "timeout_keep_alive" in options:
+        options["timeout_keep_alive"] = int(options["timeout_keep_alive"])
+    pool = AsgiServer("support.asgi_app:app", **options).make_pool(int(workers), 100, drain=drain)
+    pool.serve(*addresses)
+
+
+def resize(*addresses: str) -> None:
+    """A pool of one worker that gets two more, and loses one of them, once it is ready."""
+
+    def change(_addresses: object) -> None:
+        pool.add_worker()
+        pool.add_worker()
+        pool.remove_worker()
+
+    pool = Pool(obey, 1)
+    pool.serve(*addresses, ready=change)
 
 
 def main(name: str, *arguments: str) -> None:

@@ -1,5 +1,6 @@
 """A pool serves, on whatever it listens, and refuses what it cannot do."""
 
+import asyncio
 import os
 import signal
 import socket
@@ -195,6 +196,16 @@ def test_a_handler_that_is_not_awaited(handler: str) -> None:
             status = server.settled(1)
             assert (status.handled, status.failed, status.lost) == (count, count, 0)
         assert "never awaited" not in server.log
+
+
+@pytest.mark.thread_unsafe
+def test_a_loop_of_the_programs() -> None:
+    """A worker's event loop is what loop_factory makes, which a plain function has no use for."""
+    with Server(program=("pool_programs.py", "in_a_loop_of_its_own")) as server:
+        assert server.ask() == b"Loop"
+        assert server.stop() == 0
+    with pytest.raises(ValueError, match="loop_factory"):
+        Pool(echo, 1, loop_factory=asyncio.new_event_loop)
 
 
 @pytest.mark.thread_unsafe

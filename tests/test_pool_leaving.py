@@ -48,6 +48,24 @@ def test_kept_alive_connections_end(handler: str, capacity: str, end: str) -> No
 
 
 @pytest.mark.thread_unsafe
+@kept_alive
+def test_kept_alive_connections_end_at_max_requests(handler: str, capacity: str) -> None:
+    """A worker that has had its last connection says so to its handlers, once its successor is
+    ready."""
+    options = ("--workers", "1", "--capacity", capacity, "--drain", "10000", "--max-requests", "1")
+    with Server(handler, *options) as server:
+        (old,) = server.settled(1).pids
+        with connections(server, 1) as (sock,):
+            assert int(sock.recv(100)) == old
+            assert read_all(sock) == b""
+        status = server.settled(1)
+        assert status.pids != [old]
+        assert (status.handled, status.lost) == (1, 0)
+        assert server.stop() == 0
+        assert "WARNING" not in server.log
+
+
+@pytest.mark.thread_unsafe
 def test_outside_of_a_worker() -> None:
     """A handler runs in a test, or anywhere, as well: nobody is leaving there."""
     assert not fdpass_c.pool.is_leaving()
@@ -79,6 +97,63 @@ def test_threads_are_waited_for(handler: str, signum: int, tmp_path: Path) -> No
     lines = notes.read_text().splitlines()
     assert sorted(lines) == sorted(["setup", "teardown beside 0"] * times + ["atexit"])
     assert lines[-1] == "atexit"
+
+
+@pytest.mark.thread_unsafe
+@pytest.mark.parametrize("end", ["TERM", "HUP", "exit"])
+def test_coroutines_at_start_and_end(end: str, tmp_path: Path) -> None:
+    """A setup and a teardown that are coroutine functions run in the handler's loop, before the
+    first connection and after the last."""
+    notes = tmp_path / "notes"
+    with Server(program=("pool_programs.py", "in_the_loop", str(notes))) as server:
+        server.settled(1)
+        assert notes.read_text() == "setup in 1\n"
+        server.ask()
+        if end == "exit":
+            with server.connect() as sock:
+                sock.sendall(b"exit")
+                assert read_some(sock) == b""
+            server.wait_for("exited with status 3")
+        elif end == "HUP":
+            server.send_signal(signal.SIGHUP)
+            server.wait_for("exited with status 0")
+        server.settled(1)
+        assert server.stop() == 0
+    lines = notes.read_text().splitlines()
+    whole = ["setup in 1", "hello in 1", "teardown in 1"]
+    if end == "exit":
+        whole.insert(2, "exit in 1")
+    assert lines[:2] == whole[:2]
+    assert sorted(lines) == sorted(
+        whole if end == "TERM" else [*whole, "setup in 1", "teardown in 1"]
+    )
+    assert lines[-1] == "teardown in 1"
+
+
+@pytest.mark.thread_unsafe
+def test_a_coroutine_that_fails_at_start(tmp_path: Path) -> None:
+    """A worker whose setup fails in the loop has died at start: none is ready before it is done."""
+    notes = tmp_path / "notes"
+    with Server(program=("pool_programs.py", "in_the_loop", str(notes))) as server:
+        old = server.settled(1).pids
+        (tmp_path / "notes.die").touch()
+        server.send_signal(signal.SIGHUP)
+        server.wait_for("5 workers in a row died before they began anything.*the old workers stay")
+        assert server.settled(1).pids == old
+        assert server.stop() == 0
+
+
+@pytest.mark.thread_unsafe
+def test_coroutines_beside_a_plain_handler() -> None:
+    """There is no loop for them."""
+
+    async def start() -> None:
+        pass
+
+    with pytest.raises(ValueError, match=r"start.* is a coroutine function and the handler"):
+        fdpass_c.pool.Pool(print, 1, setup=start)
+    with pytest.raises(ValueError, match=r"start.* is a coroutine function and the handler"):
+        fdpass_c.pool.Pool(print, 1, teardown=start)
 
 
 @pytest.mark.thread_unsafe

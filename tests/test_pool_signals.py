@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from fdpass_c.pool.signals import MASTERS_SIGNALS
 from support.server import Server, connections
 from support.sockets import read_all, read_some
 
@@ -221,7 +222,7 @@ def test_max_requests(handler: str, capacity: str) -> None:
 
 
 @pytest.mark.thread_unsafe
-@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1])
+@pytest.mark.parametrize("signum", MASTERS_SIGNALS)
 @begin_and_wait
 def test_signals_to_workers(handler: str, signum: int) -> None:
     """Workers leave the signals that a whole group gets to the master."""

@@ -5,7 +5,9 @@ import importlib
 import logging
 import os
 import sys
+from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 from fdpass_c.commands.arguments import count, duration
@@ -26,10 +28,12 @@ or after the last ADDRESS, not between them. The log goes to standard error.
 signals:
   TERM, INT  stop accepting, finish what was accepted, exit with status 0; again: at once
   HUP        replace the workers one by one; MODULE is not imported anew: for new code start anew
+  TTIN, TTOU one worker more, one less
   USR1       log the status table
 
   fdpass pool http_server:handle 127.0.0.1:8000 '[::1]:8000'
   fdpass pool --workers 8 --capacity 100 service:serve ./service.sock
+  fdpass pool --asgi application:app 127.0.0.1:8000
 """
 
 
@@ -47,9 +51,13 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--capacity",
         type=count,
-        default=1,
         metavar="N",
-        help="connections that a worker has in hand at most (default: 1)",
+        help="connections that a worker has in hand at most (default: 1; with --asgi 1000)",
+    )
+    parser.add_argument(
+        "--asgi",
+        action="store_true",
+        help="MODULE:HANDLER is an ASGI application, for uvicorn (pip install 'fdpass-c[uvicorn]')",
     )
     parser.add_argument(
         "--max-requests", type=count, metavar="N", help="replace a worker after N connections"
@@ -60,6 +68,18 @@ def add_parser(commands: Any) -> None:
         default=30.0,
         metavar="SECONDS",
         help="for a worker to finish before it is killed (default: 30)",
+    )
+    parser.add_argument(
+        "--timeout",
+        type=duration,
+        metavar="SECONDS",
+        help="replace a worker that has connections and makes no progress for so long",
+    )
+    parser.add_argument(
+        "--metrics",
+        type=_address,
+        metavar="ADDRESS",
+        help="answer GET /metrics (Prometheus) and GET /status (JSON) there",
     )
     parser.add_argument("--quiet", action="store_true", help="log warnings and errors only")
     parser.add_argument("handler", metavar="MODULE:HANDLER")
@@ -81,23 +101,33 @@ def run(options: argparse.Namespace) -> int:
         format="%(asctime)s %(process)d %(levelname)s %(message)s",
     )
     handler = _load(options)
-    pool = Pool(
-        handler,
-        options.workers,
-        options.capacity,
+    make_pool = _find_asgi(handler, options) if options.asgi else partial(Pool, handler)
+    pool = make_pool(
+        workers=options.workers,
+        capacity=options.capacity or (1000 if options.asgi else 1),
         max_requests=options.max_requests,
         drain=options.drain,
+        timeout=options.timeout,
     )
     with ExitStack() as stack:
         try:
             listeners = options.addresses or [*map(stack.enter_context, inherit_listeners())]
             if not listeners:
                 options.parser.error("no ADDRESS, and no sockets were passed (LISTEN_FDS)")
-            pool.serve(*listeners)
+            pool.serve(*listeners, metrics=options.metrics)
         except ValueError as error:
             complain("pool", str(error))
             return 1
     return 0
+
+
+def _find_asgi(app: Any, options: argparse.Namespace) -> Callable[..., Pool]:
+    """What makes the pool of an ASGI application."""
+    try:
+        from fdpass_c.pool.asgi import AsgiServer
+    except ModuleNotFoundError as error:
+        options.parser.error(f"--asgi takes uvicorn (pip install 'fdpass-c[uvicorn]'): {error}")
+    return AsgiServer(app).make_pool
 
 
 def _load(options: argparse.Namespace) -> Any:

@@ -7,19 +7,21 @@
 
 docs/pool.md tells how it works and what it promises.
 
-Arrows point down only: pool (what a program sees) -> master (the loop) -> staff (death, respawn,
-replacement) -> dispatch (who gets what) -> crew (the master's side of one worker) -> worker (the
-worker's own side), intake (accepting) -> listeners, signals, bell (waking the master), tally,
+Arrows point down only: pool (what a program sees) -> master (the loop) -> watch (who hangs), staff
+(death, respawn, replacement) -> dispatch (who gets what) -> crew (the master's side of one worker)
+-> worker (the worker's own side), intake (accepting) -> listeners, service_manager (who is told
+what the pool does), metrics_server (who asks) -> metrics, signals, bell (waking the master), tally,
 status, log.
 """
 
-from fdpass_c.pool.leaving import is_leaving, leaving_event
-from fdpass_c.pool.listeners import Address, inherit_listeners, open_listener
+from fdpass_c.pool.leaving import is_leaving, leaving_event, note_progress
+from fdpass_c.pool.listeners import Address, InheritedSocket, inherit_listeners, open_listener
 from fdpass_c.pool.pool import Pool, PoolError
 from fdpass_c.pool.status import Status, WorkerStatus
 
 __all__ = [
     "Address",
+    "InheritedSocket",
     "Pool",
     "PoolError",
     "Status",
@@ -27,5 +29,6 @@ __all__ = [
     "inherit_listeners",
     "is_leaving",
     "leaving_event",
+    "note_progress",
     "open_listener",
 ]

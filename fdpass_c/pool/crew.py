@@ -63,6 +63,8 @@ class Worker:
         self.tally = tally
         self.given = self.in_hand = self.room = 0
         self.turn = 0
+        self._started_at = time.monotonic()
+        self._busy = 0.0
         self.deadline = self.ready_at = float("inf")
         self._enough = place.enough
         self.copies: deque[Connection] = deque()
@@ -135,6 +137,12 @@ class Worker:
         self.tally.leave()
         self.flush()
 
+    def abort(self, grace: float) -> None:
+        """Has it exit at once, within grace seconds, where it can still do so."""
+        self.retire(min(grace, self.deadline - time.monotonic()))
+        if not self.has_exited():
+            os.kill(self.pid, signal.SIGABRT)
+
     def flush(self) -> bool:
         """Sends what a full buffer left; returns whether nothing is left to send."""
         with contextlib.suppress(BlockingIOError, BrokenPipeError):
@@ -170,14 +178,28 @@ class Worker:
         self.channel.close()
         close_fds(fd for fd, _ in self.copies)
 
+    def count_in_hand(self) -> int:
+        """At this moment; in any thread of the master."""
+        return self.given - self.tally.count_handled()
+
     def describe(self) -> WorkerStatus:
         handled = self.tally.count_handled()
         in_hand = self.given - handled
         state = self.state.name
         if self.state is State.READY:
             state = "FREE" if in_hand < self.place.capacity else "BUSY"
-        slot, restarts = self.place.slot, self.place.restarts
-        return WorkerStatus(slot, self.pid, state, in_hand, handled, self.tally.failed, restarts)
+        self._busy = max(self._busy, self.tally.count_busy())
+        return WorkerStatus(
+            slot=self.place.slot,
+            pid=self.pid,
+            state=state,
+            in_hand=in_hand,
+            handled=handled,
+            failed=self.tally.failed,
+            restarts=self.place.restarts,
+            age=time.monotonic() - self._started_at,
+            busy=self._busy,
+        )
 
 
 def fork_worker(place: Place, forget: Callable[[], None], work: Work) -> Worker:

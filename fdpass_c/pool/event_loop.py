@@ -18,12 +18,16 @@ from fdpass_c.pool.connected import (
     shut_down,
     take_socket,
 )
-from fdpass_c.pool.handlers import Handler
+from fdpass_c.pool.handlers import is_coroutine_function
 from fdpass_c.pool.leaving import make_event
 from fdpass_c.pool.log import logger
+from fdpass_c.pool.plan import Plan
 from fdpass_c.pool.tally import Tally
 
 _SOON = 0.005
+
+_BEAT = 1.0
+"""Seconds between two signs of life, where the watch does not look more often."""
 
 # Seconds until the next try where the descriptor table is full, and how many tries a worker makes
 # that has nothing in hand.
@@ -36,16 +40,16 @@ _NO_ROOM = "no room for %d more descriptors (RLIMIT_NOFILE); trying again every 
 class EventLoopWorker:
     """One task a connection, until its handler has returned and its socket is closed."""
 
-    def __init__(
-        self, channel: Channel, tally: Tally, bell: Bell, handler: Handler, capacity: int
-    ) -> None:
+    def __init__(self, channel: Channel, tally: Tally, bell: Bell, plan: Plan) -> None:
         self._channel = channel
         self._tally = tally
         self._bell = bell
-        self._handler = handler
-        self._many = max(1, capacity // 4)
+        self._plan = plan
+        self._many = max(1, plan.capacity // 4)
+        self._beat_every = min(_BEAT, plan.look_every)
         self._told = 0
         self._ring_later: asyncio.TimerHandle | None = None
+        self._beating: asyncio.TimerHandle | None = None
         self._is_full = False
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -57,10 +61,16 @@ class EventLoopWorker:
         self._end: asyncio.Future[None] = self._loop.create_future()
         for name in ("create_connection", "connect_accepted_socket"):
             setattr(self._loop, name, _note_adoption(getattr(self._loop, name)))
+        await _await_coroutine(self._plan.setup)
+        self._tally.start()
+        self._bell.ring()
         # Kept, because a loop does not keep its tasks alive.
         receiving = self._loop.create_task(self._receive(aio.Channel.adopt(self._channel)))
         receiving.add_done_callback(self._end_if_failed)
-        await self._end
+        try:
+            await self._end
+        finally:
+            await _await_coroutine(self._plan.teardown)
 
     async def _receive(self, channel: aio.Channel) -> None:
         """Everything that comes; the tasks start after it."""
@@ -101,10 +111,20 @@ class EventLoopWorker:
         task = self._loop.create_task(self._handle(sock, address))
         self._tasks.add(task)
         task.add_done_callback(self._discard)
+        if self._beating is None:
+            self._beat()
 
     def _discard(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
         self._end_if_done()
+
+    def _beat(self) -> None:
+        """As long as there are connections: they may all be idle, and the loop turns."""
+        self._tally.beat()
+        self._tally.note_cpu_time()
+        self._beating = None
+        if self._tasks:
+            self._beating = self._loop.call_later(self._beat_every, self._beat)
 
     def _end_if_done(self) -> None:
         if self._leaving.is_set() and not self._tasks and not self._end.done():
@@ -113,7 +133,7 @@ class EventLoopWorker:
     async def _handle(self, sock: ConnectedSocket, address: Any) -> None:
         """Finished, but where the worker itself ends before: SystemExit passes."""
         try:
-            await self._handler(sock, address)
+            await self._plan.handler(sock, address)
         except (Exception, asyncio.CancelledError):
             if self._end.cancelled():
                 raise
@@ -166,6 +186,12 @@ class EventLoopWorker:
             self._ring_later = None
         self._told = self._tally.handled
         self._bell.ring()
+
+
+async def _await_coroutine(function: Callable[[], Any] | None) -> None:
+    """A plain function is called before the loop, or after it."""
+    if function is not None and is_coroutine_function(function):
+        await function()
 
 
 def _wake(future: "asyncio.Future[None]") -> None:

@@ -1,17 +1,16 @@
 """Accepting: the listening sockets as the master sees them."""
 
 import errno
-import os
 import selectors
 import socket
 import time
 from collections import deque
 from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
 from typing import Any
 
-from fdpass_c.pool.listeners import Address, check_listener, describe_listener, open_listener
+from fdpass_c.pool.listeners import Address, check_listener, describe_listener, opened
 from fdpass_c.pool.log import logger
-from fdpass_c.unix import identify
 
 Connection = tuple[int, Any]
 """A connected socket's descriptor and the peer's address."""
@@ -40,11 +39,13 @@ _MAY_PASS = {
 class Intake:
     """A listening socket that the master borrows.
 
-    name: its address. rest_until: not to be asked before, as time.monotonic.
+    address: as from socket.getsockname; name: as people write it. rest_until: not to be asked
+    before, as time.monotonic.
     """
 
     def __init__(self, sock: socket.socket, entrance: "Entrance") -> None:
         """Makes sock non-blocking until close()."""
+        self.address = sock.getsockname()
         self.name = describe_listener(sock)
         self.rest_until = 0.0
         self._failures = 0
@@ -122,32 +123,31 @@ class Entrance:
         self.ready: deque[Intake] = deque()
         self._resting: list[Intake] = []
         self._intakes: list[Intake] = []
-        self._own: list[socket.socket] = []
-        self._files: dict[str, tuple[int, int]] = {}
+        self._own = ExitStack()
 
     def open(self, listeners: Iterable[socket.socket | Address]) -> None:
         """Borrows the sockets and opens the addresses, until close(). Errors as open_listener.
 
         ValueError: a socket that does not listen, or is given twice.
         """
-        opened = [self._open(listener) for listener in listeners]
-        _check(opened)
-        self._intakes = [Intake(sock, self) for sock in opened]
+        socks = [
+            listener
+            if isinstance(listener, socket.socket)
+            else self._own.enter_context(opened(listener))
+            for listener in listeners
+        ]
+        _check(socks)
+        self._intakes = [Intake(sock, self) for sock in socks]
         self.ready.extend(self._intakes)
-
-    def _open(self, listener: socket.socket | Address) -> socket.socket:
-        if isinstance(listener, socket.socket):
-            return listener
-        sock = open_listener(listener)
-        self._own.append(sock)
-        if sock.family == socket.AF_UNIX:
-            path = os.path.abspath(sock.getsockname())
-            self._files[path] = identify(path)
-        return sock
 
     def announce(self) -> None:
         for intake in self._intakes:
             logger.info("listening at %s", intake.name)
+
+    @property
+    def addresses(self) -> tuple[Any, ...]:
+        """Of all listeners, as from socket.getsockname."""
+        return tuple(intake.address for intake in self._intakes)
 
     @property
     def is_open(self) -> bool:
@@ -216,24 +216,11 @@ class Entrance:
         self._intakes.clear()
         self.ready.clear()
         self._resting.clear()
-        for path, file in self._files.items():
-            # Somebody else may have removed it, and put another there. As long as its socket is
-            # open, no other file can have the same inode.
-            try:
-                if identify(path) == file:
-                    os.unlink(path)
-            except FileNotFoundError:
-                pass
-            except OSError as error:
-                logger.warning("cannot remove %s: %s", path, error.strerror)
-        self._files.clear()
-        for sock in self._own:
-            sock.close()
-        self._own.clear()
+        self._own.close()
 
 
-def _check(opened: Sequence[socket.socket]) -> None:
-    for sock in opened:
+def _check(socks: Sequence[socket.socket]) -> None:
+    for sock in socks:
         check_listener(sock)
-    if len({sock.fileno() for sock in opened}) < len(opened):
+    if len({sock.fileno() for sock in socks}) < len(socks):
         raise ValueError("a listening socket is given twice")

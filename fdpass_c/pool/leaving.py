@@ -1,4 +1,4 @@
-"""What a handler asks, so that it does not keep a connection alive in a worker that is to leave."""
+"""What a handler asks its worker, whether that is to leave, and tells it, that it does not hang."""
 
 import asyncio
 import os
@@ -31,6 +31,16 @@ def leaving_event() -> asyncio.Event:
     In a process that is no worker of coroutines it is an event that is never set.
     """
     return _Asked.event or asyncio.Event()
+
+
+def note_progress() -> None:
+    """Tells the pool that this worker does not hang, though one connection takes long (timeout).
+
+    For plain functions that keep connections alive, or work for long. In a process that is no
+    worker it does nothing.
+    """
+    if _Asked.tally is not None:
+        _Asked.tally.beat()
 
 
 def become_worker(tally: Tally, master: int) -> None:

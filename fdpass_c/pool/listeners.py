@@ -3,9 +3,13 @@
 import errno
 import os
 import socket
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
-from fdpass_c.unix import bind_unix
+from fdpass_c.pool.log import logger
+from fdpass_c.unix import bind_unix, identify
 
 Address = str | os.PathLike[str] | tuple[str, int]
 """("localhost", 80), "localhost:80", "[::1]:80"; or the path of a Unix socket: a str with a slash
@@ -33,6 +37,33 @@ def open_listener(address: Address, backlog: int = 1024) -> socket.socket:
     return socket.create_server(target[:2], family=family, backlog=backlog)
 
 
+@contextmanager
+def opened(address: Address) -> Iterator[socket.socket]:
+    """open_listener's socket in the block; then it is closed, and its file removed."""
+    with open_listener(address) as sock:
+        if sock.family != socket.AF_UNIX:
+            yield sock
+            return
+        path = os.path.abspath(sock.getsockname())
+        file = identify(path)
+        try:
+            yield sock
+        finally:
+            _remove(path, file)
+
+
+def _remove(path: str, file: tuple[int, int]) -> None:
+    """Somebody else may have removed it, and put another there. As long as its socket is open, no
+    other file can have the same inode."""
+    try:
+        if identify(path) == file:
+            os.unlink(path)
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        logger.warning("cannot remove %s: %s", path, error.strerror)
+
+
 def parse_address(address: Address) -> str | tuple[str, int]:
     """A path, or host and port; ValueError for what is neither."""
     if isinstance(address, tuple):
@@ -49,25 +80,45 @@ def parse_address(address: Address) -> str | tuple[str, int]:
     return host, int(port)
 
 
-def inherit_listeners() -> list[socket.socket]:
-    """The listening sockets that a service manager passed (LISTEN_FDS); the caller closes them.
+class InheritedSocket(socket.socket):
+    """A socket that a service manager passed.
+
+    name: what the manager calls it (FileDescriptorName=), "unknown" where it gave no names.
+    """
+
+    __slots__ = ("name",)
+
+    def __init__(self, fileno: int, name: str) -> None:
+        super().__init__(fileno=fileno)
+        self.name = name
+
+
+def inherit_listeners() -> list[InheritedSocket]:
+    """The sockets that a service manager passed (LISTEN_FDS), with their names (LISTEN_FDNAMES);
+    the caller closes them.
 
     As sd_listen_fds(3): LISTEN_PID is this process and LISTEN_FDS counts the descriptors from 3
     on. The variables are removed and the descriptors made close-on-exec, so that no child takes
-    them for its own. An empty list where nothing was passed.
+    them for its own. What is no socket stays open, and is not in the list. An empty list where
+    nothing was passed.
 
-    ValueError: LISTEN_FDS is no number. OSError: EBADF or ENOTSOCK for what is not a socket.
+    ValueError: LISTEN_FDS is no number, or LISTEN_FDNAMES another number of names. OSError: EBADF
+    for what is not open.
     """
     pid = os.environ.pop("LISTEN_PID", None)
     count = os.environ.pop("LISTEN_FDS", None)
-    os.environ.pop("LISTEN_FDNAMES", None)
+    given = os.environ.pop("LISTEN_FDNAMES", None)
     if pid != str(os.getpid()) or count is None:
         return []
-    listeners: list[socket.socket] = []
+    names = given.split(":") if given else ["unknown"] * int(count)
+    if len(names) != int(count):
+        raise ValueError(f"LISTEN_FDNAMES has not the names of {count} descriptors: {given}")
+    listeners: list[InheritedSocket] = []
     try:
-        for fd in range(_FIRST_INHERITED, _FIRST_INHERITED + int(count)):
+        for fd, name in enumerate(names, _FIRST_INHERITED):
             os.set_inheritable(fd, False)
-            listeners.append(socket.socket(fileno=fd))
+            if stat.S_ISSOCK(os.fstat(fd).st_mode):
+                listeners.append(InheritedSocket(fd, name))
     except BaseException:
         for listener in listeners:
             listener.close()

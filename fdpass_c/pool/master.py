@@ -4,36 +4,41 @@ import contextlib
 import random
 import selectors
 import signal
-import threading
 import time
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
 
 from fdpass_c.channel import Channel
 from fdpass_c.pool.bell import Bell
 from fdpass_c.pool.crew import Place, Worker, fork_worker
 from fdpass_c.pool.dispatch import Dispatcher
-from fdpass_c.pool.handlers import Handler
 from fdpass_c.pool.intake import Entrance
 from fdpass_c.pool.log import logger
+from fdpass_c.pool.plan import Plan
+from fdpass_c.pool.service_manager import ServiceManager
 from fdpass_c.pool.signals import Signals
 from fdpass_c.pool.staff import Staff
-from fdpass_c.pool.status import Status
+from fdpass_c.pool.status import Phase, Status
 from fdpass_c.pool.tally import Tally
+from fdpass_c.pool.watch import Watch
 from fdpass_c.pool.worker import run_worker
 
+Ready = Callable[[tuple[Any, ...]], object]
+"""What is told, once every worker has started, where the pool listens."""
 
-class Plan(NamedTuple):
-    """What a Pool was asked for."""
 
-    handler: Handler
-    workers: int
-    capacity: int
-    max_requests: int | None
-    drain: float
-    start_timeout: float
-    setup: Callable[[], object] | None
-    teardown: Callable[[], object] | None
+class Timed(Protocol):
+    """What has its turn in the loop: check is called at its alarm, as time.monotonic."""
+
+    alarm: float
+
+    def check(self) -> None: ...
+
+
+class Helper(Timed, Protocol):
+    """What holds descriptors too; forget is called in a worker, to close them."""
+
+    def forget(self) -> None: ...
 
 
 class Master:
@@ -46,9 +51,14 @@ class Master:
         bell: Bell,
         entrance: Entrance,
         selector: selectors.BaseSelector,
+        manager: ServiceManager,
+        helpers: Sequence[Helper],
+        ready: Ready | None,
     ) -> None:
-        """Borrows all of them."""
+        """Borrows all of them; the manager is one of the helpers."""
         self._plan = plan
+        self._manager = manager
+        self._ready = ready
         self._signals = signals
         self._bell = bell
         self._entrance = entrance
@@ -64,6 +74,9 @@ class Master:
             plan.drain,
             plan.start_timeout,
         )
+        watch = Watch(self._workers, plan, self._staff.replace_hanging)
+        self._helpers = helpers
+        self._timed: tuple[Timed, ...] = (*helpers, watch)
         self._random = random.Random()
         selector.register(bell, selectors.EVENT_READ, self._answer)
 
@@ -72,7 +85,7 @@ class Master:
         nothing."""
         try:
             self._obey_all()  # A stop may have come before.
-            self._staff.check()
+            self._check_staff()
             self._entrance.announce()
             while self._workers or self._dispatcher.waiting or not self._staff.stopping:
                 self._take_turn()
@@ -93,20 +106,32 @@ class Master:
         )
 
     def _take_turn(self) -> None:
-        alarm = min(self._staff.alarm, self._dispatcher.alarm)
+        alarm = min(self._staff.alarm, self._dispatcher.alarm, *(p.alarm for p in self._timed))
         wait = None if alarm == float("inf") else max(0.0, alarm - time.monotonic())
         for key, events in self._selector.select(wait):
             key.data(events)
         self._obey_all()
-        if time.monotonic() >= self._staff.alarm:
-            self._staff.check()
-            if self._staff.stopping:
-                self._entrance.close()
+        now = time.monotonic()
+        for part in self._timed:
+            if now >= part.alarm:
+                part.check()
+        if now >= self._staff.alarm:
+            self._check_staff()
         if self._dispatcher.distribute():
             self._staff.alarm = 0.0
         if not (self._entrance.is_open or self._staff.stopping):
             self._staff.fail("no listener is left that accepts")
         self._dispatcher.close_done()
+
+    def _check_staff(self) -> None:
+        self._staff.check()
+        if self._staff.stopping:
+            self._entrance.close()
+        phase = self._staff.phase
+        self._manager.follow(phase, self._staff.summarize())
+        if phase is Phase.SERVING and self._ready is not None:
+            ready, self._ready = self._ready, None
+            ready(self._entrance.addresses)
 
     def _answer(self, _events: int) -> None:
         self._bell.hush()
@@ -123,6 +148,10 @@ class Master:
             self._staff.replace_all()
         elif signum == signal.SIGCHLD:
             self._staff.reap()
+        elif signum == signal.SIGTTIN:
+            self._staff.resize(1)
+        elif signum == signal.SIGTTOU:
+            self._staff.resize(-1)
         else:
             self._staff.stop()
             self._entrance.close()
@@ -137,17 +166,7 @@ class Master:
 
     def _work(self, channel: Channel, tally: Tally) -> None:
         """In the worker."""
-        plan = self._plan
-        if plan.setup is not None:
-            plan.setup()
-        try:
-            run_worker(channel, tally, self._bell, plan.handler, plan.capacity)
-            # As Python does at its end, and multiprocessing at a forked child's: waits for the
-            # threads that are no daemons, and has thread pools end theirs.
-            threading._shutdown()  # type: ignore[attr-defined]
-        finally:
-            if plan.teardown is not None:
-                plan.teardown()
+        run_worker(channel, tally, self._bell, self._plan)
 
     def _forget(self) -> None:
         """In the worker: closes its copies of what is the master's."""
@@ -155,6 +174,8 @@ class Master:
             self._selector.close()
         self._bell.forget()
         self._entrance.forget()
+        for helper in self._helpers:
+            helper.forget()
         self._dispatcher.forget()
         for worker in self._workers:
             worker.forget()

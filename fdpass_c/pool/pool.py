@@ -1,5 +1,6 @@
 """Pool: what a program sees of it."""
 
+import asyncio
 import selectors
 import signal
 import socket
@@ -9,8 +10,11 @@ from contextlib import ExitStack
 from fdpass_c.errors import FdpassError
 from fdpass_c.pool.handlers import Handler
 from fdpass_c.pool.intake import Entrance
-from fdpass_c.pool.listeners import Address
-from fdpass_c.pool.master import Master, Plan
+from fdpass_c.pool.listeners import Address, check_listener, opened
+from fdpass_c.pool.master import Helper, Master, Ready
+from fdpass_c.pool.metrics_server import MetricsServer
+from fdpass_c.pool.plan import Plan
+from fdpass_c.pool.service_manager import ServiceManager
 from fdpass_c.pool.signals import Signals
 from fdpass_c.pool.status import Status
 
@@ -43,8 +47,10 @@ class Pool:
         max_requests: int | None = None,
         drain: float = 30.0,
         start_timeout: float = 60.0,
+        timeout: float | None = None,
         setup: Callable[[], object] | None = None,
         teardown: Callable[[], object] | None = None,
+        loop_factory: Callable[[], asyncio.AbstractEventLoop] | None = None,
     ) -> None:
         """workers: how many processes. capacity: how many connections a worker has in hand at most.
 
@@ -57,39 +63,65 @@ class Pool:
         killed. start_timeout: seconds that a worker has to start; one that hangs in setup is
         killed then, and counts as one that died at start.
 
+        timeout: seconds that a worker may have connections in hand and neither begin nor finish
+        one, nor call note_progress(), nor, with coroutines, take another turn of its event loop;
+        None for any time. Then it is replaced: it gets SIGABRT, upon which it writes the tracebacks
+        of its threads to standard error, and is killed where that does not end it. The master
+        looks four times in that time.
+
         setup: called in each worker before its first connection; one that raises is a worker that
         died at start. teardown: called in each worker at its end, when it has finished what it was
         given and its threads that are no daemons have ended, and when a handler calls sys.exit;
-        not in one that is killed. What atexit holds does not run in a worker: it would be the
-        master's.
+        not in one that is killed. Where the handler is a coroutine function they may be such too:
+        then they run in the worker's event loop, the teardown before the threads have ended. What
+        atexit holds does not run in a worker: it would be the master's.
 
-        ValueError: workers, capacity or max_requests below 1, a negative drain or start_timeout.
+        loop_factory: makes the event loop of a worker, uvloop.new_event_loop for one; None for what
+        asyncio.run makes.
+
+        ValueError: workers, capacity or max_requests below 1, a negative drain or start_timeout,
+        a timeout that is not positive, a coroutine function for setup or
+        teardown, or a loop_factory, where the handler is none.
         """
-        if workers < 1 or capacity < 1 or (max_requests is not None and max_requests < 1):
-            raise ValueError(
-                "workers, capacity and max_requests are at least 1, "
-                f"got {workers}, {capacity} and {max_requests}"
-            )
-        if drain < 0 or start_timeout < 0:
-            raise ValueError(
-                "drain and start_timeout are numbers of seconds, not negative, "
-                f"got {drain} and {start_timeout}"
-            )
         self._plan = Plan(
-            handler, workers, capacity, max_requests, drain, start_timeout, setup, teardown
+            handler,
+            workers,
+            capacity,
+            max_requests,
+            drain,
+            start_timeout,
+            float("inf") if timeout is None else timeout,
+            setup,
+            teardown,
+            loop_factory,
         )
+        self._plan.check()
         self._signals = Signals()
         self._master: Master | None = None
 
-    def serve(self, *listeners: socket.socket | Address) -> None:
+    def serve(
+        self,
+        *listeners: socket.socket | Address,
+        metrics: socket.socket | Address | None = None,
+        ready: Ready | None = None,
+    ) -> None:
         """Accepts and passes on until SIGTERM, SIGINT or stop(); then drains and returns.
 
         listeners: at least one. A socket.socket that listens is borrowed, and non-blocking while
-        the pool serves; an Address is opened, and closed at the end.
+        the pool serves; an Address is opened, and closed at the end. ready: called once, when
+        every worker has started, with the addresses of the listeners in their order, each as from
+        socket.getsockname: it has the number of a port that was asked for as 0.
+
+        metrics: one more listener, at which the master answers GET /metrics with what Prometheus
+        reads, and GET /status with status() as JSON, to whoever can connect.
+
+        A service manager that NOTIFY_SOCKET names is told when the pool is ready, reloads and
+        stops, and WATCHDOG_USEC is kept (man 3 sd_notify).
 
         Call it in the main thread. It handles signals and puts the handlers back when it returns:
         SIGTERM and SIGINT stop accepting and let workers finish, a second one kills them; SIGHUP
-        is reload(); SIGUSR1 logs the status table. A stop() that came before is obeyed at once.
+        is reload(), SIGTTIN add_worker() and SIGTTOU remove_worker(); SIGUSR1 logs the status
+        table. A stop() that came before is obeyed at once.
 
         PoolError: workers die at start again and again, or somebody shut down the last listener.
         ValueError: no listener, one that does not listen or is given twice, an address of no known
@@ -97,13 +129,24 @@ class Pool:
         """
         if not listeners:
             raise ValueError("a pool needs at least one listener")
+        if isinstance(metrics, socket.socket) and metrics in listeners:
+            raise ValueError("a listening socket is given twice")
         with ExitStack() as stack:
             selector = stack.enter_context(selectors.DefaultSelector())
             entrance = Entrance(selector)
             stack.callback(entrance.close)
             entrance.open(listeners)
             bell = stack.enter_context(self._signals.handling())
-            self._master = Master(self._plan, self._signals, bell, entrance, selector)
+            manager = ServiceManager()
+            stack.callback(manager.close)
+            helpers: list[Helper] = [manager]
+            if metrics is not None:
+                server = MetricsServer(_open(metrics, stack), selector, self.status)
+                stack.callback(server.close)
+                helpers.append(server)
+            self._master = Master(
+                self._plan, self._signals, bell, entrance, selector, manager, helpers, ready
+            )
             failure = self._master.run()
         if failure:
             raise PoolError(failure)
@@ -120,6 +163,23 @@ class Pool:
         """
         self._signals.add(signal.SIGHUP)
 
+    def add_worker(self) -> None:
+        """One more, as SIGTTIN does. From any thread or signal handler."""
+        self._signals.add(signal.SIGTTIN)
+
+    def remove_worker(self) -> None:
+        """One less, as SIGTTOU does, once it has finished what it has; the last one stays. From any
+        thread or signal handler."""
+        self._signals.add(signal.SIGTTOU)
+
     def status(self) -> Status:
         """What the pool is doing. From any thread of the master or a signal handler."""
         return self._master.status() if self._master else Status((), 0, 0, 0, 0)
+
+
+def _open(listener: socket.socket | Address, stack: ExitStack) -> socket.socket:
+    """Borrows a socket, or opens an address until the stack ends."""
+    if not isinstance(listener, socket.socket):
+        return stack.enter_context(opened(listener))
+    check_listener(listener)
+    return listener

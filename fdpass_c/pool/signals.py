@@ -7,10 +7,10 @@ from contextlib import contextmanager
 
 from fdpass_c.pool.bell import Bell
 
-MASTERS_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
+_COUNTED = (signal.SIGTERM, signal.SIGINT, signal.SIGTTIN, signal.SIGTTOU)
+"""A second one means more than the first."""
 
-
-_STOPS = (signal.SIGTERM, signal.SIGINT)
+MASTERS_SIGNALS = (*_COUNTED, signal.SIGHUP, signal.SIGUSR1)
 
 
 class Signals:
@@ -27,13 +27,13 @@ class Signals:
             bell.ring()
 
     def take(self) -> list[int]:
-        """Those that have come until now, of each but the stops the first one: a flood of them is
-        obeyed once a turn."""
+        """Those that have come until now, of the others but _COUNTED the first one: a flood of
+        them is obeyed once a turn."""
         taken = [self._queue.popleft() for _ in range(len(self._queue))]
         return [
             signum
             for position, signum in enumerate(taken)
-            if signum in _STOPS or taken.index(signum) == position
+            if signum in _COUNTED or taken.index(signum) == position
         ]
 
     @contextmanager

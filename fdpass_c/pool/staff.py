@@ -8,21 +8,16 @@ from collections import deque
 from collections.abc import Callable
 from functools import partial
 
+from fdpass_c.pool import failed_starts
 from fdpass_c.pool.crew import State, Worker, describe_exit
 from fdpass_c.pool.dispatch import Dispatcher
+from fdpass_c.pool.failed_starts import FailedStarts
 from fdpass_c.pool.log import logger
-
-_FAILED_STARTS = 5
-"""Workers in a row that may die at start, or before they begin any of what they were given; the
-next attempt waits twice as long each time."""
-
-_FIRST_DELAY = 0.05
-
-_SETTLED = 1.0
-"""Seconds after which a worker that is ready, and idle, has started well."""
+from fdpass_c.pool.status import Phase
 
 _GRACE = 1.0
-"""Seconds for a worker that is still starting when the pool stops: it has nothing to finish."""
+"""Seconds for a worker that has nothing to finish, because it is still starting when it is to
+leave, or that is not going to."""
 
 
 class Staff:
@@ -56,11 +51,29 @@ class Staff:
         self._start = start
         self._drain = drain
         self._start_timeout = start_timeout
+        self._slots = slots
+        self._slots_filled = 0
         self._restarts = [0] * slots
         self._outdated: deque[Worker] = deque()
+        self._reloaded: set[Worker] = set()
         self._stop_by = float("inf")
-        self._start_at = self._failed_at = 0.0
-        self._failed_starts = self._begun_before = 0
+        self._failed_starts = FailedStarts()
+
+    @property
+    def phase(self) -> Phase:
+        if self.stopping:
+            return Phase.STOPPING
+        if not self._slots_filled:
+            return Phase.STARTING
+        if any(worker.state is not State.LEAVING for worker in self._reloaded):
+            return Phase.RELOADING
+        return Phase.SERVING
+
+    def summarize(self) -> str:
+        """A line for people."""
+        ready = sum(worker.state is State.READY for worker in self._workers)
+        lost = f", {self.lost} connections lost" if self.lost else ""
+        return f"{self.phase.value}, {ready} of {self._slots} workers ready{lost}"
 
     def check(self) -> None:
         """Ends those whose time is over, starts those that are missing, and sets the alarm."""
@@ -81,18 +94,22 @@ class Staff:
             elif self.stopping and not waiting:
                 patience = _GRACE if worker.state is State.STARTING else self._drain
                 worker.retire(min(patience, self._stop_by - now))
+            elif worker.place.slot >= self._slots:
+                worker.retire(self._drain if worker.state is State.READY else _GRACE)
             elif worker.is_used_up and worker not in self._outdated:
                 self._outdated.append(worker)
         self._fill(now)
 
     def _fill(self, now: float) -> None:
         missing = self._find_missing()
-        if now >= self._start_at:
+        if now >= self._failed_starts.retry_at:
             while missing and self._spawn(missing[0]):
                 missing = self._find_missing()
         moments = [worker.deadline for worker in self._workers]
         if missing:
-            moments.append(self._start_at)
+            moments.append(self._failed_starts.retry_at)
+        elif all(worker.state is not State.STARTING for worker in self._workers):
+            self._slots_filled = self._slots
         self.alarm = min([self.alarm, self._stop_by, *moments])
 
     def _find_missing(self) -> list[int]:
@@ -100,7 +117,7 @@ class Staff:
         active = [worker for worker in self._workers if worker.state is not State.LEAVING]
         if self.stopping:
             return [0] if self._dispatcher.waiting and not active else []
-        missing = [*({*range(len(self._restarts))} - {worker.place.slot for worker in active})]
+        missing = [*({*range(self._slots)} - {worker.place.slot for worker in active})]
         while self._outdated and self._outdated[0] not in active:
             self._outdated.popleft()
         if self._outdated and not missing and all(w.state is State.READY for w in active):
@@ -115,7 +132,7 @@ class Staff:
             logger.warning("%s", reason)
             if any(worker.state is State.READY for worker in self._workers):
                 # Not a reason to give up: these serve, and there may be room for more again.
-                self._failed_starts = min(self._failed_starts, _FAILED_STARTS - 2)
+                self._failed_starts.hope()
             self._count_failed_start(reason)
             return False
         self._restarts[slot] += 1
@@ -155,6 +172,21 @@ class Staff:
         """One by one: a successor is ready before a worker stops taking connections."""
         logger.info("replacing the workers; they run the code that this process has imported")
         self._outdated = deque(w for w in self._workers if w.state is not State.LEAVING)
+        self._reloaded = {*self._outdated}
+        self.alarm = 0.0
+
+    def replace_hanging(self, worker: Worker) -> None:
+        """Aborts a worker, upon which it writes where it is; what it had not begun goes to others.
+        One that is stopped is killed."""
+        logger.warning("worker %d makes no progress", worker.pid)
+        worker.abort(_GRACE)
+        self.alarm = 0.0
+
+    def resize(self, change: int) -> None:
+        """So many workers more; less than none: fewer, but one."""
+        self._slots = max(1, self._slots + change)
+        self._restarts += [0] * (self._slots - len(self._restarts))
+        logger.info("the pool has %d workers from now on", self._slots)
         self.alarm = 0.0
 
     def stop(self) -> None:
@@ -199,6 +231,7 @@ class Staff:
         self._selector.unregister(worker.channel)
         worker.channel.close()
         self._workers.remove(worker)
+        self._reloaded.discard(worker)
         lost = worker.tally.begun - worker.tally.handled
         self.handled_before += worker.tally.handled
         self.failed_before += worker.tally.failed
@@ -211,23 +244,15 @@ class Staff:
         logger.warning("%s: %d connections lost, %d go to others", ended, lost, len(worker.copies))
         if worker.state is State.LEAVING or worker.tally.begun:
             return
-        if worker.copies or time.monotonic() < worker.ready_at + _SETTLED:
+        if worker.copies or time.monotonic() < worker.ready_at + failed_starts.SETTLED:
             self._count_failed_start(ended)
 
     def _count_failed_start(self, reason: str) -> None:
-        now = time.monotonic()
-        if self._dispatcher.begun > self._begun_before or any(
-            self._failed_at < worker.ready_at <= now - _SETTLED for worker in self._workers
-        ):
-            self._begun_before = self._dispatcher.begun
-            self._failed_starts = 0
-        self._failed_starts += 1
-        self._failed_at = now
-        self._start_at = now + _FIRST_DELAY * 2 ** (self._failed_starts - 1)
-        if self._failed_starts < _FAILED_STARTS or self.stopping:
+        ready_at = (worker.ready_at for worker in self._workers)
+        if not self._failed_starts.add(self._dispatcher.begun, ready_at) or self.stopping:
             return
         failure = (
-            f"{_FAILED_STARTS} workers in a row died before they began anything, "
+            f"{failed_starts.MOST} workers in a row died before they began anything, "
             f"or could not be started, the last: {reason}"
         )
         if self._outdated:
@@ -235,7 +260,12 @@ class Staff:
             for worker in self._outdated:
                 worker.serve_on()
             self._outdated.clear()
-            self._failed_starts = 0
+            self._reloaded.clear()
+            self._failed_starts.forget()
+        elif self._slots > self._slots_filled > 0:
+            logger.error("%s; the pool has %d workers again", failure, self._slots_filled)
+            self._slots = self._slots_filled
+            self._failed_starts.forget()
         else:
             self._gave_up = True
             self.fail(failure)

@@ -1,9 +1,12 @@
 """How far a worker is, in memory that it shares with the master."""
 
 import mmap
+import time
 
-_HANDLED, _BEGUN, _READY, _FAILED, _RELEASED, _LEAVING = range(6)
+_HANDLED, _BEGUN, _READY, _FAILED, _RELEASED, _LEAVING, _BEATS = range(7)
 _MASK = 2**32 - 1
+_BUSY, _SINCE = range(2)
+_BYTES_OF_COUNTS = 64
 
 
 class Tally:
@@ -17,7 +20,9 @@ class Tally:
 
     def __init__(self) -> None:
         """To be made before the fork."""
-        self._words = memoryview(mmap.mmap(-1, mmap.PAGESIZE)).cast("I")
+        shared = memoryview(mmap.mmap(-1, mmap.PAGESIZE))
+        self._words = shared[:_BYTES_OF_COUNTS].cast("I")
+        self._times = shared[_BYTES_OF_COUNTS:].cast("Q")
         self.begun = self.handled = 0
 
     def start(self) -> None:
@@ -37,6 +42,40 @@ class Tally:
         """In the worker: when the handler of one connection has returned."""
         self.handled += 1
         self._words[_HANDLED] = self.handled & _MASK
+
+    def beat(self) -> None:
+        """In the worker: a sign of life, where nothing is begun or finished."""
+        self._words[_BEATS] = (self._words[_BEATS] + 1) & _MASK
+
+    def enter_handler(self) -> None:
+        """In a plain worker: it can do nothing else until leave_handler."""
+        self._times[_SINCE] = time.monotonic_ns()
+
+    def leave_handler(self) -> None:
+        busy = self._times[_BUSY] + time.monotonic_ns() - self._times[_SINCE]
+        # In this order a reader finds too little rather than too much.
+        self._times[_SINCE] = 0
+        self._times[_BUSY] = busy
+
+    def note_cpu_time(self) -> None:
+        """In an event loop's worker: how long it could do nothing else."""
+        self._times[_BUSY] = time.process_time_ns()
+
+    def count_busy(self) -> float:
+        """In any thread of the master: seconds that the worker could do nothing else.
+
+        For a moment it may be less than it was.
+        """
+        busy = self._times[_BUSY]
+        if since := self._times[_SINCE]:
+            busy += max(0, time.monotonic_ns() - since)
+        return float(busy) / 1e9
+
+    @property
+    def progress(self) -> tuple[int, int, int]:
+        """In the master: what changes while the worker does something."""
+        words = self._words
+        return words[_BEGUN], words[_HANDLED], words[_BEATS]
 
     @property
     def has_started(self) -> bool:

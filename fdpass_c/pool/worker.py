@@ -1,9 +1,15 @@
 """What a worker process does: receive connections, handle them, report."""
 
 import asyncio
+import contextlib
+import faulthandler
 import marshal
 import signal
+import sys
+import threading
+from collections.abc import Callable, Coroutine
 from functools import partial
+from typing import Any
 
 from fdpass_c.channel import Channel
 from fdpass_c.pool.bell import Bell
@@ -11,18 +17,54 @@ from fdpass_c.pool.connected import MASTER_GONE, read_out, shut_down, take_socke
 from fdpass_c.pool.event_loop import EventLoopWorker
 from fdpass_c.pool.handlers import Handler, call, is_coroutine_function
 from fdpass_c.pool.log import logger
+from fdpass_c.pool.plan import Plan
 from fdpass_c.pool.signals import MASTERS_SIGNALS
 from fdpass_c.pool.tally import Tally
 
 
-def run_worker(channel: Channel, tally: Tally, bell: Bell, handler: Handler, capacity: int) -> None:
+def run_worker(channel: Channel, tally: Tally, bell: Bell, plan: Plan) -> None:
     """Serves until the master shuts its side of the channel, and what was given is finished."""
-    tally.start()
-    bell.ring()
-    if is_coroutine_function(handler):
-        asyncio.run(EventLoopWorker(channel, tally, bell, handler, capacity).run())
+    if plan.timeout < float("inf"):
+        _write_where_it_hangs()
+    _call_plain(plan.setup)
+    try:
+        if plan.runs_coroutines:
+            _run_loop(EventLoopWorker(channel, tally, bell, plan).run(), plan.loop_factory)
+        else:
+            tally.start()
+            bell.ring()
+            _serve(channel, tally, bell, plan.handler, plan.capacity)
+        # As Python does at its end, and multiprocessing at a forked child's: waits for the threads
+        # that are no daemons, and has thread pools end theirs.
+        threading._shutdown()  # type: ignore[attr-defined]
+    finally:
+        _call_plain(plan.teardown)
+
+
+def _run_loop(
+    main: Coroutine[Any, Any, None], factory: Callable[[], asyncio.AbstractEventLoop] | None
+) -> None:
+    """As asyncio.run, in a loop of the factory's."""
+    if sys.version_info >= (3, 11):
+        with asyncio.Runner(loop_factory=factory) as runner:
+            runner.run(main)
     else:
-        _serve(channel, tally, bell, handler, capacity)
+        if factory is not None:
+            # asyncio.run asks the policy, which nobody else in this process asks.
+            asyncio.get_event_loop_policy().new_event_loop = factory
+        asyncio.run(main)
+
+
+def _call_plain(function: Callable[[], object] | None) -> None:
+    """A coroutine function is called in the event loop."""
+    if function is not None and not is_coroutine_function(function):
+        function()
+
+
+def _write_where_it_hangs() -> None:
+    """SIGABRT has this process write the traceback of every thread before it ends."""
+    with contextlib.suppress(Exception):  # No standard error, or one that is no file.
+        faulthandler.enable()
 
 
 def leave_signals_to_master() -> None:
@@ -52,6 +94,7 @@ def _serve(channel: Channel, tally: Tally, bell: Bell, handler: Handler, capacit
         except MASTER_GONE:
             return
         tally.begin(1)
+        tally.enter_handler()
         with fds, take_socket(fds) as sock:
             sock.on_gone = partial(bell.ring_for_copy, tally, tally.begun)
             # The BSDs hand the listener's non-blocking mode on.
@@ -65,4 +108,5 @@ def _serve(channel: Channel, tally: Tally, bell: Bell, handler: Handler, capacit
             sock.on_gone = None
             if shut_down(sock):
                 read_out(sock)
+        tally.leave_handler()
         tally.finish()

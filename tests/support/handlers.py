@@ -9,13 +9,14 @@ import signal
 import socket
 import sys
 import threading
+import time
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial, wraps
 from pathlib import Path
 from typing import Any
 
-from fdpass_c.pool import Pool, is_leaving, leaving_event
+from fdpass_c.pool import Pool, is_leaving, leaving_event, note_progress
 
 
 def echo(sock: socket.socket, address: object) -> None:
@@ -235,6 +236,47 @@ async def keep_alive_async(sock: socket.socket, _address: object) -> None:
             break
         await loop.sock_sendall(sock, request.result())
     leaving.cancel()
+
+
+def hang(sock: socket.socket, _address: object) -> None:
+    """Waits for what never comes, where its client wants it to; else answers with the pid."""
+    request = sock.recv(1000)
+    if request == b"hang":
+        logging.info("hangs")
+        while True:
+            signal.pause()
+    sock.sendall(f"{os.getpid()}".encode())
+
+
+async def hang_async(sock: socket.socket, _address: object) -> None:
+    """The same in an event loop, all of which waits; "wait" leaves the loop to others."""
+    loop = asyncio.get_running_loop()
+    request = await loop.sock_recv(sock, 1000)
+    if request == b"hang":
+        logging.info("hangs")
+        while True:
+            signal.pause()
+    if request == b"wait":
+        await loop.sock_recv(sock, 1000)
+    await loop.sock_sendall(sock, f"{os.getpid()}".encode())
+
+
+async def burn_async(sock: socket.socket, _address: object) -> None:
+    """Begins, and uses a CPU until its client goes, where that wants it to."""
+    loop = asyncio.get_running_loop()
+    await loop.sock_sendall(sock, b".")
+    await loop.sock_recv(sock, 1000)
+    end = asyncio.ensure_future(loop.sock_recv(sock, 1000))
+    while not end.done():
+        await asyncio.sleep(0)
+
+
+def work_for_long(sock: socket.socket, _address: object) -> None:
+    """Takes as many seconds as its client wants, and says all the while that it does not hang."""
+    end = time.monotonic() + float(sock.recv(1000))
+    while time.monotonic() < end:
+        note_progress()
+    sock.sendall(f"{os.getpid()}".encode())
 
 
 def give_to_thread(sock: socket.socket, _address: object) -> None:

@@ -29,6 +29,7 @@ class WorkerLine(NamedTuple):
     handled: int
     failed: int
     restarts: int
+    busy: int
 
 
 class Status(NamedTuple):
@@ -111,12 +112,12 @@ class Server:
         self.wait_for(r"INFO status")
         workers: list[WorkerLine] = []
         while match := self.wait_for(
-            r"^ *(\d+) +(\d+) +([A-Z]+) +(\d+) +(\d+) +(\d+) +(\d+)$|"
+            r"^ *(\d+) +(\d+) +([A-Z]+) +(\d+) +(\d+) +(\d+) +(\d+) +(\d+)%$|"
             r"^(\d+) handled, (\d+) failed, (\d+) lost, (\d+) w"
         ):
             if match[1] is None:
-                return Status(workers, *map(int, match.groups()[7:]))
-            numbers = map(int, match.groups()[3:7])
+                return Status(workers, *map(int, match.groups()[8:]))
+            numbers = map(int, match.groups()[3:8])
             workers.append(WorkerLine(int(match[1]), int(match[2]), match[3], *numbers))
         raise AssertionError
 

@@ -51,7 +51,7 @@ function _shtab_fdpass_using
 end
 
 set -g _shtab_fdpass_commands cat send recv connect pool bench info
-set -g _shtab_fdpass_opts_with_value --at --capacity --connect --count --drain --listen --max-requests --payload --save --timeout --workers
+set -g _shtab_fdpass_opts_with_value --at --capacity --connect --count --drain --listen --max-requests --metrics --payload --save --timeout --workers
 
 complete -c fdpass -e
 complete -c fdpass -f
@@ -83,9 +83,12 @@ complete -c fdpass -n '_shtab_fdpass_using connect' -l timeout -x -d 'how long t
 complete -c fdpass -n '_shtab_fdpass_using; and test $_shtab_fdpass_npos -eq 0' -a pool -d 'Accept connections and pass each to the least busy free worker process, which calls'
 complete -c fdpass -n '_shtab_fdpass_using pool' -s h -l help -d 'show this help message and exit'
 complete -c fdpass -n '_shtab_fdpass_using pool' -l workers -x -d '(default: CPUs)'
-complete -c fdpass -n '_shtab_fdpass_using pool' -l capacity -x -d 'connections that a worker has in hand at most (default: 1)'
+complete -c fdpass -n '_shtab_fdpass_using pool' -l capacity -x -d 'connections that a worker has in hand at most (default: 1; with --asgi 1000)'
+complete -c fdpass -n '_shtab_fdpass_using pool' -l asgi -d 'MODULE:HANDLER is an ASGI application, for uvicorn (pip install '"'"'fdpass-c[uvicorn]'"'"')'
 complete -c fdpass -n '_shtab_fdpass_using pool' -l max-requests -x -d 'replace a worker after N connections'
 complete -c fdpass -n '_shtab_fdpass_using pool' -l drain -x -d 'for a worker to finish before it is killed (default: 30)'
+complete -c fdpass -n '_shtab_fdpass_using pool' -l timeout -x -d 'replace a worker that has connections and makes no progress for so long'
+complete -c fdpass -n '_shtab_fdpass_using pool' -l metrics -xka "(__fish_complete_path (commandline -ct))" -d 'answer GET /metrics (Prometheus) and GET /status (JSON) there'
 complete -c fdpass -n '_shtab_fdpass_using pool' -l quiet -d 'log warnings and errors only'
 complete -c fdpass -n '_shtab_fdpass_using pool; and test $_shtab_fdpass_npos -ge 1' -ka "(__fish_complete_path (commandline -ct))" -d ADDRESS
 complete -c fdpass -n '_shtab_fdpass_using; and test $_shtab_fdpass_npos -eq 0' -a bench -d 'Run the benchmarks. They are in the source tree and are not installed. All arguments after "bench"'

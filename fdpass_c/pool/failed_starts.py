@@ -1,0 +1,44 @@
+"""Counting starts that fail, so that what never works is not tried for ever."""
+
+import time
+from collections.abc import Iterable
+
+MOST = 5
+"""Workers in a row that may die at start, or before they begin any of what they were given."""
+
+SETTLED = 1.0
+"""Seconds after which a worker that is ready, and idle, has started well."""
+
+_FIRST_DELAY = 0.05
+"""Seconds to the second attempt; to each one after it twice as long."""
+
+
+class FailedStarts:
+    """Those in a row: a connection that is begun, or a worker that settles, ends the row.
+
+    retry_at: no attempt before, as time.monotonic.
+    """
+
+    def __init__(self) -> None:
+        self.retry_at = 0.0
+        self._in_a_row = self._begun = 0
+        self._last_at = 0.0
+
+    def add(self, begun: int, ready_at: Iterable[float]) -> bool:
+        """Returns whether there are too many. begun: connections that workers have begun until
+        now; ready_at: since when the living ones are ready, as time.monotonic."""
+        now = time.monotonic()
+        if begun > self._begun or any(self._last_at < at <= now - SETTLED for at in ready_at):
+            self._begun = begun
+            self._in_a_row = 0
+        self._in_a_row += 1
+        self._last_at = now
+        self.retry_at = now + _FIRST_DELAY * 2 ** (self._in_a_row - 1)
+        return self._in_a_row >= MOST
+
+    def hope(self) -> None:
+        """Keeps the number below what is too many: there are others who serve."""
+        self._in_a_row = min(self._in_a_row, MOST - 2)
+
+    def forget(self) -> None:
+        self._in_a_row = 0

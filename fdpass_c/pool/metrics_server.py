@@ -1,0 +1,157 @@
+"""Giving the numbers to whoever asks, over HTTP, in the master's loop."""
+
+import selectors
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from functools import partial
+from typing import NamedTuple
+
+from fdpass_c.pool.listeners import describe_listener
+from fdpass_c.pool.log import logger
+from fdpass_c.pool.metrics import PROMETHEUS_TYPE, to_json, to_prometheus
+from fdpass_c.pool.status import Status
+
+Report = Callable[[], Status]
+
+_MOST_CLIENTS = 8
+"""At once; the others wait in the kernel."""
+
+_PATIENCE = 5.0
+"""Seconds that a client has, and those until a full descriptor table is tried again."""
+
+_LONGEST_HEAD = 16384
+
+
+class _Client(NamedTuple):
+    """talk: what is left to do; it tells which event to wait for."""
+
+    sock: socket.socket
+    talk: Iterator[int]
+    deadline: float
+
+
+class MetricsServer:
+    """Answers GET /metrics and GET /status, one request a connection.
+
+    alarm: when check is to be called, as time.monotonic.
+    """
+
+    def __init__(
+        self, listener: socket.socket, selector: selectors.BaseSelector, report: Report
+    ) -> None:
+        """Borrows the listener, which is non-blocking until close()."""
+        self._listener = listener
+        self._selector = selector
+        self._report = report
+        self._timeout = listener.gettimeout()
+        self._clients: list[_Client] = []
+        self._listens = False
+        self._rest_until = 0.0
+        self.alarm = float("inf")
+        listener.setblocking(False)
+        logger.info("metrics at %s", describe_listener(self._listener))
+        self.check()
+
+    def check(self) -> None:
+        """Ends the clients that take too long, and accepts where there is room for more."""
+        now = time.monotonic()
+        for client in [*self._clients]:
+            if now >= client.deadline:
+                self._end(client)
+        listens = len(self._clients) < _MOST_CLIENTS and now >= self._rest_until
+        if listens and not self._listens:
+            self._selector.register(self._listener, selectors.EVENT_READ, self._accept)
+        elif self._listens and not listens:
+            self._selector.unregister(self._listener)
+        self._listens = listens
+        moments = [client.deadline for client in self._clients]
+        if now < self._rest_until:
+            moments.append(self._rest_until)
+        self.alarm = min(moments, default=float("inf"))
+
+    def _accept(self, _events: int) -> None:
+        self.alarm = 0.0
+        try:
+            sock, _ = self._listener.accept()
+        except (BlockingIOError, ConnectionAbortedError):
+            return
+        except OSError as error:
+            logger.warning("cannot accept who asks for metrics: %s", error.strerror)
+            self._rest_until = time.monotonic() + _PATIENCE
+            return
+        sock.setblocking(False)
+        client = _Client(sock, _talk(sock, self._report), time.monotonic() + _PATIENCE)
+        self._clients.append(client)
+        self._selector.register(sock, next(client.talk), partial(self._go_on, client))
+
+    def _go_on(self, client: _Client, _events: int) -> None:
+        with suppress(OSError, StopIteration):  # It has gone, or all is said.
+            events = next(client.talk)
+            self._selector.modify(client.sock, events, self._selector.get_key(client.sock).data)
+            return
+        self._end(client)
+        self.alarm = 0.0
+
+    def _end(self, client: _Client) -> None:
+        self._clients.remove(client)
+        self._selector.unregister(client.sock)
+        client.sock.close()
+
+    def forget(self) -> None:
+        """In a forked child: closes its copies."""
+        self._listener.close()
+        for client in self._clients:
+            client.sock.close()
+
+    def close(self) -> None:
+        """Gives the listener back as it was."""
+        for client in [*self._clients]:
+            self._end(client)
+        if self._listens:
+            self._selector.unregister(self._listener)
+        if self._listener.fileno() >= 0:
+            self._listener.settimeout(self._timeout)
+
+
+def _talk(sock: socket.socket, report: Report) -> Iterator[int]:
+    """Yields what it waits for. OSError where the client has gone."""
+    head = b""
+    while b"\r\n\r\n" not in head:
+        yield selectors.EVENT_READ
+        data = sock.recv(4096)
+        head += data
+        if not data or len(head) > _LONGEST_HEAD:
+            return
+    answer = _answer(head.decode("latin-1"), report)
+    while answer:
+        yield selectors.EVENT_WRITE
+        answer = answer[sock.send(answer) :]
+    # Closing at once could reset the connection, and cut the answer, where more came than a head.
+    sock.shutdown(socket.SHUT_WR)
+    while True:
+        yield selectors.EVENT_READ
+        if not sock.recv(4096):
+            return
+
+
+def _answer(head: str, report: Report) -> bytes:
+    words = head.split("\r\n", 1)[0].split(" ")
+    method, target = words[0], words[1].partition("?")[0] if len(words) > 1 else ""
+    status, kind, body = "200 OK", "text/plain; charset=utf-8", ""
+    if method not in ("GET", "HEAD"):
+        status, body = "405 Method Not Allowed", "GET only\n"
+    elif target == "/metrics":
+        kind, body = PROMETHEUS_TYPE, to_prometheus(report())
+    elif target == "/status":
+        kind, body = "application/json", to_json(report())
+    else:
+        status, body = "404 Not Found", "/metrics for Prometheus, /status as JSON\n"
+    length = len(body)  # It is ASCII.
+    if method == "HEAD":
+        body = ""
+    return (
+        f"HTTP/1.1 {status}\r\nContent-Type: {kind}\r\nContent-Length: {length}\r\n"
+        f"Allow: GET, HEAD\r\nCache-Control: no-store\r\nConnection: close\r\n\r\n{body}"
+    ).encode()

@@ -1,0 +1,55 @@
+"""What a pool was asked for."""
+
+import asyncio
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from fdpass_c.pool.handlers import Handler, is_coroutine_function
+
+_LOOKS = 4
+"""How often to look for progress in the time that a worker may take."""
+
+
+class Plan(NamedTuple):
+    """The arguments of Pool, in its words; timeout is inf for None."""
+
+    handler: Handler
+    workers: int
+    capacity: int
+    max_requests: int | None
+    drain: float
+    start_timeout: float
+    timeout: float
+    setup: Callable[[], Any] | None
+    teardown: Callable[[], Any] | None
+    loop_factory: Callable[[], asyncio.AbstractEventLoop] | None
+
+    def check(self) -> None:
+        """ValueError as for Pool."""
+        most = self.max_requests
+        if self.workers < 1 or self.capacity < 1 or (most is not None and most < 1):
+            raise ValueError(
+                "workers, capacity and max_requests are at least 1, "
+                f"got {self.workers}, {self.capacity} and {most}"
+            )
+        if self.drain < 0 or self.start_timeout < 0:
+            raise ValueError(
+                "drain and start_timeout are numbers of seconds, not negative, "
+                f"got {self.drain} and {self.start_timeout}"
+            )
+        if not self.timeout > 0:
+            raise ValueError(f"timeout is a positive number of seconds, got {self.timeout}")
+        for function in (self.setup, self.teardown):
+            if function and is_coroutine_function(function) and not self.runs_coroutines:
+                raise ValueError(f"{function!r} is a coroutine function and the handler is none")
+        if self.loop_factory and not self.runs_coroutines:
+            raise ValueError("loop_factory is for a handler that is a coroutine function")
+
+    @property
+    def look_every(self) -> float:
+        """Seconds between two looks at who hangs; inf where nobody is watched."""
+        return self.timeout / _LOOKS
+
+    @property
+    def runs_coroutines(self) -> bool:
+        return is_coroutine_function(self.handler)

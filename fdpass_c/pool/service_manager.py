@@ -1,0 +1,81 @@
+"""Telling a service manager what the pool is doing, as sd_notify(3) does."""
+
+import contextlib
+import os
+import socket
+import time
+
+from fdpass_c.pool.log import logger
+from fdpass_c.pool.status import Phase
+
+_PATIENCE = 1.0
+"""Seconds that a manager may keep the master waiting, whose queue is full while a system starts."""
+
+
+class ServiceManager:
+    """Whom NOTIFY_SOCKET names. Where it names nobody, nothing is told.
+
+    alarm: when check is to be called, as time.monotonic.
+    """
+
+    def __init__(self) -> None:
+        self._sock: socket.socket | None = None
+        self._phase = Phase.STARTING
+        self._summary = ""
+        self._beat_every = self.alarm = float("inf")
+        name = os.environ.get("NOTIFY_SOCKET", "")
+        if not name.startswith(("/", "@")):
+            if name:
+                logger.warning("NOTIFY_SOCKET is of no known kind: %s", name)
+            return
+        self._address = "\0" + name[1:] if name.startswith("@") else name
+        self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._sock.settimeout(_PATIENCE)
+        self._beat_every = _find_interval()
+        self.check()
+
+    def follow(self, phase: Phase, summary: str) -> None:
+        """Tells what has changed; summary: a line for people."""
+        lines = []
+        if phase is not self._phase:
+            if phase is Phase.SERVING:
+                lines.append("READY=1")
+            elif phase is Phase.RELOADING:
+                # By the time the manager knows that this is the reload that it asked for.
+                lines += ["RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}"]
+            else:
+                lines.append("STOPPING=1")
+        if lines or summary != self._summary:
+            lines.append(f"STATUS={summary}")
+            self._send(*lines)
+        self._phase, self._summary = phase, summary
+
+    def check(self) -> None:
+        """The master's loop turns."""
+        self.alarm = time.monotonic() + self._beat_every
+        if self._beat_every < float("inf"):
+            self._send("WATCHDOG=1")
+
+    def _send(self, *lines: str) -> None:
+        if self._sock is None:
+            return
+        try:
+            self._sock.sendto("\n".join(lines).encode(), self._address)
+        except OSError as error:
+            logger.warning("cannot tell the service manager %s: %s", lines[0], error)
+
+    def forget(self) -> None:
+        """In a forked child, which is not to be taken for the pool."""
+        self.close()
+
+    def close(self) -> None:
+        if self._sock is not None:
+            self._sock.close()
+
+
+def _find_interval() -> float:
+    """Seconds between two signs of life; half of what the manager waits for one."""
+    if os.environ.get("WATCHDOG_PID", str(os.getpid())) == str(os.getpid()):
+        with contextlib.suppress(KeyError, ValueError):
+            return max(int(os.environ["WATCHDOG_USEC"]), 1) / 2e6
+    return float("inf")

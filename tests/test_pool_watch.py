@@ -1,0 +1,123 @@
+"""A worker that hangs is replaced, and one that has much to do is not."""
+
+import os
+import signal
+from contextlib import ExitStack
+
+import pytest
+
+import fdpass_c.pool
+from support.server import Server, connections
+from support.sockets import read_all, read_some
+
+pytestmark = pytest.mark.thread_unsafe
+
+TIMEOUT = ("--timeout", "0.4")
+
+LONGER = ("--timeout", "1")
+"""For workers that are not to be replaced, on however busy a machine."""
+
+
+@pytest.mark.parametrize(("handler", "capacity"), [("hang", "4"), ("hang_async", "4")])
+def test_a_handler_that_hangs(handler: str, capacity: str) -> None:
+    """Its worker says where it hangs and is replaced; only what it had begun is lost."""
+    with Server(handler, "--workers", "1", "--capacity", capacity, *TIMEOUT) as server:
+        (old,) = server.settled(1).pids
+        with connections(server, 1) as (begun,), ExitStack() as stack:
+            begun.sendall(b"hang")
+            server.wait_for("hangs")
+            others = [stack.enter_context(server.connect()) for _ in range(3)]
+            for sock in others:
+                sock.sendall(b"hello")
+            assert read_some(begun) == b""
+            new = {int(read_all(sock)) for sock in others}
+        server.wait_for(f"worker {old} makes no progress")
+        server.wait_for(rf"support/handlers.py\", line \d+ in {handler}")
+        server.wait_for(f"worker {old} was killed by SIGABRT: 1 connections lost, 3 go to others")
+        status = server.settled(1)
+        assert new == {*status.pids} != {old}
+        assert (status.handled, status.lost) == (3, 1)
+        assert server.stop() == 0
+
+
+@pytest.mark.parametrize("handler", ["hang", "hang_async"])
+def test_a_stopped_worker(handler: str) -> None:
+    """What a stopped worker was given and had not begun goes to its successor."""
+    with Server(handler, "--workers", "1", "--capacity", "3", *TIMEOUT) as server:
+        (old,) = server.settled(1).pids
+        os.kill(old, signal.SIGSTOP)
+        with connections(server, 3) as socks:
+            for sock in socks:
+                sock.sendall(b"hello")
+            new = {int(read_all(sock)) for sock in socks}
+        server.wait_for(f"worker {old} was killed by SIGKILL: 0 connections lost, 3 go to others")
+        status = server.settled(1)
+        assert new == {*status.pids} != {old}
+        assert (status.handled, status.lost) == (3, 0)
+        assert server.stop() == 0
+
+
+def test_a_worker_that_hangs_as_it_leaves() -> None:
+    """A reload does not wait all of drain for it."""
+    with Server("hang", "--workers", "1", "--drain", "10000", *TIMEOUT) as server:
+        (old,) = server.settled(1).pids
+        with connections(server, 1) as (sock,):
+            sock.sendall(b"hang")
+            while not server.status().workers[0].in_hand:
+                pass
+            server.send_signal(signal.SIGHUP)
+            assert read_some(sock) == b""
+        server.wait_for(f"worker {old} was killed by SIGABRT: 1 connections lost, 0 go to others")
+        assert server.stop() == 0
+
+
+def test_idle_connections() -> None:
+    """An event loop that turns does not hang, however long its connections say nothing; nor does
+    one that has nothing to do."""
+    with Server("hang_async", "--workers", "3", "--capacity", "3", *LONGER) as server:
+        server.settled(3)
+        with connections(server, 2) as (idle, busy):
+            idle.sendall(b"wait")
+            busy.sendall(b"hang")
+            # Both began to say nothing before that one was found.
+            assert read_some(busy) == b""
+            idle.sendall(b"go on")
+            answered = int(read_all(idle))
+        status = server.settled(3)
+        assert answered in status.pids
+        assert sum(worker.restarts for worker in status.workers) == 1
+        assert server.stop() == 0
+
+
+def test_long_work() -> None:
+    """A plain function that says that it makes progress may take as long as it likes."""
+    with Server("work_for_long", "--workers", "1", *LONGER) as server:
+        pids = server.settled(1).pids
+        assert int(server.ask(b"2.5")) == pids[0]
+        assert server.settled(1).pids == pids
+        assert server.stop() == 0
+        assert "WARNING" not in server.log
+
+
+def test_long_queues() -> None:
+    """A worker that finishes one connection after the other may have some in hand for as long as
+    it likes."""
+    with Server("work_for_long", "--workers", "1", "--capacity", "20", *LONGER) as server:
+        pids = server.settled(1).pids
+        with connections(server, 20) as socks:
+            for sock in socks:
+                sock.sendall(b"0.1")
+            assert [int(read_all(sock)) for sock in socks] == pids * 20
+        assert "WARNING" not in server.log
+
+
+def test_progress_outside_of_a_worker() -> None:
+    """A handler runs anywhere: nobody watches it there."""
+    fdpass_c.pool.note_progress()
+
+
+@pytest.mark.parametrize("timeout", [0, -1, float("nan")])
+def test_a_bad_timeout(timeout: float) -> None:
+    """No time at all is refused."""
+    with pytest.raises(ValueError, match="timeout is a positive"):
+        fdpass_c.pool.Pool(print, 1, timeout=timeout)
