@@ -86,6 +86,7 @@ def measure(rounds: int, seconds: int) -> list[dict[str, Any]]:
 def _measure(run: Callable[[], AbstractContextManager[Any]], seconds: int) -> dict[str, Any]:
     with run() as address:
         _await_workers(address)
+        time.sleep(0.5)  # The workers have seen by then that those connections have gone.
         counts = sorted(_ask_all(address, OPEN).values(), reverse=True)
         rates = {name: _load(address, seconds, *words) for name, words in _LOADS.items()}
     return {"connections": counts, **rates}

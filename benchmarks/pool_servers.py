@@ -107,7 +107,7 @@ class _PureChannel:
             raise PeerClosedError
         return payload, Descriptors(fds)
 
-    def recv_many(self, _max_messages: int = 1) -> Batch:
+    def recv_many(self, *_: object) -> Batch:
         payload, fds = self.recv()
         return Batch([payload], fds)
 
