@@ -15,6 +15,7 @@ from typing import Any
 import fdpass_c
 from fdpass_c import Channel, FdpassError
 from fdpass_c.testing import ATTACKS, hostile_peers
+from support.processes import become_nobody
 
 # Seconds that it may take to receive what one attack left.
 _MOST_SECONDS = 5
@@ -111,7 +112,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m hostile")
     parser.add_argument("--quick", action="store_true", help="20 rounds")
     parser.add_argument("--rounds", type=int, default=2000)
+    parser.add_argument("--nobody", action="store_true", help="as an ordinary user, if root")
     options = parser.parse_args()
+    if options.nobody:
+        become_nobody()
     hostile = Hostile()
     memory = 0
     for seed in range(20 if options.quick else options.rounds):
