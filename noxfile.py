@@ -79,6 +79,24 @@ def interrupts(session: nox.Session) -> None:
 
 
 @nox.session
+def allocations(session: nox.Session) -> None:
+    """Python finds no memory at every allocation of every operation; counts."""
+    install(session, "test")
+    session.install("-e", ".", env=STRICT)
+    session.chdir("tests")
+    session.run("python", "-m", "allocations", *session.posargs)
+
+
+@nox.session
+def hostile(session: nox.Session) -> None:
+    """Hostile peers against every receiving function; counts."""
+    install(session, "test")
+    session.install("-e", ".", env=STRICT)
+    session.chdir("tests")
+    session.run("python", "-m", "hostile", *session.posargs)
+
+
+@nox.session
 def coverage(session: nox.Session) -> None:
     """How much of the Python, and of the C core, the suite reaches; less than the gate fails."""
     install(session, "package", "coverage", "peers")

@@ -155,13 +155,13 @@ def _write_part(
         # them: asking each for its size here takes half as long as writing.
         size = len(buffers[0])
         if size < _WIDE - 1:
+            narrow = size < _NARROW - 1
             try:
-                if size < _NARROW - 1:
-                    written = _write_rows(target, _pack_narrow[count](*buffers), _NARROW, count)
-                else:
-                    written = _write_rows(target, _pack_wide[count](*buffers), _WIDE, count)
+                rows = (_pack_narrow if narrow else _pack_wide)[count](*buffers)
             except (struct.error, MemoryError):
                 written = -errno.E2BIG
+            else:
+                written = _write_rows(target, rows, _NARROW if narrow else _WIDE, count)
             if 0 <= written <= _WRITTEN:
                 return written
             if written > 0 or written in (-errno.EAGAIN, -errno.EINTR):

@@ -21,6 +21,9 @@ _FRAMES = "frames what goes through it: use its own methods, or pass the socket 
 _BUFFERS = "buffers what goes through it: flush() it and pass its fileno()"
 _TRANSFORMS = "buffers or compresses what goes through it: write through it, or pass a raw file"
 
+# An int: a flag's & builds another flag, in Python.
+_DONTWAIT = int(socket.MSG_DONTWAIT)
+
 _WOULD_BLOCK = {errno.EAGAIN, errno.EWOULDBLOCK}
 
 
@@ -107,7 +110,7 @@ class Deadline:
         """flags: the caller's own; MSG_DONTWAIT in them means never to wait."""
         self._sock = sock
         self._event = event
-        self._never = bool(flags & socket.MSG_DONTWAIT)
+        self._never = bool(flags & _DONTWAIT)
         self._start = time.monotonic()
 
     def _left(self) -> float | None:

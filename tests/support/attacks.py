@@ -94,6 +94,7 @@ class Attacks:
         self._unraisable.clear()
         if problem or unraisable:
             self.found.append("\n".join([what, problem, *unraisable]))
+            print(self.found[-1], "\n", flush=True)
 
     def run(
         self, attack: Callable[[str, Callable[[], Attempt]], None], names: Sequence[str]
@@ -106,8 +107,6 @@ class Attacks:
                 for name, make in operations.all.items():
                     if name.startswith(tuple(names) or "") and name.startswith(wanted):
                         attack(name, make)
-        for problem in self.found:
-            print(problem, "\n")
         counts = ", ".join(f"{count} {kind}" for kind, count in self.counts.items())
         print(f"{counts}; {len(self.found)} that went wrong")
         return 1 if self.found else 0

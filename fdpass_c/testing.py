@@ -1,0 +1,274 @@
+"""For tests of programs that pass descriptors: leaks, full tables, short transfers, hostile peers.
+
+The pytest fixture no_fd_leak and the option --no-fd-leak come from the plugin fdpass_c_pytest,
+which is there once this package is installed, and does nothing until it is asked for.
+"""
+
+import array
+import contextlib
+import gc
+import io
+import os
+import random
+import resource
+import signal
+import socket
+import struct
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+
+try:
+    import tracemalloc
+except ImportError:  # PyPy
+    tracemalloc = None  # type: ignore[assignment]
+
+__all__ = [
+    "ATTACKS",
+    "full_table",
+    "hostile_peers",
+    "interrupted",
+    "list_fds",
+    "no_leak",
+    "shorten",
+]
+
+
+def list_fds() -> dict[int, str]:
+    """The open descriptors of this process and what they point to."""
+    found = {}
+    for name in os.listdir("/dev/fd"):
+        fd = int(name)
+        try:
+            os.fstat(fd)
+        except OSError:
+            continue  # The one that listdir itself had open.
+        try:
+            found[fd] = os.readlink(f"/dev/fd/{name}")
+        except OSError:
+            found[fd] = "unknown"
+    return found
+
+
+@contextmanager
+def no_leak() -> Iterator[None]:
+    """Fails (AssertionError) unless the same descriptors are open after the block as before it.
+
+    The text names what was left open, and where it was opened if tracemalloc is on (-X
+    tracemalloc) and an object still holds it; and what was closed, though it was open before.
+    """
+    gc.collect()
+    before = list_fds()
+    yield
+    gc.collect()
+    after = list_fds()
+    leaked = {fd: what for fd, what in after.items() if before.get(fd) != what}
+    lost = {fd: what for fd, what in before.items() if after.get(fd) != what}
+    if leaked:
+        raise AssertionError(f"left open: {leaked}{''.join(map(_find_origin, leaked))}")
+    if lost:
+        raise AssertionError(f"closed, though open before: {lost}")
+
+
+def _find_origin(fd: int) -> str:
+    """Where the object that holds fd was made, if that is known."""
+    for candidate in gc.get_objects():
+        if isinstance(candidate, (socket.socket, io.FileIO)):
+            with contextlib.suppress(ValueError, OSError):
+                if candidate.fileno() == fd:
+                    origin = tracemalloc and tracemalloc.get_object_traceback(candidate)
+                    where = ["", *origin.format()] if origin else []
+                    return "\n".join([f"\n{fd} is held by {candidate!r}", *where])
+    return ""
+
+
+@contextmanager
+def full_table(free: int = 0) -> Iterator[None]:
+    """Leaves this process room for that many more descriptors while the block runs.
+
+    It lowers RLIMIT_NOFILE, which also bounds what an ordinary user may have in flight. For the
+    whole process: no other thread should open anything.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    fillers = [os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)]
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(list_fds()) + 1 + free, hard))
+        with contextlib.suppress(OSError):
+            while True:
+                fillers.append(os.dup(fillers[0]))
+        for _ in range(free):
+            os.close(fillers.pop())
+        yield
+    finally:
+        for fd in fillers:
+            os.close(fd)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def shorten(sock: socket.socket) -> None:
+    """Gives sock the smallest send buffer there is: what is longer leaves in several pieces."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)
+
+
+@contextmanager
+def interrupted(every: float = 0.001) -> Iterator[None]:
+    """Interrupts the main thread's system calls (EINTR) every so many seconds; uses SIGALRM."""
+    before = signal.signal(signal.SIGALRM, lambda _signum, _frame: None)
+    signal.setitimer(signal.ITIMER_REAL, every, every)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+# -- hostile peers -------------------------------------------------------------------------------
+
+_RIGHTS = socket.SCM_RIGHTS
+_MOST = 253
+
+
+def _frame(kind: int, flags: int, fds: int, messages: int, body: bytes) -> bytes:
+    """A frame of docs/wire-format.md."""
+    return struct.pack("<4sBBHII", b"FDP\1", kind, flags, fds, messages, len(body)) + body
+
+
+def _message(payload: bytes, fds: int = 0) -> bytes:
+    counts = struct.pack("<H", fds) if fds else b""
+    return _frame(1, 0, fds, 1, struct.pack("<I", len(payload)) + counts + payload)
+
+
+def _first(size: int, fds: int, attached: int = 0) -> bytes:
+    return _frame(2, 0, attached, 0, struct.pack("<QI", size, fds))
+
+
+def _send(sock: socket.socket, data: bytes, fds: Iterable[int] = ()) -> None:
+    socket.send_fds(sock, [data], list(fds))
+
+
+def _rubbish(sock: socket.socket, chance: random.Random) -> None:
+    sock.sendall(chance.randbytes(chance.randrange(1, 5000)))
+
+
+def _text(sock: socket.socket, _chance: random.Random) -> None:
+    sock.sendall(b"GET / HTTP/1.1\r\nHost: you\r\n\r\n")
+
+
+def _half(sock: socket.socket, chance: random.Random) -> None:
+    data = _message(bytes(100), 3)
+    _send(sock, data[: chance.randrange(1, len(data))], [sock.fileno()] * 3)
+
+
+def _promise(sock: socket.socket, _chance: random.Random) -> None:
+    sock.sendall(_first(2**63, 2**31))
+
+
+def _begin(sock: socket.socket, _chance: random.Random) -> None:
+    _send(sock, _first(1, 60_000, _MOST), [sock.fileno()] * _MOST)
+    _send(sock, _frame(3, 0, _MOST, 0, b""), [sock.fileno()] * _MOST)
+
+
+def _every_byte(sock: socket.socket, _chance: random.Random) -> None:
+    for byte in _message(b"payload", _MOST):
+        _send(sock, bytes([byte]), [sock.fileno()] * _MOST)
+
+
+def _surplus(sock: socket.socket, chance: random.Random) -> None:
+    _send(sock, _message(b"payload", 1), [sock.fileno()] * chance.randrange(2, _MOST))
+
+
+def _missing(sock: socket.socket, chance: random.Random) -> None:
+    _send(sock, _message(b"payload", 10), [sock.fileno()] * chance.randrange(10))
+
+
+def _mutated(sock: socket.socket, chance: random.Random) -> None:
+    whole = [
+        _message(b"one", 1),
+        _first(9, 2, 1),
+        _frame(3, 0, 1, 0, b"2"),
+        _frame(4, 0, 0, 0, b""),
+    ]
+    for _ in range(20):
+        data = bytearray(chance.choice(whole))
+        for _ in range(chance.randrange(3)):
+            data[chance.randrange(len(data))] = chance.randrange(256)
+        _send(sock, bytes(data), [sock.fileno()] * chance.randrange(3))
+
+
+def _withdrawn(sock: socket.socket, _chance: random.Random) -> None:
+    sock.sendall((_first(9, 0) + _frame(4, 0, 0, 0, b"")) * 2000)
+
+
+def _empty(sock: socket.socket, _chance: random.Random) -> None:
+    sock.sendall(_frame(1, 1, 0, 1024, bytes(4)) * 50)
+
+
+def _out_of_band(sock: socket.socket, _chance: random.Random) -> None:
+    sock.send(b"x", socket.MSG_OOB)
+    sock.sendall(_message(b"payload"))
+
+
+def _control(sock: socket.socket, _chance: random.Random) -> None:
+    """Credentials beside descriptors, in several blocks."""
+    fds = array.array("i", [sock.fileno()])
+    blocks: list[tuple[int, int, bytes]] = [(socket.SOL_SOCKET, _RIGHTS, fds.tobytes())] * 2
+    if hasattr(socket, "SCM_CREDENTIALS"):
+        who = struct.pack("iii", os.getpid(), os.getuid(), os.getgid())
+        blocks.append((socket.SOL_SOCKET, socket.SCM_CREDENTIALS, who))
+    sock.sendmsg([_message(b"payload", 1)], blocks)
+
+
+def _cycle(sock: socket.socket, _chance: random.Random) -> None:
+    """Sockets that wait in each other, and the connection itself."""
+    left, right = socket.socketpair()
+    with left, right:
+        _send(left, b"x", [left.fileno(), right.fileno()])
+        _send(sock, _message(b"payload", 3), [left.fileno(), right.fileno(), sock.fileno()])
+
+
+def _silence(_sock: socket.socket, _chance: random.Random) -> None:
+    pass
+
+
+ATTACKS: dict[str, Callable[[socket.socket, random.Random], None]] = {
+    "silence": _silence,
+    "rubbish": _rubbish,
+    "text": _text,
+    "half a frame": _half,
+    "a large promise": _promise,
+    "descriptors of a message that never ends": _begin,
+    "253 descriptors with every byte": _every_byte,
+    "descriptors that no frame announced": _surplus,
+    "descriptors that did not come": _missing,
+    "mutated frames": _mutated,
+    "messages withdrawn": _withdrawn,
+    "empty messages": _empty,
+    "out of band": _out_of_band,
+    "foreign control data": _control,
+    "sockets of a cycle": _cycle,
+}
+"""What a hostile peer does with its connection, by name: a function of the socket and a
+random.Random."""
+
+
+def hostile_peers(
+    connect: Callable[[], socket.socket],
+    attacks: Iterable[str] = tuple(ATTACKS),
+    *,
+    seed: int = 0,
+    timeout: float = 5,
+) -> Iterator[str]:
+    """Attacks whoever is at the other end of what connect makes, once for each name.
+
+    connect: makes a connected Unix stream socket, which this closes. seed: of what is random.
+    timeout: seconds that one attack may take where the other end does not read.
+
+    Yields each name while its connection is still open: look at your server there.
+    """
+    chance = random.Random(seed)
+    for name in attacks:
+        with connect() as sock:
+            sock.settimeout(timeout)
+            # The other end may have closed, may not read, may refuse descriptors.
+            with contextlib.suppress(OSError):
+                ATTACKS[name](sock, chance)
+            yield name

@@ -1,0 +1,31 @@
+"""The pytest plugin of fdpass_c: tests that leave descriptors open fail, where that is asked for.
+
+Not inside the package, so that pytest starts without importing it.
+"""
+
+from collections.abc import Iterator
+
+import pytest
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.getgroup("fdpass_c").addoption(
+        "--no-fd-leak",
+        action="store_true",
+        help="fail every test that leaves descriptors open; with -X tracemalloc, say where from",
+    )
+
+
+@pytest.fixture
+def no_fd_leak() -> Iterator[None]:
+    """Fails a test that leaves descriptors open, or closes what was open before it."""
+    from fdpass_c.testing import no_leak
+
+    with no_leak():
+        yield
+
+
+@pytest.fixture(autouse=True)
+def _no_fd_leak_if_asked(request: pytest.FixtureRequest) -> None:
+    if request.config.getoption("--no-fd-leak"):
+        request.getfixturevalue("no_fd_leak")

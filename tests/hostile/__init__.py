@@ -1,0 +1,6 @@
+"""Hostile peers against each receiving function, again and again.
+
+    python -m hostile [--quick] [--rounds N]     from this folder's parent
+
+prints what was tried and what was found, and ends with status 1 if that is anything.
+"""

@@ -1,0 +1,207 @@
+"""fdpass_c.testing does what docs/testing.md says of it."""
+
+import errno
+import os
+import resource
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import fdpass_c
+from fdpass_c import Channel, FdpassError, Listener
+from fdpass_c.testing import (
+    ATTACKS,
+    full_table,
+    hostile_peers,
+    interrupted,
+    list_fds,
+    no_leak,
+    shorten,
+)
+from support.processes import run_in_child
+from support.sockets import Pair
+from support.threads import beside
+
+LEAKS = """
+import os, socket
+
+def test_leaks():
+    global kept
+    kept = socket.socket()
+
+def test_fine(no_fd_leak):
+    os.close(os.open(os.devnull, os.O_RDONLY))
+
+def test_asks(no_fd_leak):
+    os.open(os.devnull, os.O_RDONLY)
+"""
+
+
+def run_pytest(folder: Path, *options: str, python: tuple[str, ...] = ()) -> str:
+    (folder / "test_leaks.py").write_text(LEAKS)
+    command = [sys.executable, *python, "-m", "pytest", "-p", "no:cacheprovider"]
+    if "fdpass_c_pytest" not in sys.modules:
+        command += ["-p", "fdpass_c_pytest"]  # Not installed, but found.
+    done = subprocess.run(
+        [*command, *options, str(folder)], cwd=folder, capture_output=True, text=True, check=False
+    )
+    return done.stdout + done.stderr
+
+
+@pytest.mark.thread_unsafe
+def test_off_unless_asked_for(tmp_path: Path) -> None:
+    """Installed, the plugin fails only the tests that ask for it by the fixture's name."""
+    output = run_pytest(tmp_path)
+    assert "3 passed, 1 error" in output
+    assert "left open" in output
+    assert "null" in output
+
+
+@pytest.mark.thread_unsafe
+def test_says_where(tmp_path: Path) -> None:
+    """With the option every test that leaks fails, and the text says who opened what, and where."""
+    output = run_pytest(tmp_path, "--no-fd-leak", python=("-X", "tracemalloc=5"))
+    assert "3 passed, 2 errors" in output
+    assert "is held by <socket.socket" in output
+    assert 'test_leaks.py", line 6' in output
+
+
+@pytest.mark.thread_unsafe
+@pytest.mark.parametrize("free", [0, 1, 5])
+def test_full_table(free: int) -> None:
+    """So many descriptors may be opened, and no more; afterwards all is as before."""
+
+    def child() -> None:
+        before = resource.getrlimit(resource.RLIMIT_NOFILE)
+        with no_leak(), full_table(free):
+            fds = [os.dup(0) for _ in range(free)]
+            with pytest.raises(OSError, match="Too many open files") as caught:
+                os.dup(0)
+            assert caught.value.errno == errno.EMFILE
+            fdpass_c.close_fds(fds)
+        assert resource.getrlimit(resource.RLIMIT_NOFILE) == before
+
+    run_in_child(child)
+
+
+def test_shorten(stream: Pair) -> None:
+    """A long transfer leaves in several pieces, and arrives whole."""
+    shorten(stream[0])
+    stream[0].setblocking(False)
+    assert fdpass_c.send_fds(stream[0], [bytes(60_000)], []) < 60_000
+
+
+@pytest.mark.thread_unsafe
+def test_interrupted(stream: Pair) -> None:
+    """System calls end in EINTR again and again; a receive that waits goes on."""
+    with interrupted(), beside(lambda: None), Channel(stream[0]) as channel:
+        channel.settimeout(0.05)
+        with pytest.raises(TimeoutError):
+            channel.recv()
+
+
+Receive = Callable[[Channel], Any]
+
+
+def serve(receive: Receive, channel: Channel) -> None:
+    """Receives until the peer has gone, or has gone too far."""
+    channel.settimeout(0.02)
+    try:
+        while True:
+            received = receive(channel)
+            (received[1] if isinstance(received, tuple) else received).close()
+    except (FdpassError, OSError):
+        pass
+
+
+@pytest.mark.thread_unsafe
+@pytest.mark.parametrize("attack", ATTACKS)
+@pytest.mark.parametrize("receive", [Channel.recv, Channel.recv_many])
+def test_channels_are_unharmed(receive: Receive, attack: str, tmp_path: Path) -> None:
+    """No attack leaves a descriptor behind, holds a receive up, or keeps the next peer out."""
+    path = tmp_path / "socket"
+
+    def connect() -> socket.socket:
+        sock = socket.socket(socket.AF_UNIX)
+        sock.connect(str(path))
+        return sock
+
+    with Listener(path) as listener:
+        before = list_fds()
+        # Accepted only now: what the attack left in the socket is all there.
+        for _ in hostile_peers(connect, [attack] * 2, timeout=0.05):
+            with listener.accept() as channel:
+                serve(receive, channel)
+        with Channel.connect(path) as client, listener.accept() as server:
+            client.send(b"fine")
+            assert server.recv()[0] == b"fine"
+        assert list_fds() == before
+
+
+def plain_recv_fds(sock: socket.socket) -> bytes:
+    data, fds, _, _ = fdpass_c.recv_fds(sock, 100, 5)
+    fdpass_c.close_fds(fds)
+    return data
+
+
+def plain_recv_fd(sock: socket.socket) -> bytes:
+    data, fds = fdpass_c.recv_fd(sock, 100)
+    fds.close()
+    return data
+
+
+def plain_recv_many(sock: socket.socket) -> bytes:
+    try:
+        with fdpass_c.recv_many(sock, 64, 100, 5) as batch:
+            return b"".join(batch.payloads)
+    except fdpass_c.TruncatedBatchError as error:
+        error.batch.close()
+        raise
+
+
+@pytest.mark.thread_unsafe
+@pytest.mark.parametrize("attack", ATTACKS)
+@pytest.mark.parametrize("receive", [plain_recv_fds, plain_recv_fd, plain_recv_many])
+def test_plain_receives_are_unharmed(
+    receive: Callable[[socket.socket], bytes], attack: str
+) -> None:
+    """Nor does one do so to the functions of the plain wire."""
+    before = list_fds()
+    pairs: list[socket.socket] = []
+
+    def connect() -> socket.socket:
+        left, right = socket.socketpair()
+        pairs.append(right)
+        return left
+
+    for _ in hostile_peers(connect, [attack] * 2, timeout=0.05):
+        with pairs.pop() as right:
+            right.settimeout(0.02)
+            for _ in range(1000):
+                try:
+                    if not receive(right):
+                        break
+                except (TimeoutError, ConnectionResetError, fdpass_c.PeerClosedError):
+                    break
+                except FdpassError:
+                    continue
+    assert list_fds() == before
+
+
+def test_seeded() -> None:
+    """The same seed attacks in the same way."""
+
+    def collect(seed: int) -> bytes:
+        left, right = socket.socketpair()
+        with right:
+            for _ in hostile_peers(partial(lambda sock: sock, left), ["rubbish"], seed=seed):
+                pass
+            return right.recv(10_000)
+
+    assert collect(1) == collect(1) != collect(2)
