@@ -4,17 +4,17 @@ import contextlib
 import mmap
 import os
 
-from fdpass_c.pool.tally import Tally
+from fdpass_c.pool.counters import Counters
 
 
 class Bell:
     """A pipe that the master watches, and, in memory that all share, whether it wants to be woken.
 
-    A master that has room for connections looks at the tallies when one comes, and need not hear
+    A master that has room for connections looks at the counters when one comes, and need not hear
     of each that is finished: that would be a turn of its own.
 
     wanted: the master is full, and workers are to ring when they have room again. It changes in
-    one process and is read in another: whoever sets it looks at the tallies once more, and whoever
+    one process and is read in another: whoever sets it looks at the counters once more, and whoever
     finishes counts first and looks at it then. So one of them sees the other, but for what
     processors may reorder within nanoseconds; that costs no more than the master's patience.
     """
@@ -44,10 +44,10 @@ class Bell:
         with contextlib.suppress(BlockingIOError, BrokenPipeError):
             os.write(self.writer, b"\0")
 
-    def ring_for_copy(self, tally: Tally, number: int) -> None:
+    def ring_for_copy(self, counters: Counters, number: int) -> None:
         """In a worker that has closed its number-th connection: wakes the master where that has a
         copy, so that the peer sees the end."""
-        if tally.has_copy(number):
+        if counters.has_copy(number):
             self.ring()
 
     def hush(self) -> None:

@@ -15,13 +15,13 @@ from fdpass_c.channel import Channel
 from fdpass_c.descriptors import close_fds
 from fdpass_c.pool import leaving
 from fdpass_c.pool.connected import dump_address
+from fdpass_c.pool.counters import Counters
 from fdpass_c.pool.intake import Connection
 from fdpass_c.pool.log import logger
 from fdpass_c.pool.status import WorkerStatus
-from fdpass_c.pool.tally import Tally
 from fdpass_c.pool.worker import leave_signals_to_master
 
-Work = Callable[[Channel, Tally], None]
+Work = Callable[[Channel, Counters], None]
 """What a worker does, with its end of the channel."""
 
 
@@ -55,12 +55,12 @@ class Worker:
     as time.monotonic.
     """
 
-    def __init__(self, place: Place, pid: int, sock: socket.socket, tally: Tally) -> None:
+    def __init__(self, place: Place, pid: int, sock: socket.socket, counters: Counters) -> None:
         """Takes ownership of sock, this side of the connection to the worker."""
         self.place = place
         self.pid = pid
         self.state = State.STARTING
-        self.tally = tally
+        self.counters = counters
         self.given = self.in_hand = self.room = 0
         self.turn = 0
         self._started_at = time.monotonic()
@@ -115,18 +115,18 @@ class Worker:
         self._count()
 
     def _count(self) -> None:
-        self.in_hand = self.given - self.tally.handled
+        self.in_hand = self.given - self.counters.handled
         self.room = 0
         if self.state is State.READY:
             self.room = self.place.capacity - self.in_hand
 
     def look(self) -> Sequence[int]:
-        """Reads the tally; returns the copies that are no longer needed, to be closed."""
-        if not self.tally.read():
+        """Reads the counters; returns the copies that are no longer needed, to be closed."""
+        if not self.counters.read():
             return ()
         self._count()
-        begun = len(self.copies) - (self.given - self.tally.begun)
-        self.tally.release(self.tally.begun)
+        begun = len(self.copies) - (self.given - self.counters.begun)
+        self.counters.release(self.counters.begun)
         return [self.copies.popleft()[0] for _ in range(begun)]
 
     def retire(self, deadline: float) -> None:
@@ -134,7 +134,7 @@ class Worker:
         self.state = State.LEAVING
         self.room = 0
         self.deadline = time.monotonic() + deadline
-        self.tally.leave()
+        self.counters.leave()
         self.flush()
 
     def abort(self, grace: float) -> None:
@@ -180,22 +180,22 @@ class Worker:
 
     def count_in_hand(self) -> int:
         """At this moment; in any thread of the master."""
-        return self.given - self.tally.count_handled()
+        return self.given - self.counters.count_handled()
 
     def describe(self) -> WorkerStatus:
-        handled = self.tally.count_handled()
+        handled = self.counters.count_handled()
         in_hand = self.given - handled
         state = self.state.name
         if self.state is State.READY:
             state = "FREE" if in_hand < self.place.capacity else "BUSY"
-        self._busy = max(self._busy, self.tally.count_busy())
+        self._busy = max(self._busy, self.counters.count_busy())
         return WorkerStatus(
             slot=self.place.slot,
             pid=self.pid,
             state=state,
             in_hand=in_hand,
             handled=handled,
-            failed=self.tally.failed,
+            failed=self.counters.failed,
             restarts=self.place.restarts,
             age=time.monotonic() - self._started_at,
             busy=self._busy,
@@ -207,7 +207,7 @@ def fork_worker(place: Place, forget: Callable[[], None], work: Work) -> Worker:
 
     OSError: EAGAIN or ENOMEM where the system has no process for it, EMFILE.
     """
-    tally = Tally()
+    counters = Counters()
     master = os.getpid()
     ours, theirs = socket.socketpair()
     with theirs:
@@ -216,9 +216,9 @@ def fork_worker(place: Place, forget: Callable[[], None], work: Work) -> Worker:
             pid = os.fork()
             if pid == 0:
                 ours.close()
-                leaving.become_worker(tally, master)
-                _become_worker(theirs, tally, forget, work)
-            return Worker(place, pid, ours, tally)
+                leaving.become_worker(counters, master)
+                _become_worker(theirs, counters, forget, work)
+            return Worker(place, pid, ours, counters)
         except BaseException:
             ours.close()
             raise
@@ -226,7 +226,7 @@ def fork_worker(place: Place, forget: Callable[[], None], work: Work) -> Worker:
 
 def _become_worker(
     sock: socket.socket,
-    tally: Tally,
+    counters: Counters,
     forget: Callable[[], None],
     work: Work,
 ) -> None:
@@ -237,7 +237,7 @@ def _become_worker(
         forget()
         # Open to the end of the process, for which the master takes its closing.
         channel = Channel(sock)
-        work(channel, tally)
+        work(channel, counters)
         status = 0
     except SystemExit as stop:
         status = stop.code if isinstance(stop.code, int) else int(stop.code is not None)

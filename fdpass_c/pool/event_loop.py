@@ -18,11 +18,11 @@ from fdpass_c.pool.connected import (
     shut_down,
     take_socket,
 )
+from fdpass_c.pool.counters import Counters
 from fdpass_c.pool.handlers import is_coroutine_function
 from fdpass_c.pool.leaving import make_event
 from fdpass_c.pool.log import logger
 from fdpass_c.pool.plan import Plan
-from fdpass_c.pool.tally import Tally
 
 _SOON = 0.005
 
@@ -40,9 +40,9 @@ _NO_ROOM = "no room for %d more descriptors (RLIMIT_NOFILE); trying again every 
 class EventLoopWorker:
     """One task a connection, until its handler has returned and its socket is closed."""
 
-    def __init__(self, channel: Channel, tally: Tally, bell: Bell, plan: Plan) -> None:
+    def __init__(self, channel: Channel, counters: Counters, bell: Bell, plan: Plan) -> None:
         self._channel = channel
-        self._tally = tally
+        self._counters = counters
         self._bell = bell
         self._plan = plan
         self._many = max(1, plan.capacity // 4)
@@ -62,7 +62,7 @@ class EventLoopWorker:
         for name in ("create_connection", "connect_accepted_socket"):
             setattr(self._loop, name, _note_adoption(getattr(self._loop, name)))
         await _await_coroutine(self._plan.setup)
-        self._tally.start()
+        self._counters.start()
         self._bell.ring()
         # Kept, because a loop does not keep its tasks alive.
         receiving = self._loop.create_task(self._receive(aio.Channel.adopt(self._channel)))
@@ -92,8 +92,8 @@ class EventLoopWorker:
                 continue
             refused = 0
             self._is_full = False
-            first = self._tally.begun + 1
-            self._tally.begin(len(batch))
+            first = self._counters.begun + 1
+            self._counters.begin(len(batch))
             with batch:
                 for position, payload in enumerate(batch.payloads):
                     sock = take_socket(batch.fds, position)
@@ -107,7 +107,7 @@ class EventLoopWorker:
 
     def _start(self, sock: ConnectedSocket, number: int, address: Any) -> None:
         sock.setblocking(False)
-        sock.on_gone = partial(self._bell.ring_for_copy, self._tally, number)
+        sock.on_gone = partial(self._bell.ring_for_copy, self._counters, number)
         task = self._loop.create_task(self._handle(sock, address))
         self._tasks.add(task)
         task.add_done_callback(self._discard)
@@ -120,8 +120,8 @@ class EventLoopWorker:
 
     def _beat(self) -> None:
         """As long as there are connections: they may all be idle, and the loop turns."""
-        self._tally.beat()
-        self._tally.note_cpu_time()
+        self._counters.heartbeat()
+        self._counters.note_cpu_time()
         self._beating = None
         if self._tasks:
             self._beating = self._loop.call_later(self._beat_every, self._beat)
@@ -137,7 +137,7 @@ class EventLoopWorker:
         except (Exception, asyncio.CancelledError):
             if self._end.cancelled():
                 raise
-            self._tally.fail()
+            self._counters.fail()
             logger.exception("the handler failed on the connection of %r", address)
             if sock.transport is not None:
                 sock.transport.close()
@@ -171,11 +171,11 @@ class EventLoopWorker:
     def _finish(self) -> None:
         """Rings now where there is nothing else in hand or much is finished, else soon: under a
         flood one ring is for many."""
-        tally = self._tally
-        tally.finish()
+        counters = self._counters
+        counters.finish()
         if not self._bell.wanted:
             return
-        if tally.handled == tally.begun or tally.handled - self._told >= self._many:
+        if counters.handled == counters.begun or counters.handled - self._told >= self._many:
             self._ring()
         elif self._ring_later is None:
             self._ring_later = self._loop.call_later(_SOON, self._ring)
@@ -184,7 +184,7 @@ class EventLoopWorker:
         if self._ring_later is not None:
             self._ring_later.cancel()
             self._ring_later = None
-        self._told = self._tally.handled
+        self._told = self._counters.handled
         self._bell.ring()
 
 

@@ -3,13 +3,13 @@
 import asyncio
 import os
 
-from fdpass_c.pool.tally import Tally
+from fdpass_c.pool.counters import Counters
 
 
 class _Asked:
     """This process, once it is a worker."""
 
-    tally: Tally | None = None
+    counters: Counters | None = None
     master = 0
     event: asyncio.Event | None = None
 
@@ -21,8 +21,8 @@ def is_leaving() -> bool:
     that has not finished in time (drain) is killed. From any thread; False in a process that is
     no worker.
     """
-    tally = _Asked.tally
-    return tally is not None and (tally.is_leaving or os.getppid() != _Asked.master)
+    counters = _Asked.counters
+    return counters is not None and (counters.is_leaving or os.getppid() != _Asked.master)
 
 
 def leaving_event() -> asyncio.Event:
@@ -39,13 +39,13 @@ def note_progress() -> None:
     For plain functions that keep connections alive, or work for long. In a process that is no
     worker it does nothing.
     """
-    if _Asked.tally is not None:
-        _Asked.tally.beat()
+    if _Asked.counters is not None:
+        _Asked.counters.heartbeat()
 
 
-def become_worker(tally: Tally, master: int) -> None:
+def become_worker(counters: Counters, master: int) -> None:
     """In a new worker; master: the pid of the process that forked it."""
-    _Asked.tally = tally
+    _Asked.counters = counters
     _Asked.master = master
 
 

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 from fdpass_c.channel import Channel
 from fdpass_c.pool.bell import Bell
+from fdpass_c.pool.counters import Counters
 from fdpass_c.pool.crew import Place, Worker, fork_worker
 from fdpass_c.pool.dispatch import Dispatcher
 from fdpass_c.pool.intake import Entrance
@@ -19,7 +20,6 @@ from fdpass_c.pool.service_manager import ServiceManager
 from fdpass_c.pool.signals import Signals
 from fdpass_c.pool.staff import Staff
 from fdpass_c.pool.status import Phase, Status
-from fdpass_c.pool.tally import Tally
 from fdpass_c.pool.watch import Watch
 from fdpass_c.pool.worker import run_worker
 
@@ -164,9 +164,9 @@ class Master:
         place = Place(slot, restarts, self._plan.capacity, enough)
         return fork_worker(place, self._forget, self._work)
 
-    def _work(self, channel: Channel, tally: Tally) -> None:
+    def _work(self, channel: Channel, counters: Counters) -> None:
         """In the worker."""
-        run_worker(channel, tally, self._bell, self._plan)
+        run_worker(channel, counters, self._bell, self._plan)
 
     def _forget(self) -> None:
         """In the worker: closes its copies of what is the master's."""

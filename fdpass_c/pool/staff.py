@@ -154,7 +154,7 @@ class Staff:
     def welcome(self) -> None:
         """Has those that are ready now get connections, and those before them leave."""
         for worker in self._workers:
-            if worker.state is State.STARTING and worker.tally.has_started:
+            if worker.state is State.STARTING and worker.counters.has_started:
                 self._welcome(worker)
 
     def _welcome(self, worker: Worker) -> None:
@@ -232,9 +232,9 @@ class Staff:
         worker.channel.close()
         self._workers.remove(worker)
         self._reloaded.discard(worker)
-        lost = worker.tally.begun - worker.tally.handled
-        self.handled_before += worker.tally.handled
-        self.failed_before += worker.tally.failed
+        lost = worker.counters.begun - worker.counters.handled
+        self.handled_before += worker.counters.handled
+        self.failed_before += worker.counters.failed
         self.lost += lost
         self.alarm = 0.0
         ended = f"worker {worker.pid} {describe_exit(status)}"
@@ -242,7 +242,7 @@ class Staff:
             logger.info("%s", ended)
             return
         logger.warning("%s: %d connections lost, %d go to others", ended, lost, len(worker.copies))
-        if worker.state is State.LEAVING or worker.tally.begun:
+        if worker.state is State.LEAVING or worker.counters.begun:
             return
         if worker.copies or time.monotonic() < worker.ready_at + failed_starts.SETTLED:
             self._count_failed_start(ended)

@@ -8,7 +8,7 @@ from fdpass_c.pool.plan import Plan
 
 
 class Watch:
-    """Compares the tallies with what they were.
+    """Compares the counters with what they were.
 
     alarm: when check is to be called, as time.monotonic.
     """
@@ -30,7 +30,7 @@ class Watch:
         for worker in [*self._workers]:
             if worker.state is State.STARTING or not worker.count_in_hand():
                 continue  # Its time begins when it has something.
-            progress = worker.tally.progress
+            progress = worker.counters.progress
             seen, since = before.get(worker, (None, now))
             if progress != seen:
                 since = now
