@@ -10,9 +10,9 @@ from functools import partial
 
 import pytest
 
-from fdpass_c.pool.bell import Bell
 from fdpass_c.pool.connected import ConnectedSocket
 from fdpass_c.pool.counters import Counters
+from fdpass_c.pool.wakeup import Wakeup
 from support.handlers import LONG
 from support.marks import linux_only
 from support.server import Server, connections
@@ -169,22 +169,22 @@ def test_an_early_end_wakes_the_master(end: str) -> None:
     """A handler that closes its connection early has the master close its copy, if it has one, for
     only then does the peer see the end."""
     counters = Counters()
-    bell = Bell()
+    wakeup = Wakeup()
     counters.begin(2)
     counters.read()
     try:
         for number, has_copy in ((1, True), (1, False), (2, True)):
             ours, theirs = socket.socketpair()
             sock = ConnectedSocket(fileno=ours.detach())
-            sock.on_gone = partial(bell.ring_for_copy, counters, number)
+            sock.on_gone = partial(wakeup.wake_for_copy, counters, number)
             with theirs:
                 end_connection(sock, end)
-            assert bool(select.select([bell], [], [], 0)[0]) == has_copy
+            assert bool(select.select([wakeup], [], [], 0)[0]) == has_copy
             if has_copy:
-                bell.hush()
+                wakeup.clear()
                 counters.release(number)
     finally:
-        bell.close()
+        wakeup.close()
 
 
 def end_connection(sock: socket.socket, end: str) -> None:

@@ -10,7 +10,7 @@ docs/pool.md tells how it works and what it promises.
 Arrows point down only: pool (what a program sees) -> master (the loop) -> watch (who hangs), staff
 (death, respawn, replacement) -> dispatch (who gets what) -> crew (the master's side of one worker)
 -> worker (the worker's own side), intake (accepting) -> listeners, service_manager (who is told
-what the pool does), metrics_server (who asks) -> metrics, signals, bell (waking the master), counters,
+what the pool does), metrics_server (who asks) -> metrics, signals, wakeup (waking the master), counters,
 status, log.
 """
 

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from operator import attrgetter
 
 from fdpass_c.descriptors import close_fds
-from fdpass_c.pool.bell import Bell
 from fdpass_c.pool.crew import Worker
 from fdpass_c.pool.intake import REST, Connection, Entrance
 from fdpass_c.pool.log import logger
+from fdpass_c.pool.wakeup import Wakeup
 
 _LEAST_PATIENCE, _MOST_PATIENCE = 0.005, 1.0
 """Seconds after which the master sees for itself how far the workers are."""
@@ -32,7 +32,7 @@ class Dispatcher:
         self,
         entrance: Entrance,
         workers: list[Worker],
-        bell: Bell,
+        wakeup: Wakeup,
         selector: selectors.BaseSelector,
     ) -> None:
         """workers: the living ones, which somebody else keeps up to date."""
@@ -41,7 +41,7 @@ class Dispatcher:
         self.alarm = 0.0
         self._entrance = entrance
         self._workers = workers
-        self._bell = bell
+        self._wakeup = wakeup
         self._selector = selector
         self._done: list[int] = []
         self._turn = 0
@@ -55,8 +55,8 @@ class Dispatcher:
         self._calls_staff = False
         now = time.monotonic()
         is_full = self._fill_up(now)
-        if is_full != self._bell.wanted:
-            self._bell.wanted = is_full
+        if is_full != self._wakeup.wanted:
+            self._wakeup.wanted = is_full
             if is_full:
                 # Somebody may have finished just before it could know.
                 is_full = self._fill_up(now)

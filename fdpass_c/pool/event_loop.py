@@ -10,7 +10,6 @@ from typing import Any
 from fdpass_c import aio
 from fdpass_c.channel import Channel
 from fdpass_c.errors import DescriptorTableFullError
-from fdpass_c.pool.bell import Bell
 from fdpass_c.pool.connected import (
     MASTER_GONE,
     ConnectedSocket,
@@ -23,8 +22,9 @@ from fdpass_c.pool.handlers import is_coroutine_function
 from fdpass_c.pool.leaving import make_event
 from fdpass_c.pool.log import logger
 from fdpass_c.pool.plan import Plan
+from fdpass_c.pool.wakeup import Wakeup
 
-_SOON = 0.005
+_WAKE_DELAY = 0.005
 
 _BEAT = 1.0
 """Seconds between two signs of life, where the watch does not look more often."""
@@ -40,15 +40,15 @@ _NO_ROOM = "no room for %d more descriptors (RLIMIT_NOFILE); trying again every 
 class EventLoopWorker:
     """One task a connection, until its handler has returned and its socket is closed."""
 
-    def __init__(self, channel: Channel, counters: Counters, bell: Bell, plan: Plan) -> None:
+    def __init__(self, channel: Channel, counters: Counters, wakeup: Wakeup, plan: Plan) -> None:
         self._channel = channel
         self._counters = counters
-        self._bell = bell
+        self._wakeup = wakeup
         self._plan = plan
         self._many = max(1, plan.capacity // 4)
         self._beat_every = min(_BEAT, plan.look_every)
         self._told = 0
-        self._ring_later: asyncio.TimerHandle | None = None
+        self._wake_timer: asyncio.TimerHandle | None = None
         self._beating: asyncio.TimerHandle | None = None
         self._is_full = False
         self._tasks: set[asyncio.Task[None]] = set()
@@ -63,7 +63,7 @@ class EventLoopWorker:
             setattr(self._loop, name, _note_adoption(getattr(self._loop, name)))
         await _await_coroutine(self._plan.setup)
         self._counters.start()
-        self._bell.ring()
+        self._wakeup.wake()
         # Kept, because a loop does not keep its tasks alive.
         receiving = self._loop.create_task(self._receive(aio.Channel.adopt(self._channel)))
         receiving.add_done_callback(self._end_if_failed)
@@ -107,7 +107,7 @@ class EventLoopWorker:
 
     def _start(self, sock: ConnectedSocket, number: int, address: Any) -> None:
         sock.setblocking(False)
-        sock.on_gone = partial(self._bell.ring_for_copy, self._counters, number)
+        sock.on_gone = partial(self._wakeup.wake_for_copy, self._counters, number)
         task = self._loop.create_task(self._handle(sock, address))
         self._tasks.add(task)
         task.add_done_callback(self._discard)
@@ -155,37 +155,37 @@ class EventLoopWorker:
         if sock.fileno() < 0:
             return
         gone = self._loop.create_future()
-        ring = sock.on_gone
+        wake = sock.on_gone
 
         def tell() -> None:
-            if ring is not None:
-                ring()
+            if wake is not None:
+                wake()
             if threading.get_ident() == self._thread:
-                _wake(gone)
+                _resolve(gone)
             else:  # A transport that was dropped is closed by whichever thread collects it.
-                self._loop.call_soon_threadsafe(_wake, gone)
+                self._loop.call_soon_threadsafe(_resolve, gone)
 
         sock.on_gone = tell
         await gone
 
     def _finish(self) -> None:
         """Rings now where there is nothing else in hand or much is finished, else soon: under a
-        flood one ring is for many."""
+        flood one wake is for many."""
         counters = self._counters
         counters.finish()
-        if not self._bell.wanted:
+        if not self._wakeup.wanted:
             return
         if counters.handled == counters.begun or counters.handled - self._told >= self._many:
-            self._ring()
-        elif self._ring_later is None:
-            self._ring_later = self._loop.call_later(_SOON, self._ring)
+            self._wake_master()
+        elif self._wake_timer is None:
+            self._wake_timer = self._loop.call_later(_WAKE_DELAY, self._wake_master)
 
-    def _ring(self) -> None:
-        if self._ring_later is not None:
-            self._ring_later.cancel()
-            self._ring_later = None
+    def _wake_master(self) -> None:
+        if self._wake_timer is not None:
+            self._wake_timer.cancel()
+            self._wake_timer = None
         self._told = self._counters.handled
-        self._bell.ring()
+        self._wakeup.wake()
 
 
 async def _await_coroutine(function: Callable[[], Any] | None) -> None:
@@ -194,7 +194,7 @@ async def _await_coroutine(function: Callable[[], Any] | None) -> None:
         await function()
 
 
-def _wake(future: "asyncio.Future[None]") -> None:
+def _resolve(future: "asyncio.Future[None]") -> None:
     if not future.done():
         future.set_result(None)
 

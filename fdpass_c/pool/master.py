@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from fdpass_c.channel import Channel
-from fdpass_c.pool.bell import Bell
 from fdpass_c.pool.counters import Counters
 from fdpass_c.pool.crew import Place, Worker, fork_worker
 from fdpass_c.pool.dispatch import Dispatcher
@@ -20,6 +19,7 @@ from fdpass_c.pool.service_manager import ServiceManager
 from fdpass_c.pool.signals import Signals
 from fdpass_c.pool.staff import Staff
 from fdpass_c.pool.status import Phase, Status
+from fdpass_c.pool.wakeup import Wakeup
 from fdpass_c.pool.watch import Watch
 from fdpass_c.pool.worker import run_worker
 
@@ -48,7 +48,7 @@ class Master:
         self,
         plan: Plan,
         signals: Signals,
-        bell: Bell,
+        wakeup: Wakeup,
         entrance: Entrance,
         selector: selectors.BaseSelector,
         manager: ServiceManager,
@@ -60,11 +60,11 @@ class Master:
         self._manager = manager
         self._ready = ready
         self._signals = signals
-        self._bell = bell
+        self._wakeup = wakeup
         self._entrance = entrance
         self._selector = selector
         self._workers: list[Worker] = []
-        self._dispatcher = Dispatcher(entrance, self._workers, bell, selector)
+        self._dispatcher = Dispatcher(entrance, self._workers, wakeup, selector)
         self._staff = Staff(
             self._workers,
             self._dispatcher,
@@ -78,7 +78,7 @@ class Master:
         self._helpers = helpers
         self._timed: tuple[Timed, ...] = (*helpers, watch)
         self._random = random.Random()
-        selector.register(bell, selectors.EVENT_READ, self._answer)
+        selector.register(wakeup, selectors.EVENT_READ, self._answer)
 
     def run(self) -> str:
         """Serves until it is to stop and all are done; returns why there could be no workers, or
@@ -134,7 +134,7 @@ class Master:
             ready(self._entrance.addresses)
 
     def _answer(self, _events: int) -> None:
-        self._bell.hush()
+        self._wakeup.clear()
         self._staff.welcome()
 
     def _obey_all(self) -> None:
@@ -166,13 +166,13 @@ class Master:
 
     def _work(self, channel: Channel, counters: Counters) -> None:
         """In the worker."""
-        run_worker(channel, counters, self._bell, self._plan)
+        run_worker(channel, counters, self._wakeup, self._plan)
 
     def _forget(self) -> None:
         """In the worker: closes its copies of what is the master's."""
         with contextlib.suppress(OSError):  # A kqueue is not inherited.
             self._selector.close()
-        self._bell.forget()
+        self._wakeup.forget()
         self._entrance.forget()
         for helper in self._helpers:
             helper.forget()

@@ -136,7 +136,7 @@ class Pool:
             entrance = Entrance(selector)
             stack.callback(entrance.close)
             entrance.open(listeners)
-            bell = stack.enter_context(self._signals.handling())
+            wakeup = stack.enter_context(self._signals.handling())
             manager = ServiceManager()
             stack.callback(manager.close)
             helpers: list[Helper] = [manager]
@@ -145,7 +145,7 @@ class Pool:
                 stack.callback(server.close)
                 helpers.append(server)
             self._master = Master(
-                self._plan, self._signals, bell, entrance, selector, manager, helpers, ready
+                self._plan, self._signals, wakeup, entrance, selector, manager, helpers, ready
             )
             failure = self._master.run()
         if failure:

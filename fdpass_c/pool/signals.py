@@ -5,7 +5,7 @@ from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from fdpass_c.pool.bell import Bell
+from fdpass_c.pool.wakeup import Wakeup
 
 _COUNTED = (signal.SIGTERM, signal.SIGINT, signal.SIGTTIN, signal.SIGTTOU)
 """A second one means more than the first."""
@@ -18,13 +18,13 @@ class Signals:
 
     def __init__(self) -> None:
         self._queue: deque[int] = deque()
-        self._bell: Bell | None = None
+        self._wakeup: Wakeup | None = None
 
     def add(self, signum: int) -> None:
         """As if it had come. From any thread or signal handler."""
         self._queue.append(signum)
-        if bell := self._bell:
-            bell.ring()
+        if wakeup := self._wakeup:
+            wakeup.wake()
 
     def take(self) -> list[int]:
         """Those that have come until now, of the others but _COUNTED the first one: a flood of
@@ -37,22 +37,22 @@ class Signals:
         ]
 
     @contextmanager
-    def handling(self) -> Iterator[Bell]:
+    def handling(self) -> Iterator[Wakeup]:
         """Queues MASTERS_SIGNALS and SIGCHLD in the block; in the main thread."""
-        bell = Bell()
+        wakeup = Wakeup()
         handlers = {}
-        wakeup = -1
+        previous_fd = -1
         try:
-            wakeup = signal.set_wakeup_fd(bell.writer, warn_on_full_buffer=False)
+            previous_fd = signal.set_wakeup_fd(wakeup.writer, warn_on_full_buffer=False)
             for signum in (*MASTERS_SIGNALS, signal.SIGCHLD):
                 handlers[signum] = signal.signal(signum, lambda n, _: self._queue.append(n))
-            self._bell = bell
-            yield bell
+            self._wakeup = wakeup
+            yield wakeup
         finally:
-            self._bell = None
+            self._wakeup = None
             for signum, handler in handlers.items():
                 signal.signal(signum, signal.SIG_DFL if handler is None else handler)
             if handlers:
-                signal.set_wakeup_fd(wakeup)
-            bell.close()
+                signal.set_wakeup_fd(previous_fd)
+            wakeup.close()
             self._queue.clear()

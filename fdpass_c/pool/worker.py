@@ -12,7 +12,6 @@ from functools import partial
 from typing import Any
 
 from fdpass_c.channel import Channel
-from fdpass_c.pool.bell import Bell
 from fdpass_c.pool.connected import MASTER_GONE, read_out, shut_down, take_socket
 from fdpass_c.pool.counters import Counters
 from fdpass_c.pool.event_loop import EventLoopWorker
@@ -20,20 +19,21 @@ from fdpass_c.pool.handlers import Handler, call, is_coroutine_function
 from fdpass_c.pool.log import logger
 from fdpass_c.pool.plan import Plan
 from fdpass_c.pool.signals import MASTERS_SIGNALS
+from fdpass_c.pool.wakeup import Wakeup
 
 
-def run_worker(channel: Channel, counters: Counters, bell: Bell, plan: Plan) -> None:
+def run_worker(channel: Channel, counters: Counters, wakeup: Wakeup, plan: Plan) -> None:
     """Serves until the master shuts its side of the channel, and what was given is finished."""
     if plan.timeout < float("inf"):
         _write_where_it_hangs()
     _call_plain(plan.setup)
     try:
         if plan.runs_coroutines:
-            _run_loop(EventLoopWorker(channel, counters, bell, plan).run(), plan.loop_factory)
+            _run_loop(EventLoopWorker(channel, counters, wakeup, plan).run(), plan.loop_factory)
         else:
             counters.start()
-            bell.ring()
-            _serve(channel, counters, bell, plan.handler, plan.capacity)
+            wakeup.wake()
+            _serve(channel, counters, wakeup, plan.handler, plan.capacity)
         # As Python does at its end, and multiprocessing at a forked child's: waits for the threads
         # that are no daemons, and has thread pools end theirs.
         threading._shutdown()  # type: ignore[attr-defined]
@@ -80,7 +80,7 @@ def leave_signals_to_master() -> None:
 
 
 def _serve(
-    channel: Channel, counters: Counters, bell: Bell, handler: Handler, capacity: int
+    channel: Channel, counters: Counters, wakeup: Wakeup, handler: Handler, capacity: int
 ) -> None:
     """One connection after the other. A queue rings when it is empty, and for every quarter of it
     that is finished."""
@@ -88,9 +88,9 @@ def _serve(
     told = 0
     while True:
         news = counters.handled - told
-        if bell.wanted and (news >= many or (news and not channel.pending)):
+        if wakeup.wanted and (news >= many or (news and not channel.pending)):
             told = counters.handled
-            bell.ring()
+            wakeup.wake()
         try:
             payload, fds = channel.recv()
         except MASTER_GONE:
@@ -98,7 +98,7 @@ def _serve(
         counters.begin(1)
         counters.enter_handler()
         with fds, take_socket(fds) as sock:
-            sock.on_gone = partial(bell.ring_for_copy, counters, counters.begun)
+            sock.on_gone = partial(wakeup.wake_for_copy, counters, counters.begun)
             # The BSDs hand the listener's non-blocking mode on.
             sock.setblocking(True)
             address = marshal.loads(payload)

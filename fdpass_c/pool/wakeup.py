@@ -7,7 +7,7 @@ import os
 from fdpass_c.pool.counters import Counters
 
 
-class Bell:
+class Wakeup:
     """A pipe that the master watches, and, in memory that all share, whether it wants to be woken.
 
     A master that has room for connections looks at the counters when one comes, and need not hear
@@ -38,19 +38,19 @@ class Bell:
         """For a selector: readable once it has rung."""
         return self._reader
 
-    def ring(self) -> None:
+    def wake(self) -> None:
         """Wakes the master. From any process, thread or signal handler."""
         # It has rung often enough already, or there is nobody left to hear it.
         with contextlib.suppress(BlockingIOError, BrokenPipeError):
             os.write(self.writer, b"\0")
 
-    def ring_for_copy(self, counters: Counters, number: int) -> None:
+    def wake_for_copy(self, counters: Counters, number: int) -> None:
         """In a worker that has closed its number-th connection: wakes the master where that has a
         copy, so that the peer sees the end."""
         if counters.has_copy(number):
-            self.ring()
+            self.wake()
 
-    def hush(self) -> None:
+    def clear(self) -> None:
         os.read(self._reader, 65536)
 
     def forget(self) -> None:
