@@ -14,9 +14,9 @@ from typing import NamedTuple
 from fdpass_c.channel import Channel
 from fdpass_c.descriptors import close_fds
 from fdpass_c.pool import leaving
+from fdpass_c.pool.accepting import Connection
 from fdpass_c.pool.connected import dump_address
 from fdpass_c.pool.counters import Counters
-from fdpass_c.pool.intake import Connection
 from fdpass_c.pool.log import logger
 from fdpass_c.pool.status import WorkerStatus
 from fdpass_c.pool.worker import leave_signals_to_master

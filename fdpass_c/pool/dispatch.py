@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from operator import attrgetter
 
 from fdpass_c.descriptors import close_fds
+from fdpass_c.pool.accepting import REST, Acceptors, Connection
 from fdpass_c.pool.crew import Worker
-from fdpass_c.pool.intake import REST, Connection, Entrance
 from fdpass_c.pool.log import logger
 from fdpass_c.pool.wakeup import Wakeup
 
@@ -30,7 +30,7 @@ class Dispatcher:
 
     def __init__(
         self,
-        entrance: Entrance,
+        acceptors: Acceptors,
         workers: list[Worker],
         wakeup: Wakeup,
         selector: selectors.BaseSelector,
@@ -39,7 +39,7 @@ class Dispatcher:
         self.waiting: deque[Connection] = deque()
         self.begun = 0
         self.alarm = 0.0
-        self._entrance = entrance
+        self._acceptors = acceptors
         self._workers = workers
         self._wakeup = wakeup
         self._selector = selector
@@ -60,7 +60,7 @@ class Dispatcher:
             if is_full:
                 # Somebody may have finished just before it could know.
                 is_full = self._fill_up(now)
-        self._entrance.settle()
+        self._acceptors.settle()
         self._set_alarm(now, is_full)
         return self._calls_staff
 
@@ -79,8 +79,8 @@ class Dispatcher:
                 room += worker.room
         if now < self._rest_until:
             return True
-        self._entrance.wake(now)
-        if room > 0 and self._entrance.ready:
+        self._acceptors.wake(now)
+        if room > 0 and self._acceptors.ready:
             room -= self._accept(room)
         if self.waiting and takers:
             self._pass_on(takers)
@@ -112,10 +112,10 @@ class Dispatcher:
         close_fds([*self._done, *(fd for fd, _ in self.waiting)])
 
     def _set_alarm(self, now: float, is_full: bool) -> None:
-        self.alarm = float("inf") if is_full else self._entrance.alarm
+        self.alarm = float("inf") if is_full else self._acceptors.alarm
         if self._rest_until > now:
             self.alarm = self._rest_until
-        elif self._entrance.ready and not is_full:
+        elif self._acceptors.ready and not is_full:
             self.alarm = 0.0
         if self._copies_out or is_full:
             # Usually somebody rings before; else these looks become rare.
@@ -125,7 +125,7 @@ class Dispatcher:
     def _accept(self, room: int) -> int:
         before = len(self.waiting)
         try:
-            self._entrance.accept(room, self.waiting)
+            self._acceptors.accept(room, self.waiting)
         except OSError as error:
             self._rest(f"cannot accept: {error.strerror}")
         return len(self.waiting) - before
@@ -137,7 +137,7 @@ class Dispatcher:
     def _pass_on(self, takers: list[Worker]) -> None:
         self._patience = _LEAST_PATIENCE
         self._copies_out = True
-        if not self._entrance.is_open:
+        if not self._acceptors.is_open:
             self._calls_staff = True
         if len(takers) == 1 or len(self.waiting) == 1:
             # Nothing to weigh, which is usual both under a flood and without one.

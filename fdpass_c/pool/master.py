@@ -9,10 +9,10 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from fdpass_c.channel import Channel
+from fdpass_c.pool.accepting import Acceptors
 from fdpass_c.pool.counters import Counters
 from fdpass_c.pool.crew import Place, Worker, fork_worker
 from fdpass_c.pool.dispatch import Dispatcher
-from fdpass_c.pool.intake import Entrance
 from fdpass_c.pool.log import logger
 from fdpass_c.pool.plan import Plan
 from fdpass_c.pool.service_manager import ServiceManager
@@ -49,7 +49,7 @@ class Master:
         plan: Plan,
         signals: Signals,
         wakeup: Wakeup,
-        entrance: Entrance,
+        acceptors: Acceptors,
         selector: selectors.BaseSelector,
         manager: ServiceManager,
         helpers: Sequence[Helper],
@@ -61,10 +61,10 @@ class Master:
         self._ready = ready
         self._signals = signals
         self._wakeup = wakeup
-        self._entrance = entrance
+        self._acceptors = acceptors
         self._selector = selector
         self._workers: list[Worker] = []
-        self._dispatcher = Dispatcher(entrance, self._workers, wakeup, selector)
+        self._dispatcher = Dispatcher(acceptors, self._workers, wakeup, selector)
         self._staff = Staff(
             self._workers,
             self._dispatcher,
@@ -86,7 +86,7 @@ class Master:
         try:
             self._obey_all()  # A stop may have come before.
             self._check_staff()
-            self._entrance.announce()
+            self._acceptors.announce()
             while self._workers or self._dispatcher.waiting or not self._staff.stopping:
                 self._take_turn()
         finally:
@@ -119,19 +119,19 @@ class Master:
             self._check_staff()
         if self._dispatcher.distribute():
             self._staff.alarm = 0.0
-        if not (self._entrance.is_open or self._staff.stopping):
+        if not (self._acceptors.is_open or self._staff.stopping):
             self._staff.fail("no listener is left that accepts")
         self._dispatcher.close_done()
 
     def _check_staff(self) -> None:
         self._staff.check()
         if self._staff.stopping:
-            self._entrance.close()
+            self._acceptors.close()
         phase = self._staff.phase
         self._manager.follow(phase, self._staff.summarize())
         if phase is Phase.SERVING and self._ready is not None:
             ready, self._ready = self._ready, None
-            ready(self._entrance.addresses)
+            ready(self._acceptors.addresses)
 
     def _answer(self, _events: int) -> None:
         self._wakeup.clear()
@@ -154,7 +154,7 @@ class Master:
             self._staff.resize(-1)
         else:
             self._staff.stop()
-            self._entrance.close()
+            self._acceptors.close()
 
     def _start(self, slot: int, restarts: int) -> Worker:
         enough = float("inf")
@@ -173,7 +173,7 @@ class Master:
         with contextlib.suppress(OSError):  # A kqueue is not inherited.
             self._selector.close()
         self._wakeup.forget()
-        self._entrance.forget()
+        self._acceptors.forget()
         for helper in self._helpers:
             helper.forget()
         self._dispatcher.forget()

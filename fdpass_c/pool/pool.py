@@ -8,8 +8,8 @@ from collections.abc import Callable
 from contextlib import ExitStack
 
 from fdpass_c.errors import FdpassError
+from fdpass_c.pool.accepting import Acceptors
 from fdpass_c.pool.handlers import Handler
-from fdpass_c.pool.intake import Entrance
 from fdpass_c.pool.listeners import Address, check_listener, opened
 from fdpass_c.pool.master import Helper, Master, Ready
 from fdpass_c.pool.metrics_server import MetricsServer
@@ -133,9 +133,9 @@ class Pool:
             raise ValueError("a listening socket is given twice")
         with ExitStack() as stack:
             selector = stack.enter_context(selectors.DefaultSelector())
-            entrance = Entrance(selector)
-            stack.callback(entrance.close)
-            entrance.open(listeners)
+            acceptors = Acceptors(selector)
+            stack.callback(acceptors.close)
+            acceptors.open(listeners)
             wakeup = stack.enter_context(self._signals.handling())
             manager = ServiceManager()
             stack.callback(manager.close)
@@ -145,7 +145,7 @@ class Pool:
                 stack.callback(server.close)
                 helpers.append(server)
             self._master = Master(
-                self._plan, self._signals, wakeup, entrance, selector, manager, helpers, ready
+                self._plan, self._signals, wakeup, acceptors, selector, manager, helpers, ready
             )
             failure = self._master.run()
         if failure:

@@ -36,14 +36,14 @@ _MAY_PASS = {
 }
 
 
-class Intake:
+class Acceptor:
     """A listening socket that the master borrows.
 
     address: as from socket.getsockname; name: as people write it. rest_until: not to be asked
     before, as time.monotonic.
     """
 
-    def __init__(self, sock: socket.socket, entrance: "Entrance") -> None:
+    def __init__(self, sock: socket.socket, acceptors: "Acceptors") -> None:
         """Makes sock non-blocking until close()."""
         self.address = sock.getsockname()
         self.name = describe_listener(sock)
@@ -51,7 +51,7 @@ class Intake:
         self._failures = 0
         self._sock = sock
         self._timeout = sock.gettimeout()
-        self._entrance = entrance
+        self._acceptors = acceptors
         self._watched = False
         sock.setblocking(False)
         # Not public, but accept() makes a socket object that has to be detached again: it takes
@@ -92,12 +92,12 @@ class Intake:
         if wanted != self._watched:
             self._watched = wanted
             if wanted:
-                self._entrance.selector.register(self._sock, selectors.EVENT_READ, self._note)
+                self._acceptors.selector.register(self._sock, selectors.EVENT_READ, self._note)
             else:
-                self._entrance.selector.unregister(self._sock)
+                self._acceptors.selector.unregister(self._sock)
 
     def _note(self, _events: int) -> None:
-        self._entrance.ready.append(self)
+        self._acceptors.ready.append(self)
 
     def forget(self) -> None:
         """Closes a forked child's copy; what is the same open socket stays as it is."""
@@ -110,7 +110,7 @@ class Intake:
             self._sock.settimeout(self._timeout)
 
 
-class Entrance:
+class Acceptors:
     """All listening sockets of a pool, each of which gets its share of what is accepted.
 
     ready: those where a connection may be waiting, the next one first. Only the others are
@@ -120,9 +120,9 @@ class Entrance:
 
     def __init__(self, selector: selectors.BaseSelector) -> None:
         self.selector = selector
-        self.ready: deque[Intake] = deque()
-        self._resting: list[Intake] = []
-        self._intakes: list[Intake] = []
+        self.ready: deque[Acceptor] = deque()
+        self._resting: list[Acceptor] = []
+        self._all: list[Acceptor] = []
         self._own = ExitStack()
 
     def open(self, listeners: Iterable[socket.socket | Address]) -> None:
@@ -137,31 +137,31 @@ class Entrance:
             for listener in listeners
         ]
         _check(socks)
-        self._intakes = [Intake(sock, self) for sock in socks]
-        self.ready.extend(self._intakes)
+        self._all = [Acceptor(sock, self) for sock in socks]
+        self.ready.extend(self._all)
 
     def announce(self) -> None:
-        for intake in self._intakes:
-            logger.info("listening at %s", intake.name)
+        for acceptor in self._all:
+            logger.info("listening at %s", acceptor.name)
 
     @property
     def addresses(self) -> tuple[Any, ...]:
         """Of all listeners, as from socket.getsockname."""
-        return tuple(intake.address for intake in self._intakes)
+        return tuple(acceptor.address for acceptor in self._all)
 
     @property
     def is_open(self) -> bool:
         """Whether connections may still come."""
-        return bool(self._intakes)
+        return bool(self._all)
 
     @property
     def alarm(self) -> float:
-        return min((intake.rest_until for intake in self._resting), default=float("inf"))
+        return min((acceptor.rest_until for acceptor in self._resting), default=float("inf"))
 
     def wake(self, now: float) -> None:
         """Those that have rested are ready again."""
-        rested = [intake for intake in self._resting if intake.rest_until <= now]
-        self._resting = [intake for intake in self._resting if intake.rest_until > now]
+        rested = [acceptor for acceptor in self._resting if acceptor.rest_until <= now]
+        self._resting = [acceptor for acceptor in self._resting if acceptor.rest_until > now]
         self.ready.extend(rested)
 
     def accept(self, room: int, accepted: deque[Connection]) -> None:
@@ -173,47 +173,47 @@ class Entrance:
         for left in range(len(self.ready), 0, -1):
             if len(accepted) >= enough:
                 return  # Whoever got nothing is the first next time.
-            intake = self.ready.popleft()
-            self._accept(intake, -(-(enough - len(accepted)) // left), accepted)
+            acceptor = self.ready.popleft()
+            self._accept(acceptor, -(-(enough - len(accepted)) // left), accepted)
         # All had a share, and the first may have had the largest.
         self.ready.rotate(-1)
 
-    def _accept(self, intake: Intake, most: int, accepted: deque[Connection]) -> None:
+    def _accept(self, acceptor: Acceptor, most: int, accepted: deque[Connection]) -> None:
         try:
-            more = intake.accept(most, accepted)
+            more = acceptor.accept(most, accepted)
         except OSError as error:
             if error.errno in SHORT_OF:
-                self.ready.append(intake)
+                self.ready.append(acceptor)
                 raise
             # Somebody else has shut it down or closed it.
-            logger.error("cannot accept at %s any longer: %s", intake.name, error.strerror)
-            self._intakes.remove(intake)
-            intake.close()
+            logger.error("cannot accept at %s any longer: %s", acceptor.name, error.strerror)
+            self._all.remove(acceptor)
+            acceptor.close()
             return
         if not more:
-            intake.watch(True)
-        elif intake.rest_until > time.monotonic():
-            self._resting.append(intake)
+            acceptor.watch(True)
+        elif acceptor.rest_until > time.monotonic():
+            self._resting.append(acceptor)
         else:
-            self.ready.append(intake)
+            self.ready.append(acceptor)
 
     def settle(self) -> None:
         """Before waiting in the selector, which would find those again that are known."""
-        for intake in self.ready:
-            intake.watch(False)
-        for intake in self._resting:
-            intake.watch(False)
+        for acceptor in self.ready:
+            acceptor.watch(False)
+        for acceptor in self._resting:
+            acceptor.watch(False)
 
     def forget(self) -> None:
         """In a forked child."""
-        for intake in self._intakes:
-            intake.forget()
+        for acceptor in self._all:
+            acceptor.forget()
 
     def close(self) -> None:
         """Gives back what was borrowed, closes and unlinks the rest. Again is harmless."""
-        for intake in self._intakes:
-            intake.close()
-        self._intakes.clear()
+        for acceptor in self._all:
+            acceptor.close()
+        self._all.clear()
         self.ready.clear()
         self._resting.clear()
         self._own.close()
