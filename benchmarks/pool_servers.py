@@ -13,7 +13,7 @@ from typing import Any
 from fdpass_c.batches import Batch, Progress
 from fdpass_c.descriptors import Descriptors
 from fdpass_c.errors import PeerClosedError
-from fdpass_c.pool import Pool, accepting, crew, dispatch, worker
+from fdpass_c.pool import Pool, accepting, dispatch, worker, worker_process
 
 WORKERS = 4
 LONG = 0.05
@@ -148,7 +148,7 @@ def serve_pure(handler: Any, capacity: int) -> Callable[[socket.socket], object]
 
     def serve(listener: socket.socket) -> None:
         replaced: list[tuple[Any, str, Any]] = [
-            (crew, "Channel", _PureChannel),
+            (worker_process, "Channel", _PureChannel),
             (worker, "Channel", _PureChannel),
             (accepting, "Acceptor", _PureAcceptor),
             (dispatch, "close_fds", _close_each),

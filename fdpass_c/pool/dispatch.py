@@ -9,9 +9,9 @@ from operator import attrgetter
 
 from fdpass_c.descriptors import close_fds
 from fdpass_c.pool.accepting import REST, Acceptors, Connection
-from fdpass_c.pool.crew import Worker
 from fdpass_c.pool.log import logger
 from fdpass_c.pool.wakeup import Wakeup
+from fdpass_c.pool.worker_process import WorkerProcess
 
 _LEAST_PATIENCE, _MOST_PATIENCE = 0.005, 1.0
 """Seconds after which the master sees for itself how far the workers are."""
@@ -31,7 +31,7 @@ class Dispatcher:
     def __init__(
         self,
         acceptors: Acceptors,
-        workers: list[Worker],
+        workers: list[WorkerProcess],
         wakeup: Wakeup,
         selector: selectors.BaseSelector,
     ) -> None:
@@ -47,12 +47,12 @@ class Dispatcher:
         self._turn = 0
         self._rest_until = 0.0
         self._patience = _LEAST_PATIENCE
-        self._copies_out = self._calls_staff = False
+        self._copies_out = self._needs_supervisor = False
 
     def distribute(self) -> bool:
-        """Returns whether there is reason to look at the staff: a worker was given its last
+        """Returns whether there is reason to call the supervisor: a worker was given its last
         connection, or one that waited was given while no more are accepted."""
-        self._calls_staff = False
+        self._needs_supervisor = False
         now = time.monotonic()
         is_full = self._fill_up(now)
         if is_full != self._wakeup.wanted:
@@ -62,7 +62,7 @@ class Dispatcher:
                 is_full = self._fill_up(now)
         self._acceptors.settle()
         self._set_alarm(now, is_full)
-        return self._calls_staff
+        return self._needs_supervisor
 
     def _fill_up(self, now: float) -> bool:
         """One round; returns whether there is no room for more."""
@@ -90,7 +90,7 @@ class Dispatcher:
         self._done += copies
         self.begun += len(copies)
 
-    def take_back(self, worker: Worker) -> None:
+    def take_back(self, worker: WorkerProcess) -> None:
         """What a dead worker had not begun waits for another, before all that came later."""
         self._note_begun(worker.look())
         self.waiting.extendleft(reversed(worker.copies))
@@ -134,11 +134,11 @@ class Dispatcher:
         logger.warning("%s; trying again in %s s", reason, REST)
         self._rest_until = time.monotonic() + REST
 
-    def _pass_on(self, takers: list[Worker]) -> None:
+    def _pass_on(self, takers: list[WorkerProcess]) -> None:
         self._patience = _LEAST_PATIENCE
         self._copies_out = True
         if not self._acceptors.is_open:
-            self._calls_staff = True
+            self._needs_supervisor = True
         if len(takers) == 1 or len(self.waiting) == 1:
             # Nothing to weigh, which is usual both under a flood and without one.
             worker = takers[0] if len(takers) == 1 else min(takers, key=_rank)
@@ -148,11 +148,11 @@ class Dispatcher:
         for worker, connections in self._deal(takers).items():
             self._give(worker, connections)
 
-    def _deal(self, takers: list[Worker]) -> dict[Worker, list[Connection]]:
+    def _deal(self, takers: list[WorkerProcess]) -> dict[WorkerProcess, list[Connection]]:
         """One at a time, each to the worker that then has the least."""
         heap = [(*_rank(worker), worker.pid, worker.room, worker) for worker in takers]
         heapq.heapify(heap)
-        shares: dict[Worker, list[Connection]] = {}
+        shares: dict[WorkerProcess, list[Connection]] = {}
         while self.waiting and heap:
             in_hand, _, pid, room, worker = heap[0]
             self._turn += 1
@@ -163,12 +163,12 @@ class Dispatcher:
                 heapq.heappop(heap)
         return shares
 
-    def _give(self, worker: Worker, connections: list[Connection]) -> None:
+    def _give(self, worker: WorkerProcess, connections: list[Connection]) -> None:
         self._turn += 1
         worker.turn = self._turn
         sent, reason = worker.give(connections)
         if worker.is_used_up:
-            self._calls_staff = True
+            self._needs_supervisor = True
         if worker.channel.unsent:
             both = selectors.EVENT_READ | selectors.EVENT_WRITE
             self._selector.modify(worker.channel, both, self._selector.get_key(worker.channel).data)

@@ -10,6 +10,7 @@ from typing import Any
 from fdpass_c import aio
 from fdpass_c.channel import Channel
 from fdpass_c.errors import DescriptorTableFullError
+from fdpass_c.pool.config import Config
 from fdpass_c.pool.connected import (
     MASTER_GONE,
     ConnectedSocket,
@@ -21,7 +22,6 @@ from fdpass_c.pool.counters import Counters
 from fdpass_c.pool.handlers import is_coroutine_function
 from fdpass_c.pool.leaving import make_event
 from fdpass_c.pool.log import logger
-from fdpass_c.pool.plan import Plan
 from fdpass_c.pool.wakeup import Wakeup
 
 _WAKE_DELAY = 0.005
@@ -40,13 +40,15 @@ _NO_ROOM = "no room for %d more descriptors (RLIMIT_NOFILE); trying again every 
 class EventLoopWorker:
     """One task a connection, until its handler has returned and its socket is closed."""
 
-    def __init__(self, channel: Channel, counters: Counters, wakeup: Wakeup, plan: Plan) -> None:
+    def __init__(
+        self, channel: Channel, counters: Counters, wakeup: Wakeup, config: Config
+    ) -> None:
         self._channel = channel
         self._counters = counters
         self._wakeup = wakeup
-        self._plan = plan
-        self._many = max(1, plan.capacity // 4)
-        self._beat_every = min(_BEAT, plan.look_every)
+        self._config = config
+        self._many = max(1, config.capacity // 4)
+        self._beat_every = min(_BEAT, config.check_interval)
         self._told = 0
         self._wake_timer: asyncio.TimerHandle | None = None
         self._beating: asyncio.TimerHandle | None = None
@@ -61,7 +63,7 @@ class EventLoopWorker:
         self._end: asyncio.Future[None] = self._loop.create_future()
         for name in ("create_connection", "connect_accepted_socket"):
             setattr(self._loop, name, _note_adoption(getattr(self._loop, name)))
-        await _await_coroutine(self._plan.setup)
+        await _await_coroutine(self._config.setup)
         self._counters.start()
         self._wakeup.wake()
         # Kept, because a loop does not keep its tasks alive.
@@ -70,7 +72,7 @@ class EventLoopWorker:
         try:
             await self._end
         finally:
-            await _await_coroutine(self._plan.teardown)
+            await _await_coroutine(self._config.teardown)
 
     async def _receive(self, channel: aio.Channel) -> None:
         """Everything that comes; the tasks start after it."""
@@ -133,7 +135,7 @@ class EventLoopWorker:
     async def _handle(self, sock: ConnectedSocket, address: Any) -> None:
         """Finished, but where the worker itself ends before: SystemExit passes."""
         try:
-            await self._plan.handler(sock, address)
+            await self._config.handler(sock, address)
         except (Exception, asyncio.CancelledError):
             if self._end.cancelled():
                 raise

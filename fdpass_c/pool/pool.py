@@ -9,11 +9,11 @@ from contextlib import ExitStack
 
 from fdpass_c.errors import FdpassError
 from fdpass_c.pool.accepting import Acceptors
+from fdpass_c.pool.config import Config
 from fdpass_c.pool.handlers import Handler
 from fdpass_c.pool.listeners import Address, check_listener, opened
 from fdpass_c.pool.master import Helper, Master, Ready
 from fdpass_c.pool.metrics_server import MetricsServer
-from fdpass_c.pool.plan import Plan
 from fdpass_c.pool.service_manager import ServiceManager
 from fdpass_c.pool.signals import Signals
 from fdpass_c.pool.status import Status
@@ -83,7 +83,7 @@ class Pool:
         a timeout that is not positive, a coroutine function for setup or
         teardown, or a loop_factory, where the handler is none.
         """
-        self._plan = Plan(
+        self._config = Config(
             handler,
             workers,
             capacity,
@@ -95,7 +95,7 @@ class Pool:
             teardown,
             loop_factory,
         )
-        self._plan.check()
+        self._config.check()
         self._signals = Signals()
         self._master: Master | None = None
 
@@ -145,7 +145,7 @@ class Pool:
                 stack.callback(server.close)
                 helpers.append(server)
             self._master = Master(
-                self._plan, self._signals, wakeup, acceptors, selector, manager, helpers, ready
+                self._config, self._signals, wakeup, acceptors, selector, manager, helpers, ready
             )
             failure = self._master.run()
         if failure:

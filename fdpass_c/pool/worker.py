@@ -12,33 +12,33 @@ from functools import partial
 from typing import Any
 
 from fdpass_c.channel import Channel
+from fdpass_c.pool.config import Config
 from fdpass_c.pool.connected import MASTER_GONE, read_out, shut_down, take_socket
 from fdpass_c.pool.counters import Counters
 from fdpass_c.pool.event_loop import EventLoopWorker
 from fdpass_c.pool.handlers import Handler, call, is_coroutine_function
 from fdpass_c.pool.log import logger
-from fdpass_c.pool.plan import Plan
 from fdpass_c.pool.signals import MASTERS_SIGNALS
 from fdpass_c.pool.wakeup import Wakeup
 
 
-def run_worker(channel: Channel, counters: Counters, wakeup: Wakeup, plan: Plan) -> None:
+def run_worker(channel: Channel, counters: Counters, wakeup: Wakeup, config: Config) -> None:
     """Serves until the master shuts its side of the channel, and what was given is finished."""
-    if plan.timeout < float("inf"):
+    if config.timeout < float("inf"):
         _write_where_it_hangs()
-    _call_plain(plan.setup)
+    _call_plain(config.setup)
     try:
-        if plan.runs_coroutines:
-            _run_loop(EventLoopWorker(channel, counters, wakeup, plan).run(), plan.loop_factory)
+        if config.runs_coroutines:
+            _run_loop(EventLoopWorker(channel, counters, wakeup, config).run(), config.loop_factory)
         else:
             counters.start()
             wakeup.wake()
-            _serve(channel, counters, wakeup, plan.handler, plan.capacity)
+            _serve(channel, counters, wakeup, config.handler, config.capacity)
         # As Python does at its end, and multiprocessing at a forked child's: waits for the threads
         # that are no daemons, and has thread pools end theirs.
         threading._shutdown()  # type: ignore[attr-defined]
     finally:
-        _call_plain(plan.teardown)
+        _call_plain(config.teardown)
 
 
 def _run_loop(

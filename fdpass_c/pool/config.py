@@ -6,11 +6,11 @@ from typing import Any, NamedTuple
 
 from fdpass_c.pool.handlers import Handler, is_coroutine_function
 
-_LOOKS = 4
+_CHECKS = 4
 """How often to look for progress in the time that a worker may take."""
 
 
-class Plan(NamedTuple):
+class Config(NamedTuple):
     """The arguments of Pool, in its words; timeout is inf for None."""
 
     handler: Handler
@@ -46,9 +46,9 @@ class Plan(NamedTuple):
             raise ValueError("loop_factory is for a handler that is a coroutine function")
 
     @property
-    def look_every(self) -> float:
+    def check_interval(self) -> float:
         """Seconds between two looks at who hangs; inf where nobody is watched."""
-        return self.timeout / _LOOKS
+        return self.timeout / _CHECKS
 
     @property
     def runs_coroutines(self) -> bool:

@@ -9,18 +9,18 @@ from collections.abc import Callable
 from functools import partial
 
 from fdpass_c.pool import failed_starts
-from fdpass_c.pool.crew import State, Worker, describe_exit
 from fdpass_c.pool.dispatch import Dispatcher
 from fdpass_c.pool.failed_starts import FailedStarts
 from fdpass_c.pool.log import logger
 from fdpass_c.pool.status import Phase
+from fdpass_c.pool.worker_process import State, WorkerProcess, describe_exit
 
 _GRACE = 1.0
 """Seconds for a worker that has nothing to finish, because it is still starting when it is to
 leave, or that is not going to."""
 
 
-class Staff:
+class Supervisor:
     """Starts, replaces and ends workers.
 
     alarm: when check is to be called if nothing happens before, as time.monotonic. failure: why
@@ -30,10 +30,10 @@ class Staff:
 
     def __init__(
         self,
-        workers: list[Worker],
+        workers: list[WorkerProcess],
         dispatcher: Dispatcher,
         selector: selectors.BaseSelector,
-        start: Callable[[int, int], Worker],
+        start: Callable[[int, int], WorkerProcess],
         slots: int,
         drain: float,
         start_timeout: float,
@@ -54,8 +54,8 @@ class Staff:
         self._slots = slots
         self._slots_filled = 0
         self._restarts = [0] * slots
-        self._outdated: deque[Worker] = deque()
-        self._reloaded: set[Worker] = set()
+        self._outdated: deque[WorkerProcess] = deque()
+        self._reloaded: set[WorkerProcess] = set()
         self._stop_by = float("inf")
         self._failed_starts = FailedStarts()
 
@@ -94,7 +94,7 @@ class Staff:
             elif self.stopping and not waiting:
                 patience = _GRACE if worker.state is State.STARTING else self._drain
                 worker.retire(min(patience, self._stop_by - now))
-            elif worker.place.slot >= self._slots:
+            elif worker.settings.slot >= self._slots:
                 worker.retire(self._drain if worker.state is State.READY else _GRACE)
             elif worker.is_used_up and worker not in self._outdated:
                 self._outdated.append(worker)
@@ -117,11 +117,11 @@ class Staff:
         active = [worker for worker in self._workers if worker.state is not State.LEAVING]
         if self.stopping:
             return [0] if self._dispatcher.waiting and not active else []
-        missing = [*({*range(self._slots)} - {worker.place.slot for worker in active})]
+        missing = [*({*range(self._slots)} - {worker.settings.slot for worker in active})]
         while self._outdated and self._outdated[0] not in active:
             self._outdated.popleft()
         if self._outdated and not missing and all(w.state is State.READY for w in active):
-            missing = [self._outdated[0].place.slot]
+            missing = [self._outdated[0].settings.slot]
         return missing
 
     def _spawn(self, slot: int) -> bool:
@@ -142,7 +142,7 @@ class Staff:
         logger.info("worker %d started", worker.pid)
         return True
 
-    def _hear(self, worker: Worker, events: int) -> None:
+    def _hear(self, worker: WorkerProcess, events: int) -> None:
         """The selector has found that a worker ended, or takes more."""
         if worker.channel.closed:
             return  # Found dead earlier in this turn.
@@ -157,11 +157,11 @@ class Staff:
             if worker.state is State.STARTING and worker.counters.has_started:
                 self._welcome(worker)
 
-    def _welcome(self, worker: Worker) -> None:
+    def _welcome(self, worker: WorkerProcess) -> None:
         worker.welcome()
         for other in self._workers:
             if (
-                other.place.slot == worker.place.slot
+                other.settings.slot == worker.settings.slot
                 and other.state is State.READY
                 and other != worker
             ):
@@ -175,7 +175,7 @@ class Staff:
         self._reloaded = {*self._outdated}
         self.alarm = 0.0
 
-    def replace_hanging(self, worker: Worker) -> None:
+    def replace_hanging(self, worker: WorkerProcess) -> None:
         """Aborts a worker, upon which it writes where it is; what it had not begun goes to others.
         One that is stopped is killed."""
         logger.warning("worker %d makes no progress", worker.pid)
@@ -224,7 +224,7 @@ class Staff:
                 else:
                     os.waitpid(ended.si_pid, os.WNOHANG)
 
-    def bury(self, worker: Worker) -> None:
+    def bury(self, worker: WorkerProcess) -> None:
         """Ends a worker; what it had not begun goes to others."""
         status = worker.end()
         self._dispatcher.take_back(worker)

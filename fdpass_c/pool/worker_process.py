@@ -35,7 +35,7 @@ class State(enum.Enum):
     LEAVING = enum.auto()
 
 
-class Place(NamedTuple):
+class WorkerSettings(NamedTuple):
     """What a worker is started for.
 
     slot: its number, which its successor gets too. restarts: workers that had it before. capacity:
@@ -48,16 +48,18 @@ class Place(NamedTuple):
     enough: float
 
 
-class Worker:
+class WorkerProcess:
     """A forked process, and the copies of the connections that it may not have begun.
 
     deadline: when it is to have done what its state says, and ready_at: when it had started, both
     as time.monotonic.
     """
 
-    def __init__(self, place: Place, pid: int, sock: socket.socket, counters: Counters) -> None:
+    def __init__(
+        self, settings: WorkerSettings, pid: int, sock: socket.socket, counters: Counters
+    ) -> None:
         """Takes ownership of sock, this side of the connection to the worker."""
-        self.place = place
+        self.settings = settings
         self.pid = pid
         self.state = State.STARTING
         self.counters = counters
@@ -66,7 +68,7 @@ class Worker:
         self._started_at = time.monotonic()
         self._busy = 0.0
         self.deadline = self.ready_at = float("inf")
-        self._enough = place.enough
+        self._enough = settings.enough
         self.copies: deque[Connection] = deque()
         self._status: int | None = None
         self._sock = sock
@@ -105,7 +107,7 @@ class Worker:
 
     def serve_on(self) -> None:
         """There is no successor: it is used up again after as many connections again."""
-        self._enough = self.given + self.place.enough
+        self._enough = self.given + self.settings.enough
 
     def welcome(self) -> None:
         """It has started."""
@@ -118,7 +120,7 @@ class Worker:
         self.in_hand = self.given - self.counters.handled
         self.room = 0
         if self.state is State.READY:
-            self.room = self.place.capacity - self.in_hand
+            self.room = self.settings.capacity - self.in_hand
 
     def look(self) -> Sequence[int]:
         """Reads the counters; returns the copies that are no longer needed, to be closed."""
@@ -187,22 +189,22 @@ class Worker:
         in_hand = self.given - handled
         state = self.state.name
         if self.state is State.READY:
-            state = "FREE" if in_hand < self.place.capacity else "BUSY"
+            state = "FREE" if in_hand < self.settings.capacity else "BUSY"
         self._busy = max(self._busy, self.counters.count_busy())
         return WorkerStatus(
-            slot=self.place.slot,
+            slot=self.settings.slot,
             pid=self.pid,
             state=state,
             in_hand=in_hand,
             handled=handled,
             failed=self.counters.failed,
-            restarts=self.place.restarts,
+            restarts=self.settings.restarts,
             age=time.monotonic() - self._started_at,
             busy=self._busy,
         )
 
 
-def fork_worker(place: Place, forget: Callable[[], None], work: Work) -> Worker:
+def fork_worker(settings: WorkerSettings, forget: Callable[[], None], work: Work) -> WorkerProcess:
     """Starts a process that calls work. forget closes, in the child, what only the master needs.
 
     OSError: EAGAIN or ENOMEM where the system has no process for it, EMFILE.
@@ -218,7 +220,7 @@ def fork_worker(place: Place, forget: Callable[[], None], work: Work) -> Worker:
                 ours.close()
                 leaving.become_worker(counters, master)
                 _become_worker(theirs, counters, forget, work)
-            return Worker(place, pid, ours, counters)
+            return WorkerProcess(settings, pid, ours, counters)
         except BaseException:
             ours.close()
             raise
