@@ -176,7 +176,7 @@ def test_an_early_end_wakes_the_master(end: str) -> None:
         for number, has_copy in ((1, True), (1, False), (2, True)):
             ours, theirs = socket.socketpair()
             sock = ConnectedSocket(fileno=ours.detach())
-            sock.on_gone = partial(wakeup.wake_for_copy, counters, number)
+            sock.on_close = partial(wakeup.wake_for_copy, counters, number)
             with theirs:
                 end_connection(sock, end)
             assert bool(select.select([wakeup], [], [], 0)[0]) == has_copy

@@ -18,7 +18,7 @@ Connection = tuple[int, Any]
 SHORT_OF = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 """What accept() is refused for lack of, until something is closed."""
 
-REST = 0.05
+RETRY_DELAY = 0.05
 """Seconds until the next attempt where a limit of the system is reached, or an error lasts."""
 
 # Usually one connection failed before it was accepted (man 2 accept), and the next is fine. EPERM
@@ -39,7 +39,7 @@ _MAY_PASS = {
 class Acceptor:
     """A listening socket that the master borrows.
 
-    address: as from socket.getsockname; name: as people write it. rest_until: not to be asked
+    address: as from socket.getsockname; name: as people write it. retry_at: not to be asked
     before, as time.monotonic.
     """
 
@@ -47,7 +47,7 @@ class Acceptor:
         """Makes sock non-blocking until close()."""
         self.address = sock.getsockname()
         self.name = describe_listener(sock)
-        self.rest_until = 0.0
+        self.retry_at = 0.0
         self._failures = 0
         self._sock = sock
         self._timeout = sock.gettimeout()
@@ -75,17 +75,17 @@ class Acceptor:
                     raise
                 self._failures += 1
                 if self._failures > 1:
-                    self._rest(error)
+                    self._pause(error)
                     return True
             else:
                 self._failures = 0
         return True
 
-    def _rest(self, error: OSError) -> None:
-        self.rest_until = time.monotonic() + REST
+    def _pause(self, error: OSError) -> None:
+        self.retry_at = time.monotonic() + RETRY_DELAY
         if self._failures == 2:  # Once, however long it lasts.
             reason = f"cannot accept at {self.name}: {error.strerror}"
-            logger.warning("%s; trying again every %s s", reason, REST)
+            logger.warning("%s; trying again every %s s", reason, RETRY_DELAY)
 
     def watch(self, wanted: bool) -> None:
         """Has the selector find the next connection, or no longer."""
@@ -99,7 +99,7 @@ class Acceptor:
     def _note(self, _events: int) -> None:
         self._acceptors.ready.append(self)
 
-    def forget(self) -> None:
+    def close_in_child(self) -> None:
         """Closes a forked child's copy; what is the same open socket stays as it is."""
         self._sock.close()
 
@@ -115,13 +115,13 @@ class Acceptors:
 
     ready: those where a connection may be waiting, the next one first. Only the others are
     watched, so that neither a pool that is full nor one that is flooded has them armed and
-    disarmed. alarm: when one that rests is to be asked again, as time.monotonic.
+    disarmed. due_at: when one that rests is to be asked again, as time.monotonic.
     """
 
     def __init__(self, selector: selectors.BaseSelector) -> None:
         self.selector = selector
         self.ready: deque[Acceptor] = deque()
-        self._resting: list[Acceptor] = []
+        self._paused: list[Acceptor] = []
         self._all: list[Acceptor] = []
         self._own = ExitStack()
 
@@ -140,7 +140,7 @@ class Acceptors:
         self._all = [Acceptor(sock, self) for sock in socks]
         self.ready.extend(self._all)
 
-    def announce(self) -> None:
+    def log_addresses(self) -> None:
         for acceptor in self._all:
             logger.info("listening at %s", acceptor.name)
 
@@ -155,14 +155,14 @@ class Acceptors:
         return bool(self._all)
 
     @property
-    def alarm(self) -> float:
-        return min((acceptor.rest_until for acceptor in self._resting), default=float("inf"))
+    def due_at(self) -> float:
+        return min((acceptor.retry_at for acceptor in self._paused), default=float("inf"))
 
-    def wake(self, now: float) -> None:
-        """Those that have rested are ready again."""
-        rested = [acceptor for acceptor in self._resting if acceptor.rest_until <= now]
-        self._resting = [acceptor for acceptor in self._resting if acceptor.rest_until > now]
-        self.ready.extend(rested)
+    def resume(self, now: float) -> None:
+        """Those that have resumed are ready again."""
+        resumed = [acceptor for acceptor in self._paused if acceptor.retry_at <= now]
+        self._paused = [acceptor for acceptor in self._paused if acceptor.retry_at > now]
+        self.ready.extend(resumed)
 
     def accept(self, room: int, accepted: deque[Connection]) -> None:
         """At most room in all, and what came before an error is in accepted.
@@ -192,22 +192,22 @@ class Acceptors:
             return
         if not more:
             acceptor.watch(True)
-        elif acceptor.rest_until > time.monotonic():
-            self._resting.append(acceptor)
+        elif acceptor.retry_at > time.monotonic():
+            self._paused.append(acceptor)
         else:
             self.ready.append(acceptor)
 
-    def settle(self) -> None:
+    def unwatch(self) -> None:
         """Before waiting in the selector, which would find those again that are known."""
         for acceptor in self.ready:
             acceptor.watch(False)
-        for acceptor in self._resting:
+        for acceptor in self._paused:
             acceptor.watch(False)
 
-    def forget(self) -> None:
+    def close_in_child(self) -> None:
         """In a forked child."""
         for acceptor in self._all:
-            acceptor.forget()
+            acceptor.close_in_child()
 
     def close(self) -> None:
         """Gives back what was borrowed, closes and unlinks the rest. Again is harmless."""
@@ -215,7 +215,7 @@ class Acceptors:
             acceptor.close()
         self._all.clear()
         self.ready.clear()
-        self._resting.clear()
+        self._paused.clear()
         self._own.close()
 
 

@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from operator import attrgetter
 
 from fdpass_c.descriptors import close_fds
-from fdpass_c.pool.accepting import REST, Acceptors, Connection
+from fdpass_c.pool.accepting import RETRY_DELAY, Acceptors, Connection
 from fdpass_c.pool.log import logger
 from fdpass_c.pool.wakeup import Wakeup
 from fdpass_c.pool.worker_process import WorkerProcess
 
-_LEAST_PATIENCE, _MOST_PATIENCE = 0.005, 1.0
+_SHORTEST_POLL, _LONGEST_POLL = 0.005, 1.0
 """Seconds after which the master sees for itself how far the workers are."""
 
 # Among those with as much in hand comes first who has waited longest.
@@ -25,7 +25,7 @@ class Dispatcher:
     hand.
 
     waiting: connections accepted and given to nobody yet. begun: how many workers have begun, in
-    all. alarm: when distribute is to be called if nothing happens before, as time.monotonic.
+    all. due_at: when distribute is to be called if nothing happens before, as time.monotonic.
     """
 
     def __init__(
@@ -38,61 +38,61 @@ class Dispatcher:
         """workers: the living ones, which somebody else keeps up to date."""
         self.waiting: deque[Connection] = deque()
         self.begun = 0
-        self.alarm = 0.0
+        self.due_at = 0.0
         self._acceptors = acceptors
         self._workers = workers
         self._wakeup = wakeup
         self._selector = selector
         self._done: list[int] = []
         self._turn = 0
-        self._rest_until = 0.0
-        self._patience = _LEAST_PATIENCE
-        self._copies_out = self._needs_supervisor = False
+        self._retry_at = 0.0
+        self._poll_interval = _SHORTEST_POLL
+        self._holds_copies = self._needs_supervisor = False
 
     def distribute(self) -> bool:
         """Returns whether there is reason to call the supervisor: a worker was given its last
         connection, or one that waited was given while no more are accepted."""
         self._needs_supervisor = False
         now = time.monotonic()
-        is_full = self._fill_up(now)
+        is_full = self._run_round(now)
         if is_full != self._wakeup.wanted:
             self._wakeup.wanted = is_full
             if is_full:
                 # Somebody may have finished just before it could know.
-                is_full = self._fill_up(now)
-        self._acceptors.settle()
-        self._set_alarm(now, is_full)
+                is_full = self._run_round(now)
+        self._acceptors.unwatch()
+        self._set_due_at(now, is_full)
         return self._needs_supervisor
 
-    def _fill_up(self, now: float) -> bool:
+    def _run_round(self, now: float) -> bool:
         """One round; returns whether there is no room for more."""
-        self._copies_out = False
-        takers = []
+        self._holds_copies = False
+        free = []
         room = -len(self.waiting)
         for worker in self._workers:
-            if worker.in_hand and (begun := worker.look()):
+            if worker.in_hand and (begun := worker.read_counters()):
                 self._note_begun(begun)
             if worker.copies:
-                self._copies_out = True
+                self._holds_copies = True
             if worker.room > 0:
-                takers.append(worker)
+                free.append(worker)
                 room += worker.room
-        if now < self._rest_until:
+        if now < self._retry_at:
             return True
-        self._acceptors.wake(now)
+        self._acceptors.resume(now)
         if room > 0 and self._acceptors.ready:
             room -= self._accept(room)
-        if self.waiting and takers:
-            self._pass_on(takers)
+        if self.waiting and free:
+            self._pass_on(free)
         return room <= 0
 
     def _note_begun(self, copies: Sequence[int]) -> None:
         self._done += copies
         self.begun += len(copies)
 
-    def take_back(self, worker: WorkerProcess) -> None:
+    def requeue(self, worker: WorkerProcess) -> None:
         """What a dead worker had not begun waits for another, before all that came later."""
-        self._note_begun(worker.look())
+        self._note_begun(worker.read_counters())
         self.waiting.extendleft(reversed(worker.copies))
 
     def close_done(self) -> None:
@@ -107,50 +107,50 @@ class Dispatcher:
         close_fds(fd for fd, _ in self.waiting)
         self.waiting.clear()
 
-    def forget(self) -> None:
+    def close_in_child(self) -> None:
         """In a forked child: closes its copies."""
         close_fds([*self._done, *(fd for fd, _ in self.waiting)])
 
-    def _set_alarm(self, now: float, is_full: bool) -> None:
-        self.alarm = float("inf") if is_full else self._acceptors.alarm
-        if self._rest_until > now:
-            self.alarm = self._rest_until
+    def _set_due_at(self, now: float, is_full: bool) -> None:
+        self.due_at = float("inf") if is_full else self._acceptors.due_at
+        if self._retry_at > now:
+            self.due_at = self._retry_at
         elif self._acceptors.ready and not is_full:
-            self.alarm = 0.0
-        if self._copies_out or is_full:
+            self.due_at = 0.0
+        if self._holds_copies or is_full:
             # Usually somebody rings before; else these looks become rare.
-            self.alarm = min(self.alarm, now + self._patience)
-            self._patience = min(2 * self._patience, _MOST_PATIENCE)
+            self.due_at = min(self.due_at, now + self._poll_interval)
+            self._poll_interval = min(2 * self._poll_interval, _LONGEST_POLL)
 
     def _accept(self, room: int) -> int:
         before = len(self.waiting)
         try:
             self._acceptors.accept(room, self.waiting)
         except OSError as error:
-            self._rest(f"cannot accept: {error.strerror}")
+            self._pause(f"cannot accept: {error.strerror}")
         return len(self.waiting) - before
 
-    def _rest(self, reason: str) -> None:
-        logger.warning("%s; trying again in %s s", reason, REST)
-        self._rest_until = time.monotonic() + REST
+    def _pause(self, reason: str) -> None:
+        logger.warning("%s; trying again in %s s", reason, RETRY_DELAY)
+        self._retry_at = time.monotonic() + RETRY_DELAY
 
-    def _pass_on(self, takers: list[WorkerProcess]) -> None:
-        self._patience = _LEAST_PATIENCE
-        self._copies_out = True
+    def _pass_on(self, free: list[WorkerProcess]) -> None:
+        self._poll_interval = _SHORTEST_POLL
+        self._holds_copies = True
         if not self._acceptors.is_open:
             self._needs_supervisor = True
-        if len(takers) == 1 or len(self.waiting) == 1:
+        if len(free) == 1 or len(self.waiting) == 1:
             # Nothing to weigh, which is usual both under a flood and without one.
-            worker = takers[0] if len(takers) == 1 else min(takers, key=_rank)
+            worker = free[0] if len(free) == 1 else min(free, key=_rank)
             count = min(worker.room, len(self.waiting))
             self._give(worker, [self.waiting.popleft() for _ in range(count)])
             return
-        for worker, connections in self._deal(takers).items():
+        for worker, connections in self._divide(free).items():
             self._give(worker, connections)
 
-    def _deal(self, takers: list[WorkerProcess]) -> dict[WorkerProcess, list[Connection]]:
+    def _divide(self, free: list[WorkerProcess]) -> dict[WorkerProcess, list[Connection]]:
         """One at a time, each to the worker that then has the least."""
-        heap = [(*_rank(worker), worker.pid, worker.room, worker) for worker in takers]
+        heap = [(*_rank(worker), worker.pid, worker.room, worker) for worker in free]
         heapq.heapify(heap)
         shares: dict[WorkerProcess, list[Connection]] = {}
         while self.waiting and heap:
@@ -167,7 +167,7 @@ class Dispatcher:
         self._turn += 1
         worker.turn = self._turn
         sent, reason = worker.give(connections)
-        if worker.is_used_up:
+        if worker.needs_replacement:
             self._needs_supervisor = True
         if worker.channel.unsent:
             both = selectors.EVENT_READ | selectors.EVENT_WRITE
@@ -175,4 +175,4 @@ class Dispatcher:
         if reason is not None:
             self.waiting.extendleft(reversed(connections[sent:]))
             if worker.room > 0:
-                self._rest(f"cannot pass connections to worker {worker.pid}: {reason.strerror}")
+                self._pause(f"cannot pass connections to worker {worker.pid}: {reason.strerror}")

@@ -26,13 +26,13 @@ from fdpass_c.pool.wakeup import Wakeup
 
 _WAKE_DELAY = 0.005
 
-_BEAT = 1.0
+_HEARTBEAT_INTERVAL = 1.0
 """Seconds between two signs of life, where the watch does not look more often."""
 
 # Seconds until the next try where the descriptor table is full, and how many tries a worker makes
 # that has nothing in hand.
-_REST = 0.1
-_MOST_REFUSALS = 10
+_RETRY_DELAY = 0.1
+_MAX_REFUSALS = 10
 
 _NO_ROOM = "no room for %d more descriptors (RLIMIT_NOFILE); trying again every %s s"
 
@@ -47,11 +47,11 @@ class EventLoopWorker:
         self._counters = counters
         self._wakeup = wakeup
         self._config = config
-        self._many = max(1, config.capacity // 4)
-        self._beat_every = min(_BEAT, config.check_interval)
-        self._told = 0
+        self._report_every = max(1, config.capacity // 4)
+        self._heartbeat_interval = min(_HEARTBEAT_INTERVAL, config.check_interval)
+        self._reported = 0
         self._wake_timer: asyncio.TimerHandle | None = None
-        self._beating: asyncio.TimerHandle | None = None
+        self._heartbeat_timer: asyncio.TimerHandle | None = None
         self._is_full = False
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -85,12 +85,12 @@ class EventLoopWorker:
             except DescriptorTableFullError as error:
                 # Connections that end make room; without any, nothing does.
                 refused = 1 if self._tasks else refused + 1
-                if refused > _MOST_REFUSALS:
+                if refused > _MAX_REFUSALS:
                     raise
                 if not self._is_full:
                     self._is_full = True
-                    logger.warning(_NO_ROOM, error.needed, _REST)
-                await asyncio.sleep(_REST)
+                    logger.warning(_NO_ROOM, error.needed, _RETRY_DELAY)
+                await asyncio.sleep(_RETRY_DELAY)
                 continue
             refused = 0
             self._is_full = False
@@ -109,24 +109,24 @@ class EventLoopWorker:
 
     def _start(self, sock: ConnectedSocket, number: int, address: Any) -> None:
         sock.setblocking(False)
-        sock.on_gone = partial(self._wakeup.wake_for_copy, self._counters, number)
+        sock.on_close = partial(self._wakeup.wake_for_copy, self._counters, number)
         task = self._loop.create_task(self._handle(sock, address))
         self._tasks.add(task)
         task.add_done_callback(self._discard)
-        if self._beating is None:
-            self._beat()
+        if self._heartbeat_timer is None:
+            self._heartbeat()
 
     def _discard(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
         self._end_if_done()
 
-    def _beat(self) -> None:
+    def _heartbeat(self) -> None:
         """As long as there are connections: they may all be idle, and the loop turns."""
         self._counters.heartbeat()
         self._counters.note_cpu_time()
-        self._beating = None
+        self._heartbeat_timer = None
         if self._tasks:
-            self._beating = self._loop.call_later(self._beat_every, self._beat)
+            self._heartbeat_timer = self._loop.call_later(self._heartbeat_interval, self._heartbeat)
 
     def _end_if_done(self) -> None:
         if self._leaving.is_set() and not self._tasks and not self._end.done():
@@ -144,20 +144,20 @@ class EventLoopWorker:
             if sock.transport is not None:
                 sock.transport.close()
         if sock.adopted:
-            await self._wait_until_gone(sock)
+            await self._wait_until_closed(sock)
         else:
-            sock.on_gone = None
+            sock.on_close = None
             with sock:
                 if shut_down(sock):
                     await read_out_async(sock)
         self._finish()
 
-    async def _wait_until_gone(self, sock: ConnectedSocket) -> None:
+    async def _wait_until_closed(self, sock: ConnectedSocket) -> None:
         """A transport may hold more than its peer has read, and closes the socket itself."""
         if sock.fileno() < 0:
             return
         gone = self._loop.create_future()
-        wake = sock.on_gone
+        wake = sock.on_close
 
         def tell() -> None:
             if wake is not None:
@@ -167,7 +167,7 @@ class EventLoopWorker:
             else:  # A transport that was dropped is closed by whichever thread collects it.
                 self._loop.call_soon_threadsafe(_resolve, gone)
 
-        sock.on_gone = tell
+        sock.on_close = tell
         await gone
 
     def _finish(self) -> None:
@@ -177,7 +177,10 @@ class EventLoopWorker:
         counters.finish()
         if not self._wakeup.wanted:
             return
-        if counters.handled == counters.begun or counters.handled - self._told >= self._many:
+        if (
+            counters.handled == counters.begun
+            or counters.handled - self._reported >= self._report_every
+        ):
             self._wake_master()
         elif self._wake_timer is None:
             self._wake_timer = self._loop.call_later(_WAKE_DELAY, self._wake_master)
@@ -186,7 +189,7 @@ class EventLoopWorker:
         if self._wake_timer is not None:
             self._wake_timer.cancel()
             self._wake_timer = None
-        self._told = self._counters.handled
+        self._reported = self._counters.handled
         self._wakeup.wake()
 
 

@@ -28,17 +28,17 @@ Ready = Callable[[tuple[Any, ...]], object]
 
 
 class Timed(Protocol):
-    """What has its turn in the loop: check is called at its alarm, as time.monotonic."""
+    """What has its turn in the loop: check is called at its due_at, as time.monotonic."""
 
-    alarm: float
+    due_at: float
 
     def check(self) -> None: ...
 
 
 class Helper(Timed, Protocol):
-    """What holds descriptors too; forget is called in a worker, to close them."""
+    """What holds descriptors too; close_in_child is called in a worker, to close them."""
 
-    def forget(self) -> None: ...
+    def close_in_child(self) -> None: ...
 
 
 class Master:
@@ -78,19 +78,19 @@ class Master:
         self._helpers = helpers
         self._timed: tuple[Timed, ...] = (*helpers, watch)
         self._random = random.Random()
-        selector.register(wakeup, selectors.EVENT_READ, self._answer)
+        selector.register(wakeup, selectors.EVENT_READ, self._on_wakeup)
 
     def run(self) -> str:
         """Serves until it is to stop and all are done; returns why there could be no workers, or
         nothing."""
         try:
-            self._obey_all()  # A stop may have come before.
+            self._handle_signals()  # A stop may have come before.
             self._check_supervisor()
-            self._acceptors.announce()
+            self._acceptors.log_addresses()
             while self._workers or self._dispatcher.waiting or not self._supervisor.stopping:
-                self._take_turn()
+                self._run_once()
         finally:
-            self._supervisor.end_all()
+            self._supervisor.kill_all()
             self._dispatcher.drop_waiting()
             self._dispatcher.close_done()
         return self._supervisor.failure
@@ -105,20 +105,22 @@ class Master:
             lost=self._supervisor.lost,
         )
 
-    def _take_turn(self) -> None:
-        alarm = min(self._supervisor.alarm, self._dispatcher.alarm, *(p.alarm for p in self._timed))
-        wait = None if alarm == float("inf") else max(0.0, alarm - time.monotonic())
+    def _run_once(self) -> None:
+        due_at = min(
+            self._supervisor.due_at, self._dispatcher.due_at, *(p.due_at for p in self._timed)
+        )
+        wait = None if due_at == float("inf") else max(0.0, due_at - time.monotonic())
         for key, events in self._selector.select(wait):
             key.data(events)
-        self._obey_all()
+        self._handle_signals()
         now = time.monotonic()
         for part in self._timed:
-            if now >= part.alarm:
+            if now >= part.due_at:
                 part.check()
-        if now >= self._supervisor.alarm:
+        if now >= self._supervisor.due_at:
             self._check_supervisor()
         if self._dispatcher.distribute():
-            self._supervisor.alarm = 0.0
+            self._supervisor.due_at = 0.0
         if not (self._acceptors.is_open or self._supervisor.stopping):
             self._supervisor.fail("no listener is left that accepts")
         self._dispatcher.close_done()
@@ -133,21 +135,21 @@ class Master:
             ready, self._ready = self._ready, None
             ready(self._acceptors.addresses)
 
-    def _answer(self, _events: int) -> None:
+    def _on_wakeup(self, _events: int) -> None:
         self._wakeup.clear()
-        self._supervisor.welcome()
+        self._supervisor.note_ready()
 
-    def _obey_all(self) -> None:
+    def _handle_signals(self) -> None:
         for signum in self._signals.take():
-            self._obey(signum)
+            self._handle_signal(signum)
 
-    def _obey(self, signum: int) -> None:
+    def _handle_signal(self, signum: int) -> None:
         if signum == signal.SIGUSR1:
             logger.info("status\n%s", self.status().render())
         elif signum == signal.SIGHUP:
             self._supervisor.replace_all()
         elif signum == signal.SIGCHLD:
-            self._supervisor.reap()
+            self._supervisor.reap_exited()
         elif signum == signal.SIGTTIN:
             self._supervisor.resize(1)
         elif signum == signal.SIGTTOU:
@@ -157,25 +159,25 @@ class Master:
             self._acceptors.close()
 
     def _start(self, slot: int, restarts: int) -> WorkerProcess:
-        enough = float("inf")
-        if most := self._config.max_requests:
+        max_requests = float("inf")
+        if limit := self._config.max_requests:
             # Those that started together, and share evenly, are not all used up together.
-            enough = most - self._random.randrange(most // 4 + 1)
-        settings = WorkerSettings(slot, restarts, self._config.capacity, enough)
-        return fork_worker(settings, self._forget, self._work)
+            max_requests = limit - self._random.randrange(limit // 4 + 1)
+        settings = WorkerSettings(slot, restarts, self._config.capacity, max_requests)
+        return fork_worker(settings, self._close_in_child, self._run_worker)
 
-    def _work(self, channel: Channel, counters: Counters) -> None:
+    def _run_worker(self, channel: Channel, counters: Counters) -> None:
         """In the worker."""
         run_worker(channel, counters, self._wakeup, self._config)
 
-    def _forget(self) -> None:
+    def _close_in_child(self) -> None:
         """In the worker: closes its copies of what is the master's."""
         with contextlib.suppress(OSError):  # A kqueue is not inherited.
             self._selector.close()
-        self._wakeup.forget()
-        self._acceptors.forget()
+        self._wakeup.close_in_child()
+        self._acceptors.close_in_child()
         for helper in self._helpers:
-            helper.forget()
-        self._dispatcher.forget()
+            helper.close_in_child()
+        self._dispatcher.close_in_child()
         for worker in self._workers:
-            worker.forget()
+            worker.close_in_child()

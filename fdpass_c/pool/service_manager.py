@@ -8,21 +8,21 @@ import time
 from fdpass_c.pool.log import logger
 from fdpass_c.pool.status import Phase
 
-_PATIENCE = 1.0
+_SEND_TIMEOUT = 1.0
 """Seconds that a manager may keep the master waiting, whose queue is full while a system starts."""
 
 
 class ServiceManager:
     """Whom NOTIFY_SOCKET names. Where it names nobody, nothing is told.
 
-    alarm: when check is to be called, as time.monotonic.
+    due_at: when check is to be called, as time.monotonic.
     """
 
     def __init__(self) -> None:
         self._sock: socket.socket | None = None
         self._phase = Phase.STARTING
         self._summary = ""
-        self._beat_every = self.alarm = float("inf")
+        self._watchdog_interval = self.due_at = float("inf")
         name = os.environ.get("NOTIFY_SOCKET", "")
         if not name.startswith(("/", "@")):
             if name:
@@ -30,8 +30,8 @@ class ServiceManager:
             return
         self._address = "\0" + name[1:] if name.startswith("@") else name
         self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-        self._sock.settimeout(_PATIENCE)
-        self._beat_every = _find_interval()
+        self._sock.settimeout(_SEND_TIMEOUT)
+        self._watchdog_interval = _find_interval()
         self.check()
 
     def follow(self, phase: Phase, summary: str) -> None:
@@ -52,8 +52,8 @@ class ServiceManager:
 
     def check(self) -> None:
         """The master's loop turns."""
-        self.alarm = time.monotonic() + self._beat_every
-        if self._beat_every < float("inf"):
+        self.due_at = time.monotonic() + self._watchdog_interval
+        if self._watchdog_interval < float("inf"):
             self._send("WATCHDOG=1")
 
     def _send(self, *lines: str) -> None:
@@ -64,7 +64,7 @@ class ServiceManager:
         except OSError as error:
             logger.warning("cannot tell the service manager %s: %s", lines[0], error)
 
-    def forget(self) -> None:
+    def close_in_child(self) -> None:
         """In a forked child, which is not to be taken for the pool."""
         self.close()
 

@@ -53,7 +53,7 @@ class Wakeup:
     def clear(self) -> None:
         os.read(self._reader, 65536)
 
-    def forget(self) -> None:
+    def close_in_child(self) -> None:
         """In a worker, which only rings."""
         os.close(self._reader)
 

@@ -10,7 +10,7 @@ from fdpass_c.pool.worker_process import State, WorkerProcess
 class Watch:
     """Compares the counters with what they were.
 
-    alarm: when check is to be called, as time.monotonic.
+    due_at: when check is to be called, as time.monotonic.
     """
 
     def __init__(
@@ -20,7 +20,7 @@ class Watch:
         replace: Callable[[WorkerProcess], None],
     ) -> None:
         """workers: the living ones. replace: called once for each that hangs."""
-        self.alarm = time.monotonic() + config.check_interval
+        self.due_at = time.monotonic() + config.check_interval
         self._workers = workers
         self._config = config
         self._replace = replace
@@ -28,7 +28,7 @@ class Watch:
 
     def check(self) -> None:
         now = time.monotonic()
-        self.alarm = now + self._config.check_interval
+        self.due_at = now + self._config.check_interval
         before, self._seen = self._seen, {}
         for worker in [*self._workers]:
             if worker.state is State.STARTING or not worker.count_in_hand():

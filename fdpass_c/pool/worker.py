@@ -84,12 +84,12 @@ def _serve(
 ) -> None:
     """One connection after the other. A queue rings when it is empty, and for every quarter of it
     that is finished."""
-    many = max(1, capacity // 4)
-    told = 0
+    report_every = max(1, capacity // 4)
+    reported = 0
     while True:
-        news = counters.handled - told
-        if wakeup.wanted and (news >= many or (news and not channel.pending)):
-            told = counters.handled
+        unreported = counters.handled - reported
+        if wakeup.wanted and (unreported >= report_every or (unreported and not channel.pending)):
+            reported = counters.handled
             wakeup.wake()
         try:
             payload, fds = channel.recv()
@@ -98,7 +98,7 @@ def _serve(
         counters.begin(1)
         counters.enter_handler()
         with fds, take_socket(fds) as sock:
-            sock.on_gone = partial(wakeup.wake_for_copy, counters, counters.begun)
+            sock.on_close = partial(wakeup.wake_for_copy, counters, counters.begun)
             # The BSDs hand the listener's non-blocking mode on.
             sock.setblocking(True)
             address = marshal.loads(payload)
@@ -107,7 +107,7 @@ def _serve(
             except Exception:
                 counters.fail()
                 logger.exception("the handler failed on the connection of %r", address)
-            sock.on_gone = None
+            sock.on_close = None
             if shut_down(sock):
                 read_out(sock)
         counters.leave_handler()

@@ -39,13 +39,13 @@ class WorkerSettings(NamedTuple):
     """What a worker is started for.
 
     slot: its number, which its successor gets too. restarts: workers that had it before. capacity:
-    connections that it has in hand at most. enough: connections after which it is to be replaced.
+    connections that it has in hand at most. max_requests: connections after which it is to be replaced.
     """
 
     slot: int
     restarts: int
     capacity: int
-    enough: float
+    max_requests: float
 
 
 class WorkerProcess:
@@ -68,7 +68,7 @@ class WorkerProcess:
         self._started_at = time.monotonic()
         self._busy = 0.0
         self.deadline = self.ready_at = float("inf")
-        self._enough = settings.enough
+        self._replace_at = settings.max_requests
         self.copies: deque[Connection] = deque()
         self._status: int | None = None
         self._sock = sock
@@ -101,15 +101,15 @@ class WorkerProcess:
         return sent, reason
 
     @property
-    def is_used_up(self) -> bool:
+    def needs_replacement(self) -> bool:
         """Whether it is to be replaced, while it serves on until its successor is ready."""
-        return self.given >= self._enough
+        return self.given >= self._replace_at
 
-    def serve_on(self) -> None:
+    def postpone_replacement(self) -> None:
         """There is no successor: it is used up again after as many connections again."""
-        self._enough = self.given + self.settings.enough
+        self._replace_at = self.given + self.settings.max_requests
 
-    def welcome(self) -> None:
+    def mark_ready(self) -> None:
         """It has started."""
         self.state = State.READY
         self.deadline = float("inf")
@@ -122,7 +122,7 @@ class WorkerProcess:
         if self.state is State.READY:
             self.room = self.settings.capacity - self.in_hand
 
-    def look(self) -> Sequence[int]:
+    def read_counters(self) -> Sequence[int]:
         """Reads the counters; returns the copies that are no longer needed, to be closed."""
         if not self.counters.read():
             return ()
@@ -131,17 +131,17 @@ class WorkerProcess:
         self.counters.release(self.counters.begun)
         return [self.copies.popleft()[0] for _ in range(begun)]
 
-    def retire(self, deadline: float) -> None:
-        """Has it finish what it was given and exit; deadline: seconds from now."""
+    def drain(self, timeout: float) -> None:
+        """Has it finish what it was given and exit; timeout: in seconds."""
         self.state = State.LEAVING
         self.room = 0
-        self.deadline = time.monotonic() + deadline
+        self.deadline = time.monotonic() + timeout
         self.counters.leave()
         self.flush()
 
     def abort(self, grace: float) -> None:
         """Has it exit at once, within grace seconds, where it can still do so."""
-        self.retire(min(grace, self.deadline - time.monotonic()))
+        self.drain(min(grace, self.deadline - time.monotonic()))
         if not self.has_exited():
             os.kill(self.pid, signal.SIGABRT)
 
@@ -159,7 +159,7 @@ class WorkerProcess:
             self._wait(os.WNOHANG)
         return self._status is not None
 
-    def end(self) -> int:
+    def kill(self) -> int:
         """Kills it where it still runs; returns its wait status, or TAKEN."""
         if not self.has_exited():
             os.kill(self.pid, signal.SIGKILL)
@@ -175,7 +175,7 @@ class WorkerProcess:
         else:
             self._status = status if pid else None
 
-    def forget(self) -> None:
+    def close_in_child(self) -> None:
         """In a forked child: closes its copies."""
         self.channel.close()
         close_fds(fd for fd, _ in self.copies)
@@ -204,8 +204,10 @@ class WorkerProcess:
         )
 
 
-def fork_worker(settings: WorkerSettings, forget: Callable[[], None], work: Work) -> WorkerProcess:
-    """Starts a process that calls work. forget closes, in the child, what only the master needs.
+def fork_worker(
+    settings: WorkerSettings, close_in_child: Callable[[], None], work: Work
+) -> WorkerProcess:
+    """Starts a process that calls work. close_in_child closes, in the child, what only the master needs.
 
     OSError: EAGAIN or ENOMEM where the system has no process for it, EMFILE.
     """
@@ -219,24 +221,24 @@ def fork_worker(settings: WorkerSettings, forget: Callable[[], None], work: Work
             if pid == 0:
                 ours.close()
                 leaving.become_worker(counters, master)
-                _become_worker(theirs, counters, forget, work)
+                _run_child(theirs, counters, close_in_child, work)
             return WorkerProcess(settings, pid, ours, counters)
         except BaseException:
             ours.close()
             raise
 
 
-def _become_worker(
+def _run_child(
     sock: socket.socket,
     counters: Counters,
-    forget: Callable[[], None],
+    close_in_child: Callable[[], None],
     work: Work,
 ) -> None:
     """Never returns."""
     status = 1
     try:
         leave_signals_to_master()
-        forget()
+        close_in_child()
         # Open to the end of the process, for which the master takes its closing.
         channel = Channel(sock)
         work(channel, counters)
