@@ -269,7 +269,7 @@ def turn(selector: selectors.BaseSelector, server: MetricsServer) -> None:
 def test_a_full_descriptor_table(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where there is no place for a client's connection it waits, the master does not spin, and the
     client is answered when there is one again."""
-    monkeypatch.setattr(metrics_server, "_PATIENCE", 0.2)
+    monkeypatch.setattr(metrics_server, "_RETRY_DELAY", 0.2)
 
     def serve() -> None:
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)

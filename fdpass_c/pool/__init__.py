@@ -1,11 +1,11 @@
-"""A worker pool: one process accepts connections and passes each to a process that is free.
+"""A worker pool: one process accepts connections and passes each to a free worker process.
 
     def handler(sock, address):
         sock.sendall(b"hello\n")
 
     Pool(handler, workers=4).serve("127.0.0.1:8000")
 
-docs/pool.md tells how it works and what it promises.
+docs/pool.md explains how it works and what it promises.
 
 Each of these modules imports only those below it:
 

@@ -1,4 +1,4 @@
-"""Accepting: the listening sockets as the master sees them."""
+"""Accepting connections at the listening sockets of a pool."""
 
 import errno
 import selectors
@@ -16,10 +16,10 @@ Connection = tuple[int, Any]
 """A connected socket's descriptor and the peer's address."""
 
 SHORT_OF = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
-"""What accept() is refused for lack of, until something is closed."""
+"""Errors of accept() that last until something is closed."""
 
 RETRY_DELAY = 0.05
-"""Seconds until the next attempt where a limit of the system is reached, or an error lasts."""
+"""Seconds until the next try, when a limit of the system is reached or an error repeats."""
 
 # Usually one connection failed before it was accepted (man 2 accept), and the next is fine. EPERM
 # comes from a filter and ENETDOWN from the network, and both may last.
@@ -37,9 +37,9 @@ _MAY_PASS = {
 
 
 class Acceptor:
-    """A listening socket that the master borrows.
+    """Accepts at one listening socket, which somebody else owns.
 
-    address: as from socket.getsockname; name: as people write it. retry_at: not to be asked
+    address: as from socket.getsockname; name: as people write it. retry_at: no accept
     before, as time.monotonic.
     """
 
@@ -88,7 +88,7 @@ class Acceptor:
             logger.warning("%s; trying again every %s s", reason, RETRY_DELAY)
 
     def watch(self, wanted: bool) -> None:
-        """Has the selector find the next connection, or no longer."""
+        """Makes the selector report the next connection, or not."""
         if wanted != self._watched:
             self._watched = wanted
             if wanted:
@@ -100,22 +100,22 @@ class Acceptor:
         self._acceptors.ready.append(self)
 
     def close_in_child(self) -> None:
-        """Closes a forked child's copy; what is the same open socket stays as it is."""
+        """Closes a forked child's copy, and leaves the mode of the shared socket as it is."""
         self._sock.close()
 
     def close(self) -> None:
-        """Gives the socket back as it was."""
+        """Restores the mode of the socket, which stays open."""
         self.watch(False)
         if self._sock.fileno() >= 0:
             self._sock.settimeout(self._timeout)
 
 
 class Acceptors:
-    """All listening sockets of a pool, each of which gets its share of what is accepted.
+    """Accepts at all listening sockets of a pool, in turn.
 
     ready: those where a connection may be waiting, the next one first. Only the others are
-    watched, so that neither a pool that is full nor one that is flooded has them armed and
-    disarmed. due_at: when one that rests is to be asked again, as time.monotonic.
+    watched: a pool that is full, or that always has connections waiting, then makes no system calls
+    to watch and unwatch them. due_at: when to accept again after an error, as time.monotonic.
     """
 
     def __init__(self, selector: selectors.BaseSelector) -> None:
@@ -159,7 +159,7 @@ class Acceptors:
         return min((acceptor.retry_at for acceptor in self._paused), default=float("inf"))
 
     def resume(self, now: float) -> None:
-        """Those that have resumed are ready again."""
+        """Makes those ready again whose delay is over."""
         resumed = [acceptor for acceptor in self._paused if acceptor.retry_at <= now]
         self._paused = [acceptor for acceptor in self._paused if acceptor.retry_at > now]
         self.ready.extend(resumed)
@@ -172,10 +172,10 @@ class Acceptors:
         enough = len(accepted) + room
         for left in range(len(self.ready), 0, -1):
             if len(accepted) >= enough:
-                return  # Whoever got nothing is the first next time.
+                return  # Those that had no turn are the first next time.
             acceptor = self.ready.popleft()
             self._accept(acceptor, -(-(enough - len(accepted)) // left), accepted)
-        # All had a share, and the first may have had the largest.
+        # All had a turn, and the first may have accepted the most.
         self.ready.rotate(-1)
 
     def _accept(self, acceptor: Acceptor, most: int, accepted: deque[Connection]) -> None:
@@ -185,7 +185,7 @@ class Acceptors:
             if error.errno in SHORT_OF:
                 self.ready.append(acceptor)
                 raise
-            # Somebody else has shut it down or closed it.
+            # Other code has shut it down or closed it.
             logger.error("cannot accept at %s any longer: %s", acceptor.name, error.strerror)
             self._all.remove(acceptor)
             acceptor.close()
@@ -198,19 +198,19 @@ class Acceptors:
             self.ready.append(acceptor)
 
     def unwatch(self) -> None:
-        """Before waiting in the selector, which would find those again that are known."""
+        """Before a wait in the selector, which would find the ready ones again."""
         for acceptor in self.ready:
             acceptor.watch(False)
         for acceptor in self._paused:
             acceptor.watch(False)
 
     def close_in_child(self) -> None:
-        """In a forked child."""
+        """In a forked child: closes its copies."""
         for acceptor in self._all:
             acceptor.close_in_child()
 
     def close(self) -> None:
-        """Gives back what was borrowed, closes and unlinks the rest. Again is harmless."""
+        """Restores the sockets that were given, and closes and removes its own. May be repeated."""
         for acceptor in self._all:
             acceptor.close()
         self._all.clear()

@@ -21,9 +21,9 @@ _MAX_READ = 65536
 
 
 class ConnectedSocket(socket.socket):
-    """A socket.socket that tells when it has been closed or detached.
+    """A socket.socket with a callback for when it has been closed or detached.
 
-    on_close: what is called then, once; None for nothing. adopted: an event loop has made a
+    on_close: called then, once; or None. adopted: an event loop has made a
     transport of it, which closes it; transport: that one, where it is known.
     """
 
@@ -78,7 +78,7 @@ def shut_down(sock: ConnectedSocket) -> bool:
 
 
 def read_out(sock: ConnectedSocket) -> None:
-    """Reads and drops until the end, 0.5 s of silence, 2 s or 1 MiB: others are waiting."""
+    """Reads and drops until the end, 0.5 s of silence, 2 s or 1 MiB: other connections wait."""
     deadline = time.monotonic() + 2
     left = 2**20
     with contextlib.suppress(OSError):
@@ -90,7 +90,7 @@ def read_out(sock: ConnectedSocket) -> None:
 
 
 async def read_out_async(sock: ConnectedSocket) -> None:
-    """Reads and drops until the end, 5 s of silence, 30 s or 16 MiB: nobody is kept waiting."""
+    """Reads and drops until the end, 5 s of silence, 30 s or 16 MiB: nothing waits for it."""
     loop = asyncio.get_running_loop()
     deadline = loop.time() + 30
     left = 16 * 2**20

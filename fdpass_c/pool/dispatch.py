@@ -1,4 +1,4 @@
-"""Distributing: who gets which connection."""
+"""Distributes connections among the workers."""
 
 import heapq
 import selectors
@@ -14,9 +14,9 @@ from fdpass_c.pool.wakeup import Wakeup
 from fdpass_c.pool.worker_process import WorkerProcess
 
 _SHORTEST_POLL, _LONGEST_POLL = 0.005, 1.0
-"""Seconds after which the master sees for itself how far the workers are."""
+"""Seconds after which the master reads the counters without having been woken."""
 
-# Among those with as much in hand comes first who has waited longest.
+# Among workers with equally many in hand, the one that has waited longest comes first.
 _rank = attrgetter("in_hand", "turn")
 
 
@@ -24,8 +24,9 @@ class Dispatcher:
     """Accepts what there is room for, and gives each connection to the worker with the least in
     hand.
 
-    waiting: connections accepted and given to nobody yet. begun: how many workers have begun, in
-    all. due_at: when distribute is to be called if nothing happens before, as time.monotonic.
+    waiting: connections accepted and not given to a worker yet. begun: how many the workers have
+    begun, in all. due_at: when distribute must be called if nothing happens before, as
+    time.monotonic.
     """
 
     def __init__(
@@ -35,7 +36,7 @@ class Dispatcher:
         wakeup: Wakeup,
         selector: selectors.BaseSelector,
     ) -> None:
-        """workers: the living ones, which somebody else keeps up to date."""
+        """workers: the living ones, a list that the supervisor keeps up to date."""
         self.waiting: deque[Connection] = deque()
         self.begun = 0
         self.due_at = 0.0
@@ -50,7 +51,7 @@ class Dispatcher:
         self._holds_copies = self._needs_supervisor = False
 
     def distribute(self) -> bool:
-        """Returns whether there is reason to call the supervisor: a worker was given its last
+        """Returns whether the supervisor must check: a worker was given its last
         connection, or one that waited was given while no more are accepted."""
         self._needs_supervisor = False
         now = time.monotonic()
@@ -58,7 +59,7 @@ class Dispatcher:
         if is_full != self._wakeup.wanted:
             self._wakeup.wanted = is_full
             if is_full:
-                # Somebody may have finished just before it could know.
+                # A worker may have finished just before it could see the flag.
                 is_full = self._run_round(now)
         self._acceptors.unwatch()
         self._set_due_at(now, is_full)
@@ -91,12 +92,12 @@ class Dispatcher:
         self.begun += len(copies)
 
     def requeue(self, worker: WorkerProcess) -> None:
-        """What a dead worker had not begun waits for another, before all that came later."""
+        """Queues what a dead worker had not begun, before all that came later."""
         self._note_begun(worker.read_counters())
         self.waiting.extendleft(reversed(worker.copies))
 
     def close_done(self) -> None:
-        """Closes the copies that nobody needs any more."""
+        """Closes the copies that are no longer needed."""
         if self._done:
             # In ascending order neighbours are closed with one system call.
             self._done.sort()
@@ -118,7 +119,7 @@ class Dispatcher:
         elif self._acceptors.ready and not is_full:
             self.due_at = 0.0
         if self._holds_copies or is_full:
-            # Usually somebody rings before; else these looks become rare.
+            # Usually a worker wakes the master before. Otherwise it polls more and more rarely.
             self.due_at = min(self.due_at, now + self._poll_interval)
             self._poll_interval = min(2 * self._poll_interval, _LONGEST_POLL)
 
@@ -140,7 +141,7 @@ class Dispatcher:
         if not self._acceptors.is_open:
             self._needs_supervisor = True
         if len(free) == 1 or len(self.waiting) == 1:
-            # Nothing to weigh, which is usual both under a flood and without one.
+            # The usual case, both under heavy load and without load.
             worker = free[0] if len(free) == 1 else min(free, key=_rank)
             count = min(worker.room, len(self.waiting))
             self._give(worker, [self.waiting.popleft() for _ in range(count)])
@@ -149,7 +150,7 @@ class Dispatcher:
             self._give(worker, connections)
 
     def _divide(self, free: list[WorkerProcess]) -> dict[WorkerProcess, list[Connection]]:
-        """One at a time, each to the worker that then has the least."""
+        """One connection at a time, each to the worker that then has the fewest."""
         heap = [(*_rank(worker), worker.pid, worker.room, worker) for worker in free]
         heapq.heapify(heap)
         shares: dict[WorkerProcess, list[Connection]] = {}

@@ -27,7 +27,7 @@ from fdpass_c.pool.wakeup import Wakeup
 _WAKE_DELAY = 0.005
 
 _HEARTBEAT_INTERVAL = 1.0
-"""Seconds between two signs of life, where the watch does not look more often."""
+"""Seconds between two heartbeats, unless the watch checks more often."""
 
 # Seconds until the next try where the descriptor table is full, and how many tries a worker makes
 # that has nothing in hand.
@@ -59,7 +59,7 @@ class EventLoopWorker:
         self._loop = asyncio.get_running_loop()
         self._thread = threading.get_ident()
         self._leaving = make_event()
-        # Cancelled before any task hears of it, where asyncio.run ends because something exits.
+        # asyncio.run cancels it before the tasks, when SystemExit ends the loop.
         self._end: asyncio.Future[None] = self._loop.create_future()
         for name in ("create_connection", "connect_accepted_socket"):
             setattr(self._loop, name, _note_adoption(getattr(self._loop, name)))
@@ -121,7 +121,7 @@ class EventLoopWorker:
         self._end_if_done()
 
     def _heartbeat(self) -> None:
-        """As long as there are connections: they may all be idle, and the loop turns."""
+        """Counts while there are connections: all may be idle although the loop turns."""
         self._counters.heartbeat()
         self._counters.note_cpu_time()
         self._heartbeat_timer = None
@@ -171,8 +171,11 @@ class EventLoopWorker:
         await gone
 
     def _finish(self) -> None:
-        """Rings now where there is nothing else in hand or much is finished, else soon: under a
-        flood one wake is for many."""
+        """Counts the connection, and wakes the master if it wants that.
+
+        At once if nothing else is in hand or many are finished, otherwise soon: under heavy load
+        one wakeup is for many connections.
+        """
         counters = self._counters
         counters.finish()
         if not self._wakeup.wanted:
@@ -205,7 +208,7 @@ def _resolve(future: "asyncio.Future[None]") -> None:
 
 
 def _note_adoption(make_transport: Any) -> Any:
-    """Has one of the loop's two calls that make a transport of a given socket tell the socket.
+    """Makes a method of the loop note in a given socket that a transport has taken it.
 
     There is no asking: a loop does not say whether a transport that is closing still has bytes to
     send. A call that fails before has not made the protocol yet.

@@ -1,4 +1,4 @@
-"""Counting starts that fail, so that what never works is not tried for ever."""
+"""Counts workers that fail at start, so that the pool does not try for ever."""
 
 import time
 from collections.abc import Iterable
@@ -37,7 +37,7 @@ class FailedStarts:
         return self._in_a_row >= LIMIT
 
     def keep_below_limit(self) -> None:
-        """Keeps the number below what is too many: there are others who serve."""
+        """Keeps the count below LIMIT, because other workers serve."""
         self._in_a_row = min(self._in_a_row, LIMIT - 2)
 
     def reset(self) -> None:

@@ -1,4 +1,4 @@
-"""The master: one loop, in which connections, workers and signals come."""
+"""The master: the loop that handles connections, workers and signals."""
 
 import contextlib
 import random
@@ -24,11 +24,11 @@ from fdpass_c.pool.worker import run_worker
 from fdpass_c.pool.worker_process import WorkerProcess, WorkerSettings, fork_worker
 
 Ready = Callable[[tuple[Any, ...]], object]
-"""What is told, once every worker has started, where the pool listens."""
+"""Called when every worker has started, with the addresses at which the pool listens."""
 
 
 class Timed(Protocol):
-    """What has its turn in the loop: check is called at its due_at, as time.monotonic."""
+    """A part whose check is called in the loop when due_at is reached, as time.monotonic."""
 
     due_at: float
 
@@ -36,7 +36,7 @@ class Timed(Protocol):
 
 
 class Helper(Timed, Protocol):
-    """What holds descriptors too; close_in_child is called in a worker, to close them."""
+    """A part that has descriptors too, which close_in_child closes in a worker."""
 
     def close_in_child(self) -> None: ...
 
@@ -122,7 +122,7 @@ class Master:
         if self._dispatcher.distribute():
             self._supervisor.due_at = 0.0
         if not (self._acceptors.is_open or self._supervisor.stopping):
-            self._supervisor.fail("no listener is left that accepts")
+            self._supervisor.fail("no listener accepts any longer")
         self._dispatcher.close_done()
 
     def _check_supervisor(self) -> None:

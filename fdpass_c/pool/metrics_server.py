@@ -1,4 +1,4 @@
-"""Giving the numbers to whoever asks, over HTTP, in the master's loop."""
+"""Answers HTTP requests for the status and the metrics, in the master's loop."""
 
 import selectors
 import socket
@@ -16,7 +16,7 @@ from fdpass_c.pool.status import Status
 Report = Callable[[], Status]
 
 _MAX_CLIENTS = 8
-"""At once; the others wait in the kernel."""
+"""Clients at the same time; the others wait in the kernel."""
 
 _CLIENT_TIMEOUT = 5.0
 """Seconds that a client has in all."""
@@ -28,7 +28,7 @@ _MAX_HEAD = 16384
 
 
 class _Client(NamedTuple):
-    """steps: what is left to do; it tells which event to wait for."""
+    """steps: the rest of the exchange; each step yields the event to wait for."""
 
     sock: socket.socket
     steps: Iterator[int]
@@ -81,7 +81,7 @@ class MetricsServer:
         except (BlockingIOError, ConnectionAbortedError):
             return
         except OSError as error:
-            logger.warning("cannot accept who asks for metrics: %s", error.strerror)
+            logger.warning("cannot accept a client of the metrics: %s", error.strerror)
             self._retry_at = time.monotonic() + _RETRY_DELAY
             return
         sock.setblocking(False)

@@ -1,4 +1,4 @@
-"""Telling a service manager what the pool is doing, as sd_notify(3) does."""
+"""Tells a service manager what the pool is doing, as sd_notify(3) does."""
 
 import contextlib
 import os
@@ -9,11 +9,11 @@ from fdpass_c.pool.log import logger
 from fdpass_c.pool.status import Phase
 
 _SEND_TIMEOUT = 1.0
-"""Seconds that a manager may keep the master waiting, whose queue is full while a system starts."""
+"""Seconds for one message. The manager's queue can be full while the system starts."""
 
 
 class ServiceManager:
-    """Whom NOTIFY_SOCKET names. Where it names nobody, nothing is told.
+    """Sends messages to the socket that NOTIFY_SOCKET names, or does nothing without it.
 
     due_at: when check is to be called, as time.monotonic.
     """
@@ -26,7 +26,9 @@ class ServiceManager:
         name = os.environ.get("NOTIFY_SOCKET", "")
         if not name.startswith(("/", "@")):
             if name:
-                logger.warning("NOTIFY_SOCKET is of no known kind: %s", name)
+                logger.warning(
+                    "NOTIFY_SOCKET is neither an absolute path nor an abstract name: %s", name
+                )
             return
         self._address = "\0" + name[1:] if name.startswith("@") else name
         self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
@@ -51,7 +53,7 @@ class ServiceManager:
         self._phase, self._summary = phase, summary
 
     def check(self) -> None:
-        """The master's loop turns."""
+        """Called by the master's loop: tells that it turns."""
         self.due_at = time.monotonic() + self._watchdog_interval
         if self._watchdog_interval < float("inf"):
             self._send("WATCHDOG=1")
@@ -62,10 +64,10 @@ class ServiceManager:
         try:
             self._sock.sendto("\n".join(lines).encode(), self._address)
         except OSError as error:
-            logger.warning("cannot tell the service manager %s: %s", lines[0], error)
+            logger.warning("cannot send %s to the service manager: %s", lines[0], error)
 
     def close_in_child(self) -> None:
-        """In a forked child, which is not to be taken for the pool."""
+        """In a forked child, which must not send as the pool."""
         self.close()
 
     def close(self) -> None:
@@ -74,7 +76,7 @@ class ServiceManager:
 
 
 def _find_interval() -> float:
-    """Seconds between two signs of life; half of what the manager waits for one."""
+    """Seconds between two WATCHDOG=1: half of the time for which the manager waits."""
     if os.environ.get("WATCHDOG_PID", str(os.getpid())) == str(os.getpid()):
         with contextlib.suppress(KeyError, ValueError):
             return max(int(os.environ["WATCHDOG_USEC"]), 1) / 2e6

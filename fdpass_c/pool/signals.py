@@ -1,4 +1,4 @@
-"""Signals of the master: they wait in a queue, and ring."""
+"""Signals of the master: they are queued, and wake it."""
 
 import signal
 from collections import deque
@@ -14,21 +14,23 @@ MASTERS_SIGNALS = (*_COUNTED, signal.SIGHUP, signal.SIGUSR1)
 
 
 class Signals:
-    """Those that have come, and nobody has obeyed yet."""
+    """The signals that came and were not handled yet."""
 
     def __init__(self) -> None:
         self._queue: deque[int] = deque()
         self._wakeup: Wakeup | None = None
 
     def add(self, signum: int) -> None:
-        """As if it had come. From any thread or signal handler."""
+        """Queues a signal as if it had come. In any thread or signal handler."""
         self._queue.append(signum)
         if wakeup := self._wakeup:
             wakeup.wake()
 
     def take(self) -> list[int]:
-        """Those that have come until now, of the others but _COUNTED the first one: a flood of
-        them is obeyed once a turn."""
+        """Takes the signals that came until now; of each that is not in _COUNTED only the first.
+
+        So many of these in a short time are handled once per round.
+        """
         taken = [self._queue.popleft() for _ in range(len(self._queue))]
         return [
             signum
@@ -38,7 +40,7 @@ class Signals:
 
     @contextmanager
     def handling(self) -> Iterator[Wakeup]:
-        """Queues MASTERS_SIGNALS and SIGCHLD in the block; in the main thread."""
+        """Queues MASTERS_SIGNALS and SIGCHLD during the block. Only in the main thread."""
         wakeup = Wakeup()
         handlers = {}
         previous_fd = -1

@@ -1,4 +1,4 @@
-"""Staffing: as many workers as were asked for, whoever dies, leaves or is to be replaced."""
+"""Keeps the number of workers: starts, replaces and reaps them."""
 
 import contextlib
 import os
@@ -16,8 +16,7 @@ from fdpass_c.pool.status import Phase
 from fdpass_c.pool.worker_process import State, WorkerProcess, describe_exit
 
 _GRACE = 1.0
-"""Seconds for a worker that has nothing to finish, because it is still starting when it is to
-leave, or that is not going to."""
+"""Seconds for a worker that has nothing to finish, because it is still starting, or that hangs."""
 
 
 class Supervisor:
@@ -76,13 +75,13 @@ class Supervisor:
         return f"{self.phase.value}, {ready} of {self._slots} workers ready{lost}"
 
     def check(self) -> None:
-        """Ends those whose time is over, starts those that are missing, and sets the due_at."""
+        """Ends the workers whose time is over, starts missing ones, and sets due_at."""
         self.due_at = float("inf")
         now = time.monotonic()
         waiting = self._dispatcher.waiting
         no_worker_left = self._gave_up and all(w.state is State.LEAVING for w in self._workers)
         if waiting and (no_worker_left or now >= self._stop_deadline):
-            logger.warning("dropping %d connections that nobody took", len(waiting))
+            logger.warning("dropping %d connections that no worker took", len(waiting))
             self._dispatcher.drop_waiting()
         for worker in [*self._workers]:
             if now >= min(worker.deadline, self._stop_deadline):
@@ -113,7 +112,7 @@ class Supervisor:
         self.due_at = min([self.due_at, self._stop_deadline, *moments])
 
     def _find_missing(self) -> list[int]:
-        """The slots that need a worker: nobody's, and that of the next one to be replaced."""
+        """The slots that need a worker: the empty ones, or that of the next to be replaced."""
         active = [worker for worker in self._workers if worker.state is not State.LEAVING]
         if self.stopping:
             return [0] if self._dispatcher.waiting and not active else []
@@ -131,7 +130,7 @@ class Supervisor:
             reason = f"cannot start a worker: {error.strerror}"
             logger.warning("%s", reason)
             if any(worker.state is State.READY for worker in self._workers):
-                # Not a reason to give up: these serve, and there may be room for more again.
+                # Not a reason to give up: these serve, and the system may have room again.
                 self._failed_starts.keep_below_limit()
             self._count_failed_start(reason)
             return False
@@ -145,18 +144,18 @@ class Supervisor:
         return True
 
     def _on_event(self, worker: WorkerProcess, events: int) -> None:
-        """The selector has found that a worker ended, or takes more."""
+        """The selector found that the worker ended, or that its buffer has room."""
         if worker.channel.closed:
-            return  # Found dead earlier in this turn.
+            return  # Reaped earlier in this round.
         if events & selectors.EVENT_WRITE and worker.flush():
             self._selector.modify(
                 worker.channel, selectors.EVENT_READ, partial(self._on_event, worker)
             )
         if events & selectors.EVENT_READ:
-            self.reap(worker)  # Workers say nothing there.
+            self.reap(worker)  # Workers send nothing: it was the end.
 
     def note_ready(self) -> None:
-        """Has those that are ready now get connections, and those before them leave."""
+        """Gives connections to the workers that are now ready, and stops their predecessors."""
         for worker in self._workers:
             if worker.state is State.STARTING and worker.counters.has_started:
                 self._mark_ready(worker)
@@ -174,27 +173,31 @@ class Supervisor:
 
     def replace_all(self) -> None:
         """One by one: a successor is ready before a worker stops taking connections."""
-        logger.info("replacing the workers; they run the code that this process has imported")
+        logger.info(
+            "replacing the workers; the new ones run the code that the master has already imported"
+        )
         self._outdated = deque(w for w in self._workers if w.state is not State.LEAVING)
         self._reloaded = {*self._outdated}
         self.due_at = 0.0
 
     def replace_hanging(self, worker: WorkerProcess) -> None:
-        """Aborts a worker, upon which it writes where it is; what it had not begun goes to others.
-        One that is stopped is killed."""
+        """Aborts a worker, which then writes its tracebacks; what it had not begun goes to others.
+
+        A worker that is suspended cannot do that, and is killed.
+        """
         logger.warning("worker %d makes no progress", worker.pid)
         worker.abort(_GRACE)
         self.due_at = 0.0
 
     def resize(self, change: int) -> None:
-        """So many workers more; less than none: fewer, but one."""
+        """Changes the number of workers; at least one stays."""
         self._slots = max(1, self._slots + change)
         self._restarts += [0] * (self._slots - len(self._restarts))
-        logger.info("the pool has %d workers from now on", self._slots)
+        logger.info("the pool now has %d workers", self._slots)
         self.due_at = 0.0
 
     def stop(self) -> None:
-        """Lets all finish; again: without delay."""
+        """Lets all workers finish; the second time, kills them."""
         if self.stopping:
             self._stop_deadline = 0.0
         else:
@@ -205,12 +208,12 @@ class Supervisor:
         self.due_at = 0.0
 
     def fail(self, reason: str) -> None:
-        """Stops, because there is nobody who serves, or nothing to serve."""
+        """Stops the pool, because no worker or no listener is left."""
         self.failure = reason
         self.stop()
 
     def reap_exited(self) -> None:
-        """Finds the workers whose end nobody hears of, because a child of theirs lives on."""
+        """Finds workers whose channel does not show their end: a child process has it open."""
         for worker in [*self._workers]:
             if worker.has_exited():
                 self.reap(worker)
@@ -229,7 +232,7 @@ class Supervisor:
                     os.waitpid(ended.si_pid, os.WNOHANG)
 
     def reap(self, worker: WorkerProcess) -> None:
-        """Ends a worker; what it had not begun goes to others."""
+        """Ends a worker and gives what it had not begun to others."""
         status = worker.kill()
         self._dispatcher.requeue(worker)
         self._selector.unregister(worker.channel)
@@ -245,7 +248,9 @@ class Supervisor:
         if worker.state is State.LEAVING and status == 0 and not lost and not worker.copies:
             logger.info("%s", ended)
             return
-        logger.warning("%s: %d connections lost, %d go to others", ended, lost, len(worker.copies))
+        logger.warning(
+            "%s: %d connections lost, %d go to other workers", ended, lost, len(worker.copies)
+        )
         if worker.state is State.LEAVING or worker.counters.begun:
             return
         if worker.copies or time.monotonic() < worker.ready_at + failed_starts.STABLE_AFTER:
@@ -256,18 +261,18 @@ class Supervisor:
         if not self._failed_starts.add(self._dispatcher.begun, ready_at) or self.stopping:
             return
         failure = (
-            f"{failed_starts.LIMIT} workers in a row died before they began anything, "
-            f"or could not be started, the last: {reason}"
+            f"{failed_starts.LIMIT} workers in a row died before they began a connection, "
+            f"or could not be started; the last one: {reason}"
         )
         if self._outdated:
-            logger.error("%s; the old workers stay", failure)
+            logger.error("%s; the old workers go on", failure)
             for worker in self._outdated:
                 worker.postpone_replacement()
             self._outdated.clear()
             self._reloaded.clear()
             self._failed_starts.reset()
         elif self._slots > self._slots_filled > 0:
-            logger.error("%s; the pool has %d workers again", failure, self._slots_filled)
+            logger.error("%s; the pool has %d workers as before", failure, self._slots_filled)
             self._slots = self._slots_filled
             self._failed_starts.reset()
         else:

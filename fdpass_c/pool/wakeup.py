@@ -8,15 +8,15 @@ from fdpass_c.pool.counters import Counters
 
 
 class Wakeup:
-    """A pipe that the master watches, and, in memory that all share, whether it wants to be woken.
+    """A pipe that the master watches, and a shared flag that says whether it wants to be woken.
 
-    A master that has room for connections looks at the counters when one comes, and need not hear
-    of each that is finished: that would be a turn of its own.
+    A master that has room for connections reads the counters when the next one arrives. It need not
+    be woken for each connection that is finished.
 
-    wanted: the master is full, and workers are to ring when they have room again. It changes in
-    one process and is read in another: whoever sets it looks at the counters once more, and whoever
-    finishes counts first and looks at it then. So one of them sees the other, but for what
-    processors may reorder within nanoseconds; that costs no more than the master's patience.
+    wanted: the master is full, and workers must wake it when they have room again. The master sets
+    it and then reads the counters once more. A worker counts first and then reads it. So one of the
+    two sees the other, except for what processors reorder within nanoseconds. Then the master
+    notices at its next poll.
     """
 
     def __init__(self) -> None:
@@ -35,26 +35,29 @@ class Wakeup:
         self._shared[0] = wanted
 
     def fileno(self) -> int:
-        """For a selector: readable once it has rung."""
+        """For a selector: readable when the master was woken."""
         return self._reader
 
     def wake(self) -> None:
         """Wakes the master. From any process, thread or signal handler."""
-        # It has rung often enough already, or there is nobody left to hear it.
+        # The pipe is full of wakeups already, or the master has ended.
         with contextlib.suppress(BlockingIOError, BrokenPipeError):
             os.write(self.writer, b"\0")
 
     def wake_for_copy(self, counters: Counters, number: int) -> None:
-        """In a worker that has closed its number-th connection: wakes the master where that has a
-        copy, so that the peer sees the end."""
+        """In a worker that has closed its number-th connection: wakes the master if it has a copy.
+
+        Only when the copy is closed too does the peer see the end.
+        """
         if counters.has_copy(number):
             self.wake()
 
     def clear(self) -> None:
+        """In the master: after this it can be woken again."""
         os.read(self._reader, 65536)
 
     def close_in_child(self) -> None:
-        """In a worker, which only rings."""
+        """In a worker, which only writes."""
         os.close(self._reader)
 
     def close(self) -> None:

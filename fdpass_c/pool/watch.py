@@ -1,4 +1,4 @@
-"""Finding workers that hang: they have connections in hand and make no progress."""
+"""Finds workers that hang: they have connections in hand and make no progress."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -8,7 +8,7 @@ from fdpass_c.pool.worker_process import State, WorkerProcess
 
 
 class Watch:
-    """Compares the counters with what they were.
+    """Compares the counters of each worker with what they were before.
 
     due_at: when check is to be called, as time.monotonic.
     """

@@ -50,7 +50,7 @@ def _run_loop(
             runner.run(main)
     else:
         if factory is not None:
-            # asyncio.run asks the policy, which nobody else in this process asks.
+            # asyncio.run asks the policy, which no other code in this process does.
             asyncio.get_event_loop_policy().new_event_loop = factory
         asyncio.run(main)
 
@@ -82,8 +82,10 @@ def leave_signals_to_master() -> None:
 def _serve(
     channel: Channel, counters: Counters, wakeup: Wakeup, handler: Handler, capacity: int
 ) -> None:
-    """One connection after the other. A queue rings when it is empty, and for every quarter of it
-    that is finished."""
+    """Handles one connection after the other.
+
+    If the master wants that, it is woken when the queue is empty, and for every finished quarter.
+    """
     report_every = max(1, capacity // 4)
     reported = 0
     while True:

@@ -26,7 +26,7 @@ Work = Callable[[Channel, Counters], None]
 
 
 TAKEN = -1
-"""In place of a wait status, which something else in the process got, by waitpid(-1)."""
+"""In place of a wait status that other code in this process has taken, with waitpid(-1)."""
 
 
 class State(enum.Enum):
@@ -36,10 +36,11 @@ class State(enum.Enum):
 
 
 class WorkerSettings(NamedTuple):
-    """What a worker is started for.
+    """What a worker is started with.
 
-    slot: its number, which its successor gets too. restarts: workers that had it before. capacity:
-    connections that it has in hand at most. max_requests: connections after which it is to be replaced.
+    slot: the number of its place, which its successor gets too. restarts: how many workers had it
+    before. capacity: how many connections it has in hand at most. max_requests: it is replaced
+    after so many connections.
     """
 
     slot: int
@@ -49,7 +50,7 @@ class WorkerSettings(NamedTuple):
 
 
 class WorkerProcess:
-    """A forked process, and the copies of the connections that it may not have begun.
+    """A forked process, as the master sees it, with copies of the connections not begun yet.
 
     deadline: when it is to have done what its state says, and ready_at: when it had started, both
     as time.monotonic.
@@ -76,10 +77,11 @@ class WorkerProcess:
         self.channel.setblocking(False)
 
     def give(self, connections: Sequence[Connection]) -> tuple[int, OSError | None]:
-        """Passes connections and keeps copies of those that left.
+        """Passes connections and keeps copies of those that were sent.
 
-        Returns how many left, which are the first ones, and what kept the others: the worker's
-        buffer or the user's allowance of descriptors in flight is full, or the worker has gone.
+        Returns how many were sent, which are the first ones, and the error that kept the others:
+        the buffer of the worker is full, the user has too many descriptors in flight, or the worker
+        has exited.
         """
         reason = None
         sent = len(connections)
@@ -97,7 +99,7 @@ class WorkerProcess:
         self.copies.extend(connections[:sent])
         self._count()
         if isinstance(reason, (BlockingIOError, BrokenPipeError, ConnectionResetError)):
-            self.room = 0  # Until it has begun some, or is found dead.
+            self.room = 0  # Until it has begun some, or is reaped.
         return sent, reason
 
     @property
@@ -106,11 +108,11 @@ class WorkerProcess:
         return self.given >= self._replace_at
 
     def postpone_replacement(self) -> None:
-        """There is no successor: it is used up again after as many connections again."""
+        """There is no successor: it is to be replaced after as many connections again."""
         self._replace_at = self.given + self.settings.max_requests
 
     def mark_ready(self) -> None:
-        """It has started."""
+        """The worker has started."""
         self.state = State.READY
         self.deadline = float("inf")
         self.ready_at = time.monotonic()
@@ -132,7 +134,7 @@ class WorkerProcess:
         return [self.copies.popleft()[0] for _ in range(begun)]
 
     def drain(self, timeout: float) -> None:
-        """Has it finish what it was given and exit; timeout: in seconds."""
+        """Makes it finish what it was given and exit, within timeout seconds."""
         self.state = State.LEAVING
         self.room = 0
         self.deadline = time.monotonic() + timeout
@@ -140,13 +142,13 @@ class WorkerProcess:
         self.flush()
 
     def abort(self, grace: float) -> None:
-        """Has it exit at once, within grace seconds, where it can still do so."""
+        """Makes it exit at once with SIGABRT, or be killed after grace seconds."""
         self.drain(min(grace, self.deadline - time.monotonic()))
         if not self.has_exited():
             os.kill(self.pid, signal.SIGABRT)
 
     def flush(self) -> bool:
-        """Sends what a full buffer left; returns whether nothing is left to send."""
+        """Sends what a full buffer did not take. Returns whether nothing is left to send."""
         with contextlib.suppress(BlockingIOError, BrokenPipeError):
             self.channel.flush()
             if self.state is State.LEAVING:
@@ -160,7 +162,7 @@ class WorkerProcess:
         return self._status is not None
 
     def kill(self) -> int:
-        """Kills it where it still runs; returns its wait status, or TAKEN."""
+        """Kills it if it still runs, and waits for it. Returns its wait status, or TAKEN."""
         if not self.has_exited():
             os.kill(self.pid, signal.SIGKILL)
             self._wait(0)
@@ -181,7 +183,7 @@ class WorkerProcess:
         close_fds(fd for fd, _ in self.copies)
 
     def count_in_hand(self) -> int:
-        """At this moment; in any thread of the master."""
+        """How many it has in hand at this moment. In any thread of the master."""
         return self.given - self.counters.count_handled()
 
     def describe(self) -> WorkerStatus:
@@ -207,9 +209,10 @@ class WorkerProcess:
 def fork_worker(
     settings: WorkerSettings, close_in_child: Callable[[], None], work: Work
 ) -> WorkerProcess:
-    """Starts a process that calls work. close_in_child closes, in the child, what only the master needs.
+    """Starts a process that calls work.
 
-    OSError: EAGAIN or ENOMEM where the system has no process for it, EMFILE.
+    close_in_child closes, in the child, what only the master needs. OSError: EAGAIN or ENOMEM: the
+    system cannot start another process. EMFILE.
     """
     counters = Counters()
     master = os.getpid()
@@ -239,7 +242,7 @@ def _run_child(
     try:
         leave_signals_to_master()
         close_in_child()
-        # Open to the end of the process, for which the master takes its closing.
+        # It stays open to the end of the process: the master takes its closing for that end.
         channel = Channel(sock)
         work(channel, counters)
         status = 0
@@ -261,7 +264,7 @@ def _flush_streams() -> None:
 def describe_exit(status: int) -> str:
     """A wait status in words."""
     if status == TAKEN:
-        return "has gone, and something else in this process waited for it"
+        return "ended, and other code in this process took its exit status"
     code = os.waitstatus_to_exitcode(status)
     if code >= 0:
         return f"exited with status {code}"
