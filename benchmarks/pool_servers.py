@@ -13,7 +13,7 @@ from typing import Any
 from fdpass_c.batches import Batch, Progress
 from fdpass_c.descriptors import Descriptors
 from fdpass_c.errors import PeerClosedError
-from fdpass_c.pool import Pool, crew, dispatch, intake, worker
+from fdpass_c.pool import Pool, accepting, dispatch, worker, worker_process
 
 WORKERS = 4
 LONG = 0.05
@@ -125,11 +125,11 @@ class _PureChannel:
         self.close()
 
 
-class _PureIntake(intake.Intake):
+class _PureAcceptor(accepting.Acceptor):
     """Accepts with socket.accept, as a program on the standard library does."""
 
-    def __init__(self, sock: socket.socket, entrance: Any) -> None:
-        super().__init__(sock, entrance)
+    def __init__(self, sock: socket.socket, acceptors: Any) -> None:
+        super().__init__(sock, acceptors)
 
         def accept() -> tuple[int, Any]:
             accepted, address = sock.accept()
@@ -148,9 +148,9 @@ def serve_pure(handler: Any, capacity: int) -> Callable[[socket.socket], object]
 
     def serve(listener: socket.socket) -> None:
         replaced: list[tuple[Any, str, Any]] = [
-            (crew, "Channel", _PureChannel),
+            (worker_process, "Channel", _PureChannel),
             (worker, "Channel", _PureChannel),
-            (intake, "Intake", _PureIntake),
+            (accepting, "Acceptor", _PureAcceptor),
             (dispatch, "close_fds", _close_each),
         ]
         for module, name, value in replaced:

@@ -192,7 +192,7 @@ def test_a_handler_that_is_not_awaited(handler: str) -> None:
         for count in (1, 2):
             assert server.ask() == b""
             server.wait_for("ERROR the handler failed on the connection")
-            server.wait_for("TypeError: .* returned .*, which nobody runs")
+            server.wait_for("TypeError: .* returned .*, which the pool does not run")
             status = server.settled(1)
             assert (status.handled, status.failed, status.lost) == (count, count, 0)
         assert "never awaited" not in server.log

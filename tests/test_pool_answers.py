@@ -10,9 +10,9 @@ from functools import partial
 
 import pytest
 
-from fdpass_c.pool.bell import Bell
 from fdpass_c.pool.connected import ConnectedSocket
-from fdpass_c.pool.tally import Tally
+from fdpass_c.pool.counters import Counters
+from fdpass_c.pool.wakeup import Wakeup
 from support.handlers import LONG
 from support.marks import linux_only
 from support.server import Server, connections
@@ -168,23 +168,23 @@ def test_one_of_many_is_cancelled() -> None:
 def test_an_early_end_wakes_the_master(end: str) -> None:
     """A handler that closes its connection early has the master close its copy, if it has one, for
     only then does the peer see the end."""
-    tally = Tally()
-    bell = Bell()
-    tally.begin(2)
-    tally.read()
+    counters = Counters()
+    wakeup = Wakeup()
+    counters.begin(2)
+    counters.read()
     try:
         for number, has_copy in ((1, True), (1, False), (2, True)):
             ours, theirs = socket.socketpair()
             sock = ConnectedSocket(fileno=ours.detach())
-            sock.on_gone = partial(bell.ring_for_copy, tally, number)
+            sock.on_close = partial(wakeup.wake_for_copy, counters, number)
             with theirs:
                 end_connection(sock, end)
-            assert bool(select.select([bell], [], [], 0)[0]) == has_copy
+            assert bool(select.select([wakeup], [], [], 0)[0]) == has_copy
             if has_copy:
-                bell.hush()
-                tally.release(number)
+                wakeup.clear()
+                counters.release(number)
     finally:
-        bell.close()
+        wakeup.close()
 
 
 def end_connection(sock: socket.socket, end: str) -> None:

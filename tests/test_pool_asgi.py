@@ -181,7 +181,7 @@ def test_an_application_that_does_not_start(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setenv("ASGI_FAILS", "yes")
     with serve() as server:
         server.wait_for("no start today")
-        server.wait_for("PoolError: 5 workers in a row died before they began anything")
+        server.wait_for("PoolError: 5 workers in a row died before they began a connection")
         assert server.process.wait() == 1
 
 

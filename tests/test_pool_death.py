@@ -76,7 +76,7 @@ def test_idle_workers_that_die_young() -> None:
     with Server(program=("pool_programs.py", "die_idle")) as server:
         server.wait_for("stopping")
         assert server.process.wait() == 1
-        server.wait_for("PoolError: 5 workers in a row died before they began anything")
+        server.wait_for("PoolError: 5 workers in a row died before they began a connection")
         assert server.log.count(" started\n") == 5
 
 
@@ -101,7 +101,7 @@ def test_somebody_else_waits_for_the_workers(how: str) -> None:
         for _ in range(5):
             first, second = server.settled(2).pids
             os.kill(first, signal.SIGKILL)
-            server.wait_for(rf"worker {first} (was killed|has gone)")
+            server.wait_for(rf"worker {first} (was killed|ended)")
             assert second in server.settled(2).pids
             assert int(server.ask())
         assert server.stop() == 0
@@ -109,14 +109,14 @@ def test_somebody_else_waits_for_the_workers(how: str) -> None:
 
 @pytest.mark.thread_unsafe
 def test_reload_with_workers_that_die(tmp_path: Path) -> None:
-    """Where no successor starts, the old workers stay and serve on."""
+    """If no successor starts, the old workers go on."""
     flag = tmp_path / "die"
     with Server(program=("-m", "support.handlers", str(flag))) as server:
         old = server.settled(2).pids
         flag.touch()
         server.send_signal(signal.SIGHUP)
         server.wait_for(
-            "5 workers in a row died before they began anything.*; the old workers stay"
+            "5 workers in a row died before they began a connection.*; the old workers go on"
         )
         status = server.settled(2)
         assert status.pids == old
@@ -138,7 +138,7 @@ def test_successors_that_die(tmp_path: Path) -> None:
         os.kill(old[0], signal.SIGKILL)
         server.wait_for("stopping")
         assert server.process.wait() == 1
-        server.wait_for("PoolError: 5 workers in a row died before they began anything")
+        server.wait_for("PoolError: 5 workers in a row died before they began a connection")
 
 
 @pytest.mark.thread_unsafe
@@ -151,5 +151,5 @@ def test_workers_that_cannot_receive(tmp_path: Path) -> None:
         sock.sendall(b"hello")
         server.wait_for("stopping")
         assert server.process.wait() == 1
-        server.wait_for("PoolError: 5 workers in a row died before they began anything")
+        server.wait_for("PoolError: 5 workers in a row died before they began a connection")
         assert not read_some(sock)

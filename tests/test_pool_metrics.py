@@ -260,16 +260,16 @@ def test_silent_clients() -> None:
 
 def turn(selector: selectors.BaseSelector, server: MetricsServer) -> None:
     """As the master does."""
-    for key, events in selector.select(max(0.0, min(30.0, server.alarm - time.monotonic()))):
+    for key, events in selector.select(max(0.0, min(30.0, server.due_at - time.monotonic()))):
         key.data(events)
-    if time.monotonic() >= server.alarm:
+    if time.monotonic() >= server.due_at:
         server.check()
 
 
 def test_a_full_descriptor_table(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where there is no place for a client's connection it waits, the master does not spin, and the
     client is answered when there is one again."""
-    monkeypatch.setattr(metrics_server, "_PATIENCE", 0.2)
+    monkeypatch.setattr(metrics_server, "_RETRY_DELAY", 0.2)
 
     def serve() -> None:
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -283,7 +283,7 @@ def test_a_full_descriptor_table(monkeypatch: pytest.MonkeyPatch) -> None:
             os.close(free := os.dup(0))
             resource.setrlimit(resource.RLIMIT_NOFILE, (free, hard))
             turn(selector, server)
-            assert server.alarm > time.monotonic()
+            assert server.due_at > time.monotonic()
             assert not selector.select(0)
             resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
             client.setblocking(False)

@@ -17,7 +17,7 @@ def test_more_workers() -> None:
         old = server.settled(1).pids
         for count in (2, 3):
             server.send_signal(signal.SIGTTIN)
-            server.wait_for(f"the pool has {count} workers")
+            server.wait_for(f"the pool now has {count} workers")
         new = server.settled(3)
         assert new.pids[:1] == old
         with connections(server, 3) as socks:
@@ -34,7 +34,7 @@ def test_fewer_workers() -> None:
             by_pid = {int(sock.recv(100)): sock for sock in socks}
             for count in (2, 1, 1):
                 server.send_signal(signal.SIGTTOU)
-                server.wait_for(f"the pool has {count} workers")
+                server.wait_for(f"the pool now has {count} workers")
             states = {worker.pid: worker.state for worker in server.status().workers}
             assert [states[pid] for pid in old] == ["BUSY", "LEAVING", "LEAVING"]
             for sock in by_pid.values():
@@ -44,7 +44,7 @@ def test_fewer_workers() -> None:
         assert status.pids == old[:1]
         assert (status.handled, status.lost) == (3, 0)
         server.send_signal(signal.SIGTTIN)
-        server.wait_for("the pool has 2 workers")
+        server.wait_for("the pool now has 2 workers")
         assert [worker.restarts for worker in server.settled(2).workers] == [0, 1]
         assert server.stop() == 0
         assert "WARNING" not in server.log
@@ -57,7 +57,7 @@ def test_fewer_and_a_reload() -> None:
         server.send_signal(signal.SIGHUP)
         for count in (3, 2):
             server.send_signal(signal.SIGTTOU)
-            server.wait_for(f"the pool has {count} workers")
+            server.wait_for(f"the pool now has {count} workers")
         while {*server.settled(2).pids} & {*old}:
             pass
         assert server.stop() == 0
@@ -85,7 +85,7 @@ def test_more_that_do_not_start(tmp_path: Path) -> None:
         old = server.settled(2).pids
         flag.touch()
         server.send_signal(signal.SIGTTIN)
-        server.wait_for("5 workers in a row died .*; the pool has 2 workers again")
+        server.wait_for("5 workers in a row died .*; the pool has 2 workers as before")
         assert server.settled(2).pids == old
         flag.unlink()
         server.send_signal(signal.SIGTTIN)
@@ -97,6 +97,6 @@ def test_from_the_program() -> None:
     """The program adds and removes workers itself."""
     with Server(program=("pool_programs.py", "resize")) as server:
         for count in (2, 3, 2):
-            server.wait_for(f"the pool has {count} workers")
+            server.wait_for(f"the pool now has {count} workers")
         assert int(server.ask()) in server.settled(2).pids
         assert server.stop() == 0

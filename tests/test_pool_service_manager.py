@@ -99,7 +99,7 @@ def test_a_reload_that_is_given_up(manager: Manager, tmp_path: Path) -> None:
         server.send_signal(signal.SIGHUP)
         manager.hear_of("RELOADING")
         manager.hear_of("READY")
-        server.wait_for("the old workers stay")
+        server.wait_for("the old workers go on")
 
 
 def test_ready_when_all_workers_are(manager: Manager, tmp_path: Path) -> None:
@@ -169,7 +169,7 @@ def test_no_manager(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
         assert server.ask().endswith(b"hello")
         server.settled(1)
         assert server.stop() == 0
-        text = "cannot tell the service manager" if name.startswith("/") else "of no known kind"
+        text = "cannot send STATUS" if name.startswith("/") else "neither an absolute path"
         assert text in server.log
 
 

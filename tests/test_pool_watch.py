@@ -33,7 +33,7 @@ def test_a_handler_that_hangs(handler: str, capacity: str) -> None:
             new = {int(read_all(sock)) for sock in others}
         server.wait_for(f"worker {old} makes no progress")
         server.wait_for(rf"support/handlers.py\", line \d+ in {handler}")
-        server.wait_for(f"worker {old} was killed by SIGABRT: 1 connections lost, 3 go to others")
+        server.wait_for(f"worker {old} was killed by SIGABRT: 1 connections lost, 3 go to")
         status = server.settled(1)
         assert new == {*status.pids} != {old}
         assert (status.handled, status.lost) == (3, 1)
@@ -50,7 +50,7 @@ def test_a_stopped_worker(handler: str) -> None:
             for sock in socks:
                 sock.sendall(b"hello")
             new = {int(read_all(sock)) for sock in socks}
-        server.wait_for(f"worker {old} was killed by SIGKILL: 0 connections lost, 3 go to others")
+        server.wait_for(f"worker {old} was killed by SIGKILL: 0 connections lost, 3 go to")
         status = server.settled(1)
         assert new == {*status.pids} != {old}
         assert (status.handled, status.lost) == (3, 0)
@@ -67,7 +67,7 @@ def test_a_worker_that_hangs_as_it_leaves() -> None:
                 pass
             server.send_signal(signal.SIGHUP)
             assert read_some(sock) == b""
-        server.wait_for(f"worker {old} was killed by SIGABRT: 1 connections lost, 0 go to others")
+        server.wait_for(f"worker {old} was killed by SIGABRT: 1 connections lost, 0 go to")
         assert server.stop() == 0
 
 

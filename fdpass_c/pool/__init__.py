@@ -1,17 +1,28 @@
-"""A worker pool: one process accepts connections and passes each to a process that is free.
+"""A worker pool: one process accepts connections and passes each to a free worker process.
 
     def handler(sock, address):
         sock.sendall(b"hello\n")
 
     Pool(handler, workers=4).serve("127.0.0.1:8000")
 
-docs/pool.md tells how it works and what it promises.
+docs/pool.md explains how it works and what it promises.
 
-Arrows point down only: pool (what a program sees) -> master (the loop) -> watch (who hangs), staff
-(death, respawn, replacement) -> dispatch (who gets what) -> crew (the master's side of one worker)
--> worker (the worker's own side), intake (accepting) -> listeners, service_manager (who is told
-what the pool does), metrics_server (who asks) -> metrics, signals, bell (waking the master), tally,
-status, log.
+Each of these modules imports only those below it:
+
+    pool             what a program sees
+    master           the loop of the master
+    watch            which workers hang
+    supervisor       starts, replaces and reaps workers
+    dispatch         which worker gets which connection
+    worker_process   the side of the master of one worker
+    worker           what runs in a worker, with event_loop for coroutine functions
+    accepting        the listening sockets, as the master uses them
+    listeners        opens and inherits listening sockets
+    service_manager  tells systemd what the pool does
+    metrics_server   answers HTTP requests for metrics
+
+And, imported by many: metrics, signals, wakeup (wakes the master), counters (in shared memory),
+status, config, log.
 """
 
 from fdpass_c.pool.leaving import is_leaving, leaving_event, note_progress

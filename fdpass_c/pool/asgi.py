@@ -2,7 +2,7 @@
 
     AsgiServer(app).make_pool(workers=4).serve("127.0.0.1:8000")
 
-It takes the extra: pip install 'fdpass-c[uvicorn]'.
+It needs uvicorn: pip install 'fdpass-c[uvicorn]'.
 """
 
 import asyncio
@@ -21,24 +21,50 @@ _TICK = 1.0
 
 
 class AsgiServer:
-    """What uvicorn.Server is to a socket of its own: a pool's handler, setup and teardown.
+    """Serves an ASGI application in the workers of a pool, with the protocol classes of uvicorn.
 
-    A connection is one of the pool's for as long as it is open, however many requests it has, and
-    so is a WebSocket. A worker that is to leave closes its idle connections, and has the others end
-    with their next answer.
+    An instance is the handler of a pool; start and stop are its setup and teardown. make_pool puts
+    them together.
+
+    A connection counts as one connection of the pool while it is open, however many requests it
+    has. So does a WebSocket. A worker that is to end closes its idle connections, and ends the
+    others with their next answer.
     """
 
     def __init__(self, app: Any, **options: Any) -> None:
-        """app: an ASGI application, or where it is, "module:app". options: of uvicorn.Config; those
-        that say where to listen, how many processes there are, and when they end, mean nothing
-        here. Without others uvicorn logs as the program does, and no requests.
+        """Loads the application.
+
+        Args:
+            app: An ASGI application, or its place as "module:app".
+            options: Options of uvicorn.Config. Those for the addresses, the number of processes and
+                their end have no effect: the pool has its own. By default uvicorn logs as the
+                program does, and does not log requests.
+
+        Raises:
+            TypeError: uvicorn.Config has no such option.
+            SystemExit: uvicorn does not find app. It has logged why.
         """
         self._config = uvicorn.Config(app, **{"log_config": None, "access_log": False, **options})
         self._config.load()
 
     def make_pool(self, workers: int, capacity: int = 1000, **options: Any) -> Pool:
-        """A pool that serves the application. options: of Pool, other than setup, teardown and
-        loop_factory. The loop is uvicorn's: uvloop's where that is installed."""
+        """Makes a pool that serves the application.
+
+        The event loop is uvicorn's choice: uvloop if it is installed, unless the option loop of
+        AsgiServer says otherwise.
+
+        Args:
+            workers: The number of worker processes.
+            capacity: The largest number of open connections of one worker.
+            options: Options of Pool, except setup, teardown and loop_factory.
+
+        Returns:
+            The pool. Its serve() starts it.
+
+        Raises:
+            ValueError: As for Pool.
+            TypeError: Pool has no such option, or it is one of the three.
+        """
         return Pool(
             self,
             workers,
@@ -50,8 +76,11 @@ class AsgiServer:
         )
 
     async def start(self) -> None:
-        """In the worker, before its first connection: RuntimeError where the application's own
-        start fails (lifespan)."""
+        """Starts the application in a worker, before the first connection. The setup of the pool.
+
+        Raises:
+            RuntimeError: The start of the application failed (lifespan).
+        """
         self._state = ServerState()
         self._lifespan = self._config.lifespan_class(self._config)
         await self._lifespan.startup()
@@ -61,7 +90,7 @@ class AsgiServer:
         self._leaving = asyncio.create_task(self._leave())
 
     async def __call__(self, sock: socket.socket, _address: object) -> None:
-        """Gives the connection to a protocol, whose transport closes it."""
+        """Gives the connection to a protocol of uvicorn. Its transport closes the socket."""
         if self._ticking is None:
             self._tick()
         loop = asyncio.get_running_loop()
@@ -73,7 +102,7 @@ class AsgiServer:
         )
 
     def _tick(self) -> None:
-        """Sets the headers of every answer, now and as long as there are connections."""
+        """Sets the headers of all answers, now and every second while there are connections."""
         headers = [*self._config.encoded_headers]
         if self._config.date_header:
             headers.insert(0, (b"date", formatdate(time.time(), usegmt=True).encode()))
@@ -88,8 +117,11 @@ class AsgiServer:
             self._tick()
 
     async def _leave(self) -> None:
-        """Ends the connections that are idle, first those that have had an answer. A request may be
-        on its way on those that have not, which get the time that uvicorn gives idle ones."""
+        """Closes idle connections when the worker is to end.
+
+        Those that have had an answer are closed at once. On the others a request may be on its way:
+        they get the time that uvicorn gives to idle connections.
+        """
         await leaving_event().wait()
         if self._ticking is not None:
             self._ticking.cancel()
@@ -102,8 +134,10 @@ class AsgiServer:
             connection.shutdown()
 
     async def stop(self) -> None:
-        """In the worker, after its last connection: waits for what answers have left to do, and has
-        the application stop."""
+        """Stops the application in a worker, after the last connection. The teardown of the pool.
+
+        It first waits for the tasks of answers that are not finished.
+        """
         self._leaving.cancel()
         if self._state.tasks:
             await asyncio.wait(self._state.tasks)

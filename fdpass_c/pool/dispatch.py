@@ -1,4 +1,4 @@
-"""Distributing: who gets which connection."""
+"""Distributes connections among the workers."""
 
 import heapq
 import selectors
@@ -8,15 +8,15 @@ from collections.abc import Sequence
 from operator import attrgetter
 
 from fdpass_c.descriptors import close_fds
-from fdpass_c.pool.bell import Bell
-from fdpass_c.pool.crew import Worker
-from fdpass_c.pool.intake import REST, Connection, Entrance
+from fdpass_c.pool.accepting import RETRY_DELAY, Acceptors, Connection
 from fdpass_c.pool.log import logger
+from fdpass_c.pool.wakeup import Wakeup
+from fdpass_c.pool.worker_process import WorkerProcess
 
-_LEAST_PATIENCE, _MOST_PATIENCE = 0.005, 1.0
-"""Seconds after which the master sees for itself how far the workers are."""
+_SHORTEST_POLL, _LONGEST_POLL = 0.005, 1.0
+"""Seconds after which the master reads the counters without having been woken."""
 
-# Among those with as much in hand comes first who has waited longest.
+# Among workers with equally many in hand, the one that has waited longest comes first.
 _rank = attrgetter("in_hand", "turn")
 
 
@@ -24,79 +24,80 @@ class Dispatcher:
     """Accepts what there is room for, and gives each connection to the worker with the least in
     hand.
 
-    waiting: connections accepted and given to nobody yet. begun: how many workers have begun, in
-    all. alarm: when distribute is to be called if nothing happens before, as time.monotonic.
+    waiting: connections accepted and not given to a worker yet. begun: how many the workers have
+    begun, in all. due_at: when distribute must be called if nothing happens before, as
+    time.monotonic.
     """
 
     def __init__(
         self,
-        entrance: Entrance,
-        workers: list[Worker],
-        bell: Bell,
+        acceptors: Acceptors,
+        workers: list[WorkerProcess],
+        wakeup: Wakeup,
         selector: selectors.BaseSelector,
     ) -> None:
-        """workers: the living ones, which somebody else keeps up to date."""
+        """workers: the living ones, a list that the supervisor keeps up to date."""
         self.waiting: deque[Connection] = deque()
         self.begun = 0
-        self.alarm = 0.0
-        self._entrance = entrance
+        self.due_at = 0.0
+        self._acceptors = acceptors
         self._workers = workers
-        self._bell = bell
+        self._wakeup = wakeup
         self._selector = selector
         self._done: list[int] = []
         self._turn = 0
-        self._rest_until = 0.0
-        self._patience = _LEAST_PATIENCE
-        self._copies_out = self._calls_staff = False
+        self._retry_at = 0.0
+        self._poll_interval = _SHORTEST_POLL
+        self._holds_copies = self._needs_supervisor = False
 
     def distribute(self) -> bool:
-        """Returns whether there is reason to look at the staff: a worker was given its last
+        """Returns whether the supervisor must check: a worker was given its last
         connection, or one that waited was given while no more are accepted."""
-        self._calls_staff = False
+        self._needs_supervisor = False
         now = time.monotonic()
-        is_full = self._fill_up(now)
-        if is_full != self._bell.wanted:
-            self._bell.wanted = is_full
+        is_full = self._run_round(now)
+        if is_full != self._wakeup.wanted:
+            self._wakeup.wanted = is_full
             if is_full:
-                # Somebody may have finished just before it could know.
-                is_full = self._fill_up(now)
-        self._entrance.settle()
-        self._set_alarm(now, is_full)
-        return self._calls_staff
+                # A worker may have finished just before it could see the flag.
+                is_full = self._run_round(now)
+        self._acceptors.unwatch()
+        self._set_due_at(now, is_full)
+        return self._needs_supervisor
 
-    def _fill_up(self, now: float) -> bool:
+    def _run_round(self, now: float) -> bool:
         """One round; returns whether there is no room for more."""
-        self._copies_out = False
-        takers = []
+        self._holds_copies = False
+        free = []
         room = -len(self.waiting)
         for worker in self._workers:
-            if worker.in_hand and (begun := worker.look()):
+            if worker.in_hand and (begun := worker.read_counters()):
                 self._note_begun(begun)
             if worker.copies:
-                self._copies_out = True
+                self._holds_copies = True
             if worker.room > 0:
-                takers.append(worker)
+                free.append(worker)
                 room += worker.room
-        if now < self._rest_until:
+        if now < self._retry_at:
             return True
-        self._entrance.wake(now)
-        if room > 0 and self._entrance.ready:
+        self._acceptors.resume(now)
+        if room > 0 and self._acceptors.ready:
             room -= self._accept(room)
-        if self.waiting and takers:
-            self._pass_on(takers)
+        if self.waiting and free:
+            self._pass_on(free)
         return room <= 0
 
     def _note_begun(self, copies: Sequence[int]) -> None:
         self._done += copies
         self.begun += len(copies)
 
-    def take_back(self, worker: Worker) -> None:
-        """What a dead worker had not begun waits for another, before all that came later."""
-        self._note_begun(worker.look())
+    def requeue(self, worker: WorkerProcess) -> None:
+        """Queues what a dead worker had not begun, before all that came later."""
+        self._note_begun(worker.read_counters())
         self.waiting.extendleft(reversed(worker.copies))
 
     def close_done(self) -> None:
-        """Closes the copies that nobody needs any more."""
+        """Closes the copies that are no longer needed."""
         if self._done:
             # In ascending order neighbours are closed with one system call.
             self._done.sort()
@@ -107,52 +108,52 @@ class Dispatcher:
         close_fds(fd for fd, _ in self.waiting)
         self.waiting.clear()
 
-    def forget(self) -> None:
+    def close_in_child(self) -> None:
         """In a forked child: closes its copies."""
         close_fds([*self._done, *(fd for fd, _ in self.waiting)])
 
-    def _set_alarm(self, now: float, is_full: bool) -> None:
-        self.alarm = float("inf") if is_full else self._entrance.alarm
-        if self._rest_until > now:
-            self.alarm = self._rest_until
-        elif self._entrance.ready and not is_full:
-            self.alarm = 0.0
-        if self._copies_out or is_full:
-            # Usually somebody rings before; else these looks become rare.
-            self.alarm = min(self.alarm, now + self._patience)
-            self._patience = min(2 * self._patience, _MOST_PATIENCE)
+    def _set_due_at(self, now: float, is_full: bool) -> None:
+        self.due_at = float("inf") if is_full else self._acceptors.due_at
+        if self._retry_at > now:
+            self.due_at = self._retry_at
+        elif self._acceptors.ready and not is_full:
+            self.due_at = 0.0
+        if self._holds_copies or is_full:
+            # Usually a worker wakes the master before. Otherwise it polls more and more rarely.
+            self.due_at = min(self.due_at, now + self._poll_interval)
+            self._poll_interval = min(2 * self._poll_interval, _LONGEST_POLL)
 
     def _accept(self, room: int) -> int:
         before = len(self.waiting)
         try:
-            self._entrance.accept(room, self.waiting)
+            self._acceptors.accept(room, self.waiting)
         except OSError as error:
-            self._rest(f"cannot accept: {error.strerror}")
+            self._pause(f"cannot accept: {error.strerror}")
         return len(self.waiting) - before
 
-    def _rest(self, reason: str) -> None:
-        logger.warning("%s; trying again in %s s", reason, REST)
-        self._rest_until = time.monotonic() + REST
+    def _pause(self, reason: str) -> None:
+        logger.warning("%s; trying again in %s s", reason, RETRY_DELAY)
+        self._retry_at = time.monotonic() + RETRY_DELAY
 
-    def _pass_on(self, takers: list[Worker]) -> None:
-        self._patience = _LEAST_PATIENCE
-        self._copies_out = True
-        if not self._entrance.is_open:
-            self._calls_staff = True
-        if len(takers) == 1 or len(self.waiting) == 1:
-            # Nothing to weigh, which is usual both under a flood and without one.
-            worker = takers[0] if len(takers) == 1 else min(takers, key=_rank)
+    def _pass_on(self, free: list[WorkerProcess]) -> None:
+        self._poll_interval = _SHORTEST_POLL
+        self._holds_copies = True
+        if not self._acceptors.is_open:
+            self._needs_supervisor = True
+        if len(free) == 1 or len(self.waiting) == 1:
+            # The usual case, both under heavy load and without load.
+            worker = free[0] if len(free) == 1 else min(free, key=_rank)
             count = min(worker.room, len(self.waiting))
             self._give(worker, [self.waiting.popleft() for _ in range(count)])
             return
-        for worker, connections in self._deal(takers).items():
+        for worker, connections in self._divide(free).items():
             self._give(worker, connections)
 
-    def _deal(self, takers: list[Worker]) -> dict[Worker, list[Connection]]:
-        """One at a time, each to the worker that then has the least."""
-        heap = [(*_rank(worker), worker.pid, worker.room, worker) for worker in takers]
+    def _divide(self, free: list[WorkerProcess]) -> dict[WorkerProcess, list[Connection]]:
+        """One connection at a time, each to the worker that then has the fewest."""
+        heap = [(*_rank(worker), worker.pid, worker.room, worker) for worker in free]
         heapq.heapify(heap)
-        shares: dict[Worker, list[Connection]] = {}
+        shares: dict[WorkerProcess, list[Connection]] = {}
         while self.waiting and heap:
             in_hand, _, pid, room, worker = heap[0]
             self._turn += 1
@@ -163,16 +164,16 @@ class Dispatcher:
                 heapq.heappop(heap)
         return shares
 
-    def _give(self, worker: Worker, connections: list[Connection]) -> None:
+    def _give(self, worker: WorkerProcess, connections: list[Connection]) -> None:
         self._turn += 1
         worker.turn = self._turn
         sent, reason = worker.give(connections)
-        if worker.is_used_up:
-            self._calls_staff = True
+        if worker.needs_replacement:
+            self._needs_supervisor = True
         if worker.channel.unsent:
             both = selectors.EVENT_READ | selectors.EVENT_WRITE
             self._selector.modify(worker.channel, both, self._selector.get_key(worker.channel).data)
         if reason is not None:
             self.waiting.extendleft(reversed(connections[sent:]))
             if worker.room > 0:
-                self._rest(f"cannot pass connections to worker {worker.pid}: {reason.strerror}")
+                self._pause(f"cannot pass connections to worker {worker.pid}: {reason.strerror}")

@@ -10,7 +10,7 @@ from typing import Any
 from fdpass_c import aio
 from fdpass_c.channel import Channel
 from fdpass_c.errors import DescriptorTableFullError
-from fdpass_c.pool.bell import Bell
+from fdpass_c.pool.config import Config
 from fdpass_c.pool.connected import (
     MASTER_GONE,
     ConnectedSocket,
@@ -18,21 +18,21 @@ from fdpass_c.pool.connected import (
     shut_down,
     take_socket,
 )
+from fdpass_c.pool.counters import Counters
 from fdpass_c.pool.handlers import is_coroutine_function
 from fdpass_c.pool.leaving import make_event
 from fdpass_c.pool.log import logger
-from fdpass_c.pool.plan import Plan
-from fdpass_c.pool.tally import Tally
+from fdpass_c.pool.wakeup import Wakeup
 
-_SOON = 0.005
+_WAKE_DELAY = 0.005
 
-_BEAT = 1.0
-"""Seconds between two signs of life, where the watch does not look more often."""
+_HEARTBEAT_INTERVAL = 1.0
+"""Seconds between two heartbeats, unless the watch checks more often."""
 
 # Seconds until the next try where the descriptor table is full, and how many tries a worker makes
 # that has nothing in hand.
-_REST = 0.1
-_MOST_REFUSALS = 10
+_RETRY_DELAY = 0.1
+_MAX_REFUSALS = 10
 
 _NO_ROOM = "no room for %d more descriptors (RLIMIT_NOFILE); trying again every %s s"
 
@@ -40,16 +40,18 @@ _NO_ROOM = "no room for %d more descriptors (RLIMIT_NOFILE); trying again every 
 class EventLoopWorker:
     """One task a connection, until its handler has returned and its socket is closed."""
 
-    def __init__(self, channel: Channel, tally: Tally, bell: Bell, plan: Plan) -> None:
+    def __init__(
+        self, channel: Channel, counters: Counters, wakeup: Wakeup, config: Config
+    ) -> None:
         self._channel = channel
-        self._tally = tally
-        self._bell = bell
-        self._plan = plan
-        self._many = max(1, plan.capacity // 4)
-        self._beat_every = min(_BEAT, plan.look_every)
-        self._told = 0
-        self._ring_later: asyncio.TimerHandle | None = None
-        self._beating: asyncio.TimerHandle | None = None
+        self._counters = counters
+        self._wakeup = wakeup
+        self._config = config
+        self._report_every = max(1, config.capacity // 4)
+        self._heartbeat_interval = min(_HEARTBEAT_INTERVAL, config.check_interval)
+        self._reported = 0
+        self._wake_timer: asyncio.TimerHandle | None = None
+        self._heartbeat_timer: asyncio.TimerHandle | None = None
         self._is_full = False
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -57,20 +59,20 @@ class EventLoopWorker:
         self._loop = asyncio.get_running_loop()
         self._thread = threading.get_ident()
         self._leaving = make_event()
-        # Cancelled before any task hears of it, where asyncio.run ends because something exits.
+        # asyncio.run cancels it before the tasks, when SystemExit ends the loop.
         self._end: asyncio.Future[None] = self._loop.create_future()
         for name in ("create_connection", "connect_accepted_socket"):
             setattr(self._loop, name, _note_adoption(getattr(self._loop, name)))
-        await _await_coroutine(self._plan.setup)
-        self._tally.start()
-        self._bell.ring()
+        await _await_coroutine(self._config.setup)
+        self._counters.start()
+        self._wakeup.wake()
         # Kept, because a loop does not keep its tasks alive.
         receiving = self._loop.create_task(self._receive(aio.Channel.adopt(self._channel)))
         receiving.add_done_callback(self._end_if_failed)
         try:
             await self._end
         finally:
-            await _await_coroutine(self._plan.teardown)
+            await _await_coroutine(self._config.teardown)
 
     async def _receive(self, channel: aio.Channel) -> None:
         """Everything that comes; the tasks start after it."""
@@ -83,17 +85,17 @@ class EventLoopWorker:
             except DescriptorTableFullError as error:
                 # Connections that end make room; without any, nothing does.
                 refused = 1 if self._tasks else refused + 1
-                if refused > _MOST_REFUSALS:
+                if refused > _MAX_REFUSALS:
                     raise
                 if not self._is_full:
                     self._is_full = True
-                    logger.warning(_NO_ROOM, error.needed, _REST)
-                await asyncio.sleep(_REST)
+                    logger.warning(_NO_ROOM, error.needed, _RETRY_DELAY)
+                await asyncio.sleep(_RETRY_DELAY)
                 continue
             refused = 0
             self._is_full = False
-            first = self._tally.begun + 1
-            self._tally.begin(len(batch))
+            first = self._counters.begun + 1
+            self._counters.begin(len(batch))
             with batch:
                 for position, payload in enumerate(batch.payloads):
                     sock = take_socket(batch.fds, position)
@@ -107,24 +109,24 @@ class EventLoopWorker:
 
     def _start(self, sock: ConnectedSocket, number: int, address: Any) -> None:
         sock.setblocking(False)
-        sock.on_gone = partial(self._bell.ring_for_copy, self._tally, number)
+        sock.on_close = partial(self._wakeup.wake_for_copy, self._counters, number)
         task = self._loop.create_task(self._handle(sock, address))
         self._tasks.add(task)
         task.add_done_callback(self._discard)
-        if self._beating is None:
-            self._beat()
+        if self._heartbeat_timer is None:
+            self._heartbeat()
 
     def _discard(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
         self._end_if_done()
 
-    def _beat(self) -> None:
-        """As long as there are connections: they may all be idle, and the loop turns."""
-        self._tally.beat()
-        self._tally.note_cpu_time()
-        self._beating = None
+    def _heartbeat(self) -> None:
+        """Counts while there are connections: all may be idle although the loop turns."""
+        self._counters.heartbeat()
+        self._counters.note_cpu_time()
+        self._heartbeat_timer = None
         if self._tasks:
-            self._beating = self._loop.call_later(self._beat_every, self._beat)
+            self._heartbeat_timer = self._loop.call_later(self._heartbeat_interval, self._heartbeat)
 
     def _end_if_done(self) -> None:
         if self._leaving.is_set() and not self._tasks and not self._end.done():
@@ -133,59 +135,65 @@ class EventLoopWorker:
     async def _handle(self, sock: ConnectedSocket, address: Any) -> None:
         """Finished, but where the worker itself ends before: SystemExit passes."""
         try:
-            await self._plan.handler(sock, address)
+            await self._config.handler(sock, address)
         except (Exception, asyncio.CancelledError):
             if self._end.cancelled():
                 raise
-            self._tally.fail()
+            self._counters.fail()
             logger.exception("the handler failed on the connection of %r", address)
             if sock.transport is not None:
                 sock.transport.close()
         if sock.adopted:
-            await self._wait_until_gone(sock)
+            await self._wait_until_closed(sock)
         else:
-            sock.on_gone = None
+            sock.on_close = None
             with sock:
                 if shut_down(sock):
                     await read_out_async(sock)
         self._finish()
 
-    async def _wait_until_gone(self, sock: ConnectedSocket) -> None:
+    async def _wait_until_closed(self, sock: ConnectedSocket) -> None:
         """A transport may hold more than its peer has read, and closes the socket itself."""
         if sock.fileno() < 0:
             return
         gone = self._loop.create_future()
-        ring = sock.on_gone
+        wake = sock.on_close
 
         def tell() -> None:
-            if ring is not None:
-                ring()
+            if wake is not None:
+                wake()
             if threading.get_ident() == self._thread:
-                _wake(gone)
+                _resolve(gone)
             else:  # A transport that was dropped is closed by whichever thread collects it.
-                self._loop.call_soon_threadsafe(_wake, gone)
+                self._loop.call_soon_threadsafe(_resolve, gone)
 
-        sock.on_gone = tell
+        sock.on_close = tell
         await gone
 
     def _finish(self) -> None:
-        """Rings now where there is nothing else in hand or much is finished, else soon: under a
-        flood one ring is for many."""
-        tally = self._tally
-        tally.finish()
-        if not self._bell.wanted:
-            return
-        if tally.handled == tally.begun or tally.handled - self._told >= self._many:
-            self._ring()
-        elif self._ring_later is None:
-            self._ring_later = self._loop.call_later(_SOON, self._ring)
+        """Counts the connection, and wakes the master if it wants that.
 
-    def _ring(self) -> None:
-        if self._ring_later is not None:
-            self._ring_later.cancel()
-            self._ring_later = None
-        self._told = self._tally.handled
-        self._bell.ring()
+        At once if nothing else is in hand or many are finished, otherwise soon: under heavy load
+        one wakeup is for many connections.
+        """
+        counters = self._counters
+        counters.finish()
+        if not self._wakeup.wanted:
+            return
+        if (
+            counters.handled == counters.begun
+            or counters.handled - self._reported >= self._report_every
+        ):
+            self._wake_master()
+        elif self._wake_timer is None:
+            self._wake_timer = self._loop.call_later(_WAKE_DELAY, self._wake_master)
+
+    def _wake_master(self) -> None:
+        if self._wake_timer is not None:
+            self._wake_timer.cancel()
+            self._wake_timer = None
+        self._reported = self._counters.handled
+        self._wakeup.wake()
 
 
 async def _await_coroutine(function: Callable[[], Any] | None) -> None:
@@ -194,13 +202,13 @@ async def _await_coroutine(function: Callable[[], Any] | None) -> None:
         await function()
 
 
-def _wake(future: "asyncio.Future[None]") -> None:
+def _resolve(future: "asyncio.Future[None]") -> None:
     if not future.done():
         future.set_result(None)
 
 
 def _note_adoption(make_transport: Any) -> Any:
-    """Has one of the loop's two calls that make a transport of a given socket tell the socket.
+    """Makes a method of the loop note in a given socket that a transport has taken it.
 
     There is no asking: a loop does not say whether a transport that is closing still has bytes to
     send. A call that fails before has not made the protocol yet.

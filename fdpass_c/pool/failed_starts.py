@@ -1,12 +1,12 @@
-"""Counting starts that fail, so that what never works is not tried for ever."""
+"""Counts workers that fail at start, so that the pool does not try for ever."""
 
 import time
 from collections.abc import Iterable
 
-MOST = 5
+LIMIT = 5
 """Workers in a row that may die at start, or before they begin any of what they were given."""
 
-SETTLED = 1.0
+STABLE_AFTER = 1.0
 """Seconds after which a worker that is ready, and idle, has started well."""
 
 _FIRST_DELAY = 0.05
@@ -28,17 +28,17 @@ class FailedStarts:
         """Returns whether there are too many. begun: connections that workers have begun until
         now; ready_at: since when the living ones are ready, as time.monotonic."""
         now = time.monotonic()
-        if begun > self._begun or any(self._last_at < at <= now - SETTLED for at in ready_at):
+        if begun > self._begun or any(self._last_at < at <= now - STABLE_AFTER for at in ready_at):
             self._begun = begun
             self._in_a_row = 0
         self._in_a_row += 1
         self._last_at = now
         self.retry_at = now + _FIRST_DELAY * 2 ** (self._in_a_row - 1)
-        return self._in_a_row >= MOST
+        return self._in_a_row >= LIMIT
 
-    def hope(self) -> None:
-        """Keeps the number below what is too many: there are others who serve."""
-        self._in_a_row = min(self._in_a_row, MOST - 2)
+    def keep_below_limit(self) -> None:
+        """Keeps the count below LIMIT, because other workers serve."""
+        self._in_a_row = min(self._in_a_row, LIMIT - 2)
 
-    def forget(self) -> None:
+    def reset(self) -> None:
         self._in_a_row = 0

@@ -1,4 +1,4 @@
-"""What a program gives a pool to call: plain functions and coroutine functions, in any disguise."""
+"""The functions that a program gives to a pool: plain functions and coroutine functions."""
 
 import inspect
 import socket
@@ -27,6 +27,6 @@ def call(handler: Handler, sock: socket.socket, address: Any) -> None:
         if close := getattr(result, "close", None):
             close()  # Or Python says that it was never awaited.
         raise TypeError(
-            f"{handler!r} returned {result!r}, which nobody runs: give the pool the coroutine "
-            "function itself, or a plain function that does its work before it returns"
+            f"{handler!r} returned {result!r}, which the pool does not run: give it the "
+            "coroutine function itself, or a plain function that does its work before it returns"
         )

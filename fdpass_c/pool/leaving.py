@@ -1,55 +1,63 @@
-"""What a handler asks its worker, whether that is to leave, and tells it, that it does not hang."""
+"""How a handler asks whether its worker is to end, and says that it makes progress."""
 
 import asyncio
 import os
 
-from fdpass_c.pool.tally import Tally
+from fdpass_c.pool.counters import Counters
 
 
-class _Asked:
-    """This process, once it is a worker."""
+class _ThisWorker:
+    """What this process knows if it is a worker."""
 
-    tally: Tally | None = None
+    counters: Counters | None = None
     master = 0
     event: asyncio.Event | None = None
 
 
 def is_leaving() -> bool:
-    """Whether this worker gets no more connections: the pool stops, or replaces it.
+    """Whether the worker in which it is called gets no more connections.
 
-    A handler that keeps connections alive ends them then, after the request in hand; a worker
-    that has not finished in time (drain) is killed. From any thread; False in a process that is
-    no worker.
+    The pool stops or replaces the worker, or the master has died. A handler that keeps connections
+    alive should then close each one after the current request: a worker that has not finished
+    after drain seconds is killed. It may be called in any thread.
+
+    Returns:
+        True in a worker that is to end. False in any other worker, and outside of workers.
     """
-    tally = _Asked.tally
-    return tally is not None and (tally.is_leaving or os.getppid() != _Asked.master)
+    counters = _ThisWorker.counters
+    return counters is not None and (counters.is_leaving or os.getppid() != _ThisWorker.master)
 
 
 def leaving_event() -> asyncio.Event:
-    """Set when is_leaving; for coroutine functions, which wait for it beside their client.
+    """The event that says is_leaving() to coroutine functions.
 
-    In a process that is no worker of coroutines it is an event that is never set.
+    A handler can wait for it and for its client at the same time.
+
+    Returns:
+        An event of the worker's event loop, the same for every call, which is set when the worker
+        gets no more connections. Outside of a worker that runs coroutines: a new event, which
+        nobody sets.
     """
-    return _Asked.event or asyncio.Event()
+    return _ThisWorker.event or asyncio.Event()
 
 
 def note_progress() -> None:
-    """Tells the pool that this worker does not hang, though one connection takes long (timeout).
+    """Tells the pool that this worker makes progress, although a connection takes long.
 
-    For plain functions that keep connections alive, or work for long. In a process that is no
-    worker it does nothing.
+    A plain function calls it if one connection can take longer than the timeout of Pool. In an
+    event loop it is not needed. Outside of workers it does nothing. It may be called in any thread.
     """
-    if _Asked.tally is not None:
-        _Asked.tally.beat()
+    if _ThisWorker.counters is not None:
+        _ThisWorker.counters.heartbeat()
 
 
-def become_worker(tally: Tally, master: int) -> None:
-    """In a new worker; master: the pid of the process that forked it."""
-    _Asked.tally = tally
-    _Asked.master = master
+def become_worker(counters: Counters, master: int) -> None:
+    """Called in a new worker; master is the pid of the process that forked it."""
+    _ThisWorker.counters = counters
+    _ThisWorker.master = master
 
 
 def make_event() -> asyncio.Event:
-    """In a worker's event loop: what leaving_event gives from now on."""
-    _Asked.event = asyncio.Event()
-    return _Asked.event
+    """Called in a worker's event loop: makes the event that leaving_event returns."""
+    _ThisWorker.event = asyncio.Event()
+    return _ThisWorker.event

@@ -1,4 +1,4 @@
-"""Where a pool listens: TCP, Unix, and sockets that somebody else opened."""
+"""Listening sockets: TCP, Unix, and those that a service manager passed."""
 
 import errno
 import os
@@ -12,21 +12,36 @@ from fdpass_c.pool.log import logger
 from fdpass_c.unix import bind_unix, identify
 
 Address = str | os.PathLike[str] | tuple[str, int]
-"""("localhost", 80), "localhost:80", "[::1]:80"; or the path of a Unix socket: a str with a slash
-in it, or a PathLike."""
+"""Where to listen.
+
+TCP: ("localhost", 80), "localhost:80" or "[::1]:80". A Unix socket: its path, as a str with a slash
+in it or as a PathLike."""
 
 _FIRST_INHERITED = 3
 
 
 def open_listener(address: Address, backlog: int = 1024) -> socket.socket:
-    """A listening stream socket at address; the caller closes it, and unlinks a Unix path.
+    """Opens a listening stream socket.
 
-    The host is a name or an address of IPv4 or IPv6; an empty one means every IPv4 address. An
-    IPv6 socket takes no IPv4 connections, so that both can listen at one port. backlog: how many
-    connections the kernel keeps waiting; it may have a lower limit of its own (somaxconn).
+    An IPv6 socket takes no IPv4 connections, so one of each can listen at the same port. A Unix
+    socket gets the mode 0600: only the same user can connect. A file of a socket at which nobody
+    listens any longer is replaced.
 
-    ValueError: address has none of the forms above. OSError as for socket.bind, and gaierror for
-    an unknown name.
+    Args:
+        address: Where to listen. The host is a name or an IPv4 or IPv6 address; an empty one means
+            every IPv4 address. The port 0 lets the system choose a free one.
+        backlog: How many connections the kernel keeps until they are accepted. The kernel may have
+            a lower limit (somaxconn).
+
+    Returns:
+        The socket. The caller owns it and closes it, and removes the file of a Unix socket.
+
+    Raises:
+        ValueError: address has none of the forms of Address.
+        socket.gaierror: The host is unknown.
+        FileExistsError: There is a file at the path, and it is not a socket.
+        PermissionError: The port, or the directory of the path, is not allowed.
+        OSError: EADDRINUSE: another socket listens there. Others as for socket.bind.
     """
     where = parse_address(address)
     if isinstance(where, str):
@@ -39,7 +54,7 @@ def open_listener(address: Address, backlog: int = 1024) -> socket.socket:
 
 @contextmanager
 def opened(address: Address) -> Iterator[socket.socket]:
-    """open_listener's socket in the block; then it is closed, and its file removed."""
+    """open_listener's socket, for a block; its end closes the socket and removes its file."""
     with open_listener(address) as sock:
         if sock.family != socket.AF_UNIX:
             yield sock
@@ -53,8 +68,10 @@ def opened(address: Address) -> Iterator[socket.socket]:
 
 
 def _remove(path: str, file: tuple[int, int]) -> None:
-    """Somebody else may have removed it, and put another there. As long as its socket is open, no
-    other file can have the same inode."""
+    """Removes the file at path if it still is this file, which another process may have replaced.
+
+    While the socket is open, no other file can have the same inode.
+    """
     try:
         if identify(path) == file:
             os.unlink(path)
@@ -65,7 +82,7 @@ def _remove(path: str, file: tuple[int, int]) -> None:
 
 
 def parse_address(address: Address) -> str | tuple[str, int]:
-    """A path, or host and port; ValueError for what is neither."""
+    """Returns a path, or a host and a port. Raises a ValueError for anything else."""
     if isinstance(address, tuple):
         return address
     if not isinstance(address, str) or "/" in address:
@@ -83,7 +100,9 @@ def parse_address(address: Address) -> str | tuple[str, int]:
 class InheritedSocket(socket.socket):
     """A socket that a service manager passed.
 
-    name: what the manager calls it (FileDescriptorName=), "unknown" where it gave no names.
+    Attributes:
+        name: What the service manager calls it (FileDescriptorName=), or "unknown" if it gave no
+            names.
     """
 
     __slots__ = ("name",)
@@ -94,16 +113,20 @@ class InheritedSocket(socket.socket):
 
 
 def inherit_listeners() -> list[InheritedSocket]:
-    """The sockets that a service manager passed (LISTEN_FDS), with their names (LISTEN_FDNAMES);
-    the caller closes them.
+    """Takes the sockets that a service manager passed, as sd_listen_fds(3) does.
 
-    As sd_listen_fds(3): LISTEN_PID is this process and LISTEN_FDS counts the descriptors from 3
-    on. The variables are removed and the descriptors made close-on-exec, so that no child takes
-    them for its own. What is no socket stays open, and is not in the list. An empty list where
-    nothing was passed.
+    They are the descriptors from 3 on. LISTEN_FDS counts them, LISTEN_FDNAMES names them, and
+    LISTEN_PID must be this process. The variables are removed and the descriptors made
+    close-on-exec, so that no child process takes them for its own. A second call returns nothing.
 
-    ValueError: LISTEN_FDS is no number, or LISTEN_FDNAMES another number of names. OSError: EBADF
-    for what is not open.
+    Returns:
+        The sockets, in their order. The caller owns and closes them. A passed descriptor that is
+        not a socket is not in the list: it stays open, and is left to the program. The list is
+        empty if nothing was passed to this process.
+
+    Raises:
+        ValueError: LISTEN_FDS is not a number, or LISTEN_FDNAMES has a different number of names.
+        OSError: EBADF: one of the descriptors is not open. The sockets before it are closed.
     """
     pid = os.environ.pop("LISTEN_PID", None)
     count = os.environ.pop("LISTEN_FDS", None)
@@ -112,7 +135,7 @@ def inherit_listeners() -> list[InheritedSocket]:
         return []
     names = given.split(":") if given else ["unknown"] * int(count)
     if len(names) != int(count):
-        raise ValueError(f"LISTEN_FDNAMES has not the names of {count} descriptors: {given}")
+        raise ValueError(f"LISTEN_FDNAMES does not name {count} descriptors: {given}")
     listeners: list[InheritedSocket] = []
     try:
         for fd, name in enumerate(names, _FIRST_INHERITED):
@@ -127,13 +150,13 @@ def inherit_listeners() -> list[InheritedSocket]:
 
 
 def check_listener(sock: socket.socket) -> None:
-    """ValueError where sock does not listen. OSError: EBADF where it is closed."""
+    """Raises a ValueError if sock does not listen, and an OSError (EBADF) if it is closed."""
     try:
         listens = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
     except OSError as error:
         if error.errno != errno.ENOPROTOOPT:
             raise
-        return  # macOS may not tell.
+        return  # macOS does not always know the option.
     if not listens:
         where = describe_listener(sock) or "no address"
         kind = sock.type.name
@@ -143,7 +166,7 @@ def check_listener(sock: socket.socket) -> None:
 
 
 def describe_listener(sock: socket.socket) -> str:
-    """Its address as people write it."""
+    """The address of sock, as people write it."""
     name: Any = sock.getsockname()
     if sock.family == socket.AF_INET6:
         return f"[{name[0]}]:{name[1]}"

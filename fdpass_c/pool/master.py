@@ -1,4 +1,4 @@
-"""The master: one loop, in which connections, workers and signals come."""
+"""The master: the loop that handles connections, workers and signals."""
 
 import contextlib
 import random
@@ -9,36 +9,36 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from fdpass_c.channel import Channel
-from fdpass_c.pool.bell import Bell
-from fdpass_c.pool.crew import Place, Worker, fork_worker
+from fdpass_c.pool.accepting import Acceptors
+from fdpass_c.pool.config import Config
+from fdpass_c.pool.counters import Counters
 from fdpass_c.pool.dispatch import Dispatcher
-from fdpass_c.pool.intake import Entrance
 from fdpass_c.pool.log import logger
-from fdpass_c.pool.plan import Plan
 from fdpass_c.pool.service_manager import ServiceManager
 from fdpass_c.pool.signals import Signals
-from fdpass_c.pool.staff import Staff
 from fdpass_c.pool.status import Phase, Status
-from fdpass_c.pool.tally import Tally
+from fdpass_c.pool.supervisor import Supervisor
+from fdpass_c.pool.wakeup import Wakeup
 from fdpass_c.pool.watch import Watch
 from fdpass_c.pool.worker import run_worker
+from fdpass_c.pool.worker_process import WorkerProcess, WorkerSettings, fork_worker
 
 Ready = Callable[[tuple[Any, ...]], object]
-"""What is told, once every worker has started, where the pool listens."""
+"""Called when every worker has started, with the addresses at which the pool listens."""
 
 
 class Timed(Protocol):
-    """What has its turn in the loop: check is called at its alarm, as time.monotonic."""
+    """A part whose check is called in the loop when due_at is reached, as time.monotonic."""
 
-    alarm: float
+    due_at: float
 
     def check(self) -> None: ...
 
 
 class Helper(Timed, Protocol):
-    """What holds descriptors too; forget is called in a worker, to close them."""
+    """A part that has descriptors too, which close_in_child closes in a worker."""
 
-    def forget(self) -> None: ...
+    def close_in_child(self) -> None: ...
 
 
 class Master:
@@ -46,136 +46,138 @@ class Master:
 
     def __init__(
         self,
-        plan: Plan,
+        config: Config,
         signals: Signals,
-        bell: Bell,
-        entrance: Entrance,
+        wakeup: Wakeup,
+        acceptors: Acceptors,
         selector: selectors.BaseSelector,
         manager: ServiceManager,
         helpers: Sequence[Helper],
         ready: Ready | None,
     ) -> None:
         """Borrows all of them; the manager is one of the helpers."""
-        self._plan = plan
+        self._config = config
         self._manager = manager
         self._ready = ready
         self._signals = signals
-        self._bell = bell
-        self._entrance = entrance
+        self._wakeup = wakeup
+        self._acceptors = acceptors
         self._selector = selector
-        self._workers: list[Worker] = []
-        self._dispatcher = Dispatcher(entrance, self._workers, bell, selector)
-        self._staff = Staff(
+        self._workers: list[WorkerProcess] = []
+        self._dispatcher = Dispatcher(acceptors, self._workers, wakeup, selector)
+        self._supervisor = Supervisor(
             self._workers,
             self._dispatcher,
             selector,
             self._start,
-            plan.workers,
-            plan.drain,
-            plan.start_timeout,
+            config.workers,
+            config.drain,
+            config.start_timeout,
         )
-        watch = Watch(self._workers, plan, self._staff.replace_hanging)
+        watch = Watch(self._workers, config, self._supervisor.replace_hanging)
         self._helpers = helpers
         self._timed: tuple[Timed, ...] = (*helpers, watch)
         self._random = random.Random()
-        selector.register(bell, selectors.EVENT_READ, self._answer)
+        selector.register(wakeup, selectors.EVENT_READ, self._on_wakeup)
 
     def run(self) -> str:
         """Serves until it is to stop and all are done; returns why there could be no workers, or
         nothing."""
         try:
-            self._obey_all()  # A stop may have come before.
-            self._check_staff()
-            self._entrance.announce()
-            while self._workers or self._dispatcher.waiting or not self._staff.stopping:
-                self._take_turn()
+            self._handle_signals()  # A stop may have come before.
+            self._check_supervisor()
+            self._acceptors.log_addresses()
+            while self._workers or self._dispatcher.waiting or not self._supervisor.stopping:
+                self._run_once()
         finally:
-            self._staff.end_all()
+            self._supervisor.kill_all()
             self._dispatcher.drop_waiting()
             self._dispatcher.close_done()
-        return self._staff.failure
+        return self._supervisor.failure
 
     def status(self) -> Status:
         described = [worker.describe() for worker in [*self._workers]]
         return Status(
             workers=tuple(sorted(described)),
             waiting=len(self._dispatcher.waiting),
-            handled=self._staff.handled_before + sum(worker.handled for worker in described),
-            failed=self._staff.failed_before + sum(worker.failed for worker in described),
-            lost=self._staff.lost,
+            handled=self._supervisor.handled_before + sum(worker.handled for worker in described),
+            failed=self._supervisor.failed_before + sum(worker.failed for worker in described),
+            lost=self._supervisor.lost,
         )
 
-    def _take_turn(self) -> None:
-        alarm = min(self._staff.alarm, self._dispatcher.alarm, *(p.alarm for p in self._timed))
-        wait = None if alarm == float("inf") else max(0.0, alarm - time.monotonic())
+    def _run_once(self) -> None:
+        due_at = min(
+            self._supervisor.due_at, self._dispatcher.due_at, *(p.due_at for p in self._timed)
+        )
+        wait = None if due_at == float("inf") else max(0.0, due_at - time.monotonic())
         for key, events in self._selector.select(wait):
             key.data(events)
-        self._obey_all()
+        self._handle_signals()
         now = time.monotonic()
         for part in self._timed:
-            if now >= part.alarm:
+            if now >= part.due_at:
                 part.check()
-        if now >= self._staff.alarm:
-            self._check_staff()
+        if now >= self._supervisor.due_at:
+            self._check_supervisor()
         if self._dispatcher.distribute():
-            self._staff.alarm = 0.0
-        if not (self._entrance.is_open or self._staff.stopping):
-            self._staff.fail("no listener is left that accepts")
+            self._supervisor.due_at = 0.0
+        if not (self._acceptors.is_open or self._supervisor.stopping):
+            self._supervisor.fail("no listener accepts any longer")
         self._dispatcher.close_done()
 
-    def _check_staff(self) -> None:
-        self._staff.check()
-        if self._staff.stopping:
-            self._entrance.close()
-        phase = self._staff.phase
-        self._manager.follow(phase, self._staff.summarize())
+    def _check_supervisor(self) -> None:
+        self._supervisor.check()
+        if self._supervisor.stopping:
+            self._acceptors.close()
+        phase = self._supervisor.phase
+        self._manager.follow(phase, self._supervisor.summarize())
         if phase is Phase.SERVING and self._ready is not None:
             ready, self._ready = self._ready, None
-            ready(self._entrance.addresses)
+            ready(self._acceptors.addresses)
 
-    def _answer(self, _events: int) -> None:
-        self._bell.hush()
-        self._staff.welcome()
+    def _on_wakeup(self, _events: int) -> None:
+        self._wakeup.clear()
+        self._supervisor.note_ready()
 
-    def _obey_all(self) -> None:
+    def _handle_signals(self) -> None:
         for signum in self._signals.take():
-            self._obey(signum)
+            self._handle_signal(signum)
 
-    def _obey(self, signum: int) -> None:
+    def _handle_signal(self, signum: int) -> None:
         if signum == signal.SIGUSR1:
             logger.info("status\n%s", self.status().render())
         elif signum == signal.SIGHUP:
-            self._staff.replace_all()
+            self._supervisor.replace_all()
         elif signum == signal.SIGCHLD:
-            self._staff.reap()
+            self._supervisor.reap_exited()
         elif signum == signal.SIGTTIN:
-            self._staff.resize(1)
+            self._supervisor.resize(1)
         elif signum == signal.SIGTTOU:
-            self._staff.resize(-1)
+            self._supervisor.resize(-1)
         else:
-            self._staff.stop()
-            self._entrance.close()
+            self._supervisor.stop()
+            self._acceptors.close()
 
-    def _start(self, slot: int, restarts: int) -> Worker:
-        enough = float("inf")
-        if most := self._plan.max_requests:
+    def _start(self, slot: int, restarts: int) -> WorkerProcess:
+        max_requests = float("inf")
+        if limit := self._config.max_requests:
             # Those that started together, and share evenly, are not all used up together.
-            enough = most - self._random.randrange(most // 4 + 1)
-        place = Place(slot, restarts, self._plan.capacity, enough)
-        return fork_worker(place, self._forget, self._work)
+            max_requests = limit - self._random.randrange(limit // 4 + 1)
+        settings = WorkerSettings(slot, restarts, self._config.capacity, max_requests)
+        return fork_worker(settings, self._close_in_child, self._run_worker)
 
-    def _work(self, channel: Channel, tally: Tally) -> None:
+    def _run_worker(self, channel: Channel, counters: Counters) -> None:
         """In the worker."""
-        run_worker(channel, tally, self._bell, self._plan)
+        run_worker(channel, counters, self._wakeup, self._config)
 
-    def _forget(self) -> None:
+    def _close_in_child(self) -> None:
         """In the worker: closes its copies of what is the master's."""
         with contextlib.suppress(OSError):  # A kqueue is not inherited.
             self._selector.close()
-        self._bell.forget()
-        self._entrance.forget()
+        self._wakeup.close_in_child()
+        self._acceptors.close_in_child()
         for helper in self._helpers:
-            helper.forget()
-        self._dispatcher.forget()
+            helper.close_in_child()
+        self._dispatcher.close_in_child()
         for worker in self._workers:
-            worker.forget()
+            worker.close_in_child()

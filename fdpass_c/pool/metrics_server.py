@@ -1,4 +1,4 @@
-"""Giving the numbers to whoever asks, over HTTP, in the master's loop."""
+"""Answers HTTP requests for the status and the metrics, in the master's loop."""
 
 import selectors
 import socket
@@ -15,27 +15,30 @@ from fdpass_c.pool.status import Status
 
 Report = Callable[[], Status]
 
-_MOST_CLIENTS = 8
-"""At once; the others wait in the kernel."""
+_MAX_CLIENTS = 8
+"""Clients at the same time; the others wait in the kernel."""
 
-_PATIENCE = 5.0
-"""Seconds that a client has, and those until a full descriptor table is tried again."""
+_CLIENT_TIMEOUT = 5.0
+"""Seconds that a client has in all."""
 
-_LONGEST_HEAD = 16384
+_RETRY_DELAY = 5.0
+"""Seconds until the next try to accept, after an error such as a full descriptor table."""
+
+_MAX_HEAD = 16384
 
 
 class _Client(NamedTuple):
-    """talk: what is left to do; it tells which event to wait for."""
+    """steps: the rest of the exchange; each step yields the event to wait for."""
 
     sock: socket.socket
-    talk: Iterator[int]
+    steps: Iterator[int]
     deadline: float
 
 
 class MetricsServer:
     """Answers GET /metrics and GET /status, one request a connection.
 
-    alarm: when check is to be called, as time.monotonic.
+    due_at: when check is to be called, as time.monotonic.
     """
 
     def __init__(
@@ -48,8 +51,8 @@ class MetricsServer:
         self._timeout = listener.gettimeout()
         self._clients: list[_Client] = []
         self._listens = False
-        self._rest_until = 0.0
-        self.alarm = float("inf")
+        self._retry_at = 0.0
+        self.due_at = float("inf")
         listener.setblocking(False)
         logger.info("metrics at %s", describe_listener(self._listener))
         self.check()
@@ -60,46 +63,48 @@ class MetricsServer:
         for client in [*self._clients]:
             if now >= client.deadline:
                 self._end(client)
-        listens = len(self._clients) < _MOST_CLIENTS and now >= self._rest_until
+        listens = len(self._clients) < _MAX_CLIENTS and now >= self._retry_at
         if listens and not self._listens:
             self._selector.register(self._listener, selectors.EVENT_READ, self._accept)
         elif self._listens and not listens:
             self._selector.unregister(self._listener)
         self._listens = listens
         moments = [client.deadline for client in self._clients]
-        if now < self._rest_until:
-            moments.append(self._rest_until)
-        self.alarm = min(moments, default=float("inf"))
+        if now < self._retry_at:
+            moments.append(self._retry_at)
+        self.due_at = min(moments, default=float("inf"))
 
     def _accept(self, _events: int) -> None:
-        self.alarm = 0.0
+        self.due_at = 0.0
         try:
             sock, _ = self._listener.accept()
         except (BlockingIOError, ConnectionAbortedError):
             return
         except OSError as error:
-            logger.warning("cannot accept who asks for metrics: %s", error.strerror)
-            self._rest_until = time.monotonic() + _PATIENCE
+            logger.warning("cannot accept a client of the metrics: %s", error.strerror)
+            self._retry_at = time.monotonic() + _RETRY_DELAY
             return
         sock.setblocking(False)
-        client = _Client(sock, _talk(sock, self._report), time.monotonic() + _PATIENCE)
+        client = _Client(
+            sock, _serve_client(sock, self._report), time.monotonic() + _CLIENT_TIMEOUT
+        )
         self._clients.append(client)
-        self._selector.register(sock, next(client.talk), partial(self._go_on, client))
+        self._selector.register(sock, next(client.steps), partial(self._step, client))
 
-    def _go_on(self, client: _Client, _events: int) -> None:
+    def _step(self, client: _Client, _events: int) -> None:
         with suppress(OSError, StopIteration):  # It has gone, or all is said.
-            events = next(client.talk)
+            events = next(client.steps)
             self._selector.modify(client.sock, events, self._selector.get_key(client.sock).data)
             return
         self._end(client)
-        self.alarm = 0.0
+        self.due_at = 0.0
 
     def _end(self, client: _Client) -> None:
         self._clients.remove(client)
         self._selector.unregister(client.sock)
         client.sock.close()
 
-    def forget(self) -> None:
+    def close_in_child(self) -> None:
         """In a forked child: closes its copies."""
         self._listener.close()
         for client in self._clients:
@@ -115,14 +120,14 @@ class MetricsServer:
             self._listener.settimeout(self._timeout)
 
 
-def _talk(sock: socket.socket, report: Report) -> Iterator[int]:
+def _serve_client(sock: socket.socket, report: Report) -> Iterator[int]:
     """Yields what it waits for. OSError where the client has gone."""
     head = b""
     while b"\r\n\r\n" not in head:
         yield selectors.EVENT_READ
         data = sock.recv(4096)
         head += data
-        if not data or len(head) > _LONGEST_HEAD:
+        if not data or len(head) > _MAX_HEAD:
             return
     answer = _answer(head.decode("latin-1"), report)
     while answer:

@@ -1,4 +1,4 @@
-"""Pool: what a program sees of it."""
+"""Pool, the class that a program uses."""
 
 import asyncio
 import selectors
@@ -8,34 +8,41 @@ from collections.abc import Callable
 from contextlib import ExitStack
 
 from fdpass_c.errors import FdpassError
+from fdpass_c.pool.accepting import Acceptors
+from fdpass_c.pool.config import Config
 from fdpass_c.pool.handlers import Handler
-from fdpass_c.pool.intake import Entrance
 from fdpass_c.pool.listeners import Address, check_listener, opened
 from fdpass_c.pool.master import Helper, Master, Ready
 from fdpass_c.pool.metrics_server import MetricsServer
-from fdpass_c.pool.plan import Plan
 from fdpass_c.pool.service_manager import ServiceManager
 from fdpass_c.pool.signals import Signals
 from fdpass_c.pool.status import Status
 
 
 class PoolError(FdpassError):
-    """Workers die at start again and again, or no listener accepts any longer.
+    """A pool cannot serve any longer.
 
-    Workers that ran have finished what they had.
+    Either five workers in a row died at start, or before they began a connection, or could not be
+    started. Or no listener accepts connections any longer. The message says which, and why. Workers
+    that ran have finished the connections that they were given.
     """
 
 
 class Pool:
-    """Workers, each a forked process, that get connections while they are free.
+    """Accepts connections and passes each one to a worker process that is free.
 
-    handler(sock, address) runs in a worker. sock: a connected socket.socket, blocking, closed
-    when the handler returns or raises; detach() it to keep the descriptor. address: the peer's,
-    as from socket.accept. A coroutine function gets a non-blocking socket, and runs in an event
-    loop beside others of the same worker. An exception is logged, and the worker goes on.
+    The master, the process that calls serve(), accepts. Workers are forked from it. A connection is
+    begun when a worker has taken it from its queue. If a worker dies, the connections that it had
+    not begun go to other workers, and those that it had begun are lost.
 
-    A connection is begun when a worker has taken it from its queue. One that is given to a worker
-    but not begun when that dies goes to another worker; one that is begun is lost with it.
+    The handler is called in a worker as handler(sock, address). address is the peer's, as
+    socket.accept returns it. sock is a connected socket.socket, which the pool closes when the
+    handler returns or raises an exception. To keep the descriptor, call sock.detach(): then the
+    handler owns it. An exception is logged and counted as failed, and the worker goes on.
+
+    If the handler is a plain function, sock is blocking, and a worker handles one connection at a
+    time. If it is a coroutine function, sock is non-blocking, and a worker runs an event loop that
+    handles up to capacity connections at once.
     """
 
     def __init__(
@@ -52,38 +59,45 @@ class Pool:
         teardown: Callable[[], object] | None = None,
         loop_factory: Callable[[], asyncio.AbstractEventLoop] | None = None,
     ) -> None:
-        """workers: how many processes. capacity: how many connections a worker has in hand at most.
+        """Checks the arguments. serve() starts the workers.
 
-        With a plain function a capacity over 1 is a queue in the worker: fewer system calls a
-        connection, but a short one waits behind a long one. max_requests: a worker is replaced
-        after so many connections; None for never. Its successor starts after three quarters of
-        them to all, at random, one at a time; until that is ready the worker serves on.
+        If the handler is a coroutine function, setup and teardown may be coroutine functions too.
+        Then they run in the event loop of the worker, and such a teardown runs before non-daemon
+        threads have ended.
 
-        drain: seconds that a worker has to finish when it is to stop or to be replaced; then it is
-        killed. start_timeout: seconds that a worker has to start; one that hangs in setup is
-        killed then, and counts as one that died at start.
+        Args:
+            handler: A plain function or a coroutine function of a socket and the peer's address.
+            workers: The number of worker processes.
+            capacity: The largest number of connections that a worker has been given and has not
+                finished. With a plain function, more than 1 makes a queue in the worker: this needs
+                fewer system calls per connection, but a short request can wait behind a long one.
+            max_requests: A worker is replaced after about this number of connections: three
+                quarters of it up to all of it, at random, so that not all workers are replaced at
+                once. A worker serves until its successor is ready. None: never.
+            drain: Seconds in which a worker that is stopped or replaced must finish. Then it is
+                killed.
+            start_timeout: Seconds in which a worker must start, setup included. Then it is killed,
+                and counts as one that died at start.
+            timeout: Seconds after which a worker that has connections and makes no progress is
+                replaced. A plain worker makes progress when it begins or finishes a connection or
+                calls note_progress(), an event loop when it turns. The worker gets SIGABRT, on
+                which it writes the tracebacks of its threads to standard error. One second later
+                it is killed. The master checks four times in each timeout. None: never.
+            setup: Called in each worker before its first connection. If it raises an exception,
+                the worker has died at start.
+            teardown: Called in each worker that ends: after its last connection and after its
+                non-daemon threads have ended, or when the handler calls sys.exit. It is not called
+                if the worker is killed. What is registered with atexit does not run in workers,
+                because it belongs to the master.
+            loop_factory: Makes the event loop of each worker, for instance uvloop.new_event_loop.
+                None: what asyncio.run makes.
 
-        timeout: seconds that a worker may have connections in hand and neither begin nor finish
-        one, nor call note_progress(), nor, with coroutines, take another turn of its event loop;
-        None for any time. Then it is replaced: it gets SIGABRT, upon which it writes the tracebacks
-        of its threads to standard error, and is killed where that does not end it. The master
-        looks four times in that time.
-
-        setup: called in each worker before its first connection; one that raises is a worker that
-        died at start. teardown: called in each worker at its end, when it has finished what it was
-        given and its threads that are no daemons have ended, and when a handler calls sys.exit;
-        not in one that is killed. Where the handler is a coroutine function they may be such too:
-        then they run in the worker's event loop, the teardown before the threads have ended. What
-        atexit holds does not run in a worker: it would be the master's.
-
-        loop_factory: makes the event loop of a worker, uvloop.new_event_loop for one; None for what
-        asyncio.run makes.
-
-        ValueError: workers, capacity or max_requests below 1, a negative drain or start_timeout,
-        a timeout that is not positive, a coroutine function for setup or
-        teardown, or a loop_factory, where the handler is none.
+        Raises:
+            ValueError: workers, capacity or max_requests is less than 1. drain or start_timeout is
+                negative. timeout is not positive. setup or teardown is a coroutine function, or
+                loop_factory is given, and the handler is not a coroutine function.
         """
-        self._plan = Plan(
+        self._config = Config(
             handler,
             workers,
             capacity,
@@ -95,7 +109,7 @@ class Pool:
             teardown,
             loop_factory,
         )
-        self._plan.check()
+        self._config.check()
         self._signals = Signals()
         self._master: Master | None = None
 
@@ -105,27 +119,35 @@ class Pool:
         metrics: socket.socket | Address | None = None,
         ready: Ready | None = None,
     ) -> None:
-        """Accepts and passes on until SIGTERM, SIGINT or stop(); then drains and returns.
+        """Starts the workers and serves until SIGTERM, SIGINT or stop().
 
-        listeners: at least one. A socket.socket that listens is borrowed, and non-blocking while
-        the pool serves; an Address is opened, and closed at the end. ready: called once, when
-        every worker has started, with the addresses of the listeners in their order, each as from
-        socket.getsockname: it has the number of a port that was asked for as 0.
+        Then it stops accepting, lets the workers finish, and returns. A stop() that was called
+        before serve() counts. Only the main thread may call it, and it forks: start other threads
+        in setup or in the handler.
 
-        metrics: one more listener, at which the master answers GET /metrics with what Prometheus
-        reads, and GET /status with status() as JSON, to whoever can connect.
+        While it serves, it handles these signals. It puts the previous handlers back at its end.
+        SIGTERM and SIGINT are stop(), and a second one kills the workers. SIGHUP is reload(),
+        SIGTTIN add_worker() and SIGTTOU remove_worker(). SIGUSR1 logs the status as a table.
 
-        A service manager that NOTIFY_SOCKET names is told when the pool is ready, reloads and
-        stops, and WATCHDOG_USEC is kept (man 3 sd_notify).
+        If NOTIFY_SOCKET names a service manager, it is told when the pool is ready, reloads and
+        stops. If WATCHDOG_USEC is set, it gets WATCHDOG=1 twice in that time (man 3 sd_notify).
 
-        Call it in the main thread. It handles signals and puts the handlers back when it returns:
-        SIGTERM and SIGINT stop accepting and let workers finish, a second one kills them; SIGHUP
-        is reload(), SIGTTIN add_worker() and SIGTTOU remove_worker(); SIGUSR1 logs the status
-        table. A stop() that came before is obeyed at once.
+        Args:
+            listeners: Listening sockets and addresses, at least one. The caller still owns a
+                socket. The pool makes it non-blocking and restores its mode at the end. The pool
+                opens an address itself, and closes the socket at the end.
+            metrics: One more listening socket or address, where the master answers HTTP requests:
+                GET /metrics in the format of Prometheus, GET /status with status() as JSON. Anyone
+                who can connect gets an answer. It is owned as listeners are.
+            ready: Called once, in the master, when every worker has started. Its argument is a
+                tuple of the addresses of the listeners, each as from socket.getsockname, with the
+                real number of a port that was given as 0. Its exceptions end serve().
 
-        PoolError: workers die at start again and again, or somebody shut down the last listener.
-        ValueError: no listener, one that does not listen or is given twice, an address of no known
-        form, or another thread than the main one. OSError: as for socket.bind.
+        Raises:
+            PoolError: Workers die at start again and again, or no listener accepts any longer.
+            ValueError: There is no listener. A socket does not listen, or is given twice. An
+                address has an unknown form. The caller is not the main thread.
+            OSError: As for open_listener. EBADF: a socket is closed.
         """
         if not listeners:
             raise ValueError("a pool needs at least one listener")
@@ -133,10 +155,10 @@ class Pool:
             raise ValueError("a listening socket is given twice")
         with ExitStack() as stack:
             selector = stack.enter_context(selectors.DefaultSelector())
-            entrance = Entrance(selector)
-            stack.callback(entrance.close)
-            entrance.open(listeners)
-            bell = stack.enter_context(self._signals.handling())
+            acceptors = Acceptors(selector)
+            stack.callback(acceptors.close)
+            acceptors.open(listeners)
+            wakeup = stack.enter_context(self._signals.handling())
             manager = ServiceManager()
             stack.callback(manager.close)
             helpers: list[Helper] = [manager]
@@ -145,35 +167,47 @@ class Pool:
                 stack.callback(server.close)
                 helpers.append(server)
             self._master = Master(
-                self._plan, self._signals, bell, entrance, selector, manager, helpers, ready
+                self._config, self._signals, wakeup, acceptors, selector, manager, helpers, ready
             )
             failure = self._master.run()
         if failure:
             raise PoolError(failure)
 
     def stop(self) -> None:
-        """Has serve() drain and return, as SIGTERM does. From any thread or signal handler."""
+        """Makes serve() stop accepting, let the workers finish, and return, as SIGTERM does.
+
+        The second call kills the workers. It may be called in any thread of the master and in a
+        signal handler, and returns immediately. So may reload, add_worker and remove_worker.
+        """
         self._signals.add(signal.SIGTERM)
 
     def reload(self) -> None:
-        """Replaces the workers one by one while the pool serves on, as SIGHUP does.
+        """Replaces the workers one by one while the pool serves, as SIGHUP does.
 
-        A worker's successor is ready before it stops taking connections. From any thread or
-        signal handler.
+        A worker takes connections until its successor is ready. The new workers run the code that
+        the master has already imported.
         """
         self._signals.add(signal.SIGHUP)
 
     def add_worker(self) -> None:
-        """One more, as SIGTTIN does. From any thread or signal handler."""
+        """Adds one worker, as SIGTTIN does."""
         self._signals.add(signal.SIGTTIN)
 
     def remove_worker(self) -> None:
-        """One less, as SIGTTOU does, once it has finished what it has; the last one stays. From any
-        thread or signal handler."""
+        """Removes one worker, as SIGTTOU does.
+
+        The worker first finishes what it was given, within drain seconds. The last worker stays.
+        """
         self._signals.add(signal.SIGTTOU)
 
     def status(self) -> Status:
-        """What the pool is doing. From any thread of the master or a signal handler."""
+        """Counts what the pool has done and is doing.
+
+        It may be called in any thread of the master and in a signal handler.
+
+        Returns:
+            The status at this moment. It is empty before serve() and has the last counts after it.
+        """
         return self._master.status() if self._master else Status((), 0, 0, 0, 0)
 
 

@@ -1,4 +1,4 @@
-"""Telling a service manager what the pool is doing, as sd_notify(3) does."""
+"""Tells a service manager what the pool is doing, as sd_notify(3) does."""
 
 import contextlib
 import os
@@ -8,30 +8,32 @@ import time
 from fdpass_c.pool.log import logger
 from fdpass_c.pool.status import Phase
 
-_PATIENCE = 1.0
-"""Seconds that a manager may keep the master waiting, whose queue is full while a system starts."""
+_SEND_TIMEOUT = 1.0
+"""Seconds for one message. The manager's queue can be full while the system starts."""
 
 
 class ServiceManager:
-    """Whom NOTIFY_SOCKET names. Where it names nobody, nothing is told.
+    """Sends messages to the socket that NOTIFY_SOCKET names, or does nothing without it.
 
-    alarm: when check is to be called, as time.monotonic.
+    due_at: when check is to be called, as time.monotonic.
     """
 
     def __init__(self) -> None:
         self._sock: socket.socket | None = None
         self._phase = Phase.STARTING
         self._summary = ""
-        self._beat_every = self.alarm = float("inf")
+        self._watchdog_interval = self.due_at = float("inf")
         name = os.environ.get("NOTIFY_SOCKET", "")
         if not name.startswith(("/", "@")):
             if name:
-                logger.warning("NOTIFY_SOCKET is of no known kind: %s", name)
+                logger.warning(
+                    "NOTIFY_SOCKET is neither an absolute path nor an abstract name: %s", name
+                )
             return
         self._address = "\0" + name[1:] if name.startswith("@") else name
         self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-        self._sock.settimeout(_PATIENCE)
-        self._beat_every = _find_interval()
+        self._sock.settimeout(_SEND_TIMEOUT)
+        self._watchdog_interval = _find_interval()
         self.check()
 
     def follow(self, phase: Phase, summary: str) -> None:
@@ -51,9 +53,9 @@ class ServiceManager:
         self._phase, self._summary = phase, summary
 
     def check(self) -> None:
-        """The master's loop turns."""
-        self.alarm = time.monotonic() + self._beat_every
-        if self._beat_every < float("inf"):
+        """Called by the master's loop: tells that it turns."""
+        self.due_at = time.monotonic() + self._watchdog_interval
+        if self._watchdog_interval < float("inf"):
             self._send("WATCHDOG=1")
 
     def _send(self, *lines: str) -> None:
@@ -62,10 +64,10 @@ class ServiceManager:
         try:
             self._sock.sendto("\n".join(lines).encode(), self._address)
         except OSError as error:
-            logger.warning("cannot tell the service manager %s: %s", lines[0], error)
+            logger.warning("cannot send %s to the service manager: %s", lines[0], error)
 
-    def forget(self) -> None:
-        """In a forked child, which is not to be taken for the pool."""
+    def close_in_child(self) -> None:
+        """In a forked child, which must not send as the pool."""
         self.close()
 
     def close(self) -> None:
@@ -74,7 +76,7 @@ class ServiceManager:
 
 
 def _find_interval() -> float:
-    """Seconds between two signs of life; half of what the manager waits for one."""
+    """Seconds between two WATCHDOG=1: half of the time for which the manager waits."""
     if os.environ.get("WATCHDOG_PID", str(os.getpid())) == str(os.getpid()):
         with contextlib.suppress(KeyError, ValueError):
             return max(int(os.environ["WATCHDOG_USEC"]), 1) / 2e6

@@ -1,11 +1,11 @@
-"""Signals of the master: they wait in a queue, and ring."""
+"""Signals of the master: they are queued, and wake it."""
 
 import signal
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from fdpass_c.pool.bell import Bell
+from fdpass_c.pool.wakeup import Wakeup
 
 _COUNTED = (signal.SIGTERM, signal.SIGINT, signal.SIGTTIN, signal.SIGTTOU)
 """A second one means more than the first."""
@@ -14,21 +14,23 @@ MASTERS_SIGNALS = (*_COUNTED, signal.SIGHUP, signal.SIGUSR1)
 
 
 class Signals:
-    """Those that have come, and nobody has obeyed yet."""
+    """The signals that came and were not handled yet."""
 
     def __init__(self) -> None:
         self._queue: deque[int] = deque()
-        self._bell: Bell | None = None
+        self._wakeup: Wakeup | None = None
 
     def add(self, signum: int) -> None:
-        """As if it had come. From any thread or signal handler."""
+        """Queues a signal as if it had come. In any thread or signal handler."""
         self._queue.append(signum)
-        if bell := self._bell:
-            bell.ring()
+        if wakeup := self._wakeup:
+            wakeup.wake()
 
     def take(self) -> list[int]:
-        """Those that have come until now, of the others but _COUNTED the first one: a flood of
-        them is obeyed once a turn."""
+        """Takes the signals that came until now; of each that is not in _COUNTED only the first.
+
+        So many of these in a short time are handled once per round.
+        """
         taken = [self._queue.popleft() for _ in range(len(self._queue))]
         return [
             signum
@@ -37,22 +39,22 @@ class Signals:
         ]
 
     @contextmanager
-    def handling(self) -> Iterator[Bell]:
-        """Queues MASTERS_SIGNALS and SIGCHLD in the block; in the main thread."""
-        bell = Bell()
+    def handling(self) -> Iterator[Wakeup]:
+        """Queues MASTERS_SIGNALS and SIGCHLD during the block. Only in the main thread."""
+        wakeup = Wakeup()
         handlers = {}
-        wakeup = -1
+        previous_fd = -1
         try:
-            wakeup = signal.set_wakeup_fd(bell.writer, warn_on_full_buffer=False)
+            previous_fd = signal.set_wakeup_fd(wakeup.writer, warn_on_full_buffer=False)
             for signum in (*MASTERS_SIGNALS, signal.SIGCHLD):
                 handlers[signum] = signal.signal(signum, lambda n, _: self._queue.append(n))
-            self._bell = bell
-            yield bell
+            self._wakeup = wakeup
+            yield wakeup
         finally:
-            self._bell = None
+            self._wakeup = None
             for signum, handler in handlers.items():
                 signal.signal(signum, signal.SIG_DFL if handler is None else handler)
             if handlers:
-                signal.set_wakeup_fd(wakeup)
-            bell.close()
+                signal.set_wakeup_fd(previous_fd)
+            wakeup.close()
             self._queue.clear()

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 
 class Phase(enum.Enum):
-    """What a pool is about, in a word for people."""
+    """What a pool is doing, in words for people."""
 
     STARTING = "starting"
     SERVING = "serving"
@@ -14,18 +14,24 @@ class Phase(enum.Enum):
 
 
 STATES = ("STARTING", "FREE", "BUSY", "LEAVING")
-"""BUSY: it takes no more now. LEAVING: it finishes what it has."""
+"""BUSY: it takes no more connections now. LEAVING: it finishes those that it has, and ends."""
 
 
 class WorkerStatus(NamedTuple):
-    """One worker process.
+    """The status of one worker process.
 
-    slot: its place in the pool, which its successor takes. state: one of STATES. in_hand:
-    connections given and not finished. handled: connections finished; failed: those of them whose
-    handler raised. restarts: workers that had this slot before.
-
-    age: seconds since it was started. busy: how many of them it could do nothing else: a plain
-    worker was in a handler, an event loop used a CPU.
+    Attributes:
+        slot: The number of its place in the pool. Its successor gets the same.
+        pid: Its process id.
+        state: "STARTING", "FREE", "BUSY" (it takes no more connections now) or "LEAVING" (it
+            finishes those that it has, and ends).
+        in_hand: Connections that it was given and has not finished.
+        handled: Connections that it has finished.
+        failed: How many of those handled ended with an exception of the handler.
+        restarts: How many workers had this slot before it.
+        age: Seconds since it was started.
+        busy: Seconds in which it could do nothing else. For a plain worker, the time in handlers.
+            For an event loop, the CPU time of the process.
     """
 
     slot: int
@@ -40,15 +46,19 @@ class WorkerStatus(NamedTuple):
 
     @property
     def busy_share(self) -> float:
-        """Of its time, from 0 to 1; above that where an event loop has threads."""
+        """busy divided by age, usually from 0 to 1. More if an event loop has busy threads."""
         return self.busy / self.age if self.age else 0.0
 
 
 class Status(NamedTuple):
-    """workers: in the order of their slots. waiting: connections accepted and given to nobody yet.
+    """The status of a pool.
 
-    handled: connections finished since the pool started, by all workers there ever were; failed:
-    those of them whose handler raised. lost: connections that a worker had begun when it died.
+    Attributes:
+        workers: The worker processes, in the order of their slots.
+        waiting: Connections that are accepted and not yet given to a worker.
+        handled: Connections that were finished since the pool started, by all workers so far.
+        failed: How many of those handled ended with an exception of the handler.
+        lost: Connections that a worker had begun and not finished when it died.
     """
 
     workers: tuple[WorkerStatus, ...]
@@ -58,7 +68,7 @@ class Status(NamedTuple):
     lost: int
 
     def render(self) -> str:
-        """A table for people, of several lines."""
+        """Returns a table of several lines, for people."""
         rows = [("slot", "pid", "state", "in hand", "handled", "failed", "restarts", "busy")]
         rows += [
             (*map(str, worker[:-2]), f"{worker.busy_share:.0%}")  # type: ignore[misc]

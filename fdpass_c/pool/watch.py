@@ -1,40 +1,43 @@
-"""Finding workers that hang: they have connections in hand and make no progress."""
+"""Finds workers that hang: they have connections in hand and make no progress."""
 
 import time
 from collections.abc import Callable, Sequence
 
-from fdpass_c.pool.crew import State, Worker
-from fdpass_c.pool.plan import Plan
+from fdpass_c.pool.config import Config
+from fdpass_c.pool.worker_process import State, WorkerProcess
 
 
 class Watch:
-    """Compares the tallies with what they were.
+    """Compares the counters of each worker with what they were before.
 
-    alarm: when check is to be called, as time.monotonic.
+    due_at: when check is to be called, as time.monotonic.
     """
 
     def __init__(
-        self, workers: Sequence[Worker], plan: Plan, replace: Callable[[Worker], None]
+        self,
+        workers: Sequence[WorkerProcess],
+        config: Config,
+        replace: Callable[[WorkerProcess], None],
     ) -> None:
         """workers: the living ones. replace: called once for each that hangs."""
-        self.alarm = time.monotonic() + plan.look_every
+        self.due_at = time.monotonic() + config.check_interval
         self._workers = workers
-        self._plan = plan
+        self._config = config
         self._replace = replace
-        self._seen: dict[Worker, tuple[object, float]] = {}
+        self._seen: dict[WorkerProcess, tuple[object, float]] = {}
 
     def check(self) -> None:
         now = time.monotonic()
-        self.alarm = now + self._plan.look_every
+        self.due_at = now + self._config.check_interval
         before, self._seen = self._seen, {}
         for worker in [*self._workers]:
             if worker.state is State.STARTING or not worker.count_in_hand():
                 continue  # Its time begins when it has something.
-            progress = worker.tally.progress
+            progress = worker.counters.progress
             seen, since = before.get(worker, (None, now))
             if progress != seen:
                 since = now
-            elif now - since >= self._plan.timeout:
+            elif now - since >= self._config.timeout:
                 since = float("inf")
                 self._replace(worker)
             self._seen[worker] = progress, since

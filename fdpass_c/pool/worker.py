@@ -12,33 +12,33 @@ from functools import partial
 from typing import Any
 
 from fdpass_c.channel import Channel
-from fdpass_c.pool.bell import Bell
+from fdpass_c.pool.config import Config
 from fdpass_c.pool.connected import MASTER_GONE, read_out, shut_down, take_socket
+from fdpass_c.pool.counters import Counters
 from fdpass_c.pool.event_loop import EventLoopWorker
 from fdpass_c.pool.handlers import Handler, call, is_coroutine_function
 from fdpass_c.pool.log import logger
-from fdpass_c.pool.plan import Plan
 from fdpass_c.pool.signals import MASTERS_SIGNALS
-from fdpass_c.pool.tally import Tally
+from fdpass_c.pool.wakeup import Wakeup
 
 
-def run_worker(channel: Channel, tally: Tally, bell: Bell, plan: Plan) -> None:
+def run_worker(channel: Channel, counters: Counters, wakeup: Wakeup, config: Config) -> None:
     """Serves until the master shuts its side of the channel, and what was given is finished."""
-    if plan.timeout < float("inf"):
+    if config.timeout < float("inf"):
         _write_where_it_hangs()
-    _call_plain(plan.setup)
+    _call_plain(config.setup)
     try:
-        if plan.runs_coroutines:
-            _run_loop(EventLoopWorker(channel, tally, bell, plan).run(), plan.loop_factory)
+        if config.runs_coroutines:
+            _run_loop(EventLoopWorker(channel, counters, wakeup, config).run(), config.loop_factory)
         else:
-            tally.start()
-            bell.ring()
-            _serve(channel, tally, bell, plan.handler, plan.capacity)
+            counters.start()
+            wakeup.wake()
+            _serve(channel, counters, wakeup, config.handler, config.capacity)
         # As Python does at its end, and multiprocessing at a forked child's: waits for the threads
         # that are no daemons, and has thread pools end theirs.
         threading._shutdown()  # type: ignore[attr-defined]
     finally:
-        _call_plain(plan.teardown)
+        _call_plain(config.teardown)
 
 
 def _run_loop(
@@ -50,7 +50,7 @@ def _run_loop(
             runner.run(main)
     else:
         if factory is not None:
-            # asyncio.run asks the policy, which nobody else in this process asks.
+            # asyncio.run asks the policy, which no other code in this process does.
             asyncio.get_event_loop_policy().new_event_loop = factory
         asyncio.run(main)
 
@@ -79,34 +79,38 @@ def leave_signals_to_master() -> None:
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
 
 
-def _serve(channel: Channel, tally: Tally, bell: Bell, handler: Handler, capacity: int) -> None:
-    """One connection after the other. A queue rings when it is empty, and for every quarter of it
-    that is finished."""
-    many = max(1, capacity // 4)
-    told = 0
+def _serve(
+    channel: Channel, counters: Counters, wakeup: Wakeup, handler: Handler, capacity: int
+) -> None:
+    """Handles one connection after the other.
+
+    If the master wants that, it is woken when the queue is empty, and for every finished quarter.
+    """
+    report_every = max(1, capacity // 4)
+    reported = 0
     while True:
-        news = tally.handled - told
-        if bell.wanted and (news >= many or (news and not channel.pending)):
-            told = tally.handled
-            bell.ring()
+        unreported = counters.handled - reported
+        if wakeup.wanted and (unreported >= report_every or (unreported and not channel.pending)):
+            reported = counters.handled
+            wakeup.wake()
         try:
             payload, fds = channel.recv()
         except MASTER_GONE:
             return
-        tally.begin(1)
-        tally.enter_handler()
+        counters.begin(1)
+        counters.enter_handler()
         with fds, take_socket(fds) as sock:
-            sock.on_gone = partial(bell.ring_for_copy, tally, tally.begun)
+            sock.on_close = partial(wakeup.wake_for_copy, counters, counters.begun)
             # The BSDs hand the listener's non-blocking mode on.
             sock.setblocking(True)
             address = marshal.loads(payload)
             try:
                 call(handler, sock, address)
             except Exception:
-                tally.fail()
+                counters.fail()
                 logger.exception("the handler failed on the connection of %r", address)
-            sock.on_gone = None
+            sock.on_close = None
             if shut_down(sock):
                 read_out(sock)
-        tally.leave_handler()
-        tally.finish()
+        counters.leave_handler()
+        counters.finish()

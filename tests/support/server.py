@@ -18,7 +18,7 @@ from support.processes import FDPASS
 from support.sockets import read_all
 
 _TESTS = Path(__file__).parent.parent
-_PATIENCE = 30
+_TIMEOUT = 30
 
 
 class WorkerLine(NamedTuple):
@@ -90,7 +90,7 @@ class Server:
                     if match := re.search(pattern, self._lines[self._read - 1]):
                         return match
                     assert self._lines[self._read - 1] != "THE END\n", self.log
-                assert self._news.wait(_PATIENCE), f"{pattern} did not come in:\n{self.log}"
+                assert self._news.wait(_TIMEOUT), f"{pattern} did not come in:\n{self.log}"
 
     @property
     def log(self) -> str:
@@ -148,10 +148,10 @@ class Server:
     def stop(self, signum: int = signal.SIGTERM) -> int:
         """Returns the exit status."""
         self.send_signal(signum)
-        return self.process.wait(_PATIENCE)
+        return self.process.wait(_TIMEOUT)
 
     def connect(self) -> socket.socket:
-        return socket.create_connection(("127.0.0.1", self.port), _PATIENCE)
+        return socket.create_connection(("127.0.0.1", self.port), _TIMEOUT)
 
     def ask(self, request: bytes = b"hello") -> bytes:
         """The whole answer to one request on a connection of its own."""

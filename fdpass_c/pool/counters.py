@@ -3,13 +3,13 @@
 import mmap
 import time
 
-_HANDLED, _BEGUN, _READY, _FAILED, _RELEASED, _LEAVING, _BEATS = range(7)
+_HANDLED, _BEGUN, _READY, _FAILED, _RELEASED, _LEAVING, _HEARTBEATS = range(7)
 _MASK = 2**32 - 1
 _BUSY, _SINCE = range(2)
 _BYTES_OF_COUNTS = 64
 
 
-class Tally:
+class Counters:
     """Counts that one side raises and the other reads, modulo 2**32, and whether it has started
     and is to leave.
 
@@ -43,9 +43,9 @@ class Tally:
         self.handled += 1
         self._words[_HANDLED] = self.handled & _MASK
 
-    def beat(self) -> None:
+    def heartbeat(self) -> None:
         """In the worker: a sign of life, where nothing is begun or finished."""
-        self._words[_BEATS] = (self._words[_BEATS] + 1) & _MASK
+        self._words[_HEARTBEATS] = (self._words[_HEARTBEATS] + 1) & _MASK
 
     def enter_handler(self) -> None:
         """In a plain worker: it can do nothing else until leave_handler."""
@@ -75,7 +75,7 @@ class Tally:
     def progress(self) -> tuple[int, int, int]:
         """In the master: what changes while the worker does something."""
         words = self._words
-        return words[_BEGUN], words[_HANDLED], words[_BEATS]
+        return words[_BEGUN], words[_HANDLED], words[_HEARTBEATS]
 
     @property
     def has_started(self) -> bool:

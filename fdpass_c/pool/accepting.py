@@ -1,4 +1,4 @@
-"""Accepting: the listening sockets as the master sees them."""
+"""Accepting connections at the listening sockets of a pool."""
 
 import errno
 import selectors
@@ -16,10 +16,10 @@ Connection = tuple[int, Any]
 """A connected socket's descriptor and the peer's address."""
 
 SHORT_OF = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
-"""What accept() is refused for lack of, until something is closed."""
+"""Errors of accept() that last until something is closed."""
 
-REST = 0.05
-"""Seconds until the next attempt where a limit of the system is reached, or an error lasts."""
+RETRY_DELAY = 0.05
+"""Seconds until the next try, when a limit of the system is reached or an error repeats."""
 
 # Usually one connection failed before it was accepted (man 2 accept), and the next is fine. EPERM
 # comes from a filter and ENETDOWN from the network, and both may last.
@@ -36,22 +36,22 @@ _MAY_PASS = {
 }
 
 
-class Intake:
-    """A listening socket that the master borrows.
+class Acceptor:
+    """Accepts at one listening socket, which somebody else owns.
 
-    address: as from socket.getsockname; name: as people write it. rest_until: not to be asked
+    address: as from socket.getsockname; name: as people write it. retry_at: no accept
     before, as time.monotonic.
     """
 
-    def __init__(self, sock: socket.socket, entrance: "Entrance") -> None:
+    def __init__(self, sock: socket.socket, acceptors: "Acceptors") -> None:
         """Makes sock non-blocking until close()."""
         self.address = sock.getsockname()
         self.name = describe_listener(sock)
-        self.rest_until = 0.0
+        self.retry_at = 0.0
         self._failures = 0
         self._sock = sock
         self._timeout = sock.gettimeout()
-        self._entrance = entrance
+        self._acceptors = acceptors
         self._watched = False
         sock.setblocking(False)
         # Not public, but accept() makes a socket object that has to be detached again: it takes
@@ -75,54 +75,54 @@ class Intake:
                     raise
                 self._failures += 1
                 if self._failures > 1:
-                    self._rest(error)
+                    self._pause(error)
                     return True
             else:
                 self._failures = 0
         return True
 
-    def _rest(self, error: OSError) -> None:
-        self.rest_until = time.monotonic() + REST
+    def _pause(self, error: OSError) -> None:
+        self.retry_at = time.monotonic() + RETRY_DELAY
         if self._failures == 2:  # Once, however long it lasts.
             reason = f"cannot accept at {self.name}: {error.strerror}"
-            logger.warning("%s; trying again every %s s", reason, REST)
+            logger.warning("%s; trying again every %s s", reason, RETRY_DELAY)
 
     def watch(self, wanted: bool) -> None:
-        """Has the selector find the next connection, or no longer."""
+        """Makes the selector report the next connection, or not."""
         if wanted != self._watched:
             self._watched = wanted
             if wanted:
-                self._entrance.selector.register(self._sock, selectors.EVENT_READ, self._note)
+                self._acceptors.selector.register(self._sock, selectors.EVENT_READ, self._note)
             else:
-                self._entrance.selector.unregister(self._sock)
+                self._acceptors.selector.unregister(self._sock)
 
     def _note(self, _events: int) -> None:
-        self._entrance.ready.append(self)
+        self._acceptors.ready.append(self)
 
-    def forget(self) -> None:
-        """Closes a forked child's copy; what is the same open socket stays as it is."""
+    def close_in_child(self) -> None:
+        """Closes a forked child's copy, and leaves the mode of the shared socket as it is."""
         self._sock.close()
 
     def close(self) -> None:
-        """Gives the socket back as it was."""
+        """Restores the mode of the socket, which stays open."""
         self.watch(False)
         if self._sock.fileno() >= 0:
             self._sock.settimeout(self._timeout)
 
 
-class Entrance:
-    """All listening sockets of a pool, each of which gets its share of what is accepted.
+class Acceptors:
+    """Accepts at all listening sockets of a pool, in turn.
 
     ready: those where a connection may be waiting, the next one first. Only the others are
-    watched, so that neither a pool that is full nor one that is flooded has them armed and
-    disarmed. alarm: when one that rests is to be asked again, as time.monotonic.
+    watched: a pool that is full, or that always has connections waiting, then makes no system calls
+    to watch and unwatch them. due_at: when to accept again after an error, as time.monotonic.
     """
 
     def __init__(self, selector: selectors.BaseSelector) -> None:
         self.selector = selector
-        self.ready: deque[Intake] = deque()
-        self._resting: list[Intake] = []
-        self._intakes: list[Intake] = []
+        self.ready: deque[Acceptor] = deque()
+        self._paused: list[Acceptor] = []
+        self._all: list[Acceptor] = []
         self._own = ExitStack()
 
     def open(self, listeners: Iterable[socket.socket | Address]) -> None:
@@ -137,32 +137,32 @@ class Entrance:
             for listener in listeners
         ]
         _check(socks)
-        self._intakes = [Intake(sock, self) for sock in socks]
-        self.ready.extend(self._intakes)
+        self._all = [Acceptor(sock, self) for sock in socks]
+        self.ready.extend(self._all)
 
-    def announce(self) -> None:
-        for intake in self._intakes:
-            logger.info("listening at %s", intake.name)
+    def log_addresses(self) -> None:
+        for acceptor in self._all:
+            logger.info("listening at %s", acceptor.name)
 
     @property
     def addresses(self) -> tuple[Any, ...]:
         """Of all listeners, as from socket.getsockname."""
-        return tuple(intake.address for intake in self._intakes)
+        return tuple(acceptor.address for acceptor in self._all)
 
     @property
     def is_open(self) -> bool:
         """Whether connections may still come."""
-        return bool(self._intakes)
+        return bool(self._all)
 
     @property
-    def alarm(self) -> float:
-        return min((intake.rest_until for intake in self._resting), default=float("inf"))
+    def due_at(self) -> float:
+        return min((acceptor.retry_at for acceptor in self._paused), default=float("inf"))
 
-    def wake(self, now: float) -> None:
-        """Those that have rested are ready again."""
-        rested = [intake for intake in self._resting if intake.rest_until <= now]
-        self._resting = [intake for intake in self._resting if intake.rest_until > now]
-        self.ready.extend(rested)
+    def resume(self, now: float) -> None:
+        """Makes those ready again whose delay is over."""
+        resumed = [acceptor for acceptor in self._paused if acceptor.retry_at <= now]
+        self._paused = [acceptor for acceptor in self._paused if acceptor.retry_at > now]
+        self.ready.extend(resumed)
 
     def accept(self, room: int, accepted: deque[Connection]) -> None:
         """At most room in all, and what came before an error is in accepted.
@@ -172,50 +172,50 @@ class Entrance:
         enough = len(accepted) + room
         for left in range(len(self.ready), 0, -1):
             if len(accepted) >= enough:
-                return  # Whoever got nothing is the first next time.
-            intake = self.ready.popleft()
-            self._accept(intake, -(-(enough - len(accepted)) // left), accepted)
-        # All had a share, and the first may have had the largest.
+                return  # Those that had no turn are the first next time.
+            acceptor = self.ready.popleft()
+            self._accept(acceptor, -(-(enough - len(accepted)) // left), accepted)
+        # All had a turn, and the first may have accepted the most.
         self.ready.rotate(-1)
 
-    def _accept(self, intake: Intake, most: int, accepted: deque[Connection]) -> None:
+    def _accept(self, acceptor: Acceptor, most: int, accepted: deque[Connection]) -> None:
         try:
-            more = intake.accept(most, accepted)
+            more = acceptor.accept(most, accepted)
         except OSError as error:
             if error.errno in SHORT_OF:
-                self.ready.append(intake)
+                self.ready.append(acceptor)
                 raise
-            # Somebody else has shut it down or closed it.
-            logger.error("cannot accept at %s any longer: %s", intake.name, error.strerror)
-            self._intakes.remove(intake)
-            intake.close()
+            # Other code has shut it down or closed it.
+            logger.error("cannot accept at %s any longer: %s", acceptor.name, error.strerror)
+            self._all.remove(acceptor)
+            acceptor.close()
             return
         if not more:
-            intake.watch(True)
-        elif intake.rest_until > time.monotonic():
-            self._resting.append(intake)
+            acceptor.watch(True)
+        elif acceptor.retry_at > time.monotonic():
+            self._paused.append(acceptor)
         else:
-            self.ready.append(intake)
+            self.ready.append(acceptor)
 
-    def settle(self) -> None:
-        """Before waiting in the selector, which would find those again that are known."""
-        for intake in self.ready:
-            intake.watch(False)
-        for intake in self._resting:
-            intake.watch(False)
+    def unwatch(self) -> None:
+        """Before a wait in the selector, which would find the ready ones again."""
+        for acceptor in self.ready:
+            acceptor.watch(False)
+        for acceptor in self._paused:
+            acceptor.watch(False)
 
-    def forget(self) -> None:
-        """In a forked child."""
-        for intake in self._intakes:
-            intake.forget()
+    def close_in_child(self) -> None:
+        """In a forked child: closes its copies."""
+        for acceptor in self._all:
+            acceptor.close_in_child()
 
     def close(self) -> None:
-        """Gives back what was borrowed, closes and unlinks the rest. Again is harmless."""
-        for intake in self._intakes:
-            intake.close()
-        self._intakes.clear()
+        """Restores the sockets that were given, and closes and removes its own. May be repeated."""
+        for acceptor in self._all:
+            acceptor.close()
+        self._all.clear()
         self.ready.clear()
-        self._resting.clear()
+        self._paused.clear()
         self._own.close()
 
 

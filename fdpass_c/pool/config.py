@@ -1,4 +1,4 @@
-"""What a pool was asked for."""
+"""The configuration of a pool."""
 
 import asyncio
 from collections.abc import Callable
@@ -6,11 +6,11 @@ from typing import Any, NamedTuple
 
 from fdpass_c.pool.handlers import Handler, is_coroutine_function
 
-_LOOKS = 4
-"""How often to look for progress in the time that a worker may take."""
+_CHECKS = 4
+"""How often to check for progress within the timeout."""
 
 
-class Plan(NamedTuple):
+class Config(NamedTuple):
     """The arguments of Pool, in its words; timeout is inf for None."""
 
     handler: Handler
@@ -41,14 +41,14 @@ class Plan(NamedTuple):
             raise ValueError(f"timeout is a positive number of seconds, got {self.timeout}")
         for function in (self.setup, self.teardown):
             if function and is_coroutine_function(function) and not self.runs_coroutines:
-                raise ValueError(f"{function!r} is a coroutine function and the handler is none")
+                raise ValueError(f"{function!r} is a coroutine function and the handler is not")
         if self.loop_factory and not self.runs_coroutines:
-            raise ValueError("loop_factory is for a handler that is a coroutine function")
+            raise ValueError("loop_factory needs a handler that is a coroutine function")
 
     @property
-    def look_every(self) -> float:
-        """Seconds between two looks at who hangs; inf where nobody is watched."""
-        return self.timeout / _LOOKS
+    def check_interval(self) -> float:
+        """Seconds between two checks for workers that hang; inf without a timeout."""
+        return self.timeout / _CHECKS
 
     @property
     def runs_coroutines(self) -> bool:

@@ -14,19 +14,19 @@ from typing import NamedTuple
 from fdpass_c.channel import Channel
 from fdpass_c.descriptors import close_fds
 from fdpass_c.pool import leaving
+from fdpass_c.pool.accepting import Connection
 from fdpass_c.pool.connected import dump_address
-from fdpass_c.pool.intake import Connection
+from fdpass_c.pool.counters import Counters
 from fdpass_c.pool.log import logger
 from fdpass_c.pool.status import WorkerStatus
-from fdpass_c.pool.tally import Tally
 from fdpass_c.pool.worker import leave_signals_to_master
 
-Work = Callable[[Channel, Tally], None]
+Work = Callable[[Channel, Counters], None]
 """What a worker does, with its end of the channel."""
 
 
 TAKEN = -1
-"""In place of a wait status, which something else in the process got, by waitpid(-1)."""
+"""In place of a wait status that other code in this process has taken, with waitpid(-1)."""
 
 
 class State(enum.Enum):
@@ -35,38 +35,41 @@ class State(enum.Enum):
     LEAVING = enum.auto()
 
 
-class Place(NamedTuple):
-    """What a worker is started for.
+class WorkerSettings(NamedTuple):
+    """What a worker is started with.
 
-    slot: its number, which its successor gets too. restarts: workers that had it before. capacity:
-    connections that it has in hand at most. enough: connections after which it is to be replaced.
+    slot: the number of its place, which its successor gets too. restarts: how many workers had it
+    before. capacity: how many connections it has in hand at most. max_requests: it is replaced
+    after so many connections.
     """
 
     slot: int
     restarts: int
     capacity: int
-    enough: float
+    max_requests: float
 
 
-class Worker:
-    """A forked process, and the copies of the connections that it may not have begun.
+class WorkerProcess:
+    """A forked process, as the master sees it, with copies of the connections not begun yet.
 
     deadline: when it is to have done what its state says, and ready_at: when it had started, both
     as time.monotonic.
     """
 
-    def __init__(self, place: Place, pid: int, sock: socket.socket, tally: Tally) -> None:
+    def __init__(
+        self, settings: WorkerSettings, pid: int, sock: socket.socket, counters: Counters
+    ) -> None:
         """Takes ownership of sock, this side of the connection to the worker."""
-        self.place = place
+        self.settings = settings
         self.pid = pid
         self.state = State.STARTING
-        self.tally = tally
+        self.counters = counters
         self.given = self.in_hand = self.room = 0
         self.turn = 0
         self._started_at = time.monotonic()
         self._busy = 0.0
         self.deadline = self.ready_at = float("inf")
-        self._enough = place.enough
+        self._replace_at = settings.max_requests
         self.copies: deque[Connection] = deque()
         self._status: int | None = None
         self._sock = sock
@@ -74,10 +77,11 @@ class Worker:
         self.channel.setblocking(False)
 
     def give(self, connections: Sequence[Connection]) -> tuple[int, OSError | None]:
-        """Passes connections and keeps copies of those that left.
+        """Passes connections and keeps copies of those that were sent.
 
-        Returns how many left, which are the first ones, and what kept the others: the worker's
-        buffer or the user's allowance of descriptors in flight is full, or the worker has gone.
+        Returns how many were sent, which are the first ones, and the error that kept the others:
+        the buffer of the worker is full, the user has too many descriptors in flight, or the worker
+        has exited.
         """
         reason = None
         sent = len(connections)
@@ -95,56 +99,56 @@ class Worker:
         self.copies.extend(connections[:sent])
         self._count()
         if isinstance(reason, (BlockingIOError, BrokenPipeError, ConnectionResetError)):
-            self.room = 0  # Until it has begun some, or is found dead.
+            self.room = 0  # Until it has begun some, or is reaped.
         return sent, reason
 
     @property
-    def is_used_up(self) -> bool:
+    def needs_replacement(self) -> bool:
         """Whether it is to be replaced, while it serves on until its successor is ready."""
-        return self.given >= self._enough
+        return self.given >= self._replace_at
 
-    def serve_on(self) -> None:
-        """There is no successor: it is used up again after as many connections again."""
-        self._enough = self.given + self.place.enough
+    def postpone_replacement(self) -> None:
+        """There is no successor: it is to be replaced after as many connections again."""
+        self._replace_at = self.given + self.settings.max_requests
 
-    def welcome(self) -> None:
-        """It has started."""
+    def mark_ready(self) -> None:
+        """The worker has started."""
         self.state = State.READY
         self.deadline = float("inf")
         self.ready_at = time.monotonic()
         self._count()
 
     def _count(self) -> None:
-        self.in_hand = self.given - self.tally.handled
+        self.in_hand = self.given - self.counters.handled
         self.room = 0
         if self.state is State.READY:
-            self.room = self.place.capacity - self.in_hand
+            self.room = self.settings.capacity - self.in_hand
 
-    def look(self) -> Sequence[int]:
-        """Reads the tally; returns the copies that are no longer needed, to be closed."""
-        if not self.tally.read():
+    def read_counters(self) -> Sequence[int]:
+        """Reads the counters; returns the copies that are no longer needed, to be closed."""
+        if not self.counters.read():
             return ()
         self._count()
-        begun = len(self.copies) - (self.given - self.tally.begun)
-        self.tally.release(self.tally.begun)
+        begun = len(self.copies) - (self.given - self.counters.begun)
+        self.counters.release(self.counters.begun)
         return [self.copies.popleft()[0] for _ in range(begun)]
 
-    def retire(self, deadline: float) -> None:
-        """Has it finish what it was given and exit; deadline: seconds from now."""
+    def drain(self, timeout: float) -> None:
+        """Makes it finish what it was given and exit, within timeout seconds."""
         self.state = State.LEAVING
         self.room = 0
-        self.deadline = time.monotonic() + deadline
-        self.tally.leave()
+        self.deadline = time.monotonic() + timeout
+        self.counters.leave()
         self.flush()
 
     def abort(self, grace: float) -> None:
-        """Has it exit at once, within grace seconds, where it can still do so."""
-        self.retire(min(grace, self.deadline - time.monotonic()))
+        """Makes it exit at once with SIGABRT, or be killed after grace seconds."""
+        self.drain(min(grace, self.deadline - time.monotonic()))
         if not self.has_exited():
             os.kill(self.pid, signal.SIGABRT)
 
     def flush(self) -> bool:
-        """Sends what a full buffer left; returns whether nothing is left to send."""
+        """Sends what a full buffer did not take. Returns whether nothing is left to send."""
         with contextlib.suppress(BlockingIOError, BrokenPipeError):
             self.channel.flush()
             if self.state is State.LEAVING:
@@ -157,8 +161,8 @@ class Worker:
             self._wait(os.WNOHANG)
         return self._status is not None
 
-    def end(self) -> int:
-        """Kills it where it still runs; returns its wait status, or TAKEN."""
+    def kill(self) -> int:
+        """Kills it if it still runs, and waits for it. Returns its wait status, or TAKEN."""
         if not self.has_exited():
             os.kill(self.pid, signal.SIGKILL)
             self._wait(0)
@@ -173,41 +177,44 @@ class Worker:
         else:
             self._status = status if pid else None
 
-    def forget(self) -> None:
+    def close_in_child(self) -> None:
         """In a forked child: closes its copies."""
         self.channel.close()
         close_fds(fd for fd, _ in self.copies)
 
     def count_in_hand(self) -> int:
-        """At this moment; in any thread of the master."""
-        return self.given - self.tally.count_handled()
+        """How many it has in hand at this moment. In any thread of the master."""
+        return self.given - self.counters.count_handled()
 
     def describe(self) -> WorkerStatus:
-        handled = self.tally.count_handled()
+        handled = self.counters.count_handled()
         in_hand = self.given - handled
         state = self.state.name
         if self.state is State.READY:
-            state = "FREE" if in_hand < self.place.capacity else "BUSY"
-        self._busy = max(self._busy, self.tally.count_busy())
+            state = "FREE" if in_hand < self.settings.capacity else "BUSY"
+        self._busy = max(self._busy, self.counters.count_busy())
         return WorkerStatus(
-            slot=self.place.slot,
+            slot=self.settings.slot,
             pid=self.pid,
             state=state,
             in_hand=in_hand,
             handled=handled,
-            failed=self.tally.failed,
-            restarts=self.place.restarts,
+            failed=self.counters.failed,
+            restarts=self.settings.restarts,
             age=time.monotonic() - self._started_at,
             busy=self._busy,
         )
 
 
-def fork_worker(place: Place, forget: Callable[[], None], work: Work) -> Worker:
-    """Starts a process that calls work. forget closes, in the child, what only the master needs.
+def fork_worker(
+    settings: WorkerSettings, close_in_child: Callable[[], None], work: Work
+) -> WorkerProcess:
+    """Starts a process that calls work.
 
-    OSError: EAGAIN or ENOMEM where the system has no process for it, EMFILE.
+    close_in_child closes, in the child, what only the master needs. OSError: EAGAIN or ENOMEM: the
+    system cannot start another process. EMFILE.
     """
-    tally = Tally()
+    counters = Counters()
     master = os.getpid()
     ours, theirs = socket.socketpair()
     with theirs:
@@ -216,28 +223,28 @@ def fork_worker(place: Place, forget: Callable[[], None], work: Work) -> Worker:
             pid = os.fork()
             if pid == 0:
                 ours.close()
-                leaving.become_worker(tally, master)
-                _become_worker(theirs, tally, forget, work)
-            return Worker(place, pid, ours, tally)
+                leaving.become_worker(counters, master)
+                _run_child(theirs, counters, close_in_child, work)
+            return WorkerProcess(settings, pid, ours, counters)
         except BaseException:
             ours.close()
             raise
 
 
-def _become_worker(
+def _run_child(
     sock: socket.socket,
-    tally: Tally,
-    forget: Callable[[], None],
+    counters: Counters,
+    close_in_child: Callable[[], None],
     work: Work,
 ) -> None:
     """Never returns."""
     status = 1
     try:
         leave_signals_to_master()
-        forget()
-        # Open to the end of the process, for which the master takes its closing.
+        close_in_child()
+        # It stays open to the end of the process: the master takes its closing for that end.
         channel = Channel(sock)
-        work(channel, tally)
+        work(channel, counters)
         status = 0
     except SystemExit as stop:
         status = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
@@ -257,7 +264,7 @@ def _flush_streams() -> None:
 def describe_exit(status: int) -> str:
     """A wait status in words."""
     if status == TAKEN:
-        return "has gone, and something else in this process waited for it"
+        return "ended, and other code in this process took its exit status"
     code = os.waitstatus_to_exitcode(status)
     if code >= 0:
         return f"exited with status {code}"

@@ -1,4 +1,4 @@
-"""Staffing: as many workers as were asked for, whoever dies, leaves or is to be replaced."""
+"""Keeps the number of workers: starts, replaces and reaps them."""
 
 import contextlib
 import os
@@ -9,31 +9,30 @@ from collections.abc import Callable
 from functools import partial
 
 from fdpass_c.pool import failed_starts
-from fdpass_c.pool.crew import State, Worker, describe_exit
 from fdpass_c.pool.dispatch import Dispatcher
 from fdpass_c.pool.failed_starts import FailedStarts
 from fdpass_c.pool.log import logger
 from fdpass_c.pool.status import Phase
+from fdpass_c.pool.worker_process import State, WorkerProcess, describe_exit
 
 _GRACE = 1.0
-"""Seconds for a worker that has nothing to finish, because it is still starting when it is to
-leave, or that is not going to."""
+"""Seconds for a worker that has nothing to finish, because it is still starting, or that hangs."""
 
 
-class Staff:
+class Supervisor:
     """Starts, replaces and ends workers.
 
-    alarm: when check is to be called if nothing happens before, as time.monotonic. failure: why
+    due_at: when check is to be called if nothing happens before, as time.monotonic. failure: why
     the pool cannot serve, or nothing. handled_before, failed_before: by workers that have ended.
     lost: connections that a worker had begun when it died.
     """
 
     def __init__(
         self,
-        workers: list[Worker],
+        workers: list[WorkerProcess],
         dispatcher: Dispatcher,
         selector: selectors.BaseSelector,
-        start: Callable[[int, int], Worker],
+        start: Callable[[int, int], WorkerProcess],
         slots: int,
         drain: float,
         start_timeout: float,
@@ -41,7 +40,7 @@ class Staff:
         """workers: none yet, kept up to date. start: takes a slot and the number of workers that
         had it before; OSError where there is no process. drain and start_timeout: seconds that a
         worker may take to finish and to start."""
-        self.alarm = 0.0
+        self.due_at = 0.0
         self.stopping = self._gave_up = False
         self.failure = ""
         self.handled_before = self.failed_before = self.lost = 0
@@ -54,9 +53,9 @@ class Staff:
         self._slots = slots
         self._slots_filled = 0
         self._restarts = [0] * slots
-        self._outdated: deque[Worker] = deque()
-        self._reloaded: set[Worker] = set()
-        self._stop_by = float("inf")
+        self._outdated: deque[WorkerProcess] = deque()
+        self._reloaded: set[WorkerProcess] = set()
+        self._stop_deadline = float("inf")
         self._failed_starts = FailedStarts()
 
     @property
@@ -76,31 +75,31 @@ class Staff:
         return f"{self.phase.value}, {ready} of {self._slots} workers ready{lost}"
 
     def check(self) -> None:
-        """Ends those whose time is over, starts those that are missing, and sets the alarm."""
-        self.alarm = float("inf")
+        """Ends the workers whose time is over, starts missing ones, and sets due_at."""
+        self.due_at = float("inf")
         now = time.monotonic()
         waiting = self._dispatcher.waiting
-        hopeless = self._gave_up and all(w.state is State.LEAVING for w in self._workers)
-        if waiting and (hopeless or now >= self._stop_by):
-            logger.warning("dropping %d connections that nobody took", len(waiting))
+        no_worker_left = self._gave_up and all(w.state is State.LEAVING for w in self._workers)
+        if waiting and (no_worker_left or now >= self._stop_deadline):
+            logger.warning("dropping %d connections that no worker took", len(waiting))
             self._dispatcher.drop_waiting()
         for worker in [*self._workers]:
-            if now >= min(worker.deadline, self._stop_by):
+            if now >= min(worker.deadline, self._stop_deadline):
                 verb = "start" if worker.state is State.STARTING else "finish"
                 logger.warning("worker %d did not %s in time", worker.pid, verb)
-                self.bury(worker)
+                self.reap(worker)
             elif worker.state is State.LEAVING:
                 continue
             elif self.stopping and not waiting:
-                patience = _GRACE if worker.state is State.STARTING else self._drain
-                worker.retire(min(patience, self._stop_by - now))
-            elif worker.place.slot >= self._slots:
-                worker.retire(self._drain if worker.state is State.READY else _GRACE)
-            elif worker.is_used_up and worker not in self._outdated:
+                timeout = _GRACE if worker.state is State.STARTING else self._drain
+                worker.drain(min(timeout, self._stop_deadline - now))
+            elif worker.settings.slot >= self._slots:
+                worker.drain(self._drain if worker.state is State.READY else _GRACE)
+            elif worker.needs_replacement and worker not in self._outdated:
                 self._outdated.append(worker)
-        self._fill(now)
+        self._start_missing(now)
 
-    def _fill(self, now: float) -> None:
+    def _start_missing(self, now: float) -> None:
         missing = self._find_missing()
         if now >= self._failed_starts.retry_at:
             while missing and self._spawn(missing[0]):
@@ -110,18 +109,18 @@ class Staff:
             moments.append(self._failed_starts.retry_at)
         elif all(worker.state is not State.STARTING for worker in self._workers):
             self._slots_filled = self._slots
-        self.alarm = min([self.alarm, self._stop_by, *moments])
+        self.due_at = min([self.due_at, self._stop_deadline, *moments])
 
     def _find_missing(self) -> list[int]:
-        """The slots that need a worker: nobody's, and that of the next one to be replaced."""
+        """The slots that need a worker: the empty ones, or that of the next to be replaced."""
         active = [worker for worker in self._workers if worker.state is not State.LEAVING]
         if self.stopping:
             return [0] if self._dispatcher.waiting and not active else []
-        missing = [*({*range(self._slots)} - {worker.place.slot for worker in active})]
+        missing = [*({*range(self._slots)} - {worker.settings.slot for worker in active})]
         while self._outdated and self._outdated[0] not in active:
             self._outdated.popleft()
         if self._outdated and not missing and all(w.state is State.READY for w in active):
-            missing = [self._outdated[0].place.slot]
+            missing = [self._outdated[0].settings.slot]
         return missing
 
     def _spawn(self, slot: int) -> bool:
@@ -131,85 +130,93 @@ class Staff:
             reason = f"cannot start a worker: {error.strerror}"
             logger.warning("%s", reason)
             if any(worker.state is State.READY for worker in self._workers):
-                # Not a reason to give up: these serve, and there may be room for more again.
-                self._failed_starts.hope()
+                # Not a reason to give up: these serve, and the system may have room again.
+                self._failed_starts.keep_below_limit()
             self._count_failed_start(reason)
             return False
         self._restarts[slot] += 1
         worker.deadline = time.monotonic() + self._start_timeout
         self._workers.append(worker)
-        self._selector.register(worker.channel, selectors.EVENT_READ, partial(self._hear, worker))
+        self._selector.register(
+            worker.channel, selectors.EVENT_READ, partial(self._on_event, worker)
+        )
         logger.info("worker %d started", worker.pid)
         return True
 
-    def _hear(self, worker: Worker, events: int) -> None:
-        """The selector has found that a worker ended, or takes more."""
+    def _on_event(self, worker: WorkerProcess, events: int) -> None:
+        """The selector found that the worker ended, or that its buffer has room."""
         if worker.channel.closed:
-            return  # Found dead earlier in this turn.
+            return  # Reaped earlier in this round.
         if events & selectors.EVENT_WRITE and worker.flush():
-            self._selector.modify(worker.channel, selectors.EVENT_READ, partial(self._hear, worker))
+            self._selector.modify(
+                worker.channel, selectors.EVENT_READ, partial(self._on_event, worker)
+            )
         if events & selectors.EVENT_READ:
-            self.bury(worker)  # Workers say nothing there.
+            self.reap(worker)  # Workers send nothing: it was the end.
 
-    def welcome(self) -> None:
-        """Has those that are ready now get connections, and those before them leave."""
+    def note_ready(self) -> None:
+        """Gives connections to the workers that are now ready, and stops their predecessors."""
         for worker in self._workers:
-            if worker.state is State.STARTING and worker.tally.has_started:
-                self._welcome(worker)
+            if worker.state is State.STARTING and worker.counters.has_started:
+                self._mark_ready(worker)
 
-    def _welcome(self, worker: Worker) -> None:
-        worker.welcome()
+    def _mark_ready(self, worker: WorkerProcess) -> None:
+        worker.mark_ready()
         for other in self._workers:
             if (
-                other.place.slot == worker.place.slot
+                other.settings.slot == worker.settings.slot
                 and other.state is State.READY
                 and other != worker
             ):
-                other.retire(self._drain)
-        self.alarm = 0.0
+                other.drain(self._drain)
+        self.due_at = 0.0
 
     def replace_all(self) -> None:
         """One by one: a successor is ready before a worker stops taking connections."""
-        logger.info("replacing the workers; they run the code that this process has imported")
+        logger.info(
+            "replacing the workers; the new ones run the code that the master has already imported"
+        )
         self._outdated = deque(w for w in self._workers if w.state is not State.LEAVING)
         self._reloaded = {*self._outdated}
-        self.alarm = 0.0
+        self.due_at = 0.0
 
-    def replace_hanging(self, worker: Worker) -> None:
-        """Aborts a worker, upon which it writes where it is; what it had not begun goes to others.
-        One that is stopped is killed."""
+    def replace_hanging(self, worker: WorkerProcess) -> None:
+        """Aborts a worker, which then writes its tracebacks; what it had not begun goes to others.
+
+        A worker that is suspended cannot do that, and is killed.
+        """
         logger.warning("worker %d makes no progress", worker.pid)
         worker.abort(_GRACE)
-        self.alarm = 0.0
+        self.due_at = 0.0
 
     def resize(self, change: int) -> None:
-        """So many workers more; less than none: fewer, but one."""
+        """Changes the number of workers; at least one stays."""
         self._slots = max(1, self._slots + change)
         self._restarts += [0] * (self._slots - len(self._restarts))
-        logger.info("the pool has %d workers from now on", self._slots)
-        self.alarm = 0.0
+        logger.info("the pool now has %d workers", self._slots)
+        self.due_at = 0.0
 
     def stop(self) -> None:
-        """Lets all finish; again: without delay."""
+        """Lets all workers finish; the second time, kills them."""
         if self.stopping:
-            self._stop_by = 0.0
+            self._stop_deadline = 0.0
         else:
             logger.info("stopping")
             self.stopping = True
-            self._stop_by = time.monotonic() + self._drain
+            self._stop_deadline = time.monotonic() + self._drain
             self._outdated.clear()
-        self.alarm = 0.0
+        self.due_at = 0.0
 
     def fail(self, reason: str) -> None:
-        """Stops, because there is nobody who serves, or nothing to serve."""
+        """Stops the pool, because no worker or no listener is left."""
         self.failure = reason
         self.stop()
 
-    def reap(self) -> None:
-        """Finds the workers whose end nobody hears of, because a child of theirs lives on."""
+    def reap_exited(self) -> None:
+        """Finds workers whose channel does not show their end: a child process has it open."""
         for worker in [*self._workers]:
             if worker.has_exited():
-                self.bury(worker)
+                self.reap(worker)
         if os.getpid() == 1:
             self._reap_orphans()
 
@@ -220,31 +227,33 @@ class Staff:
             while ended := os.waitid(os.P_ALL, 0, options):
                 worker = next((w for w in self._workers if w.pid == ended.si_pid), None)
                 if worker is not None and worker.has_exited():
-                    self.bury(worker)
+                    self.reap(worker)
                 else:
                     os.waitpid(ended.si_pid, os.WNOHANG)
 
-    def bury(self, worker: Worker) -> None:
-        """Ends a worker; what it had not begun goes to others."""
-        status = worker.end()
-        self._dispatcher.take_back(worker)
+    def reap(self, worker: WorkerProcess) -> None:
+        """Ends a worker and gives what it had not begun to others."""
+        status = worker.kill()
+        self._dispatcher.requeue(worker)
         self._selector.unregister(worker.channel)
         worker.channel.close()
         self._workers.remove(worker)
         self._reloaded.discard(worker)
-        lost = worker.tally.begun - worker.tally.handled
-        self.handled_before += worker.tally.handled
-        self.failed_before += worker.tally.failed
+        lost = worker.counters.begun - worker.counters.handled
+        self.handled_before += worker.counters.handled
+        self.failed_before += worker.counters.failed
         self.lost += lost
-        self.alarm = 0.0
+        self.due_at = 0.0
         ended = f"worker {worker.pid} {describe_exit(status)}"
         if worker.state is State.LEAVING and status == 0 and not lost and not worker.copies:
             logger.info("%s", ended)
             return
-        logger.warning("%s: %d connections lost, %d go to others", ended, lost, len(worker.copies))
-        if worker.state is State.LEAVING or worker.tally.begun:
+        logger.warning(
+            "%s: %d connections lost, %d go to other workers", ended, lost, len(worker.copies)
+        )
+        if worker.state is State.LEAVING or worker.counters.begun:
             return
-        if worker.copies or time.monotonic() < worker.ready_at + failed_starts.SETTLED:
+        if worker.copies or time.monotonic() < worker.ready_at + failed_starts.STABLE_AFTER:
             self._count_failed_start(ended)
 
     def _count_failed_start(self, reason: str) -> None:
@@ -252,24 +261,24 @@ class Staff:
         if not self._failed_starts.add(self._dispatcher.begun, ready_at) or self.stopping:
             return
         failure = (
-            f"{failed_starts.MOST} workers in a row died before they began anything, "
-            f"or could not be started, the last: {reason}"
+            f"{failed_starts.LIMIT} workers in a row died before they began a connection, "
+            f"or could not be started; the last one: {reason}"
         )
         if self._outdated:
-            logger.error("%s; the old workers stay", failure)
+            logger.error("%s; the old workers go on", failure)
             for worker in self._outdated:
-                worker.serve_on()
+                worker.postpone_replacement()
             self._outdated.clear()
             self._reloaded.clear()
-            self._failed_starts.forget()
+            self._failed_starts.reset()
         elif self._slots > self._slots_filled > 0:
-            logger.error("%s; the pool has %d workers again", failure, self._slots_filled)
+            logger.error("%s; the pool has %d workers as before", failure, self._slots_filled)
             self._slots = self._slots_filled
-            self._failed_starts.forget()
+            self._failed_starts.reset()
         else:
             self._gave_up = True
             self.fail(failure)
 
-    def end_all(self) -> None:
+    def kill_all(self) -> None:
         for worker in [*self._workers]:
-            self.bury(worker)
+            self.reap(worker)
