@@ -39,8 +39,8 @@ _MAY_PASS = {
 class Acceptor:
     """Accepts at one listening socket, which somebody else owns.
 
-    address: as from socket.getsockname; name: as people write it. retry_at: no accept
-    before, as time.monotonic.
+    address: as from socket.getsockname; name: as people write it. retry_at: no accept before
+    this time, as time.monotonic.
     """
 
     def __init__(self, sock: socket.socket, acceptors: "Acceptors") -> None:
@@ -55,7 +55,7 @@ class Acceptor:
         self._watched = False
         sock.setblocking(False)
         # Not public, but accept() makes a socket object that has to be detached again: it takes
-        # twice as long, which would be a quarter of all that a flood costs the master.
+        # twice as long, which would be a quarter of the cost of a connection under heavy load.
         self._accept = sock._accept  # type: ignore[attr-defined]
 
     def accept(self, most: int, accepted: deque[Connection]) -> bool:

@@ -44,7 +44,7 @@ class Counters:
         self._words[_HANDLED] = self.handled & _MASK
 
     def heartbeat(self) -> None:
-        """In the worker: a sign of life, where nothing is begun or finished."""
+        """In the worker: it makes progress, although nothing is begun or finished."""
         self._words[_HEARTBEATS] = (self._words[_HEARTBEATS] + 1) & _MASK
 
     def enter_handler(self) -> None:

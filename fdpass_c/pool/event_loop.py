@@ -133,7 +133,7 @@ class EventLoopWorker:
             self._end.set_result(None)
 
     async def _handle(self, sock: ConnectedSocket, address: Any) -> None:
-        """Finished, but where the worker itself ends before: SystemExit passes."""
+        """Runs the handler and counts the connection, unless SystemExit ends the worker before."""
         try:
             await self._config.handler(sock, address)
         except (Exception, asyncio.CancelledError):
@@ -156,19 +156,19 @@ class EventLoopWorker:
         """A transport may hold more than its peer has read, and closes the socket itself."""
         if sock.fileno() < 0:
             return
-        gone = self._loop.create_future()
+        closed = self._loop.create_future()
         wake = sock.on_close
 
-        def tell() -> None:
+        def note_closed() -> None:
             if wake is not None:
                 wake()
             if threading.get_ident() == self._thread:
-                _resolve(gone)
+                _resolve(closed)
             else:  # A transport that was dropped is closed by whichever thread collects it.
-                self._loop.call_soon_threadsafe(_resolve, gone)
+                self._loop.call_soon_threadsafe(_resolve, closed)
 
-        sock.on_close = tell
-        await gone
+        sock.on_close = note_closed
+        await closed
 
     def _finish(self) -> None:
         """Counts the connection, and wakes the master if it wants that.

@@ -38,8 +38,8 @@ class Supervisor:
         start_timeout: float,
     ) -> None:
         """workers: none yet, kept up to date. start: takes a slot and the number of workers that
-        had it before; OSError where there is no process. drain and start_timeout: seconds that a
-        worker may take to finish and to start."""
+        had it before; OSError if the system cannot start a process. drain and start_timeout:
+        seconds that a worker may take to finish and to start."""
         self.due_at = 0.0
         self.stopping = self._gave_up = False
         self.failure = ""
