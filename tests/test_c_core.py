@@ -9,7 +9,8 @@ import pytest
 
 from support.c_core import CORE, ROOT, SOURCES, STRICT, require, run, run_sanitized
 
-pytestmark = pytest.mark.thread_unsafe
+# Untraced: sanitizers measure nothing, and take long.
+pytestmark = [pytest.mark.thread_unsafe, pytest.mark.untraced]
 
 TESTS = sorted((ROOT / "tests" / "c").glob("test_*.c"))
 

@@ -87,6 +87,7 @@ def test_time_runs_out(receive: str, timeout: float, expected: type[OSError]) ->
                     getattr(channel, receive)()
 
 
+@pytest.mark.untraced
 @pytest.mark.thread_unsafe
 def test_signals_are_heard() -> None:
     """A peer that never stops sending nothing keeps no handler from running."""

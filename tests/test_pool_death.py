@@ -30,7 +30,7 @@ def test_random_kills(handler: str, capacity: str) -> None:
     with Server(handler, "--workers", str(WORKERS), "--capacity", capacity) as server:
         server.settled(WORKERS)
         fds = server.list_fds()
-        victims = set()
+        victims: set[int] = set()
         for number in range(0, CONNECTIONS, AT_ONCE):
             victim = None
             if number % 100 == 0:

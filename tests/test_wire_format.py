@@ -110,8 +110,9 @@ def test_numbers_of_the_page() -> None:
 
 
 @pytest.mark.thread_unsafe
+@pytest.mark.untraced
 @pytest.mark.parametrize("compiler", ["gcc", "clang"])
 def test_fuzzing_for_a_moment(compiler: str, tmp_path: Path) -> None:
     """Mutated frames and random jobs, over sockets, under sanitizers: no finding."""
-    seeds = [["500000", str(seed)] for seed in range(3)]
+    seeds = [["500000", str(seed)] for seed in range(2)]
     run_sanitized(compiler, tmp_path / "fuzz", ROOT / "tests" / "c" / "fuzz_channel.c", *seeds)

@@ -18,7 +18,7 @@ Report = Callable[[], Status]
 _MAX_CLIENTS = 8
 """Clients at the same time; the others wait in the kernel."""
 
-_CLIENT_TIMEOUT = 5.0
+_CLIENT_TIMEOUT = 2.0
 """Seconds that a client has in all."""
 
 _RETRY_DELAY = 5.0

@@ -1,5 +1,6 @@
 """The C core, compiled without Python."""
 
+import atexit
 import functools
 import shutil
 import subprocess
@@ -41,11 +42,21 @@ def _why_no_sanitizers(compiler: str) -> str:
     return ""
 
 
+@functools.cache
+def _compile_core(compiler: str) -> list[Path]:
+    """The object files of the core under sanitizers, made once for all tests."""
+    folder = Path(tempfile.mkdtemp(prefix="fdpass-core-"))
+    atexit.register(shutil.rmtree, folder)
+    run(compiler, *STRICT, *SANITIZE, "-c", *SOURCES, cwd=folder)
+    return sorted(folder.glob("*.o"))
+
+
 def run_sanitized(compiler: str, program: Path, source: Path, *arguments: list[str]) -> None:
     """Compiles source with the core under sanitizers, into program; runs it with each arguments."""
     require(compiler)
     if why := _why_no_sanitizers(compiler):
         pytest.skip(why)
-    run(compiler, *STRICT, *SANITIZE, "-pthread", f"-I{CORE}", *SOURCES, source, "-o", program)
+    core = _compile_core(compiler)
+    run(compiler, *STRICT, *SANITIZE, "-pthread", f"-I{CORE}", *core, source, "-o", program)
     for each in arguments:
         run(program, *each)
