@@ -982,6 +982,7 @@ def test_fork(loop: str) -> None:
     run(loop, test)
 
 
+@pytest.mark.untraced
 @pytest.mark.skipif(sys.version_info < (3, 11), reason="breaks asyncio.run itself")
 @every_loop
 def test_keyboard_interrupt(loop: str) -> None:
