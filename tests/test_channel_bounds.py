@@ -27,7 +27,7 @@ from fdpass_c import (
 from support.channels import channels, raw_pair
 from support.descriptors import identities, open_unique, repeat
 from support.frames import NEXT, WITHDRAWN, first, one, pack
-from support.marks import linux_only
+from support.marks import any_in_flight, linux_only
 from support.messages import progress_of, take
 from support.processes import fork, run_in_child
 from support.signals import Interruption, handling, interrupt
@@ -306,6 +306,7 @@ UNFINISHED = {
 
 
 @linux_only
+@any_in_flight
 @pytest.mark.thread_unsafe
 @pytest.mark.parametrize("limit", [300, 1024])
 @pytest.mark.parametrize("name", UNFINISHED)

@@ -16,7 +16,7 @@ from fdpass_c import Channel, DescriptorTableFullError
 from support.channels import raw_pair
 from support.descriptors import list_fds
 from support.frames import NEXT, WITHDRAWN, first, one, pack
-from support.marks import linux_only
+from support.marks import any_in_flight, linux_only
 from support.processes import fork, run_in_child
 from support.tables import limit_table
 
@@ -48,6 +48,7 @@ def _send_half(peer: socket.socket, kind: str, file: int) -> None:
 
 @pytest.mark.thread_unsafe
 @linux_only
+@any_in_flight
 @pytest.mark.parametrize("limit", [400, 1000, 4000])
 @pytest.mark.parametrize("kind", ["half a header", "half a frame", "pieces"])
 def test_what_unfinished_messages_hold(kind: str, limit: int) -> None:
