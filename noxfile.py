@@ -14,7 +14,7 @@ STRICT = {"FDPASS_WERROR": "1"}
 # What of the repository is no part of the project's source.
 NOT_SOURCE = {".ci", ".github", ".gitignore", ".readthedocs.yaml"}
 # The least share of the C core's lines that the suite has to reach, in percent.
-C_LINES = 92
+C_LINES = 95
 
 
 def install(session: nox.Session, *groups: str) -> None:
@@ -106,6 +106,10 @@ def coverage(session: nox.Session) -> None:
     # Also for the C programs that tests compile.
     flags = {"CFLAGS": "--coverage -O0", "PYTHONPATH": str(tree)}
     session.run("python", "setup.py", "build_ext", "--inplace", env=flags, silent=True)
+    # Programs that tests start find it too, whatever environment they are given.
+    code = "import sysconfig; print(sysconfig.get_path('purelib'))"
+    site = str(session.run("python", "-c", code, silent=True)).strip()
+    Path(site, "fdpass-sources.pth").write_text(f"{tree}\n")
     pytest = ["-m", "pytest", "-q", "-m", "not untraced", "--basetemp=build/pytest"]
     session.run("coverage", "run", *pytest, *session.posargs, env=flags)
     session.run("coverage", "combine", "--quiet", success_codes=[0, 1])

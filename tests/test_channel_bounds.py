@@ -211,6 +211,7 @@ def test_room_is_counted_between_messages(receive: str, free: int) -> None:
     in_child_with_table_of(2000, child)
 
 
+@pytest.mark.untraced
 @linux_only
 @pytest.mark.thread_unsafe
 def test_room_that_others_take() -> None:
