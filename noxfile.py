@@ -22,6 +22,14 @@ def install(session: nox.Session, *groups: str) -> None:
         session.install(*nox.project.dependency_groups(PROJECT, group))
 
 
+def run_program(session: nox.Session, name: str) -> None:
+    """Runs one of the programs beside the tests, which say what they have tried."""
+    install(session, "test")
+    session.install("-e", ".", env=STRICT)
+    session.chdir("tests")
+    session.run("python", "-m", name, *session.posargs)
+
+
 def unpack_sdist(session: nox.Session) -> Path:
     """The sources as a user gets them, in a folder of the session's own."""
     folder = Path(session.create_tmp()).resolve()
@@ -63,37 +71,25 @@ def threads(session: nox.Session) -> None:
 @nox.session
 def faults(session: nox.Session) -> None:
     """Every system call of every operation fails, with each errno, or is cut short; counts."""
-    install(session, "test")
-    session.install("-e", ".", env=STRICT)
-    session.chdir("tests")
-    session.run("python", "-m", "faults", *session.posargs)
+    run_program(session, "faults")
 
 
 @nox.session
 def interrupts(session: nox.Session) -> None:
     """A signal's handler raises before every bytecode of every operation; counts."""
-    install(session, "test")
-    session.install("-e", ".", env=STRICT)
-    session.chdir("tests")
-    session.run("python", "-m", "interrupts", *session.posargs)
+    run_program(session, "interrupts")
 
 
 @nox.session
 def allocations(session: nox.Session) -> None:
     """Python finds no memory at every allocation of every operation; counts."""
-    install(session, "test")
-    session.install("-e", ".", env=STRICT)
-    session.chdir("tests")
-    session.run("python", "-m", "allocations", *session.posargs)
+    run_program(session, "allocations")
 
 
 @nox.session
 def hostile(session: nox.Session) -> None:
     """Hostile peers against every receiving function; counts."""
-    install(session, "test")
-    session.install("-e", ".", env=STRICT)
-    session.chdir("tests")
-    session.run("python", "-m", "hostile", *session.posargs)
+    run_program(session, "hostile")
 
 
 @nox.session

@@ -7,12 +7,10 @@ from typing import Any
 
 import fdpass_c
 from fdpass_c.aio.loops import Direction, Result, running, take
-from fdpass_c.batches import Batch, Progress
+from fdpass_c.batches import NOTHING_SENT, Batch, Progress
 from fdpass_c.buffers import Buffer
 from fdpass_c.descriptors import Descriptors
 from fdpass_c.waiting import HasFileno, raw_fileno
-
-_NOTHING_SENT = Progress()
 
 
 class _Shared:
@@ -184,7 +182,7 @@ async def send_many(
     fds: Sequence[int | HasFileno] | Sequence[Iterable[int | HasFileno]],
     flags: int = 0,
     *,
-    start: Progress = _NOTHING_SENT,
+    start: Progress = NOTHING_SENT,
 ) -> int:
     """Sends many plain messages: see fdpass_c.send_many.
 
