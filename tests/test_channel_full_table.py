@@ -186,6 +186,7 @@ def test_batch_then_full() -> None:
     in_child_with_table_of(300, child)
 
 
+@pytest.mark.untraced
 @pytest.mark.parametrize("limit", [120, 700])
 def test_threads_race_for_descriptors(limit: int) -> None:
     """Others open and close as fast as they can, up to EMFILE: each message arrives once."""
