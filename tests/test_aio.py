@@ -11,7 +11,6 @@ import socket
 import sys
 import threading
 import time
-import tracemalloc
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -661,6 +660,7 @@ def test_another_loop(loop: str) -> None:
 def test_dropped(loop: str) -> None:
     """A channel that is dropped warns once, with the place where it was made, and is closed; the
     loop does not keep it."""
+    tracemalloc: Any = pytest.importorskip("tracemalloc", reason="PyPy has none")
 
     async def send_later(channel: aio.Channel) -> None:
         await pause(loop, 0.001)

@@ -216,7 +216,7 @@ def test_room_is_counted_between_messages(receive: str, free: int) -> None:
 @pytest.mark.thread_unsafe
 def test_room_that_others_take() -> None:
     """A table that other threads fill and empty by receiving, too: no message is lost."""
-    total = 500
+    total = 150
 
     def child() -> None:
         sent = repeat(open_unique(3), 200)

@@ -46,10 +46,18 @@ def test_asks(no_fd_leak):
 def run_pytest(folder: Path, *options: str, python: tuple[str, ...] = ()) -> str:
     (folder / "test_leaks.py").write_text(LEAKS)
     command = [sys.executable, *python, "-m", "pytest", "-p", "no:cacheprovider"]
-    if "fdpass_c_pytest" not in sys.modules:
-        command += ["-p", "fdpass_c_pytest"]  # Not installed, but found.
+    environment = dict(os.environ)
+    if python or "fdpass_c_pytest" not in sys.modules:
+        # Not installed, but found; or not slowed by others' plugins.
+        command += ["-p", "fdpass_c_pytest"]
+        environment["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
     done = subprocess.run(
-        [*command, *options, str(folder)], cwd=folder, capture_output=True, text=True, check=False
+        [*command, *options, str(folder)],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     return done.stdout + done.stderr
 

@@ -11,6 +11,7 @@ CPYTHON_SOURCE names. What pip installs is fetched outside, as pip's configurati
 """
 
 import os
+import shlex
 import shutil
 import sys
 from dataclasses import dataclass
@@ -25,8 +26,10 @@ SECONDS_A_STEP = 3600
 COMPILING = ["gcc", "libc6-dev", "libffi-dev"]
 # To build a CPython, with the modules that pip needs.
 BUILDING = ("make", "dpkg-dev", "libssl-dev", "zlib1g-dev")
+# What the suite needs beside the group of the tests, and is pure Python.
+INSIDE = ["pytest-run-parallel", "trio>=0.25"]
 BUILT = "/opt/cpython/bin/python3"
-PARALLEL = ("-p", "parallel", "--parallel-threads", "4")
+PARALLEL = ("-p", "support.parallel", "--parallel-threads", "4", "-m", "not thread_unsafe")
 
 
 @dataclass(frozen=True)
@@ -118,7 +121,7 @@ def fetch_wheels() -> None:
     pip: list[str | Path] = [python, "-m", "pip", "download", "-q", "--dest", WHEELS]
     pure = ["--only-binary=:all:", "--platform=any", "--python-version=3.11"]
     shutil.rmtree(WHEELS, ignore_errors=True)
-    run([*pip, *pure, *read_test_tools(), "pytest-run-parallel", "setuptools>=77", "pycparser"])
+    run([*pip, *pure, *read_test_tools(), *INSIDE, "setuptools>=77", "pycparser"])
     run([*pip, "--no-deps", "--no-binary=cffi", "cffi>=2"])
 
 
@@ -145,8 +148,7 @@ def run_suite(interpreter: Interpreter, arguments: list[str]) -> str:
         # Without the folder of the same name, nothing but what is installed is imported.
         '"$1" -m venv --clear /venv; shift; cd /source; '
         "export FDPASS_WERROR=1 PIP_NO_INDEX=1 PIP_FIND_LINKS=wheels PYTHONPATH=tests; "
-        "/venv/bin/pip install -q setuptools pytest pytest-timeout hypothesis; "
-        "/venv/bin/pip install -q pytest-run-parallel .; "
+        f"/venv/bin/pip install -q setuptools {shlex.join([*read_test_tools(), *INSIDE])} .; "
         "rm -r fdpass_c; "
         '/venv/bin/python -m pytest -q -p no:cacheprovider "$@"; '
         "/venv/bin/python -c 'import platform as p, sys; "
