@@ -169,9 +169,10 @@ def test_handler_raises_right_after_the_arrival(
 
 
 @pytest.mark.thread_unsafe
-@pytest.mark.parametrize("count", [1, 2, 5])
-@pytest.mark.parametrize("bufsize", [10, 10_000])
-@pytest.mark.parametrize("name", ["recv_fds", "recv_fd"])
+@pytest.mark.parametrize(
+    ("name", "bufsize", "count"),
+    [("recv_fds", 10, 5), ("recv_fds", 10_000, 1), ("recv_fd", 10, 1), ("recv_fd", 10_000, 2)],
+)
 def test_exception_after_every_call(
     name: str, bufsize: int, count: int, tmp_path: Any, file: int
 ) -> None:
