@@ -22,15 +22,12 @@ from support.sockets import Pair
 from support.tables import table_of
 
 
-@pytest.fixture(autouse=True, scope="session")
-def _short_collections() -> Iterator[None]:
+@pytest.fixture(autouse=True, scope="module")
+def _short_collections() -> None:
     """Spares every test's two collections what pytest has made by now."""
-    gc.collect()
     if sys.implementation.name == "cpython":
+        gc.collect()
         gc.freeze()
-    yield
-    if sys.implementation.name == "cpython":
-        gc.unfreeze()
 
 
 @pytest.fixture(autouse=True, scope="session")
