@@ -17,7 +17,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from wheel import read_test_tools
+from wheel import read_group
 from workshop import BUILD, ROOT, Failure, make_environment, run, show_progress
 
 OUT = BUILD / "interpreters"
@@ -121,7 +121,7 @@ def fetch_wheels() -> None:
     pip: list[str | Path] = [python, "-m", "pip", "download", "-q", "--dest", WHEELS]
     pure = ["--only-binary=:all:", "--platform=any", "--python-version=3.11"]
     shutil.rmtree(WHEELS, ignore_errors=True)
-    run([*pip, *pure, *read_test_tools(), *INSIDE, "setuptools>=77", "pycparser"])
+    run([*pip, *pure, *read_group("test"), *INSIDE, "setuptools>=77", "pycparser"])
     run([*pip, "--no-deps", "--no-binary=cffi", "cffi>=2"])
 
 
@@ -143,12 +143,13 @@ def run_suite(interpreter: Interpreter, arguments: list[str]) -> str:
         build_python(interpreter)
     show_progress(f"{interpreter.name}: tests")
     copy_source(interpreter)
+    tools = shlex.join([*read_group("test"), *INSIDE])
     output = run_inside(
         interpreter,
         # Without the folder of the same name, nothing but what is installed is imported.
         '"$1" -m venv --clear /venv; shift; cd /source; '
         "export FDPASS_WERROR=1 PIP_NO_INDEX=1 PIP_FIND_LINKS=wheels PYTHONPATH=tests; "
-        f"/venv/bin/pip install -q setuptools {shlex.join([*read_test_tools(), *INSIDE])} .; "
+        f"/venv/bin/pip install -q setuptools {tools} .; "
         "rm -r fdpass_c; "
         '/venv/bin/python -m pytest -q -p no:cacheprovider "$@"; '
         "/venv/bin/python -c 'import platform as p, sys; "

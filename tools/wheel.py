@@ -7,7 +7,7 @@
 The sdist is built from the checkout, the wheel from the sdist. Where the local compiler's wheel
 needs a newer glibc than manylinux_2_17 has, it is compiled again against an old one by zig
 (`ziglang` on PyPI). The tests are copied out of the checkout, so that `import fdpass_c` finds the
-wheel. Every tool comes from PyPI into a virtual environment under build/.
+wheel. Every tool comes from PyPI into a virtual environment under build/. For Python 3.11 or newer.
 """
 
 import argparse
@@ -23,6 +23,7 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
+import tomllib
 from workshop import (
     BUILD,
     ROOT,
@@ -52,19 +53,14 @@ TOOLS = [
     "twine>=6.1",
     "ziglang>=0.13",
 ]
-TEST_TOOLS = ["pytest>=9", "pytest-timeout>=2.3.1", "hypothesis>=6.100", "anyio>=4", "trio>=0.26"]
 
 Row = tuple[str, str, str]
 
 
-def read_test_tools() -> list[str]:
-    """The dependency group that pyproject.toml calls "test", where this Python can read it."""
-    if sys.version_info < (3, 11):
-        return TEST_TOOLS
-    import tomllib
-
+def read_group(name: str) -> list[str]:
+    """What pyproject.toml lists in that dependency group."""
     groups = tomllib.loads((ROOT / "pyproject.toml").read_text())["dependency-groups"]
-    return [str(line) for line in groups["test"]]
+    return [str(line) for line in groups[name]]
 
 
 def only(folder: Path, pattern: str) -> Path:
@@ -214,7 +210,8 @@ def manager_candidates(version: str) -> list[str]:
 
 def test_wheel(wheel: Path, version: str, python: Path, arguments: list[str]) -> str:
     """The whole suite, copied out of the checkout, against the wheel as installed."""
-    environment = make_environment(f"wheel-{version}", [wheel, *read_test_tools()], python)
+    tools: list[str | Path] = [wheel, *read_group("test"), *read_group("peers")]
+    environment = make_environment(f"wheel-{version}", tools, python)
     with tempfile.TemporaryDirectory(prefix="fdpass-wheel-") as folder:
         home = Path(folder)
         shutil.copytree(ROOT / "tests", home / "tests")
