@@ -54,13 +54,6 @@ static void drop_all(struct fdp_inbox *inbox) {
     count_held(inbox);
 }
 
-int fdp_violate(struct fdp_inbox *inbox, int violation) {
-    inbox->violation = violation;
-    /* So that the peer, and a thread that sends, notice it now and not when a buffer is full. */
-    (void)shutdown(inbox->sock, SHUT_RDWR);
-    return -EPROTO;
-}
-
 /* Hands out complete messages. Returns 0 if there are none, or the reason why it cannot. */
 static ssize_t hand_out_kept(struct fdp_inbox *inbox, size_t most, struct fdp_scratch *scratch,
                              struct fdp_owner *owner) {

@@ -50,6 +50,9 @@ void fdp_count_held(unsigned before, unsigned now);
 
 /* reader.c: from the socket to bytes and descriptors. */
 
+/* Records a violation, ends the connection, and returns -EPROTO. */
+int fdp_violate(struct fdp_inbox *inbox, int violation);
+
 /* What arrived with one receive besides the bytes. was_cut: a packet was longer. */
 struct fdp_arrived {
     unsigned fd_count;
@@ -123,9 +126,6 @@ ssize_t fdp_describe(const struct fdp_scratch *scratch);
 /* Between these two calls no other thread is inside. -EBUSY: another one is. */
 int fdp_enter_inbox(struct fdp_inbox *inbox);
 void fdp_leave_inbox(struct fdp_inbox *inbox);
-
-/* Records a violation, ends the connection, and returns -EPROTO. */
-int fdp_violate(struct fdp_inbox *inbox, int violation);
 
 /* fill.c */
 

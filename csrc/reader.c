@@ -2,6 +2,13 @@
 #include "compat.h"
 #include "internal.h"
 
+int fdp_violate(struct fdp_inbox *inbox, int violation) {
+    inbox->violation = violation;
+    /* So that the peer, and a thread that sends, notice it now and not when a buffer is full. */
+    (void)shutdown(inbox->sock, SHUT_RDWR);
+    return -EPROTO;
+}
+
 /* One recvmsg into iov. Returns the bytes, or a negative errno. *ret_lost: descriptors were lost,
  * or with MSG_PEEK, would be. */
 static ssize_t receive_once(int sock, struct iovec *iov, size_t iov_count, int flags,
