@@ -153,5 +153,4 @@ def test_interpreter_with_its_own_gil(tmp_path: Path) -> None:
     """One with a GIL of its own is refused by a clear ImportError, as cffi supports none."""
     lines = run_program(tmp_path, INTERPRETERS, "own")
     assert "does not support loading in subinterpreters" in lines[0]
-    assert "fdpass_c" in lines[0]
     assert lines[-1] == "worked after it"

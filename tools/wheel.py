@@ -166,7 +166,9 @@ def check_names(tools: Path, wheel: Path) -> str:
     tag = "-cp310-abi3-"
     if tag not in wheel.name:
         raise Failure(f"{wheel.name} has no tag {tag}")
-    run([tools.parent / "check-wheel-contents", wheel])
+    # The plugin lies beside the package, so that pytest starts without importing that.
+    toplevel = "--toplevel=fdpass_c,fdpass_c_pytest.py"
+    run([tools.parent / "check-wheel-contents", toplevel, wheel])
     return "ok"
 
 
@@ -208,29 +210,17 @@ def manager_candidates(version: str) -> list[str]:
     ]
 
 
-def test_wheel(wheel: Path, version: str, python: Path, arguments: list[str]) -> str:
-    """The whole suite, copied out of the checkout, against the wheel as installed."""
+def test_wheel(sdist: Path, wheel: Path, version: str, python: Path, arguments: list[str]) -> str:
+    """The whole suite, outside of the checkout, against the wheel as installed."""
     tools: list[str | Path] = [wheel, *read_group("test"), *read_group("peers")]
     environment = make_environment(f"wheel-{version}", tools, python)
     with tempfile.TemporaryDirectory(prefix="fdpass-wheel-") as folder:
-        home = Path(folder)
-        shutil.copytree(ROOT / "tests", home / "tests")
-        # What tests read beside the package: the core's sources, examples, settings of pytest.
-        for name in [
-            "csrc",
-            "examples",
-            "benchmarks",
-            "docs",
-            "README.md",
-            "SECURITY.md",
-            "LICENSE",
-            "pyproject.toml",
-        ]:
-            source = ROOT / name
-            if source.is_dir():
-                shutil.copytree(source, home / name)
-            elif source.exists():
-                shutil.copy(source, home / name)
+        # What tests read beside the package is in the sdist; the package itself must not be.
+        with tarfile.open(sdist) as archive:
+            archive.extractall(folder)
+        home = only(Path(folder), "*")
+        shutil.rmtree(home / "fdpass_c")
+        (home / "fdpass_c_pytest.py").unlink()
         where = run([environment, "-c", "import fdpass_c; print(fdpass_c.__file__)"], cwd=home)
         if not Path(where.strip()).is_relative_to(environment.parent.parent):
             raise Failure(f"imports {where.strip()}, not the installed wheel")
@@ -275,7 +265,7 @@ def carry_out(options: argparse.Namespace) -> list[Row]:
     for version, python in find_pythons(options.python or VERSIONS).items():
         name = f"tests, Python {version}"
         if python is not None:
-            step(name, test_wheel, wheel, version, python, options.arguments)
+            step(name, test_wheel, sdist, wheel, version, python, options.arguments)
         else:
             rows.append((name, "FAILED" if options.python else "not run", "no such Python found"))
     if all(status == "not run" for name, status, _ in rows if name.startswith("tests")):

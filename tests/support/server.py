@@ -137,10 +137,10 @@ class Server:
             self.status()
         return found
 
-    def list_fds(self) -> list[str]:
-        """What the master's descriptors point to."""
+    def list_fds(self, pid: int | None = None) -> list[str]:
+        """What the descriptors of a process point to, the master's by default."""
         found = []
-        for link in Path(f"/proc/{self.pid}/fd").iterdir():
+        for link in Path(f"/proc/{pid or self.pid}/fd").iterdir():
             with contextlib.suppress(FileNotFoundError):  # Closed since.
                 found.append(re.sub(r"\d+", "", os.readlink(link)))
         return sorted(found)
