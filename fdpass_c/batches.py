@@ -2,7 +2,6 @@
 
 import errno
 import socket
-import struct
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import accumulate
@@ -24,7 +23,7 @@ from fdpass_c.errors import MAX_FDS, NotCopied, TruncatedError, raise_oserror
 from fdpass_c.jobs import flatten_fds, make_job
 from fdpass_c.peer import is_unix
 from fdpass_c.scratch import make_scratch
-from fdpass_c.shapes import LONGEST_IN_COLUMN, cut, pack_column
+from fdpass_c.shapes import LONGEST_IN_COLUMN, UNFIT, cut, pack_column
 from fdpass_c.waiting import READABLE, WRITABLE, Deadline, HasFileno, fileno, persist, raw_fileno
 
 _try_recv_batch = lib.fdp_try_recv_batch
@@ -195,7 +194,7 @@ def send_many(
         if count <= _BATCH and width <= LONGEST_IN_COLUMN + 2:
             try:
                 column = pack_column[count, width](*listed, *data)
-            except struct.error:
+            except UNFIT:
                 pass  # Not ints, or not bytes.
             else:
                 if not is_unix(fd, sock):

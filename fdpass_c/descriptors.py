@@ -1,5 +1,6 @@
 """The owner of received descriptors, and closing many at once."""
 
+import operator
 import os
 import socket
 import struct
@@ -36,7 +37,8 @@ def as_ints(fds: list[Any]) -> Any:
     try:
         return ffi.from_buffer(_INTS, struct.pack(f"{len(fds)}i", *fds))
     except struct.error:
-        return ffi.from_buffer(_INTS, array("i", fds))
+        # PyPy's array, too, takes whatever has __int__.
+        return ffi.from_buffer(_INTS, array("i", map(operator.index, fds)))
 
 
 def as_fd_list(fds: Iterable[int | HasFileno]) -> list[int]:

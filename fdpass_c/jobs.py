@@ -1,6 +1,7 @@
 """What is to be sent, as the C core takes it."""
 
 import operator
+import struct
 from array import array
 from collections.abc import Sequence
 from functools import partial
@@ -41,8 +42,9 @@ def make_job(
 def flatten_fds(fds: Sequence[Any]) -> tuple["array[int]", "array[int] | None"]:
     """All descriptors in a row, and how many go with each message: None for one each."""
     try:
-        return array("i", fds), None
-    except TypeError:
+        # Not by array itself: PyPy's takes whatever has __int__.
+        return array("i", struct.pack(f"{len(fds)}i", *fds)), None
+    except struct.error:
         pass
     if any(map(_is_single, fds)):
         return array("i", as_fd_list(fds)), None

@@ -1,7 +1,6 @@
 """Messages that a Channel sends, for whoever waits: a thread or an event loop."""
 
 import socket
-import struct
 import threading
 from array import array
 from collections.abc import Iterable
@@ -12,7 +11,7 @@ from fdpass_c._native import ffi, lib
 from fdpass_c.batches import NOTHING_SENT, Progress
 from fdpass_c.buffers import Buffer
 from fdpass_c.jobs import flatten_fds, make_job
-from fdpass_c.shapes import LONGEST_IN_COLUMN, pack_column
+from fdpass_c.shapes import LONGEST_IN_COLUMN, UNFIT, pack_column
 from fdpass_c.waiting import HasFileno
 
 # Looked up once: reading an attribute of lib takes as long as passing an argument.
@@ -95,7 +94,7 @@ def start_many(
         if width <= LONGEST_IN_COLUMN + 2:
             try:
                 column = pack_column[count, width](*fds, *payloads)
-            except struct.error:
+            except UNFIT:
                 pass  # Not ints, or not bytes.
             else:
                 result = _try_send_column(outbox, column, count, width)

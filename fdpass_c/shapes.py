@@ -4,6 +4,9 @@ import struct
 from collections.abc import Callable
 from typing import Any
 
+UNFIT = (struct.error, TypeError)
+"""What packing raises for an argument of the wrong type or size. The TypeError is PyPy's."""
+
 
 class Shapes(dict[Any, Callable[..., Any]]):
     """By the shape of a struct, what it does.
@@ -35,7 +38,7 @@ cut: Shapes = Shapes(_make_cut)
 """cut[count, length](memory): that many payloads of one length."""
 
 pack_column: Shapes = Shapes(_make_pack_column)
-"""pack_column[count, width](*fds, *payloads): a column for the C core. struct.error for what is no
+"""pack_column[count, width](*fds, *payloads): a column for the C core. UNFIT for what is no
 int or no bytes."""
 
 LONGEST_IN_COLUMN = 253

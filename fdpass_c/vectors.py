@@ -10,7 +10,7 @@ from fdpass_c._native import ffi, lib
 from fdpass_c.buffers import Buffer
 from fdpass_c.descriptors import as_ints
 from fdpass_c.errors import raise_oserror
-from fdpass_c.shapes import Shapes
+from fdpass_c.shapes import UNFIT, Shapes
 from fdpass_c.waiting import WRITABLE, Deadline, HasFileno, fileno, raw_fileno
 
 # The most buffers per system call (IOV_MAX on Linux, man 2 writev).
@@ -46,7 +46,7 @@ _pwritev = getattr(os, "pwritev", lambda fd, buffers, at: os.pwrite(fd, _join(bu
 
 
 def _pack_each(item: str) -> Shapes:
-    """By count, what packs so many buffers; struct.error for all but Python's own memory."""
+    """By count, what packs so many buffers; UNFIT for all but Python's own memory."""
     return Shapes(lambda count: struct.Struct(item * count).pack)
 
 
@@ -158,7 +158,7 @@ def _write_part(
             narrow = size < _NARROW - 1
             try:
                 rows = (_pack_narrow if narrow else _pack_wide)[count](*buffers)
-            except (struct.error, MemoryError):
+            except (*UNFIT, MemoryError):
                 written = -errno.E2BIG
             else:
                 written = _write_rows(target, rows, _NARROW if narrow else _WIDE, count)
@@ -174,7 +174,7 @@ def _write_part(
         size = sum(map(_length, buffers))
         if count > 2 and size <= _JOIN_BELOW * count:
             data = _join(buffers)
-    except struct.error:
+    except UNFIT:
         size = sum(map(_size, buffers))
     except MemoryError:
         size = sum(map(_length, buffers))

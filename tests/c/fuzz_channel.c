@@ -1,9 +1,10 @@
-/* Feeds control data to its parser, and mutated frames, with descriptors, to the decoder and over a
- * socket to an inbox; and sends random jobs through an outbox, in parts, given up anywhere: the
- * receiver must see exactly the messages that the job counts. Meant to be built with sanitizers.
+/* Feeds mutated frames, with descriptors, to the decoder and over a socket to an inbox; and sends
+ * random jobs through an outbox, in parts, given up anywhere: the receiver must see exactly the
+ * messages that the job counts. Deterministic: fuzz_channel BYTES [SEED]. Meant to be built with
+ * sanitizers:
  *
- * fuzz_channel BYTES [SEED] is deterministic. Compiled with -DLIBFUZZER -fsanitize=fuzzer, every
- * decision comes from libFuzzer's input, which it changes until it has reached what it can.
+ *   cc -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all -Icsrc csrc/[a-z]*.c \
+ *      tests/c/fuzz_channel.c -o fuzz_channel && ./fuzz_channel 100000000
  */
 #define _GNU_SOURCE 1
 
@@ -11,76 +12,18 @@
 
 #include "channel.h"
 
-#ifdef LIBFUZZER
-
-static const uint8_t *input;
-static size_t input_left;
-
-static int is_over(void) {
-    return input_left == 0;
-}
-
-/* At the end of the input the highest: nothing is mutated, put back, given up or too small. */
-static unsigned below(unsigned limit) {
-    unsigned drawn = 0;
-    for (unsigned range = limit - 1; range > 0; range >>= 8) {
-        if (is_over())
-            return limit - 1;
-        drawn = drawn << 8 | *input++;
-        input_left--;
-    }
-    return drawn % limit;
-}
-
-#else
-
 static uint64_t state;
 
 /* splitmix64 */
-static unsigned below(unsigned limit) {
+static uint64_t draw(void) {
     uint64_t z = (state += 0x9e3779b97f4a7c15u);
     z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
     z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
-    return (unsigned)((z ^ (z >> 31)) % limit);
+    return z ^ (z >> 31);
 }
 
-#endif
-
-/* -- control data -------------------------------------------------------------------------------- */
-
-/* Blocks of every type, whose lengths may be anything, cut anywhere. Their descriptors are -1, which
- * the parser may close. */
-static void feed_control(void) {
-    static const int LEVELS[] = {SOL_SOCKET, SOL_SOCKET, SOL_SOCKET, 0};
-    unsigned char bytes[2048];
-    size_t size = 0;
-    memset(bytes, 0xff, sizeof bytes);
-    for (unsigned blocks = below(5); blocks > 0; blocks--) {
-        size_t data = below(below(4) == 0 ? 300 : 20);
-        if (size + CMSG_SPACE(data) > sizeof bytes)
-            break;
-        struct cmsghdr header = {.cmsg_level = LEVELS[below(4)], .cmsg_type = (int)below(6)};
-        unsigned length = (unsigned)CMSG_LEN(data);
-        unsigned lie = below(8);
-        header.cmsg_len = lie == 0 ? below(length) : lie == 1 ? below(65536) : length;
-        memcpy(bytes + size, &header, sizeof header);
-        size += CMSG_SPACE(data);
-        if (lie == 1)
-            break; /* Else the next header's bytes were descriptors. */
-    }
-    if (below(4) == 0)
-        size = below((unsigned)size + 1);
-    unsigned char *exact = malloc(size + !size);
-    CHECK(exact != NULL);
-    memcpy(exact, bytes, size);
-    int fds[FDP_MAX_FDS];
-    size_t capacity = below(2) == 0 ? below(8) : FDP_MAX_FDS;
-    struct fdp_arrival arrival;
-    fdp_parse_control(exact, size, 0, fds, capacity, &arrival);
-    CHECK(arrival.fd_count <= capacity && arrival.fd_count * sizeof(int) <= size);
-    for (unsigned i = 0; i < arrival.fd_count; i++)
-        CHECK(fds[i] == -1);
-    free(exact);
+static unsigned below(unsigned limit) {
+    return (unsigned)(draw() % limit);
 }
 
 /* -- hostile bytes ------------------------------------------------------------------------------- */
@@ -146,7 +89,7 @@ static size_t mutate(unsigned char *bytes, size_t size) {
     switch (below(16)) {
     case 0:
         for (size_t i = 0; i < size; i++)
-            bytes[i] = (unsigned char)below(256);
+            bytes[i] = (unsigned char)draw();
         return size;
     case 1:
         return 1 + below((unsigned)size);
@@ -158,7 +101,7 @@ static size_t mutate(unsigned char *bytes, size_t size) {
         return size;
     case 4:
         for (unsigned i = 1 + below(4); i > 0; i--)
-            bytes[below((unsigned)size)] = (unsigned char)below(256);
+            bytes[below((unsigned)size)] = (unsigned char)draw();
         return size;
     default:
         return size;
@@ -387,86 +330,44 @@ static uint64_t send_job(struct ends *ends) {
     return size + 1;
 }
 
-/* One frame, or what became of it. Returns its size. */
-static size_t feed_frame(void) {
-    /* Room for 1024 messages of 24 bytes and their tables. */
-    static unsigned char bytes[FDP_FRAME_SIZE];
-    unsigned fd_count;
-    size_t size = mutate(bytes, make_frame(bytes, &fd_count));
-    if (below(64) == 0)
-        fd_count = below(FDP_MAX_FDS + 1);
-    feed_decoder(bytes, size);
-    feed_inbox(bytes, size, fd_count);
-    return size;
-}
-
-/* A few jobs over one connection. Returns their size. */
-static uint64_t send_jobs(void) {
-    int is_packets = below(4) == 0;
-    struct ends *ends = open_ends(is_packets ? SOCK_SEQPACKET : SOCK_STREAM);
-    /* A packet has to fit. */
-    const int least = is_packets ? 2 * FDP_FRAME_SIZE : 0;
-    const int buffer = least + (int)below(below(2) == 0 ? 1 : 50000);
-    struct full_table few;
-    int is_few = below(4) == 0;
-    uint64_t sent = 0;
-    if (below(4) > 0)
-        CHECK(setsockopt(ends->left, SOL_SOCKET, SO_SNDBUF, &buffer, sizeof buffer) == 0);
-    if (is_few)
-        fill_table(&few, 1000, 400);
-    for (unsigned i = 0; i < 5; i++)
-        sent += send_job(ends);
-    if (is_few)
-        empty_table(&few);
-    close_ends(ends);
-    return sent;
-}
-
-#ifdef LIBFUZZER
-
-int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
-
-int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
-    input = data;
-    input_left = size;
-    int before = count_open();
-    switch (below(3)) {
-    case 0:
-        while (!is_over())
-            feed_control();
-        break;
-    case 1:
-        start_hostile();
-        while (!is_over())
-            (void)feed_frame();
-        stop_hostile();
-        break;
-    default:
-        (void)send_jobs();
-    }
-    CHECK(count_open() == before);
-    return 0;
-}
-
-#else
-
 int main(int argc, char **argv) {
     uint64_t wanted = argc > 1 ? strtoull(argv[1], NULL, 10) : 1000000;
     state = argc > 2 ? strtoull(argv[2], NULL, 10) : 1;
-    int before = count_open();
-    for (uint64_t i = 0; i < wanted / 100; i++)
-        feed_control();
-    start_hostile();
     uint64_t fed = 0;
-    while (fed < wanted)
-        fed += feed_frame();
+    int before = count_open();
+    start_hostile();
+    while (fed < wanted) {
+        /* Room for 1024 messages of 24 bytes and their tables. */
+        static unsigned char bytes[FDP_FRAME_SIZE];
+        unsigned fd_count;
+        size_t size = mutate(bytes, make_frame(bytes, &fd_count));
+        if (below(64) == 0)
+            fd_count = below(FDP_MAX_FDS + 1);
+        feed_decoder(bytes, size);
+        feed_inbox(bytes, size, fd_count);
+        fed += size;
+    }
     stop_hostile();
-    for (uint64_t sent = 0; sent < 4 * wanted;)
-        sent += send_jobs();
+    for (uint64_t sent = 0; sent < 4 * wanted;) {
+        int is_packets = below(4) == 0;
+        struct ends *ends = open_ends(is_packets ? SOCK_SEQPACKET : SOCK_STREAM);
+        /* A packet has to fit. */
+        const int least = is_packets ? 2 * FDP_FRAME_SIZE : 0;
+        const int buffer = least + (int)below(below(2) == 0 ? 1 : 50000);
+        struct full_table few;
+        int is_few = below(4) == 0;
+        if (below(4) > 0)
+            CHECK(setsockopt(ends->left, SOL_SOCKET, SO_SNDBUF, &buffer, sizeof buffer) == 0);
+        if (is_few)
+            fill_table(&few, 1000, 400);
+        for (unsigned i = 0; i < 5; i++)
+            sent += send_job(ends);
+        if (is_few)
+            empty_table(&few);
+        close_ends(ends);
+    }
     CHECK(count_open() == before);
     printf("%" PRIu64 " bytes, %lu messages taken, %lu violations; %lu jobs, %lu given up\n", fed,
            taken, violations, jobs, given_up);
     return 0;
 }
-
-#endif
