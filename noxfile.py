@@ -94,6 +94,13 @@ def hostile(session: nox.Session) -> None:
 
 
 @nox.session
+def stateful(session: nox.Session) -> None:
+    """Random operations on both ends of a channel, blocking and in loops, against a model."""
+    install(session, "peers")
+    run_program(session, "stateful")
+
+
+@nox.session
 def coverage(session: nox.Session) -> None:
     """The suite, and how much of the Python and of the C core it reaches; too little fails."""
     install(session, "package", "coverage", "peers")
