@@ -100,6 +100,12 @@ def stateful(session: nox.Session) -> None:
     run_program(session, "stateful")
 
 
+@nox.session(default=False)
+def fuzz(session: nox.Session) -> None:
+    """libFuzzer, with sanitizers, over each decoder; -- --seconds N for each, 60 unless said."""
+    run_program(session, "fuzz")
+
+
 @nox.session
 def coverage(session: nox.Session) -> None:
     """The suite, and how much of the Python and of the C core it reaches; too little fails."""
