@@ -97,6 +97,78 @@ def hostile(session: nox.Session) -> None:
 
 
 @nox.session
+def stateful(session: nox.Session) -> None:
+    """Random operations on both ends of a channel, blocking and in loops, against a model."""
+    install(session, "peers")
+    run_program(session, "stateful")
+
+
+@nox.session(default=False)
+def fuzz(session: nox.Session) -> None:
+    """libFuzzer, with sanitizers, over each decoder; -- --seconds N for each, 60 unless said."""
+    run_program(session, "fuzz")
+
+
+@nox.session(default=False)
+def sanitizers(session: nox.Session) -> None:
+    """The suite, with the extension built under the address and undefined-behaviour sanitizers."""
+    install(session, "package", "test")
+    tree = unpack_sdist(session)
+    flags = "-fsanitize=address,undefined"
+    careful = "-g -fno-sanitize-recover=all -fno-omit-frame-pointer"
+    session.install(str(tree), env={"CC": "gcc", "CFLAGS": f"{careful} {flags}", "LDFLAGS": flags})
+    session.chdir(tree)
+    command = ["gcc", "-print-file-name=libasan.so"]
+    library = str(session.run(*command, external=True, silent=True)).strip()
+    # CPython itself leaks at exit by design; the tests count descriptors themselves. One asks for
+    # more memory than there is, which must be NULL and not the end.
+    environment = {
+        "LD_PRELOAD": library,
+        "ASAN_OPTIONS": "detect_leaks=0:allocator_may_return_null=1",
+    }
+    # The core's own programs bring their sanitizers. curl hangs with the preload, and scripts of
+    # the documentation start compilers and servers that do not need it.
+    left_out = ["tests/test_examples.py::test_http_server_and_curl"]
+    left_out += ["tests/test_documentation.py::test_scripts"]
+    own = [f"--ignore=tests/{name}.py" for name in ("test_c_core", "test_fuzzing")]
+    # The address of a Unix socket has room for 107 bytes: no path in this folder's depths.
+    with tempfile.TemporaryDirectory() as short:
+        options = ["-q", f"--basetemp={short}/pytest", *own, *(f"--deselect={n}" for n in left_out)]
+        session.run("python", "-m", "pytest", *options, *session.posargs, env=environment)
+
+
+@nox.session(default=False, venv_backend="none")
+def valgrind(session: nox.Session) -> None:
+    """The C tests under valgrind: no invalid access, nothing uninitialized, no memory lost."""
+    with tempfile.TemporaryDirectory() as folder:
+        # Valgrind has descriptors of its own, which the tests of the table would count.
+        for test in sorted({*Path("tests/c").glob("test_*.c")} - {Path("tests/c/test_table.c")}):
+            program = str(Path(folder, test.stem))
+            sources = [*map(str, Path("csrc").glob("*.c")), str(test)]
+            session.run("gcc", "-g", "-O1", "-pthread", "-Icsrc", *sources, "-o", program)
+            options = ["-q", "--error-exitcode=9", "--leak-check=full"]
+            # Of threads that the C library has not taken down it says "possibly lost".
+            options += ["--show-leak-kinds=definite"]
+            session.run("valgrind", *options, "--errors-for-leak-kinds=definite", program)
+
+
+@nox.session(default=False, venv_backend="none")
+def analyze(session: nox.Session) -> None:
+    """The C core through clang-tidy: its analyzer, and what often is a mistake."""
+    not_ours = [
+        "bugprone-easily-swappable-parameters",
+        # Products of a frame's numbers, which are small.
+        "bugprone-implicit-widening-of-multiplication-result",
+        # It wants memcpy_s, which no libc here has.
+        "clang-analyzer-security.insecureAPI.DeprecatedOrUnsafeBufferHandling",
+    ]
+    checks = ",".join(["-*", "clang-analyzer-*", "bugprone-*", *(f"-{name}" for name in not_ours)])
+    sources = sorted(map(str, Path("csrc").glob("*.c")))
+    options = ["--quiet", f"--checks={checks}", "--warnings-as-errors=*"]
+    session.run("clang-tidy", *options, *sources, "--", "-std=c11", "-Icsrc")
+
+
+@nox.session
 def coverage(session: nox.Session) -> None:
     """The suite, and how much of the Python and of the C core it reaches; too little fails."""
     install(session, "package", "coverage", "peers")

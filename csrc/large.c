@@ -162,7 +162,7 @@ ssize_t fdp_fill_large(struct fdp_inbox *inbox) {
                                          missing < most ? (size_t)missing : most, &arrived);
     size_t size = received > 0 ? (size_t)received : 0;
     size_t head = size < sizeof header ? size : sizeof header;
-    if (size >= sizeof header && fdp_parse_header(header, size, &piece) == 1 &&
+    if (size >= sizeof header && fdp_parse_header(header, head, &piece) == 1 &&
         piece.kind == FDP_NEXT && has_room(large, piece.size - FDP_HEADER_SIZE, piece.fd_count) &&
         arrived.fd_count >= piece.fd_count &&
         (arrived.fd_count == piece.fd_count || size > piece.size))

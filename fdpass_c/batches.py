@@ -216,7 +216,7 @@ def _send_all(
     start: Progress,
 ) -> int:
     count = len(payloads)
-    job, lengths, flat, counts = make_job(payloads, *flatten_fds(fds))
+    job, lengths, flat, counts, _ = make_job(payloads, *flatten_fds(fds))
     _check_start(start, lengths)
     try:
         _check_batch(sock, fd, lengths, flat, counts)

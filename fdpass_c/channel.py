@@ -165,10 +165,11 @@ class Channel(NotCopied):
         # A byte sent with MSG_OOB would make the socket readable with nothing to read (Linux 5.15).
         with contextlib.suppress(OSError):
             sock.setsockopt(socket.SOL_SOCKET, _SO_OOBINLINE, 1)
-        inbox = ffi.gc(ffi.new("struct fdp_inbox *"), lib.fdp_close_inbox)
-        outbox = ffi.gc(ffi.new("struct fdp_outbox *"), lib.fdp_close_outbox)
+        inbox, outbox = ffi.new("struct fdp_inbox *"), ffi.new("struct fdp_outbox *")
         lib.fdp_start_inbox(inbox, sock.fileno(), max_payload, max_fds, receive_fds)
         lib.fdp_start_outbox(outbox, sock.fileno())
+        # Apart from the memory: in a cycle it may be finalised before others that still use that.
+        self._ends = ffi.gc(inbox, lib.fdp_close_inbox), ffi.gc(outbox, lib.fdp_close_outbox)
         self._inbox = inbox
         self._outbox = outbox
         self._receivers = Turns()

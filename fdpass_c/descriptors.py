@@ -90,32 +90,34 @@ def new_memory(capacity: int) -> Any:
     """Memory for that many descriptors, as a struct fdp_owner * that holds none."""
     plain = ffi.new("struct fdp_owner *", {"capacity": capacity, "fds": capacity})
     # The inner destructor is a function of the core: it closes without executing Python.
-    return ffi.gc(ffi.gc(plain, _drop), _warn)
+    # In a cycle the inner may be finalised first: the outer looks at memory that is there anyway.
+    return ffi.gc(ffi.gc(plain, _drop), partial(_warn, plain))
 
 
 def _show(fds: list[int]) -> str:
     return ", ".join("taken" if fd == _TAKEN else str(fd) for fd in fds)
 
 
-def _warn(memory: Any) -> None:
+def _warn(memory: Any, closer: object) -> None:
+    """closer: what closes memory, and was made with it."""
     if memory.count == 0 or ffi is None:  # None: the interpreter is shutting down.
         return
     fds = ffi.unpack(memory.fds, memory.count)
     if fds.count(_TAKEN) < len(fds):
-        where = _tell_where(memory) if is_tracing() else ""
+        where = _tell_where(closer) if is_tracing() else ""
         _drop(memory)  # First: the warning may become an error, whose traceback keeps memory alive.
         warnings.warn(
             f"unclosed <Descriptors [{_show(fds)}]>{where}",
             ResourceWarning,
-            source=memory,
+            source=closer,
             stacklevel=2,
         )
 
 
-def _tell_where(memory: Any) -> str:
+def _tell_where(made: object) -> str:
     import tracemalloc
 
-    origin = tracemalloc.get_object_traceback(memory)
+    origin = tracemalloc.get_object_traceback(made)
     return "\n".join(["", "received at:", *origin.format()]) if origin else ""
 
 

@@ -15,9 +15,10 @@ from fdpass_c.descriptors import Descriptors, as_fd_list
 
 def make_job(
     payloads: list[Buffer], fds: "array[int]", counts: "array[int] | None"
-) -> tuple[Any, list[int], "array[int]", "array[int] | None"]:
+) -> tuple[Any, list[int], "array[int]", "array[int] | None", object]:
     """A struct fdp_job * that stands at its start and keeps alive what it points to, the bytes of
-    each payload, and the descriptors as they were given. ValueError for unequal lengths."""
+    each payload, the descriptors as they were given, and all that memory once more, for a finaliser
+    that uses it. ValueError for unequal lengths."""
     joined = join(payloads)
     data: Any = ffi.NULL
     vector: Any = ffi.NULL
@@ -35,8 +36,9 @@ def make_job(
     plain = ffi.new("struct fdp_job *")
     plain.data, plain.lengths, plain.buffers = data, lengths, vector
     plain.fds, plain.fd_counts, plain.count = ints, numbers, len(payloads)
-    job = ffi.gc(plain, partial(operator.is_, (data, lengths, vector, ints, numbers)))
-    return job, sizes, fds, counts
+    kept = (data, lengths, vector, ints, numbers)
+    job = ffi.gc(plain, partial(operator.is_, kept))
+    return job, sizes, fds, counts, (plain, kept)
 
 
 def flatten_fds(fds: Sequence[Any]) -> tuple["array[int]", "array[int] | None"]:

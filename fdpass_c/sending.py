@@ -27,11 +27,15 @@ _MOST_INT = 0x7FFFFFFF
 class Sending:
     """What one call still has to send. Keeps its payloads alive; dropping it abandons them."""
 
-    __slots__ = ("_before", "_count", "_job", "_outbox")
+    __slots__ = ("_before", "_count", "_job", "_kept", "_outbox")
 
-    def __init__(self, outbox: Any, job: Any, count: int, before: int = 0) -> None:
+    def __init__(
+        self, outbox: Any, job: Any, count: int, before: int = 0, kept: object = None
+    ) -> None:
         """job: None where all has left but the rest of a frame, which the outbox keeps. count: the
-        messages of this call, before: those of the same batch that earlier calls sent."""
+        messages of this call, before: those of the same batch that earlier calls sent. kept: the
+        job's memory, which in a cycle must outlive every finaliser."""
+        self._kept = kept
         self._outbox = outbox
         # The core must not keep a job whose memory is freed.
         self._job = job and ffi.gc(job, partial(lib.fdp_abandon, outbox))
@@ -116,9 +120,9 @@ def _start(
     counts: "array[int] | None",
     before: int = 0,
 ) -> Sending:
-    job = make_job(payloads, flat, counts)[0]
+    job, _, _, _, kept = make_job(payloads, flat, counts)
     job.sender = threading.get_ident()
-    return Sending(outbox, job, len(payloads), before)
+    return Sending(outbox, job, len(payloads), before, kept)
 
 
 def _check_whole(start: Progress, count: int) -> int:

@@ -3,13 +3,12 @@
 import re
 import socket
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
 import fdpass_c
 from fdpass_c import Channel
-from support.c_core import ROOT, run_sanitized
+from support.c_core import ROOT
 from support.channels import raw_pair
 from support.descriptors import identity
 from support.messages import Message, take
@@ -107,12 +106,3 @@ def test_numbers_of_the_page() -> None:
         assert re.search(rf"(?i)kind {number}[:,] \**{name}", page)
     assert f"| same length | {lib.FDP_SAME_LENGTH} |" in page
     assert f"| one each | {lib.FDP_ONE_EACH} |" in page
-
-
-@pytest.mark.thread_unsafe
-@pytest.mark.untraced
-@pytest.mark.parametrize("compiler", ["gcc", "clang"])
-def test_fuzzing_for_a_moment(compiler: str, tmp_path: Path) -> None:
-    """Mutated frames and random jobs, over sockets, under sanitizers: no finding."""
-    seeds = [["500000", str(seed)] for seed in range(2)]
-    run_sanitized(compiler, tmp_path / "fuzz", ROOT / "tests" / "c" / "fuzz_channel.c", *seeds)

@@ -236,9 +236,11 @@ static void test_large(void) {
 /* What breaks the protocol ends it, once, and closes everything. */
 static void test_violations(void) {
     unsigned char packed[64], first[64], next[64], short_next[64], withdrawn[64], none[64];
+    unsigned char longer[64];
     size_t packed_size = put_packed(packed, 1, 2, 2);
     size_t none_size = put_packed(none, 1, 2, 0);
     size_t first_size = put_piece(first, FDP_FIRST, 1, 2, 9, 4);
+    size_t longer_size = put_piece(longer, FDP_FIRST, 1, 2, 90, 4);
     size_t next_size = put_piece(next, FDP_NEXT, 1, 8, 0, 0);
     size_t short_size = put_piece(short_next, FDP_NEXT, 1, 1, 0, 0);
     size_t withdrawn_size = put_piece(withdrawn, FDP_WITHDRAWN, 0, 0, 0, 0);
@@ -263,6 +265,8 @@ static void test_violations(void) {
         {"", 0, withdrawn, withdrawn_size, 0, 0, FDP_MALFORMED},
         {first, first_size, packed, packed_size, 2, 0, FDP_MALFORMED},
         {first, first_size, first, first_size, 1, 0, FDP_MALFORMED},
+        /* Header and totals come at once where there is as much room in the message. */
+        {longer, longer_size, longer, longer_size, 1, 0, FDP_MALFORMED},
         {first, first_size, next, next_size, 1, 0, FDP_MALFORMED},
         {first, first_size, short_next, short_size, 2, 0, FDP_SURPLUS},
         {first, first_size, short_next, short_size, 0, 0, FDP_MISSING},
