@@ -88,8 +88,8 @@ class Batch(NotCopied):
             fds: The descriptors of all messages.
             counts: How many descriptors each message has; None for one each.
         """
-        self.payloads = payloads
-        self.fds = fds
+        self.payloads: list[bytes] = payloads
+        self.fds: Descriptors = fds
         self._counts = counts
 
     def __len__(self) -> int:

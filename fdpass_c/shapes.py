@@ -31,10 +31,10 @@ def _make_pack_column(shape: tuple[int, int]) -> Callable[..., Any]:
     return struct.Struct(f"{count}i" + f"{width}p" * count).pack
 
 
-cut = Shapes(_make_cut)
+cut: Shapes = Shapes(_make_cut)
 """cut[count, length](memory): that many payloads of one length."""
 
-pack_column = Shapes(_make_pack_column)
+pack_column: Shapes = Shapes(_make_pack_column)
 """pack_column[count, width](*fds, *payloads): a column for the C core. struct.error for what is no
 int or no bytes."""
 

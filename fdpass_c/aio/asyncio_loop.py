@@ -4,14 +4,14 @@ import asyncio
 import contextvars
 import os
 import types
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Coroutine, Generator
 from threading import get_ident
 from typing import Any
 
 from fdpass_c.aio.loops import CALLS, Direction
 from fdpass_c.waiting import HasFileno
 
-sleep = asyncio.sleep
+sleep: Callable[[float], Coroutine[Any, Any, None]] = asyncio.sleep
 
 # This process, and no child of a fork.
 _process = object()

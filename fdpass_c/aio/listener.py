@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from fdpass_c.channel import ChannelOptions
 
-logger = logging.getLogger("fdpass_c.aio")
+logger: logging.Logger = logging.getLogger("fdpass_c.aio")
 
 Handler = Callable[[Channel], Awaitable[object]]
 

@@ -3,6 +3,7 @@
 import contextlib
 import math
 import os
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 import trio
@@ -10,8 +11,8 @@ import trio
 from fdpass_c.aio.loops import Direction
 from fdpass_c.waiting import HasFileno
 
-sleep = trio.sleep
-current = trio.lowlevel.current_trio_token
+sleep: Callable[[float], Coroutine[Any, Any, None]] = trio.sleep
+current: Callable[[], trio.lowlevel.TrioToken] = trio.lowlevel.current_trio_token
 
 
 def watch(source: HasFileno, writes: bool) -> "TrioDirection":

@@ -45,9 +45,9 @@ class Acceptor:
 
     def __init__(self, sock: socket.socket, acceptors: "Acceptors") -> None:
         """Makes sock non-blocking until close()."""
-        self.address = sock.getsockname()
-        self.name = describe_listener(sock)
-        self.retry_at = 0.0
+        self.address: Any = sock.getsockname()
+        self.name: str = describe_listener(sock)
+        self.retry_at: float = 0.0
         self._failures = 0
         self._sock = sock
         self._timeout = sock.gettimeout()

@@ -6,11 +6,12 @@ import marshal
 import socket
 import time
 from collections.abc import Callable
+from typing import Any
 
 from fdpass_c.descriptors import Descriptors
 from fdpass_c.errors import PeerClosedError
 
-dump_address = marshal.dumps
+dump_address: Callable[[Any], bytes] = marshal.dumps
 """The payload of a connection. The worker was forked, so that both run the same Python."""
 
 MASTER_GONE = (PeerClosedError, ConnectionResetError)

@@ -23,7 +23,8 @@ class Counters:
         shared = memoryview(mmap.mmap(-1, mmap.PAGESIZE))
         self._words = shared[:_BYTES_OF_COUNTS].cast("I")
         self._times = shared[_BYTES_OF_COUNTS:].cast("Q")
-        self.begun = self.handled = 0
+        self.begun: int = 0
+        self.handled: int = 0
 
     def start(self) -> None:
         """In the worker: ready for connections."""

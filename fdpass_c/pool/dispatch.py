@@ -38,8 +38,8 @@ class Dispatcher:
     ) -> None:
         """workers: the living ones, a list that the supervisor keeps up to date."""
         self.waiting: deque[Connection] = deque()
-        self.begun = 0
-        self.due_at = 0.0
+        self.begun: int = 0
+        self.due_at: float = 0.0
         self._acceptors = acceptors
         self._workers = workers
         self._wakeup = wakeup

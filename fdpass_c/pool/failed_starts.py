@@ -20,7 +20,7 @@ class FailedStarts:
     """
 
     def __init__(self) -> None:
-        self.retry_at = 0.0
+        self.retry_at: float = 0.0
         self._in_a_row = self._begun = 0
         self._last_at = 0.0
 

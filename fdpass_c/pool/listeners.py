@@ -109,7 +109,7 @@ class InheritedSocket(socket.socket):
 
     def __init__(self, fileno: int, name: str) -> None:
         super().__init__(fileno=fileno)
-        self.name = name
+        self.name: str = name
 
 
 def inherit_listeners() -> list[InheritedSocket]:

@@ -2,4 +2,4 @@
 
 import logging
 
-logger = logging.getLogger("fdpass_c.pool")
+logger: logging.Logger = logging.getLogger("fdpass_c.pool")

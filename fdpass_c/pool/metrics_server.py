@@ -52,7 +52,7 @@ class MetricsServer:
         self._clients: list[_Client] = []
         self._listens = False
         self._retry_at = 0.0
-        self.due_at = float("inf")
+        self.due_at: float = float("inf")
         listener.setblocking(False)
         logger.info("metrics at %s", describe_listener(self._listener))
         self.check()

@@ -22,7 +22,8 @@ class ServiceManager:
         self._sock: socket.socket | None = None
         self._phase = Phase.STARTING
         self._summary = ""
-        self._watchdog_interval = self.due_at = float("inf")
+        self._watchdog_interval: float = float("inf")
+        self.due_at: float = float("inf")
         name = os.environ.get("NOTIFY_SOCKET", "")
         if not name.startswith(("/", "@")):
             if name:

@@ -40,10 +40,13 @@ class Supervisor:
         """workers: none yet, kept up to date. start: takes a slot and the number of workers that
         had it before; OSError if the system cannot start a process. drain and start_timeout:
         seconds that a worker may take to finish and to start."""
-        self.due_at = 0.0
-        self.stopping = self._gave_up = False
-        self.failure = ""
-        self.handled_before = self.failed_before = self.lost = 0
+        self.due_at: float = 0.0
+        self.stopping: bool = False
+        self._gave_up = False
+        self.failure: str = ""
+        self.handled_before: int = 0
+        self.failed_before: int = 0
+        self.lost: int = 0
         self._workers = workers
         self._dispatcher = dispatcher
         self._selector = selector

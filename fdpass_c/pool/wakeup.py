@@ -22,6 +22,7 @@ class Wakeup:
     def __init__(self) -> None:
         """To be made before the fork."""
         self._shared = memoryview(mmap.mmap(-1, mmap.PAGESIZE))
+        self.writer: int
         self._reader, self.writer = os.pipe()
         for fd in (self._reader, self.writer):
             os.set_blocking(fd, False)

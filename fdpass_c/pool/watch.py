@@ -20,7 +20,7 @@ class Watch:
         replace: Callable[[WorkerProcess], None],
     ) -> None:
         """workers: the living ones. replace: called once for each that hangs."""
-        self.due_at = time.monotonic() + config.check_interval
+        self.due_at: float = time.monotonic() + config.check_interval
         self._workers = workers
         self._config = config
         self._replace = replace

@@ -62,18 +62,21 @@ class WorkerProcess:
         """Takes ownership of sock, this side of the connection to the worker."""
         self.settings = settings
         self.pid = pid
-        self.state = State.STARTING
+        self.state: State = State.STARTING
         self.counters = counters
-        self.given = self.in_hand = self.room = 0
-        self.turn = 0
+        self.given: int = 0
+        self.in_hand: int = 0
+        self.room: int = 0
+        self.turn: int = 0
         self._started_at = time.monotonic()
         self._busy = 0.0
-        self.deadline = self.ready_at = float("inf")
+        self.deadline: float = float("inf")
+        self.ready_at: float = float("inf")
         self._replace_at = settings.max_requests
         self.copies: deque[Connection] = deque()
         self._status: int | None = None
         self._sock = sock
-        self.channel = Channel(sock)
+        self.channel: Channel = Channel(sock)
         self.channel.setblocking(False)
 
     def give(self, connections: Sequence[Connection]) -> tuple[int, OSError | None]:
