@@ -50,6 +50,9 @@ def lint(session: nox.Session) -> None:
     session.run("ruff", "check", ".")
     session.run("ruff", "format", "--check", ".")
     session.run("mypy")
+    session.run("pyright")
+    options = ["--verifytypes", "fdpass_c", "--ignoreexternal"]
+    session.run("pyright", *options, env={"PYTHONPATH": "."}, silent=True)
 
 
 @nox.session
