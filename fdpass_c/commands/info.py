@@ -1,11 +1,9 @@
 """fdpass info: versions, kernel features and limits, for a bug report."""
 
 import argparse
-import json
 import sys
 from typing import Any
 
-from fdpass_c import info
 from fdpass_c.commands.streams import find_output, write_all
 
 
@@ -20,6 +18,10 @@ def add_parser(commands: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
+    import json
+
+    from fdpass_c import info
+
     output = find_output()
     found = info.collect()
     text = json.dumps(found, indent=2) if options.json else info.render(found)

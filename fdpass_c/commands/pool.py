@@ -2,18 +2,19 @@
 
 import argparse
 import importlib
-import logging
 import os
 import sys
 from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fdpass_c.commands.arguments import count, duration
 from fdpass_c.commands.errors import complain
-from fdpass_c.pool import Pool, inherit_listeners
-from fdpass_c.pool.listeners import parse_address
+
+# The other commands start sooner without it.
+if TYPE_CHECKING:
+    from fdpass_c.pool import Pool
 
 _DESCRIPTION = """\
 Accept connections and pass each to the least busy free worker process, which calls
@@ -88,6 +89,8 @@ def add_parser(commands: Any) -> None:
 
 
 def _address(text: str) -> str:
+    from fdpass_c.pool.listeners import parse_address
+
     try:
         parse_address(text)
     except ValueError as error:
@@ -96,6 +99,10 @@ def _address(text: str) -> str:
 
 
 def run(options: argparse.Namespace) -> int:
+    import logging
+
+    from fdpass_c.pool import Pool, inherit_listeners
+
     logging.basicConfig(
         level=logging.WARNING if options.quiet else logging.INFO,
         format="%(asctime)s %(process)d %(levelname)s %(message)s",
@@ -121,7 +128,7 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _find_asgi(app: Any, options: argparse.Namespace) -> Callable[..., Pool]:
+def _find_asgi(app: Any, options: argparse.Namespace) -> "Callable[..., Pool]":
     """What makes the pool of an ASGI application."""
     try:
         from fdpass_c.pool.asgi import AsgiServer
