@@ -1,6 +1,6 @@
-"""A receiver, started on its own, connects to a path, takes an open file and reads it.
+"""A receiver connects to the path of file_sender.py, gets an open file and reads it.
 
-python examples/file_receiver.py /tmp/handover
+python examples/file_receiver.py [PATH]
 """
 
 import socket
@@ -8,8 +8,9 @@ import sys
 
 from fdpass_c import recv_fd
 
+[path] = sys.argv[1:] or ["/tmp/handover"]
 with socket.socket(socket.AF_UNIX) as sock:
-    sock.connect(sys.argv[1])
+    sock.connect(path)
     payload, fds = recv_fd(sock)
 with fds, fds.as_file() as file:
     print(f"{payload.decode()}: {file.read().decode()}", end="")

@@ -1,9 +1,10 @@
-"""A sender listens at a path and passes an open file to whoever connects, once.
+"""A sender listens at a path and passes an open file to the first process that connects.
 
-The receiver needs no right to open the file: it gets the descriptor. One message, one descriptor,
-so that a receiver in C can be the peer; file_receiver.py is one in Python.
+The receiver needs no permission to open the file, because it gets the descriptor. It is one plain
+message with one descriptor, so the receiver may be a program in C; file_receiver.py is one in
+Python.
 
-    python examples/file_sender.py /tmp/handover secret.txt
+    python examples/file_sender.py [PATH FILE]
 """
 
 import os
@@ -12,7 +13,7 @@ import sys
 
 from fdpass_c import send_fd
 
-path, name = sys.argv[1:3]
+path, name = sys.argv[1:] or ["/tmp/handover", __file__]
 with socket.socket(socket.AF_UNIX) as listener, open(name, "rb") as file:
     listener.bind(path)
     listener.listen()

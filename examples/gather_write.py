@@ -1,12 +1,13 @@
-"""Gather write: several strings go to one file with one system call, in order, nothing in between.
+"""Gather write: one system call writes several strings to a file, with nothing between them.
 
-python examples/gather_write.py greeting.txt
+python examples/gather_write.py [FILE]
 """
 
 import sys
 
 from fdpass_c import writev
 
-with open(sys.argv[1], "wb", buffering=0) as file:
+[path] = sys.argv[1:] or ["greeting.txt"]
+with open(path, "wb", buffering=0) as file:
     written = writev(file, [b"gather ", b"these ", b"strings\n"])
 print(f"{written} bytes")

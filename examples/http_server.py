@@ -1,6 +1,8 @@
-"""An HTTP server on the pool, for curl and load generators: coroutines, kept-alive connections.
+"""An HTTP server on the pool, with coroutines that keep connections alive.
 
-python examples/http_server.py 127.0.0.1:8000
+Try it with curl, and measure it with a load generator.
+
+python examples/http_server.py [ADDRESS...]
 curl http://127.0.0.1:8000/
 wrk -c 64 -d 5 http://127.0.0.1:8000/
 """
@@ -43,8 +45,8 @@ async def handle(sock: socket.socket, _address: object) -> None:
 
 
 async def _read_head(reader: asyncio.StreamReader) -> bytes:
-    """The next request up to the empty line; empty where the client has closed, or is idle and
-    this worker is to leave."""
+    """Returns the next request up to its empty line. Returns nothing if the client has closed, or
+    if it is idle while this worker is to leave."""
     reading = asyncio.ensure_future(reader.readuntil(b"\r\n\r\n"))
     leaving = asyncio.ensure_future(leaving_event().wait())
     try:
@@ -59,4 +61,5 @@ async def _read_head(reader: asyncio.StreamReader) -> bytes:
 
 if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO, format="%(process)d %(message)s")
-    Pool(handle, workers=os.cpu_count() or 1, capacity=1000).serve(*sys.argv[1:])
+    addresses = sys.argv[1:] or ["127.0.0.1:8000"]
+    Pool(handle, workers=os.cpu_count() or 1, capacity=1000).serve(*addresses)

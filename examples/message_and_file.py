@@ -1,9 +1,9 @@
 """One message carries two strings and an open file from parent to child.
 
-The child never opens the file: it writes the strings back through the descriptor that came with
-them, and reads what the file holds now.
+The child does not open the file itself. It writes the strings through the descriptor that came with
+them, and reads what is in the file then.
 
-    python examples/message_and_file.py notes.txt
+    python examples/message_and_file.py [FILE]
 """
 
 import os
@@ -12,11 +12,12 @@ import sys
 
 from fdpass_c import recv_fd, send_fds, writev
 
+[path] = sys.argv[1:] or ["message.txt"]
 ours, theirs = socket.socketpair()
-with open(sys.argv[1], "w+b", buffering=0) as file:
+with open(path, "w+b", buffering=0) as file:
     file.write(b"the parent was here\n")
     if os.fork() == 0:
-        # Not inherited: this copy is closed, and the one that works is the one received.
+        # The inherited descriptor is closed, so that only the received one is left.
         file.close()
         data, fds = recv_fd(theirs)
         with fds, fds.as_file(0, "r+b", buffering=0) as received:

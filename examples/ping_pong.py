@@ -1,15 +1,15 @@
-"""A counter bounces between parent and child over a socket pair: what a round trip costs.
+"""Parent and child send a counter back and forth, and measure what a round trip takes.
 
-python examples/ping_pong.py 10000
+python examples/ping_pong.py [TRIPS]
 """
 
 import os
 import sys
 import time
 
-from fdpass_c.channel import Channel
+from fdpass_c import Channel
 
-trips = int(sys.argv[1])
+trips = int(sys.argv[1]) if sys.argv[1:] else 10_000
 ours, theirs = Channel.pair()
 if os.fork() == 0:
     ours.close()

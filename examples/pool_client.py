@@ -1,15 +1,16 @@
-"""The pool's client: many connections, and which worker answered how many of them.
+"""A client for process_pool.py: it makes many connections and counts which worker answered them.
 
-python examples/pool_client.py 127.0.0.1:8000 1000
+python examples/pool_client.py [ADDRESS CONNECTIONS]
 """
 
 import socket
 import sys
 from collections import Counter
 
-host, _, port = sys.argv[1].rpartition(":")
+address, connections = sys.argv[1:] or ["127.0.0.1:8000", "1000"]
+host, _, port = address.rpartition(":")
 answers: Counter[str] = Counter()
-for number in range(int(sys.argv[2])):
+for number in range(int(connections)):
     with socket.create_connection((host, int(port))) as sock, sock.makefile("rwb") as stream:
         stream.write(b"request %d\n" % number)
         stream.flush()

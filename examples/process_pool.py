@@ -1,9 +1,9 @@
-"""The process pool: one process accepts, and passes each connection to a worker that is free.
+"""A pool of processes: one accepts connections and passes each to a worker that is free.
 
-A worker killed at any moment is replaced, and what it had not begun goes to another one. Try it
-with pool_client.py; signal USR1 shows the table of workers.
+Kill a worker: it is replaced, and connections that it had not begun go to another one. Try it with
+pool_client.py. The signal USR1 logs a table of the workers.
 
-    python examples/process_pool.py 127.0.0.1:8000 4
+    python examples/process_pool.py [ADDRESS WORKERS]
 """
 
 import logging
@@ -24,4 +24,5 @@ def handle(sock: socket.socket, _address: object) -> None:
 
 if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO, format="%(process)d %(message)s")
-    Pool(handle, workers=int(sys.argv[2])).serve(sys.argv[1])
+    address, workers = sys.argv[1:] or ["127.0.0.1:8000", "4"]
+    Pool(handle, workers=int(workers)).serve(address)

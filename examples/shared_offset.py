@@ -1,9 +1,9 @@
-"""A passed descriptor is the same open file: both processes write on at one shared offset.
+"""A passed descriptor refers to the same open file: both processes share one position in it.
 
-The child writes to file1 and sends it; the parent, with file2 open too, writes on through what it
-received, behind the child's text, without ever having opened file1.
+The child writes to the first file and sends its descriptor. The parent, which did not open that
+file, writes through what it received, and its text stands behind the child's.
 
-    python examples/shared_offset.py file1 file2
+    python examples/shared_offset.py [FILE1 FILE2]
 """
 
 import os
@@ -12,13 +12,14 @@ import sys
 
 from fdpass_c import recv_fd, send_fd
 
+name1, name2 = sys.argv[1:] or ["shared.txt", "own.txt"]
 ours, theirs = socket.socketpair()
 if os.fork() == 0:
-    with open(sys.argv[1], "wb", buffering=0) as file1:
+    with open(name1, "wb", buffering=0) as file1:
         file1.write(b"the child began, ")
         send_fd(theirs, file1)
     os._exit(0)
-with ours, theirs, open(sys.argv[2], "wb", buffering=0) as file2:
+with ours, theirs, open(name2, "wb", buffering=0) as file2:
     _, fds = recv_fd(ours)
     with fds, fds.as_file(0, "wb", buffering=0) as file1:
         file1.write(b"the parent went on\n")

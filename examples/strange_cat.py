@@ -1,17 +1,17 @@
 """The strange cat: a child opens each file and passes it with its name; the parent prints it.
 
-python examples/strange_cat.py /etc/hosts /etc/hostname
+python examples/strange_cat.py [FILE...]
 """
 
 import os
 import sys
 
-from fdpass_c.channel import Channel
+from fdpass_c import Channel
 
 ours, theirs = Channel.pair()
 if os.fork() == 0:
     ours.close()
-    for name in sys.argv[1:]:
+    for name in sys.argv[1:] or [__file__]:
         try:
             with open(name, "rb") as file:
                 theirs.send(name.encode(), [file])

@@ -18,6 +18,7 @@ import pytest
 import fdpass_c
 import fdpass_c.aio
 import fdpass_c.pool
+import fdpass_c.testing
 from support.processes import FDPASS, Program
 from support.server import Server
 
@@ -250,14 +251,28 @@ def count_outputs() -> int:
     return sum(block.output is not None for block in find_blocks(""))
 
 
-@pytest.mark.parametrize(
-    "module", [fdpass_c, fdpass_c.aio, fdpass_c.pool], ids=["package", "aio", "pool"]
-)
+MODULES = [fdpass_c, fdpass_c.aio, fdpass_c.pool, fdpass_c.testing]
+IDS = ["package", "aio", "pool", "testing"]
+
+
+@pytest.mark.parametrize("module", MODULES, ids=IDS)
 def test_reference_is_complete(module: ModuleType) -> None:
     """The reference has every public name, once."""
     pages = "".join(page.read_text() for page in (ROOT / "docs" / "reference").iterdir())
     listed = re.findall(rf"^::: {re.escape(module.__name__)}\.(\w+)$", pages, re.MULTILINE)
     assert sorted(listed) == sorted(module.__all__)
+
+
+RUN = [block.text for block in PYTHON + FILES if not block.why_not_run]
+RUN += [path.read_text() for path in (ROOT / "examples").glob("*.py")]
+
+
+@pytest.mark.parametrize("module", MODULES, ids=IDS)
+def test_every_name_is_in_a_program(module: ModuleType) -> None:
+    """Every public name is in a program that a test runs, and that uses its module."""
+    own = module.__name__.rpartition(".")[2]
+    used = {word for text in RUN if own in text for word in re.findall(r"\w+", text)}
+    assert {*module.__all__} - used == set()
 
 
 _IN_REPOSITORY = re.compile(

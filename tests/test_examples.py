@@ -52,6 +52,24 @@ def wait_for_listener(process: "subprocess.Popen[str]") -> None:
     assert process.stdout.readline() == "listening\n"
 
 
+@pytest.mark.parametrize(
+    ("name", "output"),
+    [
+        ("gather_write", "21 bytes\n"),
+        ("message_and_file", "the parent was here\nhello child\n"),
+        ("ping_pong", "counted to 10000: "),
+        ("shared_offset", "descriptor "),
+        ("strange_cat", '"""The strange cat'),
+    ],
+)
+def test_without_arguments(
+    name: str, output: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An example does something without arguments too."""
+    monkeypatch.chdir(tmp_path)
+    assert run(example(name)).startswith(output)
+
+
 def test_gather_write(tmp_path: Path) -> None:
     """Several strings are one stretch of the file."""
     path = tmp_path / "file"
