@@ -226,7 +226,7 @@ def _work_blocking(sock: socket.socket, load: Load, role: str, passes: int) -> i
     return spent
 
 
-def _run(loop: str, function: Callable[..., Awaitable[Any]], *arguments: Any) -> Any:
+def run_in_loop(loop: str, function: Callable[..., Awaitable[Any]], *arguments: Any) -> Any:
     if loop == "trio":
         import trio
 
@@ -244,6 +244,10 @@ def _run(loop: str, function: Callable[..., Awaitable[Any]], *arguments: Any) ->
 
 def _is_installed(name: str) -> bool:
     return importlib.util.find_spec(name) is not None
+
+
+def installed_loops() -> list[str]:
+    return ["asyncio", *filter(_is_installed, ["uvloop", "trio"])]
 
 
 def _contend(
@@ -294,9 +298,8 @@ def _open(roles: tuple[str, str], count: int, stack: ExitStack) -> list[Contende
         raise SkipCase(f"so many descriptors in flight take `ulimit -n {_IN_FLIGHT}`")
     tags = [number.to_bytes(_TAG_SIZE, "little") for number in range(count)]
     load = tags, open_files(stack, 1) * count
-    loops = ["asyncio", *filter(_is_installed, ["uvloop", "trio"])]
     ways: list[tuple[str, str, Any]] = [(_HAND, "asyncio", _by_hand)]
-    for loop in loops:
+    for loop in installed_loops():
         ways.append((OURS if loop == "asyncio" else f"{OURS} on {loop}", loop, _ours))
         if _is_installed("anyio"):
             ways.append((f"anyio on {loop}", loop, _anyio))
@@ -304,16 +307,18 @@ def _open(roles: tuple[str, str], count: int, stack: ExitStack) -> list[Contende
                 ways.append((f"anyio, packed by hand, on {loop}", loop, _anyio_packed))
     contenders = []
     for name, loop, make in ways:
-        work, observe = (partial(_run, loop, function, make) for function in (_work, _observe))
+        work, observe = (
+            partial(run_in_loop, loop, function, make) for function in (_work, _observe)
+        )
         contenders.append(_contend(name, work, observe, roles, load, stack))
-    observe = partial(_run, "asyncio", _observe, _ours)
+    observe = partial(run_in_loop, "asyncio", _observe, _ours)
     contenders.append(_contend(_BLOCKING, _work_blocking, observe, roles, load, stack))
     return contenders
 
 
 def _cases(roles: tuple[str, str], counts: tuple[int, ...], name: str, _quick: bool) -> list[Case]:
     if _is_installed("uvloop"):
-        _run("uvloop", asyncio.sleep, 0)  # It opens a pipe once in a process.
+        run_in_loop("uvloop", asyncio.sleep, 0)  # It opens a pipe once in a process.
     return [Case(name.format(count), count, partial(_open, roles, count)) for count in counts]
 
 
