@@ -58,6 +58,9 @@ def _measure(arguments: Sequence[str]) -> int:
             print(f"\n{report.render_table(results.tables[-1])}", flush=True)
             if options.json:
                 results.save(options.json)
+    names = {table.name for table in aio.TABLES}
+    if event_loops := [table for table in results.tables if table.name in names]:
+        print(f"\n{aio.render_ratios(event_loops)}", flush=True)
     return 0
 
 

@@ -6,14 +6,15 @@ import os
 import resource
 import socket
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import fdpass_c
-from benchmarks.results import OURS
+from benchmarks import report
+from benchmarks.results import OURS, TableResult
 from benchmarks.runner import Case, Contender, SkipCase, Table
 from benchmarks.ways import Peer, identify, open_files, open_pair
 from fdpass_c import aio
@@ -24,6 +25,7 @@ _IN_FLIGHT = 10_000
 """Descriptors that a socket's buffer may hold, at most."""
 
 _HAND = "by hand"
+_BLOCKING = "blocking"
 
 _CPU = min(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
 
@@ -125,6 +127,24 @@ async def _anyio(sock: socket.socket, load: Load) -> Side:
     return Side(send, receive, stream.aclose)
 
 
+async def _anyio_packed(sock: socket.socket, load: Load) -> Side:
+    """One message with all tags and descriptors, which the receiver has to split."""
+    import anyio.abc
+
+    stream = await anyio.abc.UNIXSocketStream.from_socket(sock)
+    tags, fds = load
+
+    async def send() -> None:
+        await stream.send_fds(b"".join(tags), fds)
+
+    async def receive(close: Close) -> list[bytes]:
+        data, received = await stream.receive_fds(_TAG_SIZE * len(tags), len(tags))
+        close(received)
+        return [data[at : at + _TAG_SIZE] for at in range(0, len(data), _TAG_SIZE)]
+
+    return Side(send, receive, stream.aclose)
+
+
 def _close(held: Any) -> None:
     if isinstance(held, list):
         for fd in held:
@@ -206,7 +226,7 @@ def _work_blocking(sock: socket.socket, load: Load, role: str, passes: int) -> i
     return spent
 
 
-def _run(loop: str, function: Callable[..., Awaitable[Any]], *arguments: Any) -> Any:
+def run_in_loop(loop: str, function: Callable[..., Awaitable[Any]], *arguments: Any) -> Any:
     if loop == "trio":
         import trio
 
@@ -224,6 +244,10 @@ def _run(loop: str, function: Callable[..., Awaitable[Any]], *arguments: Any) ->
 
 def _is_installed(name: str) -> bool:
     return importlib.util.find_spec(name) is not None
+
+
+def installed_loops() -> list[str]:
+    return ["asyncio", *filter(_is_installed, ["uvloop", "trio"])]
 
 
 def _contend(
@@ -274,33 +298,57 @@ def _open(roles: tuple[str, str], count: int, stack: ExitStack) -> list[Contende
         raise SkipCase(f"so many descriptors in flight take `ulimit -n {_IN_FLIGHT}`")
     tags = [number.to_bytes(_TAG_SIZE, "little") for number in range(count)]
     load = tags, open_files(stack, 1) * count
-    loops = ["asyncio", *filter(_is_installed, ["uvloop", "trio"])]
     ways: list[tuple[str, str, Any]] = [(_HAND, "asyncio", _by_hand)]
-    for loop in loops:
+    for loop in installed_loops():
         ways.append((OURS if loop == "asyncio" else f"{OURS} on {loop}", loop, _ours))
         if _is_installed("anyio"):
             ways.append((f"anyio on {loop}", loop, _anyio))
+            if count > 1:
+                ways.append((f"anyio, packed by hand, on {loop}", loop, _anyio_packed))
     contenders = []
     for name, loop, make in ways:
-        work, observe = (partial(_run, loop, function, make) for function in (_work, _observe))
+        work, observe = (
+            partial(run_in_loop, loop, function, make) for function in (_work, _observe)
+        )
         contenders.append(_contend(name, work, observe, roles, load, stack))
-    observe = partial(_run, "asyncio", _observe, _ours)
-    contenders.append(_contend("blocking", _work_blocking, observe, roles, load, stack))
+    observe = partial(run_in_loop, "asyncio", _observe, _ours)
+    contenders.append(_contend(_BLOCKING, _work_blocking, observe, roles, load, stack))
     return contenders
 
 
-def _cases(roles: tuple[str, str], counts: tuple[int, ...], _quick: bool) -> list[Case]:
+def _cases(roles: tuple[str, str], counts: tuple[int, ...], name: str, _quick: bool) -> list[Case]:
     if _is_installed("uvloop"):
-        _run("uvloop", asyncio.sleep, 0)  # It opens a pipe once in a process.
-    return [Case(f"{count} a call", count, partial(_open, roles, count)) for count in counts]
+        run_in_loop("uvloop", asyncio.sleep, 0)  # It opens a pipe once in a process.
+    return [Case(name.format(count), count, partial(_open, roles, count)) for count in counts]
 
 
 _NOTES = [
     "CPU time of both processes together, without making and closing the channel.",
-    f"{OURS}: fdpass_c.aio on asyncio; the others are what is installed (dependency group peers,",
-    f"and anyio). {_HAND}: asyncio's add_reader, socket.send_fds and recv_fds, one message each,",
-    "as anyio has it; blocking: fdpass_c.Channel, which waits in the kernel.",
+    f"{OURS}: fdpass_c.aio on asyncio. The others are what is installed (dependency group",
+    f"benchmarks). {_HAND}: asyncio's add_reader, socket.send_fds and recv_fds, one message each,",
+    "as anyio has it. anyio, packed by hand: one message with all tags and descriptors. blocking:",
+    "fdpass_c.Channel, which waits in the kernel.",
 ]
+
+_LOOPS = {"asyncio": OURS, "uvloop": f"{OURS} on uvloop", "trio": f"{OURS} on trio"}
+_RATIOS = [
+    *((f"anyio on {loop}", ours) for loop, ours in _LOOPS.items()),
+    *((f"anyio, packed by hand, on {loop}", ours) for loop, ours in _LOOPS.items()),
+    (_HAND, OURS),
+    (OURS, _BLOCKING),
+]
+
+
+def render_ratios(tables: Sequence[TableResult]) -> str:
+    """Each way's time over that of ours on the same loop, and ours over the blocking Channel's."""
+    cases = [case for table in tables for case in table.cases]
+    rows = [["", *(case.name for case in cases)]]
+    for over, under in _RATIOS:
+        ratios = [case.ratio(over, under) for case in cases]
+        if any(ratios):
+            rows.append([f"{over}, over {under}", *(report.format_ratio(one) for one in ratios)])
+    return report.render_rows("aio: how many times as long one way takes as another", rows)
+
 
 TABLES = [
     Table(
@@ -309,7 +357,7 @@ TABLES = [
         "round trip",
         _HAND,
         [*_NOTES, "Both run on one CPU: on two, what it costs to wake an idle one hides all else."],
-        partial(_cases, ("ping", "pong"), (1,)),
+        partial(_cases, ("ping", "pong"), (1,), "there and back"),
     ),
     Table(
         "aio",
@@ -317,6 +365,6 @@ TABLES = [
         "tagged descriptor",
         _HAND,
         _NOTES,
-        partial(_cases, ("send", "receive"), _COUNTS),
+        partial(_cases, ("send", "receive"), _COUNTS, "{} a call"),
     ),
 ]

@@ -32,13 +32,21 @@ def render_table(table: TableResult) -> str:
             [
                 case.name,
                 *(_format(case.median_ns(name), ",.0f") for name in names),
-                _format(case.ratio(table.baseline, OURS), ".2f", "x"),
-                _format(case.ratio(OURS, FLOOR), ".2f", "x"),
+                format_ratio(case.ratio(table.baseline, OURS)),
+                format_ratio(case.ratio(OURS, FLOOR)),
                 *(_format(_growth(case, name), ",d") for name in remembered),
             ]
         )
     title = f"{table.name}: {table.title}; median ns per {table.unit}"
-    return "\n".join([title, "", *_align(rows), "", *(f"  {note}" for note in table.notes)])
+    return "\n".join([render_rows(title, rows), "", *(f"  {note}" for note in table.notes)])
+
+
+def render_rows(title: str, rows: Sequence[Sequence[str]]) -> str:
+    return "\n".join([title, "", *_align(rows)])
+
+
+def format_ratio(ratio: float | None) -> str:
+    return _format(ratio, ".2f", "x")
 
 
 def _growth(case: CaseResult, name: str) -> int | None:

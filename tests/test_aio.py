@@ -895,6 +895,34 @@ def test_ticker_beside_a_flood(loop: str) -> None:
     run(loop, test)
 
 
+@pytest.mark.skipif(not hasattr(sys, "getallocatedblocks"), reason="PyPy does not count")
+@every_loop
+def test_memory_stays_flat(loop: str, file: int) -> None:
+    """Messages leave nothing behind in Python's memory; `python -m benchmarks soak` sends more."""
+
+    async def test() -> None:
+        left, right = make_pair()
+
+        async def send(count: int) -> None:
+            for _ in range(count):
+                await left.send(b"payload", [file])
+
+        async def pass_messages(count: int) -> int:
+            async with Group(loop) as group:
+                group.start(send, count)
+                for _ in range(count):
+                    take(await right.recv())
+            gc.collect()
+            return sys.getallocatedblocks()
+
+        async with left, right:
+            await pass_messages(1000)
+            before = await pass_messages(100)
+            assert await pass_messages(2000) < before + 200
+
+    run(loop, test)
+
+
 @every_loop
 def test_trio_sees_every_cancellation(loop: str) -> None:
     """In trio a call that need not wait sees that it is cancelled, and takes and sends nothing."""

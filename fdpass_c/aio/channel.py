@@ -89,6 +89,7 @@ class Channel(NotCopied):
         self._channel = channel
         self._reading: Direction[Any] = loop.watch(channel, False)
         self._writing: Direction[Any] = loop.watch(channel, True)
+        self._look = self._writing.look
         self._sleep = loop.sleep
         self._vain = 0
 
@@ -171,7 +172,7 @@ class Channel(NotCopied):
             OSError: As for fdpass_c.Channel.send.
             ProtocolError: As for fdpass_c.Channel.send.
         """
-        if self._writing.is_free():
+        if self._writing.is_free() and (self._look is None or await self._look()):
             sending = self._channel.start_sending(payload, fds)
             if sending is not None:
                 self._writing.occupy()
@@ -202,7 +203,7 @@ class Channel(NotCopied):
             ProtocolError: As for send.
         """
         data = [*payloads]
-        if self._writing.is_free():
+        if self._writing.is_free() and (self._look is None or await self._look()):
             sending = self._channel.start_sending_many(data, [*fds], start)
             if sending is not None:
                 self._writing.occupy()
@@ -281,6 +282,8 @@ class Channel(NotCopied):
         """
         channel = self._channel
         tries = self._reading.is_free() and (not self._vain or channel.pending)
+        if tries and self._look is not None:
+            tries = await self._look()
         if tries:
             try:
                 return channel.recv()
@@ -302,6 +305,8 @@ class Channel(NotCopied):
         """
         channel = self._channel
         tries = self._reading.is_free() and (not self._vain or channel.pending)
+        if tries and self._look is not None:
+            tries = await self._look()
         if tries:
             try:
                 return channel.recv_many(max_messages)

@@ -6,7 +6,7 @@ import sys
 import threading
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Any, Generic, Protocol, TypeVar
 
 from fdpass_c.waiting import HasFileno
@@ -36,18 +36,14 @@ class Direction(ABC, Generic[Place]):
     and waits; and ends the turn with leave(), whatever happens.
     """
 
+    look: Callable[[], Awaitable[bool]] | None = None
+    """For a loop whose users expect to be cancelled at every call: returns False if the caller is
+    cancelled, which the next pause() raises. It does not wait otherwise. None for other loops."""
+
     def __init__(self) -> None:
         self._busy = False
         self._places: deque[Place] = deque()
         self._calls = _counter.calls
-
-    def is_free(self) -> bool:
-        """Whether the caller may try at once: it is nobody's turn, and the loop has turned lately.
-
-        RuntimeError in another loop than the one in which this was made.
-        """
-        self.check_loop()
-        return not self._busy and next(self._calls) % CALLS != 0
 
     def occupy(self) -> None:
         """Makes it the caller's turn, where is_free has just said so."""
@@ -87,6 +83,14 @@ class Direction(ABC, Generic[Place]):
             if self.call(self._places.popleft()):
                 return
         self._busy = False
+
+    @abstractmethod
+    def is_free(self) -> bool:
+        """Whether the caller may try at once: it is nobody's turn, and the loop has turned lately.
+
+        It is what every call does first. RuntimeError in another loop than the one in which this
+        was made.
+        """
 
     @abstractmethod
     def check_loop(self) -> None:
@@ -165,7 +169,7 @@ def _never() -> bool:
 
 async def take(direction: "Direction[Any]", attempt: Callable[[], Result]) -> Result:
     """What attempt returns, once it no longer raises BlockingIOError, in a turn of its own."""
-    if direction.is_free():
+    if direction.is_free() and (direction.look is None or await direction.look()):
         try:
             return attempt()
         except BlockingIOError:

@@ -1,15 +1,17 @@
 """Waiting in trio."""
 
 import contextlib
-import math
 import os
 from collections.abc import Callable, Coroutine
 from typing import Any
 
 import trio
 
-from fdpass_c.aio.loops import Direction
+from fdpass_c.aio.loops import CALLS, Direction
 from fdpass_c.waiting import HasFileno
+
+_current = trio.lowlevel.current_trio_token
+_checkpoint = trio.lowlevel.checkpoint_if_cancelled
 
 sleep: Callable[[float], Coroutine[Any, Any, None]] = trio.sleep
 current: Callable[[], trio.lowlevel.TrioToken] = trio.lowlevel.current_trio_token
@@ -38,8 +40,17 @@ class TrioDirection(Direction[trio.Event]):
             raise RuntimeError("used in another event loop than the one in which it was made")
 
     def is_free(self) -> bool:
-        # Trio's users expect to be cancelled at every call.
-        return super().is_free() and trio.current_effective_deadline() != -math.inf
+        if _current() is not self._token:
+            self.check_loop()
+        return not self._busy and next(self._calls) % CALLS != 0
+
+    async def look(self) -> bool:
+        # Takes a third of the time of asking for the deadline, however deep the scopes are.
+        try:
+            await _checkpoint()
+        except trio.Cancelled:
+            return False
+        return True
 
     async def pause(self) -> None:
         await trio.lowlevel.checkpoint()
@@ -47,8 +58,10 @@ class TrioDirection(Direction[trio.Event]):
     async def wait(self) -> None:
         if (fd := self._source.fileno()) < 0:
             return
-        with contextlib.suppress(trio.ClosedResourceError):  # stop()
+        try:
             await self._wait(fd)
+        except trio.ClosedResourceError:
+            return  # After stop().
 
     def stop(self) -> None:
         # RuntimeError: the run is over, and nobody waits.
