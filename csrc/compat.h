@@ -114,6 +114,24 @@ int fdp_get_family(int sock);
 #define FDP_OTHER_CONTROL (CMSG_SPACE(88) + CMSG_SPACE(256) + CMSG_SPACE(sizeof(int)))
 #define FDP_CONTROL_SIZE (FDP_OTHER_CONTROL + CMSG_SPACE(253 * sizeof(int)))
 
+/* -- accept ------------------------------------------------------------------------------------- */
+
+/* accept whose result is close-on-exec, and nonblocking or not: the BSDs would hand the mode of the
+ * listening socket on. -1, and errno as from accept. */
+static inline int fdp_accept(int sock, void *ret_address, socklen_t *length, int nonblocking) {
+#if defined(__linux__)
+    return accept4(sock, ret_address, length, SOCK_CLOEXEC | (nonblocking ? SOCK_NONBLOCK : 0));
+#else
+    int fd = accept(sock, ret_address, length);
+    if (fd >= 0) {
+        int mode = fcntl(fd, F_GETFL);
+        (void)fcntl(fd, F_SETFD, FD_CLOEXEC);
+        (void)fcntl(fd, F_SETFL, nonblocking ? mode | O_NONBLOCK : mode & ~O_NONBLOCK);
+    }
+    return fd;
+#endif
+}
+
 /* -- types of struct msghdr -------------------------------------------------------------------- */
 
 /* glibc and musl, macOS and FreeBSD disagree about the types of these two fields. */

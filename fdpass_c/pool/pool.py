@@ -155,7 +155,7 @@ class Pool:
             raise ValueError("a listening socket is given twice")
         with ExitStack() as stack:
             selector = stack.enter_context(selectors.DefaultSelector())
-            acceptors = Acceptors(selector)
+            acceptors = Acceptors(selector, self._config.runs_coroutines)
             stack.callback(acceptors.close)
             acceptors.open(listeners)
             wakeup = stack.enter_context(self._signals.handling())
