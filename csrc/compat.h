@@ -32,7 +32,10 @@
 #include <unistd.h>
 
 #if defined(__linux__)
+#include <sys/prctl.h>
 #include <sys/syscall.h>
+#elif defined(__FreeBSD__)
+#include <sys/procctl.h>
 #endif
 
 #ifndef ENODATA
@@ -129,6 +132,21 @@ static inline int fdp_accept(int sock, void *ret_address, socklen_t *length, int
         (void)fcntl(fd, F_SETFL, nonblocking ? mode | O_NONBLOCK : mode & ~O_NONBLOCK);
     }
     return fd;
+#endif
+}
+
+/* -- the parent process -------------------------------------------------------------------------- */
+
+/* Makes the system send signum, or nothing for 0, to this process when the thread that forked it
+ * ends. Returns 0, -ENOTSUP or another negative errno. */
+static inline int fdp_set_death_signal(int signum) {
+#if defined(__linux__)
+    return prctl(PR_SET_PDEATHSIG, (unsigned long)signum, 0UL, 0UL, 0UL) == 0 ? 0 : -errno;
+#elif defined(__FreeBSD__)
+    return procctl(P_PID, 0, PROC_PDEATHSIG_CTL, &signum) == 0 ? 0 : -errno;
+#else
+    (void)signum;
+    return -ENOTSUP;
 #endif
 }
 

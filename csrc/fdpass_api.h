@@ -559,6 +559,12 @@ void fdp_close_fds(const int *fds, size_t fd_count);
 /* The same for one. */
 void fdp_close_fd(int fd);
 
+/* process.c */
+
+/* Whether this process is killed when its parent ends; more exactly, the thread that forked it. Returns
+ * 0. -ENOTSUP: the system cannot do that. */
+int fdp_end_with_parent(int wanted);
+
 /* feature.c */
 
 #define FDP_FEATURE_SENDMMSG 1

@@ -21,8 +21,8 @@ from fdpass_c.pool.connected import (
     take_connection,
 )
 from fdpass_c.pool.counters import Counters
-from fdpass_c.pool.handlers import is_coroutine_function
-from fdpass_c.pool.leaving import make_event
+from fdpass_c.pool.handlers import is_coroutine_function, note_failure
+from fdpass_c.pool.leaving import become_ready, make_event
 from fdpass_c.pool.log import logger
 from fdpass_c.pool.wakeup import Wakeup
 
@@ -76,8 +76,7 @@ class EventLoopWorker:
         for name in ("create_connection", "connect_accepted_socket"):
             setattr(self._loop, name, _note_adoption(getattr(self._loop, name)))
         await _await_coroutine(self._config.setup)
-        self._counters.start()
-        self._wakeup.wake()
+        become_ready(self._counters, self._wakeup)
         # Kept, because a loop does not keep its tasks alive.
         receiving = self._loop.create_task(self._receive(aio.Channel.adopt(self._channel)))
         receiving.add_done_callback(self._end_if_failed)
@@ -149,11 +148,10 @@ class EventLoopWorker:
         """Runs the handler and counts the connection, unless SystemExit ends the worker before."""
         try:
             await self._config.handler(sock, address)
-        except (Exception, asyncio.CancelledError):
+        except (Exception, asyncio.CancelledError) as error:
             if self._end.cancelled():
                 raise
-            self._counters.fail()
-            logger.exception("the handler failed on the connection of %r", address)
+            note_failure(error, self._counters, address)
             if sock.transport is not None:
                 sock.transport.close()
         if sock.adopted:

@@ -15,9 +15,9 @@ from fdpass_c.pool.config import Config
 from fdpass_c.pool.connected import MASTER_GONE, Kind, end_sending, find_unread, read_out
 from fdpass_c.pool.counters import Counters
 from fdpass_c.pool.event_loop import EventLoopWorker
-from fdpass_c.pool.handlers import call, is_coroutine_function
+from fdpass_c.pool.handlers import call, is_coroutine_function, note_failure
 from fdpass_c.pool.intake import Intake
-from fdpass_c.pool.log import logger
+from fdpass_c.pool.leaving import become_ready
 from fdpass_c.pool.signals import MASTERS_SIGNALS
 from fdpass_c.pool.wakeup import Wakeup
 
@@ -41,8 +41,7 @@ def run_worker(
             worker = EventLoopWorker(channel, counters, wakeup, config, kinds)
             _run_loop(worker.run(), config.loop_factory)
         else:
-            counters.start()
-            wakeup.wake()
+            become_ready(counters, wakeup)
             _serve(channel, counters, wakeup, config, kinds)
         # As Python does at its end, and multiprocessing at a forked child's: waits for the threads
         # that are no daemons, and has thread pools end theirs.
@@ -121,9 +120,8 @@ def _serve(
                 sock.setblocking(True)
             try:
                 call(config.handler, sock, address)
-            except Exception:
-                counters.fail()
-                logger.exception("the handler failed on the connection of %r", address)
+            except Exception as error:
+                note_failure(error, counters, address)
             sock.on_close = None
             if find_unread(sock):
                 end_sending(sock)
