@@ -96,7 +96,7 @@ def hostile(session: nox.Session) -> None:
     run_program(session, "hostile")
 
 
-@nox.session
+@nox.session(default=False)
 def stateful(session: nox.Session) -> None:
     """Random operations on both ends of a channel, blocking and in loops, against a model."""
     install(session, "peers")

@@ -1,19 +1,24 @@
 """The servers that the pool's benchmarks compare, each in processes of its own."""
 
 import asyncio
+import marshal
 import os
 import signal
 import socket
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 
-from fdpass_c.batches import Batch, Progress
+from fdpass_c._native import lib
+from fdpass_c.batches import Batch
 from fdpass_c.descriptors import Descriptors
 from fdpass_c.errors import PeerClosedError
-from fdpass_c.pool import Pool, accepting, dispatch, worker, worker_process
+from fdpass_c.pool import Pool, connected, connections, dispatch, event_loop, worker, worker_process
+from fdpass_c.pool.counters import Counters
 
 WORKERS = 4
 LONG = 0.05
@@ -91,16 +96,6 @@ class _PureChannel:
     def send(self, payload: bytes, fds: Sequence[int]) -> None:
         socket.send_fds(self._sock, [payload], fds)
 
-    def send_many(self, payloads: Sequence[bytes], fds: Sequence[int]) -> None:
-        sent = 0
-        try:
-            for payload, fd in zip(payloads, fds, strict=True):
-                socket.send_fds(self._sock, [payload], [fd])
-                sent += 1
-        except OSError as error:
-            error.progress = Progress(sent, 0)  # type: ignore[attr-defined]
-            raise
-
     def recv(self) -> tuple[bytes, Descriptors]:
         payload, fds, _, _ = socket.recv_fds(self._sock, 4096, 1)
         if not payload:
@@ -118,29 +113,152 @@ class _PureChannel:
         self.closed = True
         self._sock.close()
 
-    def __enter__(self) -> "_PureChannel":
-        return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+class _PureConnections(deque[tuple[int, bytes]]):
+    """As pool.connections.Connections: descriptors and payloads, one system call for each."""
+
+    def accept(self, listener: socket.socket, origin: int, nonblocking: bool, most: int) -> int:
+        for accepted in range(min(most, connections.MOST_AT_ONCE)):
+            try:
+                sock, address = listener.accept()
+            except OSError:
+                if accepted == 0:
+                    raise
+                return accepted
+            sock.setblocking(not nonblocking)
+            self.append((sock.detach(), origin.to_bytes(2, "little") + marshal.dumps(address)))
+        return accepted + 1
+
+    def close(self) -> None:
+        while self:
+            os.close(self.popleft()[0])
 
 
-class _PureAcceptor(accepting.Acceptor):
-    """Accepts with socket.accept, as a program on the standard library does."""
+class _PureAccount:
+    """As pool.connections.Account."""
 
-    def __init__(self, sock: socket.socket, acceptors: Any) -> None:
-        super().__init__(sock, acceptors)
+    def __init__(self, counters: Counters, channel: _PureChannel, most: float) -> None:
+        self.counters = counters
+        self.channel = channel
+        self.copies = _PureConnections()
+        self.given = self.begun = self.handled = self.capacity = self.room = self.turn = 0
+        self.most = most
 
-        def accept() -> tuple[int, Any]:
-            accepted, address = sock.accept()
-            return accepted.detach(), address
+    @property
+    def is_used_up(self) -> bool:
+        return self.given >= self.most
 
-        self._accept = accept
+    def set_capacity(self, capacity: int) -> None:
+        self.capacity = capacity
+        self.count_room()
+
+    def count_room(self) -> None:
+        self.room = max(0, self.capacity - self.given + self.handled)
+
+    def read(self, done: _PureConnections) -> int:
+        words = self.counters.words
+        handled = (words[lib.FDP_WORD_HANDLED] - self.handled) & 0xFFFFFFFF
+        begun = (words[lib.FDP_WORD_BEGUN] - self.begun) & 0xFFFFFFFF
+        if handled or begun:
+            self.handled += handled
+            self.begun += begun
+            words[lib.FDP_WORD_RELEASED] = self.begun & 0xFFFFFFFF
+            for _ in range(begun):
+                done.append(self.copies.popleft())
+            self.count_room()
+        return begun
+
+    def close(self) -> None:
+        self.copies.close()
 
 
-def _close_each(fds: Sequence[int]) -> None:
-    for fd in fds:
-        os.close(fd)
+class _PureAccounts:
+    """As pool.connections.Accounts, in Python; one system call for each connection."""
+
+    def __init__(self) -> None:
+        self.waiting = _PureConnections()
+        self.round = SimpleNamespace()
+        self._done = _PureConnections()
+        self._accounts: list[_PureAccount] = []
+        self._turn = 0
+
+    def add(self, account: _PureAccount) -> None:
+        self._accounts.append(account)
+
+    def remove(self, account: _PureAccount) -> None:
+        self.round.begun = account.read(self._done)
+        self.waiting.extendleft(reversed(account.copies))
+        account.copies.clear()
+        self._accounts.remove(account)
+
+    def read(self) -> None:
+        found = self.round
+        found.begun = found.room = 0
+        found.has_copies = False
+        for account in self._accounts:
+            if account.given != account.handled:
+                found.begun += account.read(self._done)
+            if account.copies:
+                found.has_copies = True
+            found.room += account.room
+
+    def deal(self) -> int:
+        found = self.round
+        found.used_up = found.unsent = found.error = given = 0
+        free = [account for account in self._accounts if account.room]
+        while self.waiting and free:
+            account = min(free, key=_rank) if len(free) > 1 else free[0]
+            try:
+                account.channel.send(self.waiting[0][1], [self.waiting[0][0]])
+            except OSError:
+                account.room = 0
+            else:
+                account.copies.append(self.waiting.popleft())
+                account.given += 1
+                account.room -= 1
+                self._turn += 1
+                account.turn = self._turn
+                given += 1
+            if not account.room:
+                free.remove(account)
+        found.room = sum(account.room for account in self._accounts)
+        return given
+
+    def close_done(self) -> None:
+        self._done.close()
+
+    def close_in_child(self) -> None:
+        self._done.close()
+        self.waiting.close()
+        for account in self._accounts:
+            account.close()
+
+
+def _rank(account: _PureAccount) -> tuple[int, int]:
+    return account.given - account.handled, account.turn
+
+
+def _take_connection(
+    fds: Descriptors, position: int, payload: bytes, _kinds: object
+) -> tuple[socket.socket, Any]:
+    """As pool.connected.take_connection."""
+    sock = connected.ConnectedSocket(fileno=fds.take(position))
+    return sock, marshal.loads(payload[2:])
+
+
+class _PureIntake:
+    """As pool.intake.Intake."""
+
+    def __init__(self, channel: _PureChannel, kinds: object) -> None:
+        self._channel = channel
+        self._kinds = kinds
+
+    def receive(self) -> None:
+        self._payload, self._fds = self._channel.recv()
+
+    def take(self) -> tuple[socket.socket, Any]:
+        with self._fds as fds:
+            return _take_connection(fds, 0, self._payload, self._kinds)
 
 
 def serve_pure(handler: Any, capacity: int) -> Callable[[socket.socket], object]:
@@ -150,8 +268,10 @@ def serve_pure(handler: Any, capacity: int) -> Callable[[socket.socket], object]
         replaced: list[tuple[Any, str, Any]] = [
             (worker_process, "Channel", _PureChannel),
             (worker, "Channel", _PureChannel),
-            (accepting, "Acceptor", _PureAcceptor),
-            (dispatch, "close_fds", _close_each),
+            (worker_process, "Account", _PureAccount),
+            (dispatch, "Accounts", _PureAccounts),
+            (worker, "Intake", _PureIntake),
+            (event_loop, "take_connection", _take_connection),
         ]
         for module, name, value in replaced:
             setattr(module, name, value)

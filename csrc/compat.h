@@ -32,7 +32,10 @@
 #include <unistd.h>
 
 #if defined(__linux__)
+#include <sys/prctl.h>
 #include <sys/syscall.h>
+#elif defined(__FreeBSD__)
+#include <sys/procctl.h>
 #endif
 
 #ifndef ENODATA
@@ -113,6 +116,39 @@ int fdp_get_family(int sock);
  * structures of the BSDs), SCM_SECURITY with its label, SCM_PIDFD. */
 #define FDP_OTHER_CONTROL (CMSG_SPACE(88) + CMSG_SPACE(256) + CMSG_SPACE(sizeof(int)))
 #define FDP_CONTROL_SIZE (FDP_OTHER_CONTROL + CMSG_SPACE(253 * sizeof(int)))
+
+/* -- accept ------------------------------------------------------------------------------------- */
+
+/* accept whose result is close-on-exec, and nonblocking or not: the BSDs would hand the mode of the
+ * listening socket on. -1, and errno as from accept. */
+static inline int fdp_accept(int sock, void *ret_address, socklen_t *length, int nonblocking) {
+#if defined(__linux__)
+    return accept4(sock, ret_address, length, SOCK_CLOEXEC | (nonblocking ? SOCK_NONBLOCK : 0));
+#else
+    int fd = accept(sock, ret_address, length);
+    if (fd >= 0) {
+        int mode = fcntl(fd, F_GETFL);
+        (void)fcntl(fd, F_SETFD, FD_CLOEXEC);
+        (void)fcntl(fd, F_SETFL, nonblocking ? mode | O_NONBLOCK : mode & ~O_NONBLOCK);
+    }
+    return fd;
+#endif
+}
+
+/* -- the parent process -------------------------------------------------------------------------- */
+
+/* Makes the system send signum, or nothing for 0, to this process when the thread that forked it
+ * ends. Returns 0, -ENOTSUP or another negative errno. */
+static inline int fdp_set_death_signal(int signum) {
+#if defined(__linux__)
+    return prctl(PR_SET_PDEATHSIG, (unsigned long)signum, 0UL, 0UL, 0UL) == 0 ? 0 : -errno;
+#elif defined(__FreeBSD__)
+    return procctl(P_PID, 0, PROC_PDEATHSIG_CTL, &signum) == 0 ? 0 : -errno;
+#else
+    (void)signum;
+    return -ENOTSUP;
+#endif
+}
 
 /* -- types of struct msghdr -------------------------------------------------------------------- */
 

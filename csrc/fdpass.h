@@ -9,7 +9,8 @@
  *  - SIGPIPE is never raised; the call returns -EPIPE.
  *  - It takes at most 16 KiB of the stack.
  *  - Any thread may call anything. The only global state is atomic: what is known of the descriptor
- *    table (table.c). Memory is allocated only for frames and messages that are not complete.
+ *    table (table.c). Memory is allocated only for frames and messages that are not complete,
+ *    and for queues of connections.
  *
  * FDP_MAX_FDS is the most that Linux accepts in one message (SCM_MAX_FD in the kernel's source).
  */

@@ -332,7 +332,9 @@ struct fdp_large {
 };
 
 /* violation is one of those above, or 0. needed is set with FDP_FIT, with -EMFILE (and room), and
- * with FDP_TOO_LONG and FDP_TOO_MANY: descriptors, or bytes. All else is for the core only. */
+ * with FDP_TOO_LONG and FDP_TOO_MANY: descriptors, or bytes. The caller may set sender_keeps: the sender
+ * keeps copies of all descriptors until the receiver has told it otherwise, and only one thread
+ * receives. Then the table is not checked for room, and what finds none is a violation. All else is for the core only. */
 struct fdp_inbox {
     int sock;
     unsigned int busy;
@@ -344,6 +346,8 @@ struct fdp_inbox {
     uint64_t max_payload;
     unsigned int max_fds;
     int accept_fds;
+    int sender_keeps;
+    int waits;
     unsigned int held;
     unsigned int parked_count;
     int *parked;
@@ -355,6 +359,10 @@ struct fdp_inbox {
  * is 0, any descriptor is a violation. */
 void fdp_start_inbox(struct fdp_inbox *ret_inbox, int sock, uint64_t max_payload,
                      unsigned int max_fds, int accept_fds);
+
+/* wait: FDP_WAIT, or FDP_WAIT_FIRST if a call has just found nothing, or 0. */
+#define FDP_WAIT 1
+#define FDP_WAIT_FIRST 2
 
 /* Receives at least one message, and up to most if they are here already. With wait, waits for the
  * first one, if the socket is blocking. The owner gets their descriptors. Returns what the macros
@@ -437,6 +445,103 @@ int fdp_close_outbox(struct fdp_outbox *outbox);
 /* In the child of a fork: clears the marks of threads that were inside in the parent. */
 void fdp_free_after_fork(struct fdp_inbox *inbox, struct fdp_outbox *outbox);
 
+/* connection.c: connections that a server accepts and passes on. */
+
+#define FDP_ORIGIN_SIZE 2
+
+/* A connected socket, and the payload of its message: the number of the listening socket in
+ * FDP_ORIGIN_SIZE bytes, the lower one first, and then the peer's struct sockaddr. */
+struct fdp_connection {
+    int fd;
+    unsigned int size;
+    unsigned char payload[FDP_ORIGIN_SIZE + FDP_ADDRESS_SIZE];
+};
+
+/* Owns the connections items[head..head+count), in the order in which they came. Starts as zeros. */
+struct fdp_queue {
+    struct fdp_connection *items;
+    unsigned int head;
+    unsigned int count;
+    unsigned int capacity;
+};
+
+/* Accepts the connections that wait at a listening socket in non-blocking mode, at most most and
+ * FDP_MAX_FDS, and appends them to queue. They are close-on-exec, and nonblocking or not, whatever
+ * sock is. Returns how many. A negative errno, if there is not one: -EAGAIN and others as for accept.
+ * -ENOMEM. */
+ssize_t fdp_accept_many(int sock, unsigned int origin, int nonblocking, size_t most,
+                        struct fdp_queue *queue);
+
+/* Moves all connections to the front of target. Returns 0.  -ENOMEM: nothing was moved. */
+int fdp_return_connections(struct fdp_queue *queue, struct fdp_queue *target);
+
+/* Closes all connections. */
+void fdp_close_connections(struct fdp_queue *queue);
+
+/* Closes all connections, and frees the memory of the queue. It may be used again. */
+void fdp_free_queue(struct fdp_queue *queue);
+
+/* deal.c: which worker gets which connection. */
+
+/* Words in memory that a worker shares with its master: how many connections it has finished and
+ * begun, and of how many begun ones the master has closed its copies, all modulo 2^32. */
+#define FDP_WORD_HANDLED 0
+#define FDP_WORD_BEGUN 1
+#define FDP_WORD_RELEASED 2
+
+/* The master's account of a worker. outbox and words are borrowed. copies: of the connections that were
+ * given and are not known to be begun. capacity: how many it may have in hand, 0 if it gets none. most:
+ * after how many it is used up. room: how many more it can be given, set by the two calls below, and
+ * to be set to 0 with capacity. turn and share are for the core only. Starts as zeros. */
+struct fdp_worker {
+    struct fdp_outbox *outbox;
+    unsigned int *words;
+    struct fdp_queue copies;
+    uint64_t given;
+    uint64_t begun;
+    uint64_t handled;
+    uint64_t most;
+    uint64_t turn;
+    unsigned int capacity;
+    unsigned int room;
+    unsigned int share;
+};
+
+/* Closes the copies, and frees their memory. */
+void fdp_free_worker(struct fdp_worker *worker);
+
+/* What a call has found. room: of all workers together. begun: how many connections more than before.
+ * has_copies: whether there are any. unsent: an outbox was given what it keeps a part of. used_up: a
+ * worker was given its most. error: 0, or a negative errno with which the worker failed refused connections
+ * although it is not full and has not ended. */
+struct fdp_round {
+    uint64_t room;
+    unsigned int begun;
+    int has_copies;
+    int unsent;
+    int used_up;
+    int error;
+    unsigned int failed;
+};
+
+/* Reads how far the workers are, and moves the copies of what they have begun to done. */
+void fdp_try_read_workers(struct fdp_worker **workers, size_t count, struct fdp_queue *done,
+                          struct fdp_round *ret_round);
+
+/* Gives up to FDP_MAX_FDS waiting connections away, each to the worker that then has the fewest in hand,
+ * of several to the one that waited longest, in one frame for each worker, without waiting. They
+ * move to its copies. Returns how many; the others stay, in their order, for the next call: because
+ * there is no room, because they did not fit into a frame, or for ret_round->error. A worker that has
+ * ended, or whose socket is full, has no room until it is found to have begun some. */
+size_t fdp_try_deal(struct fdp_worker **workers, size_t count, struct fdp_queue *waiting,
+                    struct fdp_round *ret_round);
+
+/* Whether a connected socket has unread bytes, which would reset the connection when it is closed. */
+int fdp_try_find_unread(int sock);
+
+/* Ends the sending of a connected socket, however many processes have it. Ignores errors. */
+void fdp_try_end_sending(int sock);
+
 /* table.c: the descriptor table of this process. */
 
 /* How many more descriptors this process may open: RLIMIT_NOFILE minus those that are open. Too few
@@ -453,6 +558,12 @@ void fdp_close_fds(const int *fds, size_t fd_count);
 
 /* The same for one. */
 void fdp_close_fd(int fd);
+
+/* process.c */
+
+/* Whether this process is killed when its parent ends; more exactly, the thread that forked it. Returns
+ * 0. -ENOTSUP: the system cannot do that. */
+int fdp_end_with_parent(int wanted);
 
 /* feature.c */
 

@@ -131,18 +131,32 @@ static ssize_t receive_now(struct fdp_inbox *inbox, size_t most, struct fdp_scra
     return result;
 }
 
+/* Whether another thread has left, or may leave, something here since. */
+static int has_store(struct fdp_inbox *inbox) {
+    if (fdp_enter_inbox(inbox) < 0)
+        return 1;
+    int has_one = inbox->store != NULL;
+    fdp_leave_inbox(inbox);
+    return has_one;
+}
+
 ssize_t fdp_receive(struct fdp_inbox *inbox, size_t most, int wait, struct fdp_scratch *ret_scratch,
                     struct fdp_owner *ret_owner) {
-    ssize_t result;
+    ssize_t result = -EAGAIN;
     (void)__atomic_fetch_add(&inbox->waiting, 1, __ATOMIC_SEQ_CST);
-    while ((result = receive_now(inbox, most, ret_scratch, ret_owner)) == -EAGAIN && wait) {
+    inbox->waits = wait && inbox->sender_keeps;
+    if (wait != FDP_WAIT_FIRST || has_store(inbox))
+        result = receive_now(inbox, most, ret_scratch, ret_owner);
+    while (result == -EAGAIN && wait) {
         /* Leaves the inbox during the wait, so that others need not wait too. */
         result = fdp_wait_for_bytes(__atomic_load_n(&inbox->sock, __ATOMIC_SEQ_CST));
         if (result < 0 && result != -ECONNRESET)
             break;
         if (result < 0)
             __atomic_store_n(&inbox->was_reset, 1, __ATOMIC_RELAXED);
+        result = receive_now(inbox, most, ret_scratch, ret_owner);
     }
+    inbox->waits = 0;
     /* Another thread has closed the inbox: report that, whatever it looked like. */
     if (result <= 0 && __atomic_load_n(&inbox->sock, __ATOMIC_SEQ_CST) < 0)
         result = -EBADF;

@@ -153,6 +153,19 @@ ssize_t fdp_fill_large(struct fdp_inbox *inbox);
 /* Frees the memory of a large message. Closes nothing. */
 void fdp_free_large(struct fdp_inbox *inbox);
 
+/* outbox.c: sends one whole frame, head and payload, now or not at all. As fdp_try_send. */
+ssize_t fdp_try_frame(struct fdp_outbox *outbox, const struct iovec *parts, const int *fds,
+                      size_t fd_count);
+
+/* connection.c */
+
+/* Makes room for count more at the end. Returns 0.  -ENOMEM. */
+int fdp_reserve_connections(struct fdp_queue *queue, size_t count);
+
+/* Moves the first count connections, which must be there, to the end of target. Returns 0.
+ * -ENOMEM: nothing was moved. */
+int fdp_move_connections(struct fdp_queue *queue, size_t count, struct fdp_queue *target);
+
 /* job.c: messages to send. */
 
 /* The payload of the message at position at, and how many descriptors a message has. */

@@ -63,9 +63,8 @@ ssize_t fdp_flush(struct fdp_outbox *outbox, int flags) {
     return result;
 }
 
-/* One whole frame, now or not at all. */
-static ssize_t try_frame(struct fdp_outbox *outbox, const struct iovec *parts, const int *fds,
-                         size_t fd_count) {
+static ssize_t try_inside(struct fdp_outbox *outbox, const struct iovec *parts, const int *fds,
+                          size_t fd_count) {
     const struct fdp_message message = {
         .buffers = parts, .buffer_count = 2, .fds = fds, .fd_count = fd_count};
     if (outbox->sock < 0)
@@ -81,6 +80,15 @@ static ssize_t try_frame(struct fdp_outbox *outbox, const struct iovec *parts, c
     return FDP_BEGUN;
 }
 
+ssize_t fdp_try_frame(struct fdp_outbox *outbox, const struct iovec *parts, const int *fds,
+                      size_t fd_count) {
+    if (enter(outbox) < 0)
+        return -EBUSY;
+    ssize_t result = try_inside(outbox, parts, fds, fd_count);
+    leave(outbox);
+    return result;
+}
+
 static ssize_t try_packed(struct fdp_outbox *outbox, const void *payloads, size_t length,
                           size_t count, const int *fds, size_t fd_count) {
     unsigned char head[FDP_COLUMN_SIZE];
@@ -91,11 +99,7 @@ static ssize_t try_packed(struct fdp_outbox *outbox, const void *payloads, size_
         {.iov_base = head, .iov_len = head_size},
         {.iov_base = (void *)(uintptr_t)payloads, .iov_len = body},
     };
-    if (enter(outbox) < 0)
-        return -EBUSY;
-    ssize_t result = try_frame(outbox, parts, fds, fd_count);
-    leave(outbox);
-    return result;
+    return fdp_try_frame(outbox, parts, fds, fd_count);
 }
 
 ssize_t fdp_try_send(struct fdp_outbox *outbox, const void *payload, size_t length, int fd) {

@@ -21,7 +21,7 @@ static ssize_t receive_once(int sock, struct iovec *iov, size_t iov_count, int f
         .msg_controllen = (fdp_controllen_t)fdp_size_control(FDP_MAX_FDS),
     };
     ret_arrived->fd_count = 0;
-    ssize_t received = recvmsg(sock, &header, MSG_DONTWAIT | FDP_RECV_FLAGS | flags);
+    ssize_t received = recvmsg(sock, &header, FDP_RECV_FLAGS | flags);
     if (received < 0)
         return -errno;
     struct fdp_arrival arrival;
@@ -53,7 +53,8 @@ static ssize_t check(struct fdp_inbox *inbox, ssize_t received, int lost,
 static ssize_t take(struct fdp_inbox *inbox, struct iovec *iov, size_t iov_count,
                     struct fdp_arrived *ret_arrived) {
     int lost = 0;
-    ssize_t received = receive_once(inbox->sock, iov, iov_count, 0, ret_arrived, &lost);
+    ssize_t received = receive_once(inbox->sock, iov, iov_count, inbox->waits ? 0 : MSG_DONTWAIT,
+                                    ret_arrived, &lost);
     return check(inbox, received, lost, ret_arrived);
 }
 
@@ -110,7 +111,8 @@ static ssize_t take_by_peek(struct fdp_inbox *inbox, unsigned char *target, size
                             size_t needed, int is_begun, struct fdp_arrived *ret_arrived) {
     struct iovec buffer = {.iov_base = target, .iov_len = size};
     int lost = 0;
-    ssize_t received = receive_once(inbox->sock, &buffer, 1, MSG_PEEK, ret_arrived, &lost);
+    ssize_t received =
+        receive_once(inbox->sock, &buffer, 1, MSG_PEEK | MSG_DONTWAIT, ret_arrived, &lost);
     int is_held = received > 0 && !is_begun && ret_arrived->fd_count > 0 &&
                   !fdp_may_hold(ret_arrived->fd_count, fdp_count_room());
     if (inbox->accept_fds && (lost || is_held)) {
@@ -163,7 +165,8 @@ ssize_t fdp_receive_frame(struct fdp_inbox *inbox, const unsigned char *known, s
     struct iovec buffer = {.iov_base = target, .iov_len = capacity};
     ret_arrived->fd_count = 0;
     /* If its header is here, so are its descriptors. */
-    if (known_size >= FDP_HEADER_SIZE || !FDP_CAN_PEEK_FDS || fdp_has_ample_room())
+    if (known_size >= FDP_HEADER_SIZE || !FDP_CAN_PEEK_FDS || inbox->sender_keeps ||
+        fdp_has_ample_room())
         return take(inbox, &buffer, 1, ret_arrived);
     return receive_carefully(inbox, known, known_size, target, ret_arrived);
 }

@@ -50,6 +50,8 @@ _try_receive = lib.fdp_try_receive
 _LARGE = lib.FDP_LARGE
 _LENGTH = lib.FDP_MIXED_LENGTHS - 1
 _DONE = lib.FDP_DONE
+_WAIT = lib.FDP_WAIT
+_WAIT_FIRST = lib.FDP_WAIT_FIRST
 
 _NOTHING = os.strerror(errno.EAGAIN)
 
@@ -411,6 +413,11 @@ class Channel(NotCopied):
             raise_oserror(errno.EBADF, "the channel is closed")
 
     @property
+    def outbox(self) -> Any:
+        """For the pool: the struct fdp_outbox * of the core. Borrowed."""
+        return self._outbox
+
+    @property
     def unsent(self) -> int:
         """How many bytes of a begun frame wait for the next send, or for flush()."""
         return int(self._outbox.unsent)
@@ -555,9 +562,11 @@ class Channel(NotCopied):
                 self._receivers.wait()
             elif not first:
                 self._explain(code, deadline)
+            wait = 0
+            if self._sock.gettimeout() is None:
+                wait = _WAIT_FIRST if first and code == -errno.EAGAIN else _WAIT
             first = False
-            waits = self._sock.gettimeout() is None
-            code = lib.fdp_receive(inbox, most, waits, scratch, held[0])
+            code = lib.fdp_receive(inbox, most, wait, scratch, held[0])
         return code
 
     def _explain(self, code: int, deadline: Deadline) -> None:
@@ -587,6 +596,11 @@ class Channel(NotCopied):
             except PeerClosedError:
                 return
             yield message
+
+    @property
+    def inbox(self) -> Any:
+        """For the pool: the struct fdp_inbox * of the core. Borrowed."""
+        return self._inbox
 
     def has_room(self) -> bool:
         """After DescriptorTableFullError: whether there may be room for that message now.

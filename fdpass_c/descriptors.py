@@ -303,19 +303,26 @@ class Descriptors(NotCopied, Sequence[int]):
             IndexError: There is no such position.
             ValueError: It was taken, or this object is closed.
         """
+        sock = socket.socket.__new__(socket.socket)
+        self.initialize(sock, index)
+        return sock
+
+    def initialize(self, sock: socket.socket, index: int, *kind: int) -> None:
+        """For the pool: as as_socket, with a socket object whose __init__ was not called yet.
+
+        kind: the family, type and protocol, where they need not be read.
+        """
         fd = self[index]
         memory, position = self._memory, self._find(index)
-        sock = socket.socket.__new__(socket.socket)
         try:
-            sock.__init__(fileno=fd)  # type: ignore[misc]
+            sock.__init__(*kind, fileno=fd)  # type: ignore[misc]
             lib.fdp_take_fd(memory, position)
             self._stop_warning()
         except BaseException:
             # Both own it, unless the owner has given it up.
             if memory.fds[position] >= 0:
-                sock.detach()
+                socket.socket.detach(sock)  # A class of its own may not be ready for more.
             raise
-        return sock
 
     def as_file(self, index: int = 0, mode: str = "rb", **options: Any) -> IO[Any]:
         """Hands over the descriptor at index as a file object, which owns it from then on.

@@ -77,6 +77,11 @@ _EXPLANATIONS = {
 
 def raise_oserror(code: int, explanation: str | None = None) -> NoReturn:
     """Raises the OSError subclass of a positive errno, with an explanation if there is one."""
+    raise OSError(code, describe_errno(code, explanation))
+
+
+def describe_errno(code: int, explanation: str | None = None) -> str:
+    """The text of a positive errno, with an explanation if there is one."""
     explanation = explanation or _EXPLANATIONS.get(code)
     text = os.strerror(code)
-    raise OSError(code, f"{text}: {explanation}" if explanation else text)
+    return f"{text}: {explanation}" if explanation else text

@@ -19,6 +19,7 @@ from fdpass_c.errors import (
     raise_oserror,
 )
 from fdpass_c.peer import is_unix
+from fdpass_c.unix import read_name
 from fdpass_c.waiting import READABLE, WRITABLE, HasFileno, fileno, persist, raw_fileno
 
 # Looked up once: reading an attribute of lib takes as long as passing an argument.
@@ -259,10 +260,7 @@ def _read_address(received: Any, length: int) -> Any:
     family = raw[1] if sys.platform != "linux" else int.from_bytes(raw[:2], sys.byteorder)
     if family != socket.AF_UNIX:
         return family, raw[2:]
-    path = raw[2:]
-    if path.startswith(b"\0"):
-        return path
-    return os.fsdecode(path.split(b"\0", 1)[0])
+    return read_name(raw[2:])
 
 
 def send_fd(sock: int | HasFileno, fd: int | HasFileno, data: Buffer = b"\0") -> None:

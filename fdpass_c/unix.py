@@ -33,6 +33,11 @@ def as_address(path: Path) -> str | bytes:
     return address
 
 
+def read_name(path: bytes) -> str | bytes:
+    """The address that the socket module shows for a sun_path, which is cut to its length."""
+    return path if path.startswith(b"\0") else os.fsdecode(path.split(b"\0", 1)[0])
+
+
 def is_abstract(address: str | bytes) -> bool:
     """Whether it is a name in Linux's abstract namespace, and no file."""
     return address[:1] in ("\0", b"\0")

@@ -1,5 +1,6 @@
 """A pool serves, on whatever it listens, and refuses what it cannot do."""
 
+import ast
 import asyncio
 import os
 import signal
@@ -7,6 +8,7 @@ import socket
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -50,6 +52,41 @@ def test_answers(handler: str) -> None:
         assert seen == pids
         assert server.settled(3).handled == 6
         assert server.stop() == 0
+
+
+def clients(addresses: Sequence[str], folder: Path) -> Iterator[socket.socket]:
+    """One for each address of a pool, and for a Unix socket one of each kind of name."""
+    for address in addresses:
+        if "/" not in address:
+            host, _, port = address.rpartition(":")
+            yield socket.create_connection((host.strip("[]"), int(port)))
+            continue
+        names: list[str | bytes] = ["", str(folder / "name")]
+        if sys.platform == "linux":
+            names.append(b"\0" + os.urandom(8))
+        for name in names:
+            sock = socket.socket(socket.AF_UNIX)
+            if name:
+                sock.bind(name)
+            sock.connect(address)
+            yield sock
+
+
+@pytest.mark.thread_unsafe
+@pytest.mark.parametrize("handler", ["describe", "describe_async"])
+def test_what_a_handler_gets(handler: str, tmp_path: Path) -> None:
+    """Its socket is what the kernel says, TCP's protocol included; the address is the peer's."""
+    expected = (None, True, False) if handler == "describe" else (0, False, False)
+    addresses = ["127.0.0.1:0", str(tmp_path / "socket")]
+    if socket.has_dualstack_ipv6():
+        addresses.append("[::1]:0")
+    with Server(handler, "--workers", "1", addresses=tuple(addresses)) as server:
+        for client in clients(server.addresses, tmp_path):
+            with client:
+                given, known, modes, address, peer = ast.literal_eval(read_all(client).decode())
+                assert given == known
+                assert modes == expected
+                assert address == peer == client.getsockname()
 
 
 @pytest.mark.thread_unsafe

@@ -55,6 +55,19 @@ def test_resetting_clients(handler: str) -> None:
 
 
 @pytest.mark.thread_unsafe
+@pytest.mark.parametrize("handler", ["answer_for_ever", "answer_for_ever_async"])
+def test_a_client_that_goes(handler: str) -> None:
+    """A client that goes is no failure of the handler, whose exception says it."""
+    with Server(handler, "--workers", "1") as server:
+        for _ in range(3):
+            with server.connect() as sock:
+                assert sock.recv(1) == b"x"
+        status = server.settled(1)
+        assert (status.handled, status.failed) == (3, 0)
+        assert "Traceback" not in server.log
+
+
+@pytest.mark.thread_unsafe
 @linux_only
 @both_kinds
 def test_flood(handler: str) -> None:

@@ -4,11 +4,13 @@ import os
 import select
 import signal
 import threading
+import time
 from pathlib import Path
 
 import pytest
 
 from fdpass_c.pool.signals import MASTERS_SIGNALS
+from support.marks import linux_only
 from support.server import Server, connections
 from support.sockets import read_all, read_some
 
@@ -74,8 +76,30 @@ def test_second_signal(signum: int) -> None:
         assert sock.recv(1000)
         server.send_signal(signum)
         server.wait_for("stopping")
+        end = time.monotonic() + 0.6
+        while time.monotonic() < end:  # Before, it is not a second one.
+            server.status()
         assert server.stop(signum) == 0
         assert read_some(sock) == b""
+
+
+@pytest.mark.thread_unsafe
+@stops
+def test_the_same_signal_twice_at_once(signum: int) -> None:
+    """A signal that comes twice, as timeout(1) sends it to the process and to its group, is one."""
+    with (
+        Server("begin_and_wait", "--workers", "1") as server,
+        connections(server, 1) as (sock,),
+    ):
+        assert sock.recv(1000)
+        server.send_signal(signum)
+        server.wait_for("stopping")
+        server.send_signal(signum)
+        server.status()
+        sock.sendall(b"the end")
+        assert read_all(sock) == b"the end"
+        assert server.process.wait() == 0
+        assert "WARNING" not in server.log
 
 
 @pytest.mark.thread_unsafe
@@ -277,3 +301,18 @@ def test_death_of_the_master(handler: str) -> None:
         # Readable once the process has gone.
         assert select.select([pidfd], [], [], 60)[0]
         os.close(pidfd)
+
+
+@pytest.mark.thread_unsafe
+@linux_only
+def test_death_of_the_master_while_a_start_hangs(tmp_path: Path) -> None:
+    """Workers that are still starting die with the master."""
+    gate = tmp_path / "gate"
+    gate.touch()
+    program = ("pool_programs.py", "wait_to_start", str(gate), "drain", "10000")
+    with Server(program=program) as server:
+        pidfds = [os.pidfd_open(pid) for pid in server.status().pids]
+        server.process.kill()
+        for pidfd in pidfds:
+            assert select.select([pidfd], [], [], 60)[0]
+            os.close(pidfd)

@@ -15,8 +15,9 @@ Each of these modules imports only those below it:
     supervisor       starts, replaces and reaps workers
     dispatch         which worker gets which connection
     worker_process   the side of the master of one worker
-    worker           what runs in a worker, with event_loop for coroutine functions
+    worker           what runs in a worker: intake receives, event_loop is for coroutine functions
     accepting        the listening sockets, as the master uses them
+    connections      the connections that are accepted, and who has which, in the core's memory
     listeners        opens and inherits listening sockets
     service_manager  tells systemd what the pool does
     metrics_server   answers HTTP requests for metrics

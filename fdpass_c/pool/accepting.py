@@ -9,11 +9,10 @@ from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from typing import Any
 
+from fdpass_c.pool.connected import Kind, find_kind
+from fdpass_c.pool.connections import MOST_AT_ONCE, Connections
 from fdpass_c.pool.listeners import Address, check_listener, describe_listener, opened
 from fdpass_c.pool.log import logger
-
-Connection = tuple[int, Any]
-"""A connected socket's descriptor and the peer's address."""
 
 SHORT_OF = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 """Errors of accept() that last until something is closed."""
@@ -43,43 +42,38 @@ class Acceptor:
     this time, as time.monotonic.
     """
 
-    def __init__(self, sock: socket.socket, acceptors: "Acceptors") -> None:
-        """Makes sock non-blocking until close()."""
+    def __init__(self, sock: socket.socket, origin: int, acceptors: "Acceptors") -> None:
+        """Makes sock non-blocking until close(). origin: its number."""
         self.address: Any = sock.getsockname()
         self.name: str = describe_listener(sock)
         self.retry_at: float = 0.0
         self._failures = 0
         self._sock = sock
+        self._origin = origin
         self._timeout = sock.gettimeout()
         self._acceptors = acceptors
         self._watched = False
         sock.setblocking(False)
-        # Not public, but accept() makes a socket object that has to be detached again: it takes
-        # twice as long, which would be a quarter of the cost of a connection under heavy load.
-        self._accept = sock._accept  # type: ignore[attr-defined]
 
-    def accept(self, most: int, accepted: deque[Connection]) -> bool:
-        """Adds the connections waiting, at most so many, to accepted; they are the caller's.
+    def accept(self, most: int, nonblocking: bool, accepted: Connections) -> bool:
+        """Adds the connections waiting, at most so many, to accepted.
 
         Returns whether more may be waiting. OSError: one of SHORT_OF, and what means that the
         socket does not listen.
         """
-        accept = self._accept
-        for _ in range(most):
-            try:
-                accepted.append(accept())
-            except BlockingIOError:
-                return False
-            except OSError as error:
-                if error.errno not in _MAY_PASS:
-                    raise
-                self._failures += 1
-                if self._failures > 1:
-                    self._pause(error)
-                    return True
-            else:
-                self._failures = 0
-        return True
+        try:
+            count = accepted.accept(self._sock, self._origin, nonblocking, most)
+        except BlockingIOError:
+            return False
+        except OSError as error:
+            if error.errno not in _MAY_PASS:
+                raise
+            self._failures += 1
+            if self._failures > 1:
+                self._pause(error)
+            return True
+        self._failures = 0
+        return count == min(most, MOST_AT_ONCE)
 
     def _pause(self, error: OSError) -> None:
         self.retry_at = time.monotonic() + RETRY_DELAY
@@ -113,14 +107,18 @@ class Acceptor:
 class Acceptors:
     """Accepts at all listening sockets of a pool, in turn.
 
-    ready: those where a connection may be waiting, the next one first. Only the others are
-    watched: a pool that is full, or that always has connections waiting, then makes no system calls
-    to watch and unwatch them. due_at: when to accept again after an error, as time.monotonic.
+    kinds: of the connections, by the number of the listener. ready: those where a connection may be
+    waiting, the next one first. Only the others are watched: a pool that is full, or that always
+    has connections waiting, then makes no system calls to watch and unwatch them. due_at: when to
+    accept again after an error, as time.monotonic.
     """
 
-    def __init__(self, selector: selectors.BaseSelector) -> None:
+    def __init__(self, selector: selectors.BaseSelector, nonblocking: bool) -> None:
+        """nonblocking: whether the accepted sockets are to be."""
         self.selector = selector
+        self._nonblocking = nonblocking
         self.ready: deque[Acceptor] = deque()
+        self.kinds: list[Kind] = []
         self._paused: list[Acceptor] = []
         self._all: list[Acceptor] = []
         self._own = ExitStack()
@@ -137,7 +135,8 @@ class Acceptors:
             for listener in listeners
         ]
         _check(socks)
-        self._all = [Acceptor(sock, self) for sock in socks]
+        self._all = [Acceptor(sock, origin, self) for origin, sock in enumerate(socks)]
+        self.kinds = [*map(find_kind, socks)]
         self.ready.extend(self._all)
 
     def log_addresses(self) -> None:
@@ -164,7 +163,7 @@ class Acceptors:
         self._paused = [acceptor for acceptor in self._paused if acceptor.retry_at > now]
         self.ready.extend(resumed)
 
-    def accept(self, room: int, accepted: deque[Connection]) -> None:
+    def accept(self, room: int, accepted: Connections) -> None:
         """At most room in all, and what came before an error is in accepted.
 
         OSError: one of SHORT_OF.
@@ -178,9 +177,9 @@ class Acceptors:
         # All had a turn, and the first may have accepted the most.
         self.ready.rotate(-1)
 
-    def _accept(self, acceptor: Acceptor, most: int, accepted: deque[Connection]) -> None:
+    def _accept(self, acceptor: Acceptor, most: int, accepted: Connections) -> None:
         try:
-            more = acceptor.accept(most, accepted)
+            more = acceptor.accept(most, self._nonblocking, accepted)
         except OSError as error:
             if error.errno in SHORT_OF:
                 self.ready.append(acceptor)

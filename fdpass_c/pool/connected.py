@@ -2,23 +2,50 @@
 
 import asyncio
 import contextlib
-import marshal
+import os
 import socket
+import struct
 import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
+from fdpass_c._native import lib
 from fdpass_c.descriptors import Descriptors
 from fdpass_c.errors import PeerClosedError
-
-dump_address: Callable[[Any], bytes] = marshal.dumps
-"""The payload of a connection. The worker was forked, so that both run the same Python."""
+from fdpass_c.unix import read_name
 
 MASTER_GONE = (PeerClosedError, ConnectionResetError)
 """The master has closed its side of the channel, or died; ConnectionResetError with something
 unread."""
 
 _MAX_READ = 65536
+
+_find_unread = lib.fdp_try_find_unread
+_end_sending = lib.fdp_try_end_sending
+
+# Compared as ints: an enum's comparison takes three times as long.
+_AF_INET, _AF_INET6 = int(socket.AF_INET), int(socket.AF_INET6)
+# After the family, which is two bytes, or a length and one byte, on every system.
+_ADDRESS_AT = lib.FDP_ORIGIN_SIZE + 2
+_SCOPE_AT = _ADDRESS_AT + 22
+_INET = struct.Struct("!H4s")
+_INET6 = struct.Struct("!HI16s")
+_SCOPE = struct.Struct("=I")
+
+
+class Kind(NamedTuple):
+    """What all connections of a listening socket are."""
+
+    family: int
+    type: int
+    proto: int
+
+
+def find_kind(listener: socket.socket) -> Kind:
+    """The protocol is the kernel's, 6 for TCP, and not the 0 that Python has for most: asyncio
+    sets TCP_NODELAY only with it."""
+    with socket.socket(fileno=os.dup(listener.fileno())) as same:
+        return Kind(int(same.family), int(same.type), same.proto)
 
 
 class ConnectedSocket(socket.socket):
@@ -34,8 +61,10 @@ class ConnectedSocket(socket.socket):
     adopted: bool
     transport: asyncio.BaseTransport | None
 
-    def __init__(self, fileno: int) -> None:
-        super().__init__(fileno=fileno)
+    def __init__(
+        self, family: int = -1, type: int = -1, proto: int = -1, fileno: int | None = None
+    ) -> None:
+        super().__init__(family, type, proto, fileno)
         self.on_close = None
         self.adopted = False
         self.transport = None
@@ -55,27 +84,50 @@ class ConnectedSocket(socket.socket):
             on_close()
 
 
-def take_socket(fds: Descriptors, position: int = 0) -> ConnectedSocket:
-    """Hands over one descriptor as a socket, which owns it."""
-    sock = ConnectedSocket(fds[position])
-    fds.take(position)
-    return sock
+def take_connection(
+    fds: Descriptors, position: int, payload: bytes, kinds: Sequence[Kind]
+) -> tuple[ConnectedSocket, Any]:
+    """Hands over one descriptor as a socket, which owns it, with the peer's address.
 
-
-def shut_down(sock: ConnectedSocket) -> bool:
-    """Lets the peer see the end now, not when the master closes its copy.
-
-    Returns whether there were unread bytes: closing at once would reset the connection, and the
-    peer lose what it has not read yet (RFC 1122, 4.2.2.13; Unix sockets likewise). It looks once
-    and does not wait, so that an ordinary connection costs no round trip.
+    payload: that of struct fdp_connection.
     """
-    try:
-        sock.shutdown(socket.SHUT_WR)
-        if sock.gettimeout():
-            sock.setblocking(False)
-        return bool(sock.recv(_MAX_READ, socket.MSG_DONTWAIT))
-    except OSError:  # The handler closed or detached it, or the peer has gone, or is silent.
-        return False
+    kind = find_origin(payload, kinds)
+    sock = ConnectedSocket.__new__(ConnectedSocket)
+    fds.initialize(sock, position, *kind)
+    return sock, read_address(payload, kind.family, sock)
+
+
+def find_origin(payload: bytes, kinds: Sequence[Kind]) -> Kind:
+    """Of which kind the connection of a message is."""
+    return kinds[payload[0] | payload[1] << 8]
+
+
+def read_address(payload: bytes, family: int, sock: socket.socket) -> Any:
+    """The peer's address in a message, as socket.accept shows it."""
+    if family == _AF_INET:
+        port, host = _INET.unpack_from(payload, _ADDRESS_AT)
+        return socket.inet_ntoa(host), port
+    if family == _AF_INET6:
+        port, flow, host = _INET6.unpack_from(payload, _ADDRESS_AT)
+        (scope,) = _SCOPE.unpack_from(payload, _SCOPE_AT)
+        return socket.inet_ntop(_AF_INET6, host), port, flow, scope
+    if family == socket.AF_UNIX:
+        return read_name(payload[_ADDRESS_AT:])
+    return sock.getpeername()
+
+
+def find_unread(sock: ConnectedSocket) -> bool:
+    """Whether there are unread bytes: closing at once would reset the connection, and the peer lose
+    what it has not read yet (RFC 1122, 4.2.2.13; Unix sockets likewise).
+
+    It looks once and does not wait, so that an ordinary connection costs no round trip.
+    """
+    return bool(_find_unread(sock.fileno()))
+
+
+def end_sending(sock: ConnectedSocket) -> None:
+    """Lets the peer see the end now, not when the master closes its copy."""
+    _end_sending(sock.fileno())
 
 
 def read_out(sock: ConnectedSocket) -> None:

@@ -1,23 +1,18 @@
 """Distributes connections among the workers."""
 
-import heapq
 import selectors
 import time
-from collections import deque
 from collections.abc import Sequence
-from operator import attrgetter
 
-from fdpass_c.descriptors import close_fds
-from fdpass_c.pool.accepting import RETRY_DELAY, Acceptors, Connection
+from fdpass_c.errors import describe_errno
+from fdpass_c.pool.accepting import RETRY_DELAY, Acceptors
+from fdpass_c.pool.connections import Accounts
 from fdpass_c.pool.log import logger
 from fdpass_c.pool.wakeup import Wakeup
 from fdpass_c.pool.worker_process import WorkerProcess
 
 _SHORTEST_POLL, _LONGEST_POLL = 0.005, 1.0
 """Seconds after which the master reads the counters without having been woken."""
-
-# Among workers with equally many in hand, the one that has waited longest comes first.
-_rank = attrgetter("in_hand", "turn")
 
 
 class Dispatcher:
@@ -32,20 +27,19 @@ class Dispatcher:
     def __init__(
         self,
         acceptors: Acceptors,
-        workers: list[WorkerProcess],
+        workers: Sequence[WorkerProcess],
         wakeup: Wakeup,
         selector: selectors.BaseSelector,
     ) -> None:
         """workers: the living ones, a list that the supervisor keeps up to date."""
-        self.waiting: deque[Connection] = deque()
         self.begun: int = 0
         self.due_at: float = 0.0
+        self._accounts = Accounts()
+        self.waiting = self._accounts.waiting
         self._acceptors = acceptors
         self._workers = workers
         self._wakeup = wakeup
         self._selector = selector
-        self._done: list[int] = []
-        self._turn = 0
         self._retry_at = 0.0
         self._poll_interval = _SHORTEST_POLL
         self._holds_copies = self._needs_supervisor = False
@@ -67,50 +61,43 @@ class Dispatcher:
 
     def _run_round(self, now: float) -> bool:
         """One round; returns whether there is no room for more."""
-        self._holds_copies = False
-        free = []
-        room = -len(self.waiting)
-        for worker in self._workers:
-            if worker.in_hand and (begun := worker.read_counters()):
-                self._note_begun(begun)
-            if worker.copies:
-                self._holds_copies = True
-            if worker.room > 0:
-                free.append(worker)
-                room += worker.room
+        room = self._read()
         if now < self._retry_at:
             return True
+        waiting = len(self.waiting)
         self._acceptors.resume(now)
-        if room > 0 and self._acceptors.ready:
-            room -= self._accept(room)
-        if self.waiting and free:
-            self._pass_on(free)
-        return room <= 0
+        if room > waiting and self._acceptors.ready:
+            waiting += self._accept(room - waiting)
+        if waiting and room:
+            self._pass_on()
+        return room <= waiting
 
-    def _note_begun(self, copies: Sequence[int]) -> None:
-        self._done += copies
-        self.begun += len(copies)
+    def _read(self) -> int:
+        """Finds out how far the workers are; returns how many connections they have room for."""
+        self._accounts.read()
+        found = self._accounts.round
+        self.begun += found.begun
+        self._holds_copies = bool(found.has_copies)
+        return int(found.room)
 
-    def requeue(self, worker: WorkerProcess) -> None:
-        """Queues what a dead worker had not begun, before all that came later."""
-        self._note_begun(worker.read_counters())
-        self.waiting.extendleft(reversed(worker.copies))
+    def add(self, worker: WorkerProcess) -> None:
+        """From now on it is given connections, if it has room."""
+        self._accounts.add(worker.account)
+
+    def remove(self, worker: WorkerProcess) -> int:
+        """Queues what a dead worker had not begun, before all that came later; returns how many."""
+        before = len(self.waiting)
+        self._accounts.remove(worker.account)
+        self.begun += self._accounts.round.begun
+        return len(self.waiting) - before
 
     def close_done(self) -> None:
         """Closes the copies that are no longer needed."""
-        if self._done:
-            # In ascending order neighbours are closed with one system call.
-            self._done.sort()
-            close_fds(self._done)
-            self._done.clear()
-
-    def drop_waiting(self) -> None:
-        close_fds(fd for fd, _ in self.waiting)
-        self.waiting.clear()
+        self._accounts.close_done()
 
     def close_in_child(self) -> None:
         """In a forked child: closes its copies."""
-        close_fds([*self._done, *(fd for fd, _ in self.waiting)])
+        self._accounts.close_in_child()
 
     def _set_due_at(self, now: float, is_full: bool) -> None:
         self.due_at = float("inf") if is_full else self._acceptors.due_at
@@ -135,45 +122,26 @@ class Dispatcher:
         logger.warning("%s; trying again in %s s", reason, RETRY_DELAY)
         self._retry_at = time.monotonic() + RETRY_DELAY
 
-    def _pass_on(self, free: list[WorkerProcess]) -> None:
+    def _pass_on(self) -> None:
         self._poll_interval = _SHORTEST_POLL
         self._holds_copies = True
         if not self._acceptors.is_open:
             self._needs_supervisor = True
-        if len(free) == 1 or len(self.waiting) == 1:
-            # The usual case, both under heavy load and without load.
-            worker = free[0] if len(free) == 1 else min(free, key=_rank)
-            count = min(worker.room, len(self.waiting))
-            self._give(worker, [self.waiting.popleft() for _ in range(count)])
-            return
-        for worker, connections in self._divide(free).items():
-            self._give(worker, connections)
+        found = self._accounts.round
+        while self._accounts.deal():
+            if found.used_up:
+                self._needs_supervisor = True
+            if found.unsent:
+                self._watch_unsent()
+            if found.error or not found.room or not self.waiting:
+                break
+        if found.error:
+            pid, reason = self._workers[found.failed].pid, describe_errno(-found.error)
+            self._pause(f"cannot pass connections to worker {pid}: {reason}")
 
-    def _divide(self, free: list[WorkerProcess]) -> dict[WorkerProcess, list[Connection]]:
-        """One connection at a time, each to the worker that then has the fewest."""
-        heap = [(*_rank(worker), worker.pid, worker.room, worker) for worker in free]
-        heapq.heapify(heap)
-        shares: dict[WorkerProcess, list[Connection]] = {}
-        while self.waiting and heap:
-            in_hand, _, pid, room, worker = heap[0]
-            self._turn += 1
-            shares.setdefault(worker, []).append(self.waiting.popleft())
-            if room > 1:
-                heapq.heapreplace(heap, (in_hand + 1, self._turn, pid, room - 1, worker))
-            else:
-                heapq.heappop(heap)
-        return shares
-
-    def _give(self, worker: WorkerProcess, connections: list[Connection]) -> None:
-        self._turn += 1
-        worker.turn = self._turn
-        sent, reason = worker.give(connections)
-        if worker.needs_replacement:
-            self._needs_supervisor = True
-        if worker.channel.unsent:
-            both = selectors.EVENT_READ | selectors.EVENT_WRITE
-            self._selector.modify(worker.channel, both, self._selector.get_key(worker.channel).data)
-        if reason is not None:
-            self.waiting.extendleft(reversed(connections[sent:]))
-            if worker.room > 0:
-                self._pause(f"cannot pass connections to worker {worker.pid}: {reason.strerror}")
+    def _watch_unsent(self) -> None:
+        both = selectors.EVENT_READ | selectors.EVENT_WRITE
+        for worker in self._workers:
+            if worker.channel.unsent:
+                key = self._selector.get_key(worker.channel)
+                self._selector.modify(worker.channel, both, key.data)

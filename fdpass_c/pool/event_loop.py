@@ -1,9 +1,9 @@
 """A worker that runs coroutines: as many connections at once as the master gives."""
 
 import asyncio
-import marshal
+import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -14,17 +14,21 @@ from fdpass_c.pool.config import Config
 from fdpass_c.pool.connected import (
     MASTER_GONE,
     ConnectedSocket,
+    Kind,
+    end_sending,
+    find_unread,
     read_out_async,
-    shut_down,
-    take_socket,
+    take_connection,
 )
 from fdpass_c.pool.counters import Counters
-from fdpass_c.pool.handlers import is_coroutine_function
-from fdpass_c.pool.leaving import make_event
+from fdpass_c.pool.handlers import is_coroutine_function, note_failure
+from fdpass_c.pool.leaving import become_ready, make_event
 from fdpass_c.pool.log import logger
 from fdpass_c.pool.wakeup import Wakeup
 
 _WAKE_DELAY = 0.005
+
+_NONBLOCK = getattr(socket, "SOCK_NONBLOCK", 0)
 
 _HEARTBEAT_INTERVAL = 1.0
 """Seconds between two heartbeats, unless the watch checks more often."""
@@ -41,12 +45,20 @@ class EventLoopWorker:
     """One task a connection, until its handler has returned and its socket is closed."""
 
     def __init__(
-        self, channel: Channel, counters: Counters, wakeup: Wakeup, config: Config
+        self,
+        channel: Channel,
+        counters: Counters,
+        wakeup: Wakeup,
+        config: Config,
+        kinds: Sequence[Kind],
     ) -> None:
+        """kinds: of the connections, by the number of the listener."""
         self._channel = channel
         self._counters = counters
         self._wakeup = wakeup
         self._config = config
+        # They are non-blocking already, and with the flag Python knows it.
+        self._kinds = [kind._replace(type=kind.type | _NONBLOCK) for kind in kinds]
         self._report_every = max(1, config.capacity // 4)
         self._heartbeat_interval = min(_HEARTBEAT_INTERVAL, config.check_interval)
         self._reported = 0
@@ -64,8 +76,7 @@ class EventLoopWorker:
         for name in ("create_connection", "connect_accepted_socket"):
             setattr(self._loop, name, _note_adoption(getattr(self._loop, name)))
         await _await_coroutine(self._config.setup)
-        self._counters.start()
-        self._wakeup.wake()
+        become_ready(self._counters, self._wakeup)
         # Kept, because a loop does not keep its tasks alive.
         receiving = self._loop.create_task(self._receive(aio.Channel.adopt(self._channel)))
         receiving.add_done_callback(self._end_if_failed)
@@ -98,8 +109,8 @@ class EventLoopWorker:
             self._counters.begin(len(batch))
             with batch:
                 for position, payload in enumerate(batch.payloads):
-                    sock = take_socket(batch.fds, position)
-                    self._start(sock, first + position, marshal.loads(payload))
+                    sock, address = take_connection(batch.fds, position, payload, self._kinds)
+                    self._start(sock, first + position, address)
         self._leaving.set()
         self._end_if_done()
 
@@ -108,7 +119,8 @@ class EventLoopWorker:
             self._end.set_exception(error)
 
     def _start(self, sock: ConnectedSocket, number: int, address: Any) -> None:
-        sock.setblocking(False)
+        if sock.gettimeout() != 0:
+            sock.setblocking(False)
         sock.on_close = partial(self._wakeup.wake_for_copy, self._counters, number)
         task = self._loop.create_task(self._handle(sock, address))
         self._tasks.add(task)
@@ -136,11 +148,10 @@ class EventLoopWorker:
         """Runs the handler and counts the connection, unless SystemExit ends the worker before."""
         try:
             await self._config.handler(sock, address)
-        except (Exception, asyncio.CancelledError):
+        except (Exception, asyncio.CancelledError) as error:
             if self._end.cancelled():
                 raise
-            self._counters.fail()
-            logger.exception("the handler failed on the connection of %r", address)
+            note_failure(error, self._counters, address)
             if sock.transport is not None:
                 sock.transport.close()
         if sock.adopted:
@@ -148,7 +159,8 @@ class EventLoopWorker:
         else:
             sock.on_close = None
             with sock:
-                if shut_down(sock):
+                end_sending(sock)
+                if find_unread(sock):
                     await read_out_async(sock)
         self._finish()
 

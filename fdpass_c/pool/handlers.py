@@ -2,12 +2,19 @@
 
 import inspect
 import socket
+import sys
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+from fdpass_c.pool.counters import Counters
+from fdpass_c.pool.log import logger
+
 Handler = Callable[[socket.socket, Any], Any]
 """A plain function or a coroutine function of a connected socket and the peer's address."""
+
+
+_GONE = (ConnectionResetError, ConnectionAbortedError, BrokenPipeError)
 
 
 def is_coroutine_function(handler: Any) -> bool:
@@ -15,6 +22,17 @@ def is_coroutine_function(handler: Any) -> bool:
     while isinstance(handler, partial):
         handler = handler.func
     return inspect.iscoroutinefunction(handler) or inspect.iscoroutinefunction(handler.__call__)
+
+
+def note_failure(error: BaseException, counters: Counters, address: Any) -> None:
+    """Logs and counts an exception of a handler, unless it says that the client has gone or that
+    TLS with it failed: that is for debugging only, as in the servers of asyncio."""
+    ssl = sys.modules.get("ssl")
+    if isinstance(error, _GONE) or (ssl is not None and isinstance(error, ssl.SSLError)):
+        logger.debug("the connection of %r failed: %s", address, error)
+        return
+    counters.fail()
+    logger.error("the handler failed on the connection of %r", address, exc_info=error)
 
 
 def call(handler: Handler, sock: socket.socket, address: Any) -> None:

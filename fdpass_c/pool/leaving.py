@@ -3,7 +3,9 @@
 import asyncio
 import os
 
+from fdpass_c._native import lib
 from fdpass_c.pool.counters import Counters
+from fdpass_c.pool.wakeup import Wakeup
 
 
 class _ThisWorker:
@@ -55,6 +57,18 @@ def become_worker(counters: Counters, master: int) -> None:
     """Called in a new worker; master is the pid of the process that forked it."""
     _ThisWorker.counters = counters
     _ThisWorker.master = master
+    # Until become_ready it does not look at the channel, where it would see the master's death.
+    lib.fdp_end_with_parent(True)
+    if os.getppid() != master:
+        os._exit(1)
+
+
+def become_ready(counters: Counters, wakeup: Wakeup) -> None:
+    """Called in a worker that has started: it takes connections, and outlives the master for
+    them."""
+    lib.fdp_end_with_parent(False)
+    counters.start()
+    wakeup.wake()
 
 
 def make_event() -> asyncio.Event:

@@ -91,7 +91,7 @@ class Master:
                 self._run_once()
         finally:
             self._supervisor.kill_all()
-            self._dispatcher.drop_waiting()
+            self._dispatcher.waiting.close()
             self._dispatcher.close_done()
         return self._supervisor.failure
 
@@ -168,7 +168,7 @@ class Master:
 
     def _run_worker(self, channel: Channel, counters: Counters) -> None:
         """In the worker."""
-        run_worker(channel, counters, self._wakeup, self._config)
+        run_worker(channel, counters, self._wakeup, self._config, self._acceptors.kinds)
 
     def _close_in_child(self) -> None:
         """In the worker: closes its copies of what is the master's."""

@@ -38,7 +38,8 @@ class Pool:
     The handler is called in a worker as handler(sock, address). address is the peer's, as
     socket.accept returns it. sock is a connected socket.socket, which the pool closes when the
     handler returns or raises an exception. To keep the descriptor, call sock.detach(): then the
-    handler owns it. An exception is logged and counted as failed, and the worker goes on.
+    handler owns it. An exception is logged and counted as failed, unless it says that the client
+    has gone or that TLS with it failed. The worker goes on.
 
     If the handler is a plain function, sock is blocking, and a worker handles one connection at a
     time. If it is a coroutine function, sock is non-blocking, and a worker runs an event loop that
@@ -126,8 +127,9 @@ class Pool:
         in setup or in the handler.
 
         While it serves, it handles these signals. It puts the previous handlers back at its end.
-        SIGTERM and SIGINT are stop(), and a second one kills the workers. SIGHUP is reload(),
-        SIGTTIN add_worker() and SIGTTOU remove_worker(). SIGUSR1 logs the status as a table.
+        SIGTERM and SIGINT are stop(), and a second one kills the workers, unless the same signal
+        comes again within half a second. SIGHUP is reload(), SIGTTIN add_worker() and SIGTTOU
+        remove_worker(). SIGUSR1 logs the status as a table.
 
         If NOTIFY_SOCKET names a service manager, it is told when the pool is ready, reloads and
         stops. If WATCHDOG_USEC is set, it gets WATCHDOG=1 twice in that time (man 3 sd_notify).
@@ -155,7 +157,7 @@ class Pool:
             raise ValueError("a listening socket is given twice")
         with ExitStack() as stack:
             selector = stack.enter_context(selectors.DefaultSelector())
-            acceptors = Acceptors(selector)
+            acceptors = Acceptors(selector, self._config.runs_coroutines)
             stack.callback(acceptors.close)
             acceptors.open(listeners)
             wakeup = stack.enter_context(self._signals.handling())

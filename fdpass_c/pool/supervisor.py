@@ -85,7 +85,7 @@ class Supervisor:
         no_worker_left = self._gave_up and all(w.state is State.LEAVING for w in self._workers)
         if waiting and (no_worker_left or now >= self._stop_deadline):
             logger.warning("dropping %d connections that no worker took", len(waiting))
-            self._dispatcher.drop_waiting()
+            waiting.close()
         for worker in [*self._workers]:
             if now >= min(worker.deadline, self._stop_deadline):
                 verb = "start" if worker.state is State.STARTING else "finish"
@@ -140,6 +140,7 @@ class Supervisor:
         self._restarts[slot] += 1
         worker.deadline = time.monotonic() + self._start_timeout
         self._workers.append(worker)
+        self._dispatcher.add(worker)
         self._selector.register(
             worker.channel, selectors.EVENT_READ, partial(self._on_event, worker)
         )
@@ -237,26 +238,24 @@ class Supervisor:
     def reap(self, worker: WorkerProcess) -> None:
         """Ends a worker and gives what it had not begun to others."""
         status = worker.kill()
-        self._dispatcher.requeue(worker)
+        given_back = self._dispatcher.remove(worker)
         self._selector.unregister(worker.channel)
         worker.channel.close()
         self._workers.remove(worker)
         self._reloaded.discard(worker)
-        lost = worker.counters.begun - worker.counters.handled
-        self.handled_before += worker.counters.handled
+        lost = worker.account.begun - worker.account.handled
+        self.handled_before += worker.account.handled
         self.failed_before += worker.counters.failed
         self.lost += lost
         self.due_at = 0.0
         ended = f"worker {worker.pid} {describe_exit(status)}"
-        if worker.state is State.LEAVING and status == 0 and not lost and not worker.copies:
+        if worker.state is State.LEAVING and status == 0 and not lost and not given_back:
             logger.info("%s", ended)
             return
-        logger.warning(
-            "%s: %d connections lost, %d go to other workers", ended, lost, len(worker.copies)
-        )
-        if worker.state is State.LEAVING or worker.counters.begun:
+        logger.warning("%s: %d connections lost, %d go to other workers", ended, lost, given_back)
+        if worker.state is State.LEAVING or worker.account.begun:
             return
-        if worker.copies or time.monotonic() < worker.ready_at + failed_starts.STABLE_AFTER:
+        if given_back or time.monotonic() < worker.ready_at + failed_starts.STABLE_AFTER:
             self._count_failed_start(ended)
 
     def _count_failed_start(self, reason: str) -> None:

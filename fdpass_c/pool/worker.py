@@ -3,37 +3,46 @@
 import asyncio
 import contextlib
 import faulthandler
-import marshal
 import signal
 import sys
 import threading
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from functools import partial
 from typing import Any
 
 from fdpass_c.channel import Channel
 from fdpass_c.pool.config import Config
-from fdpass_c.pool.connected import MASTER_GONE, read_out, shut_down, take_socket
+from fdpass_c.pool.connected import MASTER_GONE, Kind, end_sending, find_unread, read_out
 from fdpass_c.pool.counters import Counters
 from fdpass_c.pool.event_loop import EventLoopWorker
-from fdpass_c.pool.handlers import Handler, call, is_coroutine_function
-from fdpass_c.pool.log import logger
+from fdpass_c.pool.handlers import call, is_coroutine_function, note_failure
+from fdpass_c.pool.intake import Intake
+from fdpass_c.pool.leaving import become_ready
 from fdpass_c.pool.signals import MASTERS_SIGNALS
 from fdpass_c.pool.wakeup import Wakeup
 
 
-def run_worker(channel: Channel, counters: Counters, wakeup: Wakeup, config: Config) -> None:
-    """Serves until the master shuts its side of the channel, and what was given is finished."""
+def run_worker(
+    channel: Channel,
+    counters: Counters,
+    wakeup: Wakeup,
+    config: Config,
+    kinds: Sequence[Kind],
+) -> None:
+    """Serves until the master shuts its side of the channel, and what was given is finished.
+
+    kinds: of the connections, by the number of the listener.
+    """
     if config.timeout < float("inf"):
         _write_where_it_hangs()
     _call_plain(config.setup)
     try:
         if config.runs_coroutines:
-            _run_loop(EventLoopWorker(channel, counters, wakeup, config).run(), config.loop_factory)
+            worker = EventLoopWorker(channel, counters, wakeup, config, kinds)
+            _run_loop(worker.run(), config.loop_factory)
         else:
-            counters.start()
-            wakeup.wake()
-            _serve(channel, counters, wakeup, config.handler, config.capacity)
+            become_ready(counters, wakeup)
+            _serve(channel, counters, wakeup, config, kinds)
         # As Python does at its end, and multiprocessing at a forked child's: waits for the threads
         # that are no daemons, and has thread pools end theirs.
         threading._shutdown()  # type: ignore[attr-defined]
@@ -80,13 +89,18 @@ def leave_signals_to_master() -> None:
 
 
 def _serve(
-    channel: Channel, counters: Counters, wakeup: Wakeup, handler: Handler, capacity: int
+    channel: Channel,
+    counters: Counters,
+    wakeup: Wakeup,
+    config: Config,
+    kinds: Sequence[Kind],
 ) -> None:
     """Handles one connection after the other.
 
     If the master wants that, it is woken when the queue is empty, and for every finished quarter.
     """
-    report_every = max(1, capacity // 4)
+    report_every = max(1, config.capacity // 4)
+    intake = Intake(channel, kinds)
     reported = 0
     while True:
         unreported = counters.handled - reported
@@ -94,23 +108,25 @@ def _serve(
             reported = counters.handled
             wakeup.wake()
         try:
-            payload, fds = channel.recv()
+            intake.receive()
         except MASTER_GONE:
             return
         counters.begin(1)
         counters.enter_handler()
-        with fds, take_socket(fds) as sock:
+        sock, address = intake.take()
+        with sock:
             sock.on_close = partial(wakeup.wake_for_copy, counters, counters.begun)
-            # The BSDs hand the listener's non-blocking mode on.
-            sock.setblocking(True)
-            address = marshal.loads(payload)
+            if sock.gettimeout() is not None:  # As socket.setdefaulttimeout says.
+                sock.setblocking(True)
             try:
-                call(handler, sock, address)
-            except Exception:
-                counters.fail()
-                logger.exception("the handler failed on the connection of %r", address)
+                call(config.handler, sock, address)
+            except Exception as error:
+                note_failure(error, counters, address)
             sock.on_close = None
-            if shut_down(sock):
+            if find_unread(sock):
+                end_sending(sock)
                 read_out(sock)
-        counters.leave_handler()
-        counters.finish()
+            counters.leave_handler()
+            # Its peer may come again when it sees the end. The master then finds room already.
+            counters.finish()
+            end_sending(sock)

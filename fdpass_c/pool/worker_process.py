@@ -7,15 +7,12 @@ import signal
 import socket
 import sys
 import time
-from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import NamedTuple
 
 from fdpass_c.channel import Channel
-from fdpass_c.descriptors import close_fds
 from fdpass_c.pool import leaving
-from fdpass_c.pool.accepting import Connection
-from fdpass_c.pool.connected import dump_address
+from fdpass_c.pool.connections import Account
 from fdpass_c.pool.counters import Counters
 from fdpass_c.pool.log import logger
 from fdpass_c.pool.status import WorkerStatus
@@ -50,7 +47,7 @@ class WorkerSettings(NamedTuple):
 
 
 class WorkerProcess:
-    """A forked process, as the master sees it, with copies of the connections not begun yet.
+    """A forked process, as the master sees it.
 
     deadline: when it is to have done what its state says, and ready_at: when it had started, both
     as time.monotonic.
@@ -64,82 +61,36 @@ class WorkerProcess:
         self.pid = pid
         self.state: State = State.STARTING
         self.counters = counters
-        self.given: int = 0
-        self.in_hand: int = 0
-        self.room: int = 0
-        self.turn: int = 0
         self._started_at = time.monotonic()
         self._busy = 0.0
         self.deadline: float = float("inf")
         self.ready_at: float = float("inf")
-        self._replace_at = settings.max_requests
-        self.copies: deque[Connection] = deque()
         self._status: int | None = None
         self._sock = sock
         self.channel: Channel = Channel(sock)
         self.channel.setblocking(False)
-
-    def give(self, connections: Sequence[Connection]) -> tuple[int, OSError | None]:
-        """Passes connections and keeps copies of those that were sent.
-
-        Returns how many were sent, which are the first ones, and the error that kept the others:
-        the buffer of the worker is full, the user has too many descriptors in flight, or the worker
-        has exited.
-        """
-        reason = None
-        sent = len(connections)
-        try:
-            if sent == 1:
-                fd, address = connections[0]
-                self.channel.send(dump_address(address), (fd,))
-            else:
-                payloads = [dump_address(address) for _, address in connections]
-                self.channel.send_many(payloads, [fd for fd, _ in connections])
-        except OSError as error:
-            reason = error
-            sent = error.progress.messages if sent > 1 else 0  # type: ignore[attr-defined]
-        self.given += sent
-        self.copies.extend(connections[:sent])
-        self._count()
-        if isinstance(reason, (BlockingIOError, BrokenPipeError, ConnectionResetError)):
-            self.room = 0  # Until it has begun some, or is reaped.
-        return sent, reason
+        self.account = Account(counters, self.channel, settings.max_requests)
 
     @property
     def needs_replacement(self) -> bool:
         """Whether it is to be replaced, while it serves on until its successor is ready."""
-        return self.given >= self._replace_at
+        return self.account.is_used_up
 
     def postpone_replacement(self) -> None:
         """There is no successor: it is to be replaced after as many connections again."""
-        self._replace_at = self.given + self.settings.max_requests
+        self.account.set_most(self.account.given + self.settings.max_requests)
 
     def mark_ready(self) -> None:
         """The worker has started."""
         self.state = State.READY
         self.deadline = float("inf")
         self.ready_at = time.monotonic()
-        self._count()
-
-    def _count(self) -> None:
-        self.in_hand = self.given - self.counters.handled
-        self.room = 0
-        if self.state is State.READY:
-            self.room = self.settings.capacity - self.in_hand
-
-    def read_counters(self) -> Sequence[int]:
-        """Reads the counters; returns the copies that are no longer needed, to be closed."""
-        if not self.counters.read():
-            return ()
-        self._count()
-        begun = len(self.copies) - (self.given - self.counters.begun)
-        self.counters.release(self.counters.begun)
-        return [self.copies.popleft()[0] for _ in range(begun)]
+        self.account.set_capacity(self.settings.capacity)
 
     def drain(self, timeout: float) -> None:
         """Makes it finish what it was given and exit, within timeout seconds."""
         self.state = State.LEAVING
-        self.room = 0
+        self.account.set_capacity(0)
         self.deadline = time.monotonic() + timeout
         self.counters.leave()
         self.flush()
@@ -183,15 +134,18 @@ class WorkerProcess:
     def close_in_child(self) -> None:
         """In a forked child: closes its copies."""
         self.channel.close()
-        close_fds(fd for fd, _ in self.copies)
 
     def count_in_hand(self) -> int:
         """How many it has in hand at this moment. In any thread of the master."""
-        return self.given - self.counters.count_handled()
+        handled = self._count_handled()
+        return self.account.given - handled
+
+    def _count_handled(self) -> int:
+        return self.counters.count_handled(self.account.handled)
 
     def describe(self) -> WorkerStatus:
-        handled = self.counters.count_handled()
-        in_hand = self.given - handled
+        handled = self._count_handled()
+        in_hand = self.account.given - handled
         state = self.state.name
         if self.state is State.READY:
             state = "FREE" if in_hand < self.settings.capacity else "BUSY"

@@ -573,6 +573,24 @@ static void test_put_back_while_waiting(void) {
     close_ends(ends);
 }
 
+/* What is here is received without a wait, also where a call has found nothing before. */
+static void test_wait_first(void) {
+    struct ends *ends = open_ends(SOCK_STREAM);
+    CHECK(receive(ends, 1) == -EAGAIN);
+    for (int sender_keeps = 0; sender_keeps < 2; sender_keeps++) {
+        ends->inbox.sender_keeps = sender_keeps;
+        CHECK(fdp_try_send(&ends->outbox, "ab", 2, 0) == FDP_DONE);
+        CHECK(fdp_try_send(&ends->outbox, "ab", 2, 0) == FDP_DONE);
+        for (int i = 0; i < 2; i++) {
+            CHECK(fdp_receive(&ends->inbox, 1, FDP_WAIT_FIRST, &ends->scratch, ends->owner) > 0);
+            CHECK(ends->scratch.count == 1 && ends->owner->count == 1);
+            fdp_drop_owner(ends->owner);
+        }
+        CHECK(receive(ends, 1) == -EAGAIN);
+    }
+    close_ends(ends);
+}
+
 int main(void) {
     RUN(test_every_cut);
     RUN(test_many_in_a_frame);
@@ -588,6 +606,7 @@ int main(void) {
     RUN(test_empty_packet);
     RUN(test_reset);
     RUN(test_urgent);
+    RUN(test_wait_first);
     RUN(test_close_while_waiting);
     RUN(test_put_back_while_waiting);
     return 0;

@@ -32,6 +32,20 @@ async def echo_async(sock: socket.socket, address: object) -> None:
         await loop.sock_sendall(sock, f"{os.getpid()} {address!r} ".encode() + request)
 
 
+def describe(sock: socket.socket, address: object) -> None:
+    """Says what the handler was given, and what the kernel knows of it."""
+    with socket.socket(fileno=os.dup(sock.fileno())) as same:
+        known = (same.family.name, same.type.name, same.proto)
+    given = (sock.family.name, sock.type.name, sock.proto)
+    modes = (sock.gettimeout(), os.get_blocking(sock.fileno()), os.get_inheritable(sock.fileno()))
+    sock.sendall(repr((given, known, modes, address, sock.getpeername())).encode())
+
+
+async def describe_async(sock: socket.socket, address: object) -> None:
+    """The same in an event loop."""
+    describe(sock, address)
+
+
 def obey(sock: socket.socket, _address: object) -> None:
     """Does what the request says and answers with the worker's pid."""
     request = sock.recv(1000)
@@ -51,6 +65,18 @@ async def obey_async(sock: socket.socket, _address: object) -> None:
     if request == b"raise":
         raise RuntimeError("asked to")
     await loop.sock_sendall(sock, f"{os.getpid()}".encode())
+
+
+def answer_for_ever(sock: socket.socket, _address: object) -> None:
+    """Until the client has gone."""
+    while True:
+        sock.sendall(b"x")
+
+
+async def answer_for_ever_async(sock: socket.socket, _address: object) -> None:
+    """The same in an event loop."""
+    while True:
+        await asyncio.get_running_loop().sock_sendall(sock, b"x")
 
 
 def leave_an_orphan(sock: socket.socket, _address: object) -> None:

@@ -1,0 +1,118 @@
+/* Connections that a server accepts and passes on. Each is in a queue, which owns it, and moves from
+ * one to another only inside one call. */
+#include "compat.h"
+#include "internal.h"
+
+int fdp_reserve_connections(struct fdp_queue *queue, size_t count) {
+    size_t needed = queue->count + count;
+    if (queue->head + needed <= queue->capacity)
+        return 0;
+    if (needed > UINT32_MAX / 2)
+        return -ENOMEM;
+    struct fdp_connection *items = queue->items;
+    if (needed > queue->capacity) {
+        size_t capacity = 2 * needed;
+        items = malloc(capacity * sizeof *items);
+        if (items == NULL)
+            return -ENOMEM;
+        queue->capacity = (unsigned)capacity;
+    }
+    if (queue->count > 0)
+        memmove(items, queue->items + queue->head, queue->count * sizeof *items);
+    if (items != queue->items)
+        free(queue->items);
+    queue->items = items;
+    queue->head = 0;
+    return 0;
+}
+
+static struct fdp_connection *find_end(struct fdp_queue *queue) {
+    return queue->items + queue->head + queue->count;
+}
+
+ssize_t fdp_accept_many(int sock, unsigned origin, int nonblocking, size_t most,
+                        struct fdp_queue *queue) {
+    size_t accepted = 0;
+    if (most > FDP_MAX_FDS)
+        most = FDP_MAX_FDS;
+    if (fdp_reserve_connections(queue, most) < 0)
+        return -ENOMEM;
+    for (; accepted < most; accepted++) {
+        struct fdp_connection *connection = find_end(queue);
+        socklen_t length = FDP_ADDRESS_SIZE;
+        int fd = fdp_accept(sock, connection->payload + FDP_ORIGIN_SIZE, &length, nonblocking);
+        if (fd < 0)
+            return accepted > 0 ? (ssize_t)accepted : -errno;
+        if (length > FDP_ADDRESS_SIZE)
+            length = FDP_ADDRESS_SIZE;
+        connection->fd = fd;
+        connection->size = FDP_ORIGIN_SIZE + (unsigned)length;
+        connection->payload[0] = (unsigned char)(origin & 0xff);
+        connection->payload[1] = (unsigned char)(origin >> 8 & 0xff);
+        queue->count++;
+    }
+    return (ssize_t)accepted;
+}
+
+/* Takes count connections, for which there is room, from the front. */
+static void take_front(struct fdp_queue *queue, size_t count, struct fdp_connection *target) {
+    memcpy(target, queue->items + queue->head, count * sizeof *target);
+    queue->head += (unsigned)count;
+    queue->count -= (unsigned)count;
+}
+
+int fdp_move_connections(struct fdp_queue *queue, size_t count, struct fdp_queue *target) {
+    if (fdp_reserve_connections(target, count) < 0)
+        return -ENOMEM;
+    if (count > 0)
+        take_front(queue, count, find_end(target));
+    target->count += (unsigned)count;
+    return 0;
+}
+
+int fdp_return_connections(struct fdp_queue *queue, struct fdp_queue *target) {
+    size_t count = queue->count;
+    if (count == 0)
+        return 0;
+    if (fdp_reserve_connections(target, count) < 0)
+        return -ENOMEM;
+    struct fdp_connection *front = target->items + target->head;
+    memmove(front + count, front, target->count * sizeof *front);
+    take_front(queue, count, front);
+    target->count += (unsigned)count;
+    return 0;
+}
+
+int fdp_try_find_unread(int sock) {
+    unsigned char byte;
+    return recv(sock, &byte, 1, MSG_PEEK | MSG_DONTWAIT) > 0;
+}
+
+void fdp_try_end_sending(int sock) {
+    (void)shutdown(sock, SHUT_WR);
+}
+
+static int compare(const void *left, const void *right) {
+    int one = *(const int *)left, other = *(const int *)right;
+    return (one > other) - (one < other);
+}
+
+void fdp_close_connections(struct fdp_queue *queue) {
+    while (queue->count > 0) {
+        int fds[FDP_MAX_FDS];
+        size_t count = 0;
+        for (; count < FDP_MAX_FDS && count < queue->count; count++)
+            fds[count] = queue->items[queue->head + count].fd;
+        queue->head += (unsigned)count;
+        queue->count -= (unsigned)count;
+        /* In ascending order neighbours are closed with one system call. */
+        qsort(fds, count, sizeof *fds, compare);
+        fdp_close_fds(fds, count);
+    }
+}
+
+void fdp_free_queue(struct fdp_queue *queue) {
+    fdp_close_connections(queue);
+    free(queue->items);
+    *queue = (struct fdp_queue){.items = NULL};
+}

@@ -1,0 +1,184 @@
+/* Which worker gets which connection, and how far the workers are. */
+#include "compat.h"
+#include "internal.h"
+
+/* Payloads of one frame; of these sizes, a call takes less than 16 KiB of the stack. */
+#define MOST_PAYLOAD 5120
+#define HEAD (FDP_HEADER_SIZE + 4 * FDP_MAX_FDS)
+
+/* In place of a worker's number. */
+#define GIVEN UINT32_MAX
+
+static void count_room(struct fdp_worker *worker) {
+    uint64_t in_hand = worker->given - worker->handled;
+    worker->room = worker->capacity > in_hand ? worker->capacity - (unsigned)in_hand : 0;
+}
+
+/* Returns how many connections it has begun since the last call. */
+static unsigned read_worker(struct fdp_worker *worker, struct fdp_queue *done) {
+    /* In this order, so that it never seems to have finished more than it has begun. */
+    unsigned handled = __atomic_load_n(worker->words + FDP_WORD_HANDLED, __ATOMIC_ACQUIRE);
+    unsigned begun = __atomic_load_n(worker->words + FDP_WORD_BEGUN, __ATOMIC_ACQUIRE);
+    handled -= (unsigned)worker->handled;
+    begun -= (unsigned)worker->begun;
+    if ((handled == 0 && begun == 0) || begun > worker->copies.count ||
+        fdp_move_connections(&worker->copies, begun, done) < 0)
+        return 0;
+    worker->handled += handled;
+    worker->begun += begun;
+    __atomic_store_n(worker->words + FDP_WORD_RELEASED, (unsigned)worker->begun, __ATOMIC_RELEASE);
+    count_room(worker);
+    return begun;
+}
+
+void fdp_free_worker(struct fdp_worker *worker) {
+    fdp_free_queue(&worker->copies);
+}
+
+void fdp_try_read_workers(struct fdp_worker **workers, size_t count, struct fdp_queue *done,
+                          struct fdp_round *ret_round) {
+    *ret_round = (struct fdp_round){.room = 0};
+    for (size_t i = 0; i < count; i++) {
+        struct fdp_worker *worker = workers[i];
+        if (worker->given != worker->handled)
+            ret_round->begun += read_worker(worker, done);
+        ret_round->room += worker->room;
+        ret_round->has_copies |= worker->copies.count > 0;
+    }
+}
+
+static uint64_t count_in_hand(const struct fdp_worker *worker) {
+    return worker->given - worker->handled + worker->share;
+}
+
+static int comes_before(const struct fdp_worker *one, const struct fdp_worker *other) {
+    uint64_t mine = count_in_hand(one), theirs = count_in_hand(other);
+    return mine < theirs || (mine == theirs && one->turn < other->turn);
+}
+
+/* Chooses a worker for each of the first connections, at most most. Returns for how many. */
+static size_t choose(struct fdp_worker **workers, size_t count, size_t most, unsigned *ret_chosen) {
+    uint64_t turn = 0;
+    for (size_t i = 0; i < count; i++) {
+        workers[i]->share = 0;
+        if (workers[i]->turn > turn)
+            turn = workers[i]->turn;
+    }
+    for (size_t n = 0; n < most; n++) {
+        struct fdp_worker *best = NULL;
+        for (size_t i = 0; i < count; i++) {
+            if (workers[i]->share < workers[i]->room &&
+                (best == NULL || comes_before(workers[i], best))) {
+                best = workers[i];
+                ret_chosen[n] = (unsigned)i;
+            }
+        }
+        if (best == NULL)
+            return n;
+        best->share++;
+        best->turn = ++turn;
+    }
+    return most;
+}
+
+/* One frame. */
+struct packed {
+    size_t count;
+    size_t size;
+    unsigned flags;
+    int fds[FDP_MAX_FDS];
+    size_t lengths[FDP_MAX_FDS];
+    unsigned char head[HEAD];
+    unsigned char payloads[MOST_PAYLOAD];
+};
+
+/* Adds a connection; whether it fitted. */
+static int add(struct packed *packed, const struct fdp_connection *connection) {
+    if (connection->size > MOST_PAYLOAD - packed->size)
+        return 0;
+    memcpy(packed->payloads + packed->size, connection->payload, connection->size);
+    packed->size += connection->size;
+    packed->fds[packed->count] = connection->fd;
+    packed->lengths[packed->count++] = connection->size;
+    if (connection->size != packed->lengths[0])
+        packed->flags = FDP_ONE_EACH;
+    return 1;
+}
+
+static ssize_t send_packed(struct fdp_outbox *outbox, struct packed *packed) {
+    size_t head_size = fdp_write_packed(packed->head, packed->flags, packed->lengths, NULL,
+                                        packed->count, packed->count, packed->size);
+    const struct iovec parts[] = {
+        {.iov_base = packed->head, .iov_len = head_size},
+        {.iov_base = packed->payloads, .iov_len = packed->size},
+    };
+    return fdp_try_frame(outbox, parts, packed->fds, packed->count);
+}
+
+/* Sends worker number its share, and marks it in chosen. Returns how many, or a negative errno. */
+static ssize_t give(struct fdp_worker *worker, unsigned number, const struct fdp_queue *waiting,
+                    unsigned *chosen, size_t count) {
+    struct packed packed; /* Not cleared: it is large. */
+    packed.count = packed.size = 0;
+    packed.flags = FDP_ONE_EACH | FDP_SAME_LENGTH;
+    const struct fdp_connection *items = waiting->items + waiting->head;
+    if (fdp_reserve_connections(&worker->copies, worker->share) < 0)
+        return -ENOMEM;
+    for (size_t i = 0; i < count; i++)
+        if (chosen[i] == number && !add(&packed, items + i))
+            break;
+    ssize_t result = send_packed(worker->outbox, &packed);
+    if (result < 0)
+        return result;
+    /* It gets them even if only a part of the frame was sent, whose rest is kept. */
+    struct fdp_queue *copies = &worker->copies;
+    size_t left = packed.count;
+    for (size_t i = 0; left > 0; i++) {
+        if (chosen[i] != number)
+            continue;
+        copies->items[copies->head + copies->count++] = items[i];
+        chosen[i] = GIVEN;
+        left--;
+    }
+    worker->given += packed.count;
+    count_room(worker);
+    return (ssize_t)packed.count;
+}
+
+/* Removes those given from the first count of the queue. Returns how many. */
+static size_t remove_given(struct fdp_queue *waiting, const unsigned *chosen, size_t count) {
+    struct fdp_connection *items = waiting->items + waiting->head;
+    size_t front = count;
+    for (size_t i = count; i-- > 0;)
+        if (chosen[i] != GIVEN)
+            items[--front] = items[i];
+    waiting->head += (unsigned)front;
+    waiting->count -= (unsigned)front;
+    return front;
+}
+
+size_t fdp_try_deal(struct fdp_worker **workers, size_t count, struct fdp_queue *waiting,
+                    struct fdp_round *ret_round) {
+    unsigned chosen[FDP_MAX_FDS];
+    size_t most = waiting->count < FDP_MAX_FDS ? waiting->count : FDP_MAX_FDS;
+    most = choose(workers, count, most, chosen);
+    *ret_round = (struct fdp_round){.room = 0};
+    for (size_t i = 0; i < count; i++) {
+        struct fdp_worker *worker = workers[i];
+        ssize_t result = 0;
+        if (worker->share > 0) {
+            result = give(worker, (unsigned)i, waiting, chosen, most);
+            ret_round->unsent |= worker->outbox->unsent > 0;
+            ret_round->used_up |= worker->given >= worker->most;
+        }
+        if (result == -EAGAIN || result == -EBUSY || result == -EPIPE || result == -ECONNRESET) {
+            worker->room = 0;
+        } else if (result < 0) {
+            ret_round->error = (int)result;
+            ret_round->failed = (unsigned)i;
+        }
+        ret_round->room += worker->room;
+        ret_round->has_copies |= worker->copies.count > 0;
+    }
+    return remove_given(waiting, chosen, most);
+}

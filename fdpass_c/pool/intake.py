@@ -1,0 +1,62 @@
+"""Receives connections in a plain worker, one after the other."""
+
+import errno
+import socket
+from collections.abc import Sequence
+from typing import Any
+
+from fdpass_c._native import lib
+from fdpass_c.channel import Channel
+from fdpass_c.descriptors import new_memory
+from fdpass_c.errors import PeerClosedError, raise_oserror
+from fdpass_c.pool.connected import ConnectedSocket, Kind, find_origin, read_address
+from fdpass_c.scratch import make_scratch
+
+_receive = lib.fdp_receive
+_take = lib.fdp_take_fd
+_WAIT = lib.FDP_WAIT
+_LENGTH = lib.FDP_MIXED_LENGTHS - 1
+_AGAIN = {-errno.EINTR, lib.FDP_LOOK}
+
+
+class Intake:
+    """As Channel.recv and take_connection, with one system call where nothing is queued.
+
+    It does not check the descriptor table for room: the master has copies of what is not begun. A
+    worker without room dies of a ProtocolError, and others get them.
+    """
+
+    def __init__(self, channel: Channel, kinds: Sequence[Kind]) -> None:
+        """Borrows the channel. kinds: of the connections, by the number of the listener."""
+        self._channel = channel
+        self._inbox = channel.inbox
+        self._inbox.sender_keeps = True
+        self._kinds = kinds
+        self._scratch, self._view = make_scratch()
+        self._owner = new_memory(1)
+
+    def receive(self) -> None:
+        """Waits for the next connection, which take then returns.
+
+        PeerClosedError, ConnectionResetError: the master has closed its side, or died.
+        """
+        while (code := _receive(self._inbox, 1, _WAIT, self._scratch, self._owner)) <= 0:
+            if code == 0:
+                raise PeerClosedError("the master has closed the channel")
+            if code not in _AGAIN:
+                self._channel.raise_failure()
+                raise_oserror(-code)
+        self._payload = self._view[: code & _LENGTH]
+
+    def take(self) -> tuple[ConnectedSocket, Any]:
+        """The connection as a socket, which owns it, and the peer's address."""
+        kind = find_origin(self._payload, self._kinds)
+        sock = ConnectedSocket.__new__(ConnectedSocket)
+        try:
+            sock.__init__(*kind, self._owner.fds[0])  # type: ignore[misc]
+            _take(self._owner, 0)
+        except BaseException:
+            if self._owner.fds[0] >= 0:
+                socket.socket.detach(sock)  # Both own it.
+            raise
+        return sock, read_address(self._payload, kind.family, sock)

@@ -1,0 +1,181 @@
+/* Connections are accepted with what their handler must know, and are always owned by one queue. */
+#define _GNU_SOURCE 1
+
+#include <arpa/inet.h>
+#include <netinet/in.h>
+
+#include "channel.h"
+
+static int listen_tcp(struct sockaddr_in *ret_address) {
+    socklen_t length = sizeof *ret_address;
+    int sock = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+    *ret_address = (struct sockaddr_in){.sin_family = AF_INET,
+                                        .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+    CHECK(sock >= 0 && bind(sock, (struct sockaddr *)ret_address, length) == 0);
+    CHECK(listen(sock, 512) == 0);
+    CHECK(getsockname(sock, (struct sockaddr *)ret_address, &length) == 0);
+    return sock;
+}
+
+static void connect_many(const struct sockaddr_in *address, int *ret_clients, size_t count) {
+    for (size_t i = 0; i < count; i++) {
+        ret_clients[i] = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+        CHECK(connect(ret_clients[i], (const struct sockaddr *)address, sizeof *address) == 0);
+    }
+}
+
+static in_port_t port_of(int client) {
+    struct sockaddr_in name;
+    socklen_t length = sizeof name;
+    CHECK(getsockname(client, (struct sockaddr *)&name, &length) == 0);
+    return name.sin_port;
+}
+
+static const struct fdp_connection *get(const struct fdp_queue *queue, size_t index) {
+    CHECK(index < queue->count);
+    return queue->items + queue->head + index;
+}
+
+static in_port_t peer_port(const unsigned char *payload) {
+    struct sockaddr_in peer;
+    memcpy(&peer, payload + FDP_ORIGIN_SIZE, sizeof peer);
+    return peer.sin_port;
+}
+
+/* The queue has exactly these clients' connections, in this order, and all are open. */
+static void check_order(const struct fdp_queue *queue, const int *clients, size_t count) {
+    CHECK(queue->count == count);
+    for (size_t i = 0; i < count; i++) {
+        CHECK(is_open(get(queue, i)->fd));
+        CHECK(peer_port(get(queue, i)->payload) == port_of(clients[i]));
+    }
+}
+
+static void test_accept(void) {
+    struct sockaddr_in address;
+    int sock = listen_tcp(&address), clients[5];
+    struct fdp_queue queue = {.items = NULL};
+    CHECK(fdp_accept_many(sock, 0, 0, 9, &queue) == -EAGAIN);
+    connect_many(&address, clients, COUNT(clients));
+    CHECK(fdp_accept_many(sock, 0x1234, 0, 0, &queue) == 0);
+    CHECK(fdp_accept_many(sock, 0x1234, 0, 2, &queue) == 2);
+    CHECK(fdp_accept_many(sock, 0x1234, 1, 9, &queue) == 3);
+    CHECK(fdp_accept_many(sock, 0x1234, 1, 9, &queue) == -EAGAIN);
+    check_order(&queue, clients, COUNT(clients));
+    for (size_t i = 0; i < COUNT(clients); i++) {
+        const struct fdp_connection *connection = get(&queue, i);
+        CHECK(fcntl(connection->fd, F_GETFD) == FD_CLOEXEC);
+        CHECK(((fcntl(connection->fd, F_GETFL) & O_NONBLOCK) != 0) == (i >= 2));
+        CHECK(connection->size == FDP_ORIGIN_SIZE + sizeof address);
+        CHECK(connection->payload[0] == 0x34 && connection->payload[1] == 0x12);
+    }
+    fdp_free_queue(&queue);
+    fdp_close_fds(clients, COUNT(clients));
+    fdp_close_fd(sock);
+}
+
+static void test_errors_of_accept(void) {
+    struct sockaddr_in address;
+    int sock = listen_tcp(&address), clients[3];
+    struct rlimit old, limited;
+    struct fdp_queue queue = {.items = NULL};
+    CHECK(fdp_accept_many(-1, 0, 0, 1, &queue) == -EBADF);
+    connect_many(&address, clients, COUNT(clients));
+    CHECK(getrlimit(RLIMIT_NOFILE, &old) == 0);
+    limited = old;
+    limited.rlim_cur = (rlim_t)clients[2] + 3;
+    CHECK(setrlimit(RLIMIT_NOFILE, &limited) == 0);
+    CHECK(fdp_accept_many(sock, 0, 0, 3, &queue) == 2);
+    CHECK(fdp_accept_many(sock, 0, 0, 3, &queue) == -EMFILE);
+    CHECK(queue.count == 2);
+    CHECK(setrlimit(RLIMIT_NOFILE, &old) == 0);
+    CHECK(fdp_accept_many(sock, 0, 0, 3, &queue) == 1);
+    check_order(&queue, clients, COUNT(clients));
+    fdp_free_queue(&queue);
+    fdp_close_fds(clients, COUNT(clients));
+    fdp_close_fd(sock);
+}
+
+static void fill(struct fdp_queue *queue, const int *fds, size_t count) {
+    struct fdp_connection items[8];
+    struct fdp_queue from = {.items = items, .count = (unsigned)count, .capacity = COUNT(items)};
+    for (size_t i = 0; i < count; i++)
+        items[i] = (struct fdp_connection){.fd = fds[i], .size = 2};
+    CHECK(fdp_move_connections(&from, count, queue) == 0 && from.count == 0);
+}
+
+static void check_fds(const struct fdp_queue *queue, const int *fds, size_t count) {
+    CHECK(queue->count == count);
+    for (size_t i = 0; i < count; i++)
+        CHECK(get(queue, i)->fd == fds[i]);
+}
+
+static void test_move(void) {
+    int fds[8];
+    struct fdp_queue one = {.items = NULL}, other = {.items = NULL};
+    open_many(fds, COUNT(fds));
+    fill(&one, fds, 8);
+    CHECK(fdp_move_connections(&one, 0, &other) == 0 && other.count == 0);
+    CHECK(fdp_move_connections(&one, 5, &other) == 0);
+    check_fds(&one, fds + 5, 3);
+    check_fds(&other, fds, 5);
+    CHECK(fdp_return_connections(&other, &one) == 0);
+    CHECK(fdp_return_connections(&other, &one) == 0);
+    check_fds(&one, fds, 8);
+    CHECK(fdp_move_connections(&one, 8, &other) == 0);
+    check_fds(&other, fds, 8);
+    fdp_close_connections(&one);
+    /* In any order, and more than one call closes at once. */
+    for (int round = 0; round < 2000; round++) {
+        CHECK(fdp_move_connections(&other, 3, &one) == 0);
+        CHECK(fdp_return_connections(&one, &other) == 0);
+        CHECK(fdp_move_connections(&other, 1, &one) == 0);
+        CHECK(fdp_move_connections(&one, 1, &other) == 0);
+    }
+    CHECK(other.count == 8 && other.capacity < 100);
+    fdp_free_queue(&one);
+    fdp_free_queue(&other);
+    for (size_t i = 0; i < COUNT(fds); i++)
+        CHECK(!is_open(fds[i]));
+    fdp_free_queue(&other);
+}
+
+static void test_end(void) {
+    int pair[2];
+    char byte;
+    CHECK(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair) == 0);
+    CHECK(!fdp_try_find_unread(pair[0]));
+    CHECK(send(pair[1], "x", 1, 0) == 1);
+    CHECK(fdp_try_find_unread(pair[0]) && fdp_try_find_unread(pair[0]));
+    CHECK(recv(pair[0], &byte, 1, 0) == 1);
+    fdp_try_end_sending(pair[0]);
+    CHECK(recv(pair[1], &byte, 1, 0) == 0);
+    fdp_close_fd(pair[1]);
+    CHECK(!fdp_try_find_unread(pair[0]));
+    fdp_close_fd(pair[0]);
+    CHECK(!fdp_try_find_unread(-1));
+    fdp_try_end_sending(-1);
+}
+
+static void test_close_many(void) {
+    int fds[600];
+    struct fdp_queue queue = {.items = NULL};
+    open_many(fds, COUNT(fds));
+    for (size_t i = 0; i < COUNT(fds); i += 8)
+        fill(&queue, fds + COUNT(fds) - 8 - i, 8);
+    CHECK(queue.count == COUNT(fds));
+    fdp_close_connections(&queue);
+    CHECK(queue.count == 0);
+    for (size_t i = 0; i < COUNT(fds); i++)
+        CHECK(!is_open(fds[i]));
+    fdp_free_queue(&queue);
+}
+
+int main(void) {
+    RUN(test_accept);
+    RUN(test_errors_of_accept);
+    RUN(test_move);
+    RUN(test_close_many);
+    RUN(test_end);
+    return 0;
+}

@@ -1,0 +1,253 @@
+/* Each connection goes to the worker with the fewest in hand, and its copy stays until it is begun. */
+#define _GNU_SOURCE 1
+
+#include "channel.h"
+
+#define MOST_WORKERS 4
+
+/* Workers whose channels end here. */
+struct pool {
+    size_t count;
+    struct ends *ends[MOST_WORKERS];
+    unsigned words[MOST_WORKERS][3];
+    struct fdp_worker workers[MOST_WORKERS];
+    struct fdp_worker *pointers[MOST_WORKERS];
+    struct fdp_queue waiting;
+    struct fdp_queue done;
+    struct fdp_round round;
+};
+
+static struct pool *open_pool(size_t count, unsigned capacity) {
+    struct pool *pool = calloc(1, sizeof *pool);
+    CHECK(pool != NULL && count <= MOST_WORKERS);
+    pool->count = count;
+    for (size_t i = 0; i < count; i++) {
+        pool->ends[i] = open_ends(SOCK_STREAM);
+        pool->workers[i] = (struct fdp_worker){.outbox = &pool->ends[i]->outbox,
+                                               .words = pool->words[i],
+                                               .most = UINT64_MAX,
+                                               .capacity = capacity,
+                                               .room = capacity};
+        pool->pointers[i] = &pool->workers[i];
+    }
+    return pool;
+}
+
+static void close_pool(struct pool *pool) {
+    for (size_t i = 0; i < pool->count; i++) {
+        fdp_free_worker(&pool->workers[i]);
+        close_ends(pool->ends[i]);
+    }
+    fdp_free_queue(&pool->waiting);
+    fdp_free_queue(&pool->done);
+    free(pool);
+}
+
+/* Adds a connection whose payload is one byte. */
+static void add(struct pool *pool, unsigned number, unsigned size) {
+    CHECK(fdp_reserve_connections(&pool->waiting, 1) == 0);
+    struct fdp_connection *end = pool->waiting.items + pool->waiting.head + pool->waiting.count++;
+    *end = (struct fdp_connection){.fd = open_null(), .size = size};
+    memset(end->payload, (int)number, sizeof end->payload);
+}
+
+static size_t deal(struct pool *pool) {
+    return fdp_try_deal(pool->pointers, pool->count, &pool->waiting, &pool->round);
+}
+
+static void read_all(struct pool *pool) {
+    fdp_try_read_workers(pool->pointers, pool->count, &pool->done, &pool->round);
+}
+
+/* The worker receives exactly connections with these numbers. */
+static void check_received(struct pool *pool, size_t worker, const char *numbers) {
+    struct ends *ends = pool->ends[worker];
+    size_t count = strlen(numbers);
+    CHECK(count > 0 ? receive(ends, FDP_MAX_FDS) > 0 : receive(ends, 1) == -EAGAIN);
+    CHECK(ends->scratch.count == count && ends->owner->count == count);
+    const unsigned char *payload = ends->scratch.bytes + FDP_COLUMN_SIZE;
+    for (size_t i = 0; i < count; i++) {
+        CHECK(ends->scratch.lengths[i] == 1);
+        CHECK(payload[i] == (unsigned char)(numbers[i] - 'a'));
+    }
+    fdp_drop_owner(ends->owner);
+}
+
+static void add_letters(struct pool *pool, const char *letters) {
+    for (; *letters != '\0'; letters++)
+        add(pool, (unsigned)(*letters - 'a'), 1);
+}
+
+static void check_waiting(const struct pool *pool, const char *letters) {
+    CHECK(pool->waiting.count == strlen(letters));
+    for (unsigned i = 0; i < pool->waiting.count; i++) {
+        const struct fdp_connection *one = pool->waiting.items + pool->waiting.head + i;
+        CHECK(one->payload[0] == (unsigned char)(letters[i] - 'a') && is_open(one->fd));
+    }
+}
+
+static void test_nothing(void) {
+    struct pool *pool = open_pool(0, 1);
+    read_all(pool);
+    CHECK(pool->round.room == 0 && !pool->round.has_copies);
+    add_letters(pool, "a");
+    CHECK(deal(pool) == 0 && pool->round.room == 0);
+    check_waiting(pool, "a");
+    close_pool(pool);
+}
+
+/* One after the other, in the order in which they came, to who has the fewest and waited longest. */
+static void test_order(void) {
+    struct pool *pool = open_pool(3, 3);
+    read_all(pool);
+    CHECK(pool->round.room == 9);
+    add_letters(pool, "abcdefg");
+    CHECK(deal(pool) == 7 && pool->round.room == 2 && pool->round.has_copies);
+    check_received(pool, 0, "adg");
+    check_received(pool, 1, "be");
+    check_received(pool, 2, "cf");
+    pool->words[2][FDP_WORD_BEGUN] = pool->words[2][FDP_WORD_HANDLED] = 2;
+    read_all(pool);
+    CHECK(pool->round.begun == 2 && pool->round.room == 4 && pool->done.count == 2);
+    CHECK(pool->words[2][FDP_WORD_RELEASED] == 2 && pool->words[0][FDP_WORD_RELEASED] == 0);
+    add_letters(pool, "hijklm");
+    CHECK(deal(pool) == 4 && pool->round.room == 0);
+    check_received(pool, 0, "");
+    check_received(pool, 1, "j");
+    check_received(pool, 2, "hik");
+    check_waiting(pool, "lm");
+    CHECK(deal(pool) == 0);
+    close_pool(pool);
+}
+
+/* Counters that pass 2^32 are read as they are meant. */
+static void test_wrapping(void) {
+    struct pool *pool = open_pool(1, 2);
+    struct fdp_worker *worker = &pool->workers[0];
+    worker->given = worker->begun = worker->handled = UINT32_MAX;
+    pool->words[0][FDP_WORD_BEGUN] = pool->words[0][FDP_WORD_HANDLED] = UINT32_MAX;
+    add_letters(pool, "ab");
+    CHECK(deal(pool) == 2 && pool->round.room == 0);
+    pool->words[0][FDP_WORD_BEGUN] = 1;
+    read_all(pool);
+    CHECK(pool->round.begun == 2 && pool->round.room == 0 && !pool->round.has_copies);
+    pool->words[0][FDP_WORD_HANDLED] = 1;
+    read_all(pool);
+    CHECK(pool->round.begun == 0 && pool->round.room == 2);
+    CHECK(worker->handled == (uint64_t)UINT32_MAX + 2 && worker->given == worker->handled);
+    CHECK(pool->words[0][FDP_WORD_RELEASED] == 1);
+    close_pool(pool);
+}
+
+/* A count that cannot be true is not believed: nothing is closed that is not done. */
+static void test_wrong_counts(void) {
+    struct pool *pool = open_pool(1, 2);
+    add_letters(pool, "a");
+    CHECK(deal(pool) == 1);
+    pool->words[0][FDP_WORD_BEGUN] = 2;
+    read_all(pool);
+    CHECK(pool->round.begun == 0 && pool->round.has_copies && pool->done.count == 0);
+    close_pool(pool);
+}
+
+/* What one worker cannot take is still there, in order; the others get theirs. */
+static void test_errors(void) {
+    struct pool *pool = open_pool(2, 9);
+    while (send(pool->ends[0]->left, "x", 1, MSG_DONTWAIT) == 1)
+        continue;
+    add_letters(pool, "abcd");
+    CHECK(deal(pool) == 2 && pool->round.error == 0 && pool->round.room == 7);
+    CHECK(pool->workers[0].room == 0);
+    check_received(pool, 1, "bd");
+    check_waiting(pool, "ac");
+    CHECK(shutdown(pool->ends[1]->right, SHUT_RDWR) == 0);
+    CHECK(deal(pool) == 0 && pool->round.error == 0 && pool->round.room == 0);
+    check_waiting(pool, "ac");
+    CHECK(pool->workers[1].copies.count == 2);
+    close_pool(pool);
+
+    pool = open_pool(2, 9);
+    add_letters(pool, "ab");
+    struct fdp_connection *first = pool->waiting.items + pool->waiting.head;
+    fdp_close_fd(first->fd);
+    CHECK(deal(pool) == 1 && pool->round.error == -EBADF && pool->round.failed == 0);
+    CHECK(pool->round.room == 17);
+    first = pool->waiting.items + pool->waiting.head;
+    first->fd = open_null();
+    check_waiting(pool, "a");
+    pool->ends[0]->outbox.unsent = 1;
+    CHECK(deal(pool) == 0 && pool->round.error == 0 && pool->round.unsent);
+    CHECK(deal(pool) == 1);
+    pool->ends[0]->outbox.unsent = 0;
+    check_received(pool, 1, "b");
+    check_received(pool, 1, "a");
+    close_pool(pool);
+}
+
+/* Long payloads, and of different lengths: what does not fit into a frame stays for the next call. */
+static void test_lengths(void) {
+    struct pool *pool = open_pool(1, 999);
+    unsigned char received = 0;
+    for (unsigned i = 0; i < 200; i++)
+        add(pool, i, i % 3 ? FDP_ORIGIN_SIZE + FDP_ADDRESS_SIZE : i % 5);
+    while (pool->waiting.count > 0) {
+        struct ends *ends = pool->ends[0];
+        CHECK(deal(pool) > 0);
+        CHECK(receive(ends, FDP_MAX_FDS) > 0 && ends->scratch.count < 100);
+        const unsigned char *payload = ends->scratch.bytes + FDP_COLUMN_SIZE;
+        for (unsigned i = 0; i < ends->scratch.count; i++, received++) {
+            unsigned length = ends->scratch.lengths[i];
+            CHECK(length == (received % 3 ? FDP_ORIGIN_SIZE + FDP_ADDRESS_SIZE : received % 5));
+            CHECK(length == 0 || payload[0] == received);
+            payload += length;
+        }
+        fdp_drop_owner(ends->owner);
+    }
+    CHECK(received == 200 && pool->workers[0].copies.count == 200);
+    close_pool(pool);
+}
+
+static void test_used_up(void) {
+    struct pool *pool = open_pool(2, 9);
+    pool->workers[1].most = 2;
+    add_letters(pool, "abc");
+    CHECK(deal(pool) == 3 && !pool->round.used_up);
+    add_letters(pool, "d");
+    CHECK(deal(pool) == 1 && pool->round.used_up);
+    close_pool(pool);
+}
+
+/* What a dead worker had not begun comes first. */
+static void test_return(void) {
+    struct pool *pool = open_pool(1, 3);
+    add_letters(pool, "abcde");
+    CHECK(deal(pool) == 3);
+    pool->words[0][FDP_WORD_BEGUN] = 1;
+    read_all(pool);
+    CHECK(fdp_return_connections(&pool->workers[0].copies, &pool->waiting) == 0);
+    check_waiting(pool, "bcde");
+    close_pool(pool);
+}
+
+/* More than one call gives away: all of them are, without one twice. */
+static void test_many(void) {
+    struct pool *pool = open_pool(2, 999);
+    for (unsigned i = 0; i < 300; i++)
+        add(pool, i % 26, 1);
+    CHECK(deal(pool) == FDP_MAX_FDS && deal(pool) == 300 - FDP_MAX_FDS && deal(pool) == 0);
+    CHECK(pool->workers[0].copies.count == 150 && pool->workers[1].copies.count == 150);
+    close_pool(pool);
+}
+
+int main(void) {
+    RUN(test_nothing);
+    RUN(test_order);
+    RUN(test_wrapping);
+    RUN(test_wrong_counts);
+    RUN(test_errors);
+    RUN(test_lengths);
+    RUN(test_used_up);
+    RUN(test_return);
+    RUN(test_many);
+    return 0;
+}
