@@ -79,6 +79,7 @@ _LAYERS = {
     "do_handshake": _TLS,
     "send_bytes": _FRAMES,
     "send_many": _FRAMES,
+    "rollover": _BUFFERS,  # Before Python 3.11, a SpooledTemporaryFile is no io.IOBase.
 }
 
 
