@@ -199,7 +199,7 @@ def counterpart(line: str) -> str:
     """The other side for a command that sends or receives."""
     other = "recv --names" if "fdpass send" in line else "send"
     files = "notes.txt plan.txt" if other == "send" else ""
-    if " -- " in line:
+    if " -- " in line and "--at" not in line:
         files = "notes.txt"  # The program takes one, and a second could come too late.
     if "--listen" in line:
         return f"fdpass {other} --connect socket --timeout {SECONDS} {files}"
