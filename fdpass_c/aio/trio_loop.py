@@ -10,7 +10,6 @@ import trio
 from fdpass_c.aio.loops import CALLS, Direction
 from fdpass_c.waiting import HasFileno
 
-_current = trio.lowlevel.current_trio_token
 _checkpoint = trio.lowlevel.checkpoint_if_cancelled
 
 sleep: Callable[[float], Coroutine[Any, Any, None]] = trio.sleep
@@ -40,7 +39,7 @@ class TrioDirection(Direction[trio.Event]):
             raise RuntimeError("used in another event loop than the one in which it was made")
 
     def is_free(self) -> bool:
-        if _current() is not self._token:
+        if current() is not self._token:
             self.check_loop()
         return not self._busy and next(self._calls) % CALLS != 0
 

@@ -28,7 +28,7 @@ class Connections:
     __slots__ = ("queue",)
 
     def __init__(self) -> None:
-        self.queue = ffi.gc(ffi.new("struct fdp_queue *"), lib.fdp_free_queue)
+        self.queue: Any = ffi.gc(ffi.new("struct fdp_queue *"), lib.fdp_free_queue)
 
     def __len__(self) -> int:
         return int(self.queue.count)
@@ -57,7 +57,7 @@ class Account:
         """Borrows both. most: after how many it is used up."""
         self._channel = channel
         self._words = ffi.from_buffer("unsigned int[]", counters.words)
-        self.record = ffi.gc(ffi.new("struct fdp_worker *"), lib.fdp_free_worker)
+        self.record: Any = ffi.gc(ffi.new("struct fdp_worker *"), lib.fdp_free_worker)
         self.record.outbox = channel.outbox
         self.record.words = self._words
         self.set_most(most)
@@ -110,8 +110,8 @@ class Accounts:
     """
 
     def __init__(self) -> None:
-        self.waiting = Connections()
-        self.round = ffi.new("struct fdp_round *")
+        self.waiting: Connections = Connections()
+        self.round: Any = ffi.new("struct fdp_round *")
         self._done = Connections()
         self._accounts: list[Account] = []
         self._pointers = _point_to([])

@@ -27,7 +27,7 @@ class Counters:
     def __init__(self) -> None:
         """To be made before the fork."""
         shared = memoryview(mmap.mmap(-1, mmap.PAGESIZE))
-        self.words = shared[:_BYTES_OF_COUNTS].cast("I")
+        self.words: memoryview[int] = shared[:_BYTES_OF_COUNTS].cast("I")
         self._times = shared[_BYTES_OF_COUNTS:].cast("Q")
         self.begun: int = 0
         self.handled: int = 0

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from fdpass_c.errors import describe_errno
 from fdpass_c.pool.accepting import RETRY_DELAY, Acceptors
-from fdpass_c.pool.connections import Accounts
+from fdpass_c.pool.connections import Accounts, Connections
 from fdpass_c.pool.log import logger
 from fdpass_c.pool.wakeup import Wakeup
 from fdpass_c.pool.worker_process import WorkerProcess
@@ -35,7 +35,7 @@ class Dispatcher:
         self.begun: int = 0
         self.due_at: float = 0.0
         self._accounts = Accounts()
-        self.waiting = self._accounts.waiting
+        self.waiting: Connections = self._accounts.waiting
         self._acceptors = acceptors
         self._workers = workers
         self._wakeup = wakeup

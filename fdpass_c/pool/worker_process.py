@@ -69,7 +69,7 @@ class WorkerProcess:
         self._sock = sock
         self.channel: Channel = Channel(sock)
         self.channel.setblocking(False)
-        self.account = Account(counters, self.channel, settings.max_requests)
+        self.account: Account = Account(counters, self.channel, settings.max_requests)
 
     @property
     def needs_replacement(self) -> bool:
