@@ -2,8 +2,11 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+
+import fdpass_c
 
 pytestmark = pytest.mark.thread_unsafe
 
@@ -30,7 +33,9 @@ _SLOW = {
 
 def brought_in(module: str) -> set[str]:
     """The slow modules that an import of that one brings in, itself aside."""
-    code = f"import sys; sys.path = {sys.path!r}; import {module}; print(*sys.modules)"
+    # An editable install is found by such a hook.
+    path = [*sys.path, str(Path(fdpass_c.__file__).parents[1])]
+    code = f"import sys; sys.path = {path!r}; import {module}; print(*sys.modules)"
     # Without site and the hooks of what is installed, which import what they like.
     command = [sys.executable, "-S", "-c", code]
     done = subprocess.run(command, capture_output=True, text=True, check=True)

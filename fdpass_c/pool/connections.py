@@ -56,7 +56,8 @@ class Account:
     def __init__(self, counters: Counters, channel: Channel, most: float) -> None:
         """Borrows both. most: after how many it is used up."""
         self._channel = channel
-        self._words = ffi.from_buffer("unsigned int[]", counters.words)
+        # Not of a memoryview, which the collector may clear before this (Python 3.11 crashes).
+        self._words = ffi.from_buffer("unsigned int[]", counters.shared)
         self.record: Any = ffi.gc(ffi.new("struct fdp_worker *"), lib.fdp_free_worker)
         self.record.outbox = channel.outbox
         self.record.words = self._words

@@ -21,12 +21,13 @@ class Counters:
     worker is killed then. A count in shared memory is, without a system call. Each is an aligned
     machine word, so that the other process never sees half of a change.
 
-    words: for the core, which reads them in the master.
+    shared: all of it. words: the counts, which start it, and which the core reads in the master.
     """
 
     def __init__(self) -> None:
         """To be made before the fork."""
-        shared = memoryview(mmap.mmap(-1, mmap.PAGESIZE))
+        self.shared: mmap.mmap = mmap.mmap(-1, mmap.PAGESIZE)
+        shared = memoryview(self.shared)
         self.words: memoryview[int] = shared[:_BYTES_OF_COUNTS].cast("I")
         self._times = shared[_BYTES_OF_COUNTS:].cast("Q")
         self.begun: int = 0
