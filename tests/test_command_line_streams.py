@@ -69,7 +69,7 @@ def test_a_received_file_into_itself(tmp_path: Path) -> None:
     assert (tmp_path / "f").stat().st_size == 1000
 
 
-@pytest.mark.parametrize("end", ["closed", "full", "TERM"])
+@pytest.mark.parametrize("end", ["closed", "closed after all", "full", "TERM"])
 def test_cat_ends_while_its_child_opens(end: str, tmp_path: Path) -> None:
     """A FIFO that nobody opens keeps neither cat nor its child once there is nobody to print to."""
     os.mkfifo(tmp_path / "fifo")
@@ -77,6 +77,10 @@ def test_cat_ends_while_its_child_opens(end: str, tmp_path: Path) -> None:
     if end == "closed":
         done = shell("$FDPASS cat file fifo | head -c 1", tmp_path)
         assert done.stdout == b"x"
+    elif end == "closed after all":
+        (tmp_path / "file").write_bytes(b"the line\n")
+        done = shell("$FDPASS cat file fifo | head -n 1", tmp_path)
+        assert done.stdout == b"the line\n"
     elif end == "full":
         done = shell("$FDPASS cat file fifo > /dev/full", tmp_path)
         assert done.returncode == 1

@@ -1,6 +1,7 @@
 """fdpass cat: one process opens, another prints."""
 
 import argparse
+import errno
 import os
 import select
 import signal
@@ -97,10 +98,25 @@ def _open_each(channel: Channel, names: list[str]) -> None:
             os.close(fd)
 
 
+def _wait_for_child(channel: Channel, output: int) -> None:
+    """In the parent: until the child says something. BrokenPipeError if output has no reader.
+
+    The child may wait in open() for ever, and a pipe without a reader fails only what writes to it.
+    """
+    if channel.pending:
+        return
+    poller = select.poll()
+    poller.register(channel, select.POLLIN)
+    poller.register(output, 0)  # POLLERR is always reported.
+    if channel.fileno() not in dict(poller.poll()):
+        raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
+
+
 def _print_each(channel: Channel, output: int) -> bool:
     """In the parent. Returns whether any file failed."""
     failed = False
     while True:
+        _wait_for_child(channel, output)
         try:
             payload, fds = channel.recv()
         except PeerClosedError:
