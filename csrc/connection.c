@@ -10,7 +10,8 @@ int fdp_reserve_connections(struct fdp_queue *queue, size_t count) {
     if (needed > UINT32_MAX / 2)
         return -ENOMEM;
     struct fdp_connection *items = queue->items;
-    if (needed > queue->capacity) {
+    /* Half stays free, so that they are moved to the front only after as many were taken. */
+    if (needed > queue->capacity / 2) {
         size_t capacity = 2 * needed;
         items = malloc(capacity * sizeof *items);
         if (items == NULL)

@@ -144,7 +144,8 @@ ssize_t fdp_receive(struct fdp_inbox *inbox, size_t most, int wait, struct fdp_s
                     struct fdp_owner *ret_owner) {
     ssize_t result = -EAGAIN;
     (void)__atomic_fetch_add(&inbox->waiting, 1, __ATOMIC_SEQ_CST);
-    inbox->waits = wait && inbox->sender_keeps;
+    if (inbox->sender_keeps)
+        inbox->waits = wait;
     if (wait != FDP_WAIT_FIRST || has_store(inbox))
         result = receive_now(inbox, most, ret_scratch, ret_owner);
     while (result == -EAGAIN && wait) {
@@ -156,7 +157,8 @@ ssize_t fdp_receive(struct fdp_inbox *inbox, size_t most, int wait, struct fdp_s
             __atomic_store_n(&inbox->was_reset, 1, __ATOMIC_RELAXED);
         result = receive_now(inbox, most, ret_scratch, ret_owner);
     }
-    inbox->waits = 0;
+    if (inbox->sender_keeps)
+        inbox->waits = 0;
     /* Another thread has closed the inbox: report that, whatever it looked like. */
     if (result <= 0 && __atomic_load_n(&inbox->sock, __ATOMIC_SEQ_CST) < 0)
         result = -EBADF;
