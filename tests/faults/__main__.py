@@ -67,25 +67,24 @@ class Faults:
         return steps
 
     def _fail(self, step: Step) -> Iterator[tuple[str, Plan]]:
-        call, number, _ = step
+        call = step.call
         for error in ERRORS[call].split():
             code = getattr(errno, error)
-            plan = partial(self._library.failing, call, number, code, False)
-            yield f"{call} {number} gives {error}", plan
-        if number == 0:
+            yield f"{step} gives {error}", partial(self._library.failing, step, code)
+        if step.number == 0:
             for error in MISSING.get(call, "").split():
                 code = getattr(errno, error)
-                plan = partial(self._library.failing, call, 0, code, True)
+                plan = partial(self._library.failing, step, code, lasting=True)
                 yield f"every {call} gives {error}", plan
 
     def _cut(self, name: str, step: Step) -> Iterator[tuple[str, Plan]]:
-        call, number, result = step
+        call = step.call
         packets = "seqpacket" in name or "datagram" in name or "address" in name
         if (call in STREAMING and not packets) or call in COUNTING:
-            lengths = range(1, result)
+            lengths = range(1, step.result)
             for most in lengths[:: max(1, len(lengths) // self._most_lengths)]:
-                plan = partial(self._library.cut_short, call, number, most)
-                yield f"{call} {number} moves {most} of {result}", plan
+                plan = partial(self._library.cut_short, step, most)
+                yield f"{step} moves {most} of {step.result}", plan
 
 
 def main() -> int:

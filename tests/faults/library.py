@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -38,20 +39,25 @@ class Step(NamedTuple):
     call: str
     number: int
     result: int
+    process: int = 0
+    """0 is the process that armed the library, 1 its child."""
+
+    def __str__(self) -> str:
+        return f"{'the child: ' * self.process}{self.call} {self.number}"
 
 
 class Library:
     def __init__(self) -> None:
         self._library = library = ctypes.CDLL(os.environ[_PATH])
-        library.fault_arm.argtypes = [*[ctypes.c_int, ctypes.c_long] * 2, ctypes.c_int]
+        library.fault_arm.argtypes = [*[ctypes.c_int, ctypes.c_long] * 2, *[ctypes.c_int] * 2]
         library.fault_arm_memory.argtypes = [ctypes.c_long, ctypes.c_void_p, ctypes.c_void_p]
         names = (ctypes.c_char_p * 100).in_dll(library, "fault_names")
         self.names = [name.decode() for name in iter(iter(names).__next__, None)]
         self._numbers = {name: number for number, name in enumerate(self.names)}
-        self._fired = ctypes.c_long.in_dll(library, "fault_fired")
-        self._logged = ctypes.c_long.in_dll(library, "fault_logged")
-        self._calls = (ctypes.c_int * 4096).in_dll(library, "fault_calls")
-        self._results = (ctypes.c_long * 4096).in_dll(library, "fault_results")
+        for function in (library.fault_fired, library.fault_logged):
+            function.restype = ctypes.c_long
+        for function in (library.fault_call, library.fault_result):
+            function.argtypes, function.restype = [ctypes.c_int, ctypes.c_long], ctypes.c_long
         self._allocations = ctypes.c_long.in_dll(library, "fault_allocations")
         self._core = _find_memory(_native.__file__)
         self.arm, self.disarm = library.fault_arm, library.fault_disarm
@@ -60,30 +66,38 @@ class Library:
     def watching(self) -> Iterator[list[Step]]:
         """The system calls of the block are in the list after it."""
         steps: list[Step] = []
-        self.arm(-1, -1, 0, 0, 0)
+        self.arm(-1, -1, 0, 0, 0, 0)
         try:
             yield steps
         finally:
             self.disarm()
-            counts: dict[str, int] = {}
-            for at in range(self._logged.value):
-                name = self.names[self._calls[at]]
-                steps.append(Step(name, counts.get(name, 0), self._results[at]))
-                counts[name] = counts.get(name, 0) + 1
+            steps += self.read_steps()
+
+    def read_steps(self) -> list[Step]:
+        """What was done since the library was armed, here or in a child that shares the log."""
+        steps = []
+        for process in (0, 1):
+            counts: Counter[str] = Counter()
+            for at in range(self._library.fault_logged(process)):
+                name = self.names[self._library.fault_call(process, at)]
+                result = self._library.fault_result(process, at)
+                steps.append(Step(name, counts[name], result, process))
+                counts[name] += 1
+        return steps
 
     @contextmanager
-    def failing(self, call: str, number: int, error: int, lasting: bool) -> Iterator[None]:
-        """The number-th such call fails with error; lasting: and so does each after it."""
-        self.arm(self._numbers[call], number, error, 0, lasting)
+    def failing(self, step: Step, error: int, lasting: bool = False) -> Iterator[None]:
+        """This call fails with error; lasting: and so does each later one of its kind."""
+        self.arm(self._numbers[step.call], step.number, error, 0, lasting, step.process)
         try:
             yield
         finally:
             self.disarm()
 
     @contextmanager
-    def cut_short(self, call: str, number: int, most: int) -> Iterator[None]:
-        """The number-th such call moves at most so many bytes, or messages."""
-        self.arm(self._numbers[call], number, 0, most, 0)
+    def cut_short(self, step: Step, most: int) -> Iterator[None]:
+        """This call moves at most so many bytes, or messages."""
+        self.arm(self._numbers[step.call], step.number, 0, most, 0, step.process)
         try:
             yield
         finally:
@@ -100,7 +114,7 @@ class Library:
 
     @property
     def fired(self) -> bool:
-        return bool(self._fired.value)
+        return bool(self._library.fault_fired())
 
     @property
     def allocations(self) -> int:

@@ -55,6 +55,16 @@ ERRORS = {
     "fchmod": "EBADF " + _CHANGE,
     "unlink": _LOOK + " " + _CHANGE + " EBUSY EISDIR",
     "flock": "EBADF EINTR EINVAL ENOLCK EWOULDBLOCK",
+    "read": "EAGAIN EBADF EFAULT EINTR EINVAL EIO EISDIR",
+    "lseek": "EBADF EINVAL EOVERFLOW ESPIPE",
+    "mkdir": "EACCES EDQUOT EEXIST EINVAL ELOOP EMLINK ENAMETOOLONG ENOENT ENOMEM ENOSPC ENOTDIR "
+    "EPERM EROFS",
+    "dup2": "EBADF EBUSY EINTR EMFILE",
+    "fork": "EAGAIN ENOMEM ENOSYS",
+    "waitpid": "ECHILD EINTR EINVAL",
+    "setitimer": "EFAULT EINVAL",
+    "execv": "E2BIG EACCES EFAULT EINVAL EIO EISDIR ELIBBAD ELOOP EMFILE ENAMETOOLONG ENFILE "
+    "ENOENT ENOEXEC ENOMEM ENOTDIR EPERM ETXTBSY",
 }
 
 # How an older kernel, or a container's filter, answers a call that it lacks: every time.
@@ -68,5 +78,5 @@ MISSING = {
 
 # What may move less than it was asked for. A datagram or packet goes whole.
 STREAMING = {"sendmsg", "send", "sendmmsg", "recvmsg", "recv", "write", "writev", "pwrite"}
-STREAMING |= {"pwritev", "pwritev2"}
+STREAMING |= {"pwritev", "pwritev2", "read"}
 COUNTING = {"recvmmsg"}

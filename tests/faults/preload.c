@@ -7,11 +7,14 @@
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <sys/mman.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
+#include <sys/time.h>
 #include <sys/types.h>
 #include <sys/uio.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #define CALLS(each)                                                                                \
@@ -20,7 +23,8 @@
     each(close) each(shutdown) each(socket) each(socketpair) each(bind) each(listen)               \
     each(accept4) each(connect) each(getsockname) each(getpeername) each(getsockopt)               \
     each(setsockopt) each(fcntl) each(ioctl) each(open) each(stat) each(lstat) each(fstat)         \
-    each(chmod) each(fchmod) each(unlink) each(flock)
+    each(chmod) each(fchmod) each(unlink) each(flock) each(read) each(lseek) each(mkdir)           \
+    each(dup2) each(fork) each(waitpid) each(setitimer) each(execv)
 
 #define NUMBER(name) CALL_##name,
 #define NAME(name) #name,
@@ -28,8 +32,10 @@ enum { CALLS(NUMBER) CALL_COUNT };
 const char *const fault_names[] = {CALLS(NAME) NULL};
 
 /* The plan: the call number nth (and each later one, with lasting) of one kind fails with error; or
- * moves at most so many bytes, or messages, where error is 0. */
+ * moves at most so many bytes, or messages, where error is 0. Only in one process: 0 is the armed
+ * one, 1 its child. */
 static struct {
+    int process;
     int call;
     long nth;
     int error;
@@ -37,13 +43,25 @@ static struct {
     int lasting;
 } plan;
 
-/* What the armed thread did: how many calls of each kind, which, and what the kernel answered. */
+/* What an armed process did: how many calls of each kind, which, and what the kernel answered. In
+ * memory that it shares with its parent and its child. */
 #define LONGEST_LOG 4096
-long fault_counts[CALL_COUNT];
-int fault_calls[LONGEST_LOG];
-long fault_results[LONGEST_LOG];
-long fault_logged;
-long fault_fired;
+#define MOST_PROCESSES 2
+static struct record {
+    long fired;
+    long logged;
+    long counts[CALL_COUNT];
+    long calls[LONGEST_LOG];
+    long results[LONGEST_LOG];
+} *records;
+static int process;
+
+__attribute__((constructor)) static void make_records(void) {
+    records = mmap(NULL, MOST_PROCESSES * sizeof *records, PROT_READ | PROT_WRITE,
+                   MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    if (records == MAP_FAILED)
+        _exit(127);
+}
 
 /* The allocation number memory_nth by code that stands from memory_first to memory_last fails. */
 static const char *memory_first, *memory_last;
@@ -52,15 +70,23 @@ long fault_allocations;
 
 static _Thread_local int armed;
 
-void fault_arm(int call, long nth, int error, long most, int lasting) {
+static void forget(void) {
+    for (int i = 0; i < MOST_PROCESSES; i++) {
+        records[i].fired = records[i].logged = 0;
+        for (int call = 0; call < CALL_COUNT; call++)
+            records[i].counts[call] = 0;
+    }
+    process = 0;
+}
+
+void fault_arm(int call, long nth, int error, long most, int lasting, int in_process) {
     plan.call = call;
     plan.nth = nth;
     plan.error = error;
     plan.most = most;
     plan.lasting = lasting;
-    for (int i = 0; i < CALL_COUNT; i++)
-        fault_counts[i] = 0;
-    fault_logged = fault_fired = 0;
+    plan.process = in_process;
+    forget();
     memory_nth = -1;
     armed = 1;
 }
@@ -69,18 +95,35 @@ void fault_disarm(void) {
     armed = 0;
 }
 
+long fault_fired(void) {
+    return records[0].fired + records[1].fired;
+}
+
+long fault_logged(int of_process) {
+    return records[of_process].logged;
+}
+
+long fault_call(int of_process, long at) {
+    return records[of_process].calls[at];
+}
+
+long fault_result(int of_process, long at) {
+    return records[of_process].results[at];
+}
+
 static int is_struck(int call) {
     if (!armed)
         return 0;
-    long nth = fault_counts[call]++;
-    return call == plan.call && (nth == plan.nth || (plan.lasting && nth > plan.nth));
+    long nth = records[process].counts[call]++;
+    return call == plan.call && process == plan.process &&
+           (nth == plan.nth || (plan.lasting && nth > plan.nth));
 }
 
 /* Whether this call fails. */
 static int fails(int call) {
     if (!is_struck(call) || plan.error == 0)
         return 0;
-    fault_fired++;
+    records[process].fired++;
     errno = plan.error;
     return 1;
 }
@@ -89,7 +132,7 @@ static int fails(int call) {
 static long limit(int call) {
     if (!is_struck(call))
         return -1;
-    fault_fired++;
+    records[process].fired++;
     if (plan.error == 0)
         return plan.most;
     errno = plan.error;
@@ -97,9 +140,10 @@ static long limit(int call) {
 }
 
 static long answer(int call, long result) {
-    if (armed && fault_logged < LONGEST_LOG) {
-        fault_calls[fault_logged] = call;
-        fault_results[fault_logged++] = result;
+    struct record *record = &records[process];
+    if (armed && record->logged < LONGEST_LOG) {
+        record->calls[record->logged] = call;
+        record->results[record->logged++] = result;
     }
     return result;
 }
@@ -257,7 +301,15 @@ long syscall(long number, ...) {
     }
 }
 
-/* -- writing ----------------------------------------------------------------------------------- */
+/* -- reading and writing ----------------------------------------------------------------------- */
+
+ssize_t read(int fd, void *data, size_t size) {
+    REAL(read);
+    long most = limit(CALL_read);
+    if (most == -2)
+        return -1;
+    return answer(CALL_read, real(fd, data, most >= 0 ? (size_t)most : size));
+}
 
 ssize_t write(int fd, const void *data, size_t size) {
     REAL(write);
@@ -324,7 +376,6 @@ PLAIN(bind, bind, (int sock, const struct sockaddr *name, socklen_t size), sock,
 PLAIN(listen, listen, (int sock, int backlog), sock, backlog)
 PLAIN(accept4, accept4, (int sock, struct sockaddr *name, socklen_t *size, int flags), sock, name,
       size, flags)
-PLAIN(connect, connect, (int sock, const struct sockaddr *name, socklen_t size), sock, name, size)
 PLAIN(getsockname, getsockname, (int sock, struct sockaddr *name, socklen_t *size), sock, name, size)
 PLAIN(getpeername, getpeername, (int sock, struct sockaddr *name, socklen_t *size), sock, name, size)
 PLAIN(getsockopt, getsockopt, (int sock, int level, int option, void *value, socklen_t *size), sock,
@@ -337,6 +388,51 @@ PLAIN(fstat, fstat64, (int fd, struct stat64 *status), fd, status)
 PLAIN(chmod, chmod, (const char *path, mode_t mode), path, mode)
 PLAIN(fchmod, fchmod, (int fd, mode_t mode), fd, mode)
 PLAIN(unlink, unlink, (const char *path), path)
+PLAIN(mkdir, mkdir, (const char *path, mode_t mode), path, mode)
+PLAIN(dup2, dup2, (int fd, int target), fd, target)
+PLAIN(waitpid, waitpid, (pid_t pid, int *status, int options), pid, status, options)
+PLAIN(setitimer, setitimer,
+      (enum __itimer_which which, const struct itimerval *timer, struct itimerval *old), which,
+      timer, old)
+
+int connect(int sock, const struct sockaddr *name, socklen_t size) {
+    REAL(connect);
+    if (fails(CALL_connect)) {
+        if (errno == EINTR && name->sa_family == AF_INET) {
+            real(sock, name, size); /* It goes on (man 2 connect). */
+            errno = EINTR;
+        }
+        return -1;
+    }
+    return (int)answer(CALL_connect, real(sock, name, size));
+}
+
+int execv(const char *path, char *const arguments[]) {
+    REAL(execv);
+    if (fails(CALL_execv))
+        return -1;
+    answer(CALL_execv, 0); /* It may not come back. */
+    return real(path, arguments);
+}
+
+off64_t lseek64(int fd, off64_t offset, int whence) {
+    REAL(lseek64);
+    return fails(CALL_lseek) ? -1 : answer(CALL_lseek, real(fd, offset, whence));
+}
+
+pid_t fork(void) {
+    REAL(fork);
+    if (fails(CALL_fork))
+        return -1;
+    pid_t pid = real();
+    if (pid == 0) {
+        /* Its own children are not watched. */
+        process++;
+        armed = armed && process < MOST_PROCESSES;
+        return 0;
+    }
+    return (pid_t)answer(CALL_fork, pid);
+}
 
 int flock(int fd, int operation);
 PLAIN(flock, flock, (int fd, int operation), fd, operation)
@@ -366,7 +462,8 @@ void fault_arm_memory(long nth, const char *first, const char *last) {
     memory_first = first;
     memory_last = last;
     memory_nth = nth;
-    fault_allocations = fault_fired = 0;
+    fault_allocations = 0;
+    forget();
     plan.call = -1;
     armed = 1;
 }
@@ -376,7 +473,7 @@ static int finds_no_memory(const char *caller) {
         return 0;
     if (fault_allocations++ != memory_nth)
         return 0;
-    fault_fired++;
+    records[process].fired++;
     errno = ENOMEM;
     return 1;
 }
