@@ -7,12 +7,11 @@ import socket
 import sys
 import sysconfig
 from collections.abc import Callable, Mapping
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import _cffi_backend
 
-from fdpass_c import _native
+from fdpass_c import __version__, _native
 from fdpass_c._native import ffi, lib
 from fdpass_c.errors import MAX_FDS
 
@@ -42,7 +41,7 @@ def collect() -> dict[str, Any]:
     """
     return {
         "fdpass_c": {
-            "version": _find_version("fdpass-c"),
+            "version": __version__,
             "cffi": str(_cffi_backend.__version__),
         },
         "python": {
@@ -85,13 +84,6 @@ def _show(value: object) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     return str(value)
-
-
-def _find_version(distribution: str) -> str:
-    try:
-        return version(distribution)
-    except PackageNotFoundError:
-        return "unknown (not installed)"
 
 
 def _try_features() -> dict[str, bool]:

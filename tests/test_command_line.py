@@ -4,6 +4,7 @@ import json
 import os
 import pwd
 import re
+import resource
 import shutil
 import signal
 import socket
@@ -211,6 +212,21 @@ def test_save(files: list[Path], tmp_path: Path) -> None:
     assert (target / "two").read_text() == "content of two\n"
 
 
+def test_save_without_room(files: list[Path], tmp_path: Path) -> None:
+    """A file that cannot be saved whole is named, and goes; the others are saved."""
+    files[0].write_bytes(bytes(100_000))
+
+    def lower() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
+
+    command = [*FDPASS, "recv", "--connect", "socket", "--save", "target", "--timeout", "30"]
+    with started("send", "--listen", tmp_path / "socket", *files):
+        done = subprocess.run(command, cwd=tmp_path, stderr=subprocess.PIPE, preexec_fn=lower)
+    assert done.returncode == 1
+    assert done.stderr == b"fdpass: recv: target/one: File too large\n"
+    assert [path.name for path in (tmp_path / "target").iterdir()] == ["two"]
+
+
 @pytest.mark.parametrize("name", ["..", ".", "/", "nested/..", "../../"])
 def test_save_stays_inside(name: str, files: list[Path], tmp_path: Path) -> None:
     """A peer cannot choose a name that leads out of the directory."""
@@ -349,6 +365,17 @@ def test_connect_refused() -> None:
     assert done.stderr == expected.encode()
 
 
+@pytest.mark.parametrize("host", ["a..b", "x" * 64, os.fsdecode(b"\xff")])
+def test_connect_to_no_name(host: str) -> None:
+    """What cannot be the name of a host is an error in one line, as one that nobody has is."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        command = [*FDPASS, "connect", host, "22"]
+        done = subprocess.run(command, stdout=theirs.fileno(), stderr=subprocess.PIPE)
+    assert done.returncode == 1
+    assert re.fullmatch(rb"fdpass: connect: \S+ port 22: [^\n]+\n", done.stderr)
+
+
 def test_connect_into_a_pipe() -> None:
     """Descriptors travel over Unix sockets only, and the message says so."""
     with socket.create_server(("127.0.0.1", 0)) as server:
@@ -441,6 +468,8 @@ def test_help(command: str) -> None:
         "send --listen a --connect b file",
         "send --listen a --payload= file",
         "send --listen a --timeout nan file",
+        "send --listen a --timeout 3e6 file",
+        "recv --connect a --timeout 1e300",
         "recv --listen a --count 0",
         "recv --listen a --at 3",
         "recv --listen a --at 3,3 -- true",
@@ -507,6 +536,16 @@ def test_info() -> None:
     facts = json.loads(fdpass("info", "--json").stdout)
     text = fdpass("info").stdout.decode()
     assert all(f"{section}:" in text for section in facts)
+
+
+def test_info_has_the_version_that_runs(tmp_path: Path) -> None:
+    """The version is that of the code, whatever is told of an installed one."""
+    (tmp_path / "fdpass_c-9.dist-info").mkdir()
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(
+        [*FDPASS, "info", "--json"], env=environment, stdout=subprocess.PIPE, check=True
+    )
+    assert json.loads(done.stdout)["fdpass_c"]["version"] == fdpass_c.__version__
 
 
 def test_bench() -> None:

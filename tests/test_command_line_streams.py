@@ -137,6 +137,24 @@ def test_caller_that_ignores_its_children(tmp_path: Path) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, b"data", b"")
 
 
+def test_cat_that_cannot_fork(tmp_path: Path) -> None:
+    """A user who may have no more processes reads that in one line."""
+    (tmp_path / "f").write_bytes(b"data")
+    # With what argparse imports late: nobody may not read what is root's.
+    code = (
+        "import resource, shutil, sys; from fdpass_c.__main__ import main; "
+        "from support.processes import become_nobody; become_nobody(); "
+        "resource.setrlimit(resource.RLIMIT_NPROC, (0, 0)); sys.exit(main(['cat', 'f']))"
+    )
+    command = [sys.executable, "-W", "error", "-c", code]
+    environment = {**os.environ, "PYTHONPATH": os.path.dirname(__file__)}
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stdout) == (1, b"")
+    assert done.stderr == b"fdpass: cat: Resource temporarily unavailable\n"
+
+
 @pytest.mark.parametrize("save", [False, True])
 def test_sources_in_non_blocking_mode(save: bool, tmp_path: Path) -> None:
     """A pipe that a peer reads without waiting is waited for, and copied whole."""

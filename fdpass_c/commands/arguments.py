@@ -10,14 +10,20 @@ def count(text: str) -> int:
     return int(text)
 
 
+# Seconds: poll takes milliseconds, of 31 bits.
+_LONGEST = 2_000_000
+
+
 def duration(text: str) -> float:
-    """A positive number of seconds."""
+    """A positive number of seconds, of 23 days at most."""
     try:
         seconds = float(text)
     except ValueError:
         seconds = 0.0
-    if not 0 < seconds < float("inf"):
-        raise argparse.ArgumentTypeError(f"not a positive number of seconds: {text!r}")
+    if not 0 < seconds <= _LONGEST:
+        raise argparse.ArgumentTypeError(
+            f"not a positive number of seconds, at most {_LONGEST}: {text!r}"
+        )
     return seconds
 
 

@@ -6,7 +6,7 @@ import os
 import select
 import signal
 import threading
-from typing import Any
+from typing import Any, NoReturn
 
 from fdpass_c.channel import Channel
 from fdpass_c.commands.copy import copy
@@ -50,27 +50,32 @@ def run(options: argparse.Namespace) -> int:
     # If the caller had this signal ignored, waitpid would find no child.
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     ours, theirs = Channel.pair()
-    pid = os.fork()
-    if pid == 0:
-        status = 1
+    with ours, theirs:
+        pid = os.fork()
+        if pid == 0:
+            _run_child(ours, theirs, options.files)
         try:
-            ours.close()
-            _end_with_parent(theirs)
-            _open_each(theirs, options.files)
-            status = 0
-        except (BrokenPipeError, KeyboardInterrupt):
-            pass  # The parent has exited, or reports it.
+            with ours:  # When it is closed, the child ends.
+                theirs.close()
+                failed = _print_each(ours, output)
         finally:
-            os._exit(status)
-    theirs.close()
-    try:
-        with ours:
-            failed = _print_each(ours, output)
-    finally:
-        _, status = os.waitpid(pid, 0)
+            _, status = os.waitpid(pid, 0)
     if status:
         complain("cat", "the child that opens the files failed")
     return 1 if failed or status else 0
+
+
+def _run_child(ours: Channel, theirs: Channel, names: list[str]) -> NoReturn:
+    status = 1
+    try:
+        ours.close()
+        _end_with_parent(theirs)
+        _open_each(theirs, names)
+        status = 0
+    except (BrokenPipeError, KeyboardInterrupt):
+        pass  # The parent has exited, or reports it.
+    finally:
+        os._exit(status)
 
 
 def _end_with_parent(channel: Channel) -> None:

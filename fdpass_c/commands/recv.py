@@ -130,15 +130,21 @@ def _last_part(name: bytes) -> bytes:
 
 def _save(path: bytes, fd: int, timeout: float | None) -> OSError | None:
     """Copies fd into a new file. One that is not complete is removed, so that a retry can work."""
-    with open(path, "xb", buffering=0) as file:
-        whole = False
+    whole = False
+    target = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+    try:
         try:
-            problem = copy(fd, file.fileno(), timeout)
-            whole = problem is None
-            return problem
+            problem = copy(fd, target, timeout)
         finally:
-            if not whole:
-                os.unlink(path)
+            os.close(target)  # Some file systems say only now that there was no room.
+        whole = problem is None
+        return problem
+    except OSError as error:
+        error.filename = path
+        raise
+    finally:
+        if not whole:
+            os.unlink(path)
 
 
 def _execute(sock: socket.socket, numbers: list[int], program: list[str]) -> int:
