@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from functools import partial
 
+from faults.commands import Commands
 from faults.library import Library, Step, is_loaded, start
 from faults.plans import COUNTING, ERRORS, MISSING, STREAMING
 from support.attacks import Attacks
@@ -95,7 +96,8 @@ def main() -> int:
     if not is_loaded():
         return start(*sys.argv[1:])
     faults = Faults(options.quick)
-    return faults.attacks.run(faults.attack, options.operations)
+    found = faults.attacks.run(faults.attack, options.operations)
+    return Commands(Library(), options.quick).run(options.operations) or found
 
 
 if __name__ == "__main__":
