@@ -298,6 +298,20 @@ def test_too_few_for_a_program(files: list[Path], tmp_path: Path) -> None:
     assert b"the peer closed" in done.stderr
 
 
+@pytest.mark.parametrize("side", ["--listen", "--connect"])
+@pytest.mark.parametrize("line", [["send", "/dev/null"], ["recv"], ["recv", "--save", "made"]])
+def test_empty_path(side: str, line: list[str], tmp_path: Path) -> None:
+    """An empty path, as of a variable that was not set, is no file."""
+    done = fdpass(line[0], side, "", *line[1:], status=1, cwd=tmp_path)
+    assert done.stderr.endswith(b": No such file or directory\n")
+
+
+def test_save_nowhere(tmp_path: Path) -> None:
+    """An empty DIRECTORY is none, and not the request to print."""
+    done = fdpass("recv", "--listen", "socket", "--save", "", status=1, cwd=tmp_path)
+    assert done.stderr.endswith(b": No such file or directory\n")
+
+
 def test_nobody_there(tmp_path: Path) -> None:
     """Whom nobody meets is told so, with the path, at once or when time is up."""
     path = tmp_path / "socket"
@@ -473,6 +487,8 @@ def test_help(command: str) -> None:
         "recv --listen a --count 0",
         "recv --listen a --at 3",
         "recv --listen a --at 3,3 -- true",
+        "recv --listen a --at 3,03 -- true",
+        "recv --listen a --at 99999999999 -- true",
         "recv --listen a --at x -- true",
         "recv --listen a --names -- true",
         "pool",

@@ -1,6 +1,7 @@
 """Types of arguments, with errors that say what is wanted."""
 
 import argparse
+import re
 
 
 def count(text: str) -> int:
@@ -30,6 +31,7 @@ def duration(text: str) -> float:
 def numbers(text: str) -> list[int]:
     """Descriptor numbers with commas between them, all different."""
     parts = text.split(",")
-    if not all(part.isascii() and part.isdigit() for part in parts) or len({*parts}) < len(parts):
+    found = [int(part) for part in parts if re.fullmatch("[0-9]{1,9}", part)]
+    if len({*found}) < len(parts):
         raise argparse.ArgumentTypeError(f"not a list of different numbers with commas: {text!r}")
-    return [*map(int, parts)]
+    return found

@@ -48,7 +48,7 @@ def run(options: argparse.Namespace) -> int:
         return 1
     try:
         sock = socket.create_connection((options.host, options.port), options.timeout)
-    except (OSError, UnicodeError) as error:  # What cannot be a name of a host is no UTF-8 or IDNA.
+    except (OSError, UnicodeError) as error:  # UnicodeError: HOST cannot be a name.
         complain("connect", f"{options.host} port {options.port}: {describe(error)}")
         return 1
     with sock:

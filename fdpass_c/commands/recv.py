@@ -68,11 +68,11 @@ def add_parser(commands: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    if options.program and (options.names or options.save or options.count):
+    if options.program and (options.names or options.save is not None or options.count):
         options.parser.error("a program goes with --at only")
     if options.at and not options.program:
         options.parser.error("--at needs a program, after --")
-    if options.save:
+    if options.save is not None:
         os.makedirs(options.save, exist_ok=True)
     elif not options.program:
         find_output()
@@ -106,7 +106,7 @@ def _use(name: bytes, fd: int, options: argparse.Namespace) -> bool:
         line = escape(os.fsdecode(name).replace("\\", "\\\\"))
         write_all(find_output(), os.fsencode(line) + b"\n")
         return True
-    if not options.save:
+    if options.save is None:
         problem = copy(fd, find_output(), options.timeout)
     else:
         try:

@@ -33,9 +33,10 @@ def meet(options: argparse.Namespace) -> socket.socket:
 
     OSError with the path in it; TimeoutError if nobody connected.
     """
-    path = options.listen or options.connect
+    listens = options.listen is not None
+    path = options.listen if listens else options.connect
     try:
-        sock = (_await_peer if options.listen else _connect)(path, options.timeout)
+        sock = (_await_peer if listens else _connect)(path, options.timeout)
     except OSError as error:
         raise type(error)(error.errno, error.strerror or str(error), path) from None
     sock.settimeout(options.timeout)
