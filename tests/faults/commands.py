@@ -69,6 +69,11 @@ class Command:
         for name, content in _FILES.items():
             (folder / name).write_bytes(content)
 
+    @property
+    def _failing(self) -> str:
+        """The name of the call that fails or does less."""
+        return self.fault.step.call if self.fault is not None else ""
+
     def _plan(self) -> AbstractContextManager[object]:
         if self.fault is None:
             return self._library.watching()
@@ -112,7 +117,7 @@ class Command:
             signal.signal(signal.SIGALRM, signal.SIG_DFL)
             sys.unraisablehook = sys.__unraisablehook__
             os.environ.update(_ENVIRONMENT, PATH="/nowhere:/usr/bin:/bin")
-            if self.fault is not None and self.fault.step.call in ("close", "ioctl"):
+            if self._failing in ("close", "ioctl"):
                 # Left out: a socket that stays open until the exit since another was not closed, or
                 # since its own mode was not set. Linux fails in neither.
                 warnings.simplefilter("ignore", ResourceWarning)
@@ -142,12 +147,11 @@ class Command:
 
     @contextmanager
     def listening(self) -> Iterator[Callable[[], "socket.socket | None"]]:
-        """A listener at the path s. It gives what accepts, which is None if nobody came."""
+        """Listens at the path peer. Gives what accepts; that returns None where nobody comes."""
         with socket.socket(socket.AF_UNIX) as listener:
-            listener.bind(str(self.folder / "s"))
+            listener.bind(str(self.folder / "peer"))
             listener.listen()
             listener.setblocking(False)
-            os.rename(self.folder / "s", self.folder / "peer")
             yield partial(self._accept, listener)
         os.unlink(self.folder / "peer")
 
@@ -161,7 +165,7 @@ class Command:
         return sock
 
     def connect(self) -> socket.socket | None:
-        """Connects to the command's own listener at s; None where it ended."""
+        """Connects to where the command listens, the path s; None where it ended."""
         while not self.is_over(0.001):
             try:
                 return connect_unix(str(self.folder / "s"), _PATIENCE)
@@ -184,27 +188,25 @@ class Command:
             assert self.fault.error == "EPIPE"
         else:
             assert self.status == 1, f"status {self.status}"
-        if status == 0 or not self._cannot_tell():
+        # Left out: a line that could not be written itself.
+        if status == 0 or self._failing != "write":
             assert bool(lines) == (self.status == 1), self.errors.decode() or "does not say why"
-
-    def _cannot_tell(self) -> bool:
-        """Whether the line may be what could not be written."""
-        return self.fault is not None and self.fault.step.call == "write"
 
     def _is_retried(self) -> bool:
         """Whether this is no error by convention."""
         assert self.fault is not None
-        if self.fault.lasting or not self.fault.error:
-            return not self.fault.error
         call, error = self.fault.step.call, self.fault.error
+        if not error:
+            return True
         if error == "EINTR":
-            # Linux has closed all the same; dup2, and a connect without waiting, have no EINTR.
+            # Left out: close, for Linux has closed all the same; dup2, and a connect that does not
+            # wait, which Linux does not interrupt.
             limited = call == "connect" and "--timeout" in self.words
             return call not in ("close", "dup2") and not limited
         if error != "EAGAIN":
             return False
-        # A socket without a time limit is in blocking mode, where EAGAIN is the end of SO_RCVTIMEO.
-        # To connect to HOST, it means that all ports are taken.
+        # Left out: a socket in blocking mode, as all are without a time limit: EAGAIN there is the
+        # end of SO_RCVTIMEO; and connecting to HOST, where it means that all ports are taken.
         calls = {"sendmsg", "recvmsg", "accept4", "connect"} if "--timeout" in self.words else {""}
         if self.words[0] == "connect":
             calls = {"sendmsg"}
@@ -216,19 +218,15 @@ class Command:
         if saved and "saved" in left:
             left.remove("saved")
             for path in (self.folder / "saved").iterdir():
-                if not self._cannot_remove():
+                if self._failing != "unlink":
                     assert path.read_bytes() == _FILES[path.name], f"{path.name} is half saved"
                     assert path.name not in self.errors.decode(), f"{path.name} is kept"
-        if left <= {"s", "s.lock"} and self._cannot_remove():
-            # Then they are not in the way of the next.
+        if left <= {"s", "s.lock"} and self._failing in ("unlink", "flock", "fstat", "lstat"):
+            # Left out: a file that could not be removed, or not be known to be the command's own.
+            # It is not in the way of the next who listens.
             bind_unix(self.folder / "s", backlog=1).close()
             left.clear()
         assert not left, f"left behind: {left}"
-
-    def _cannot_remove(self) -> bool:
-        """Whether a file could not be removed, or could not be known to be the command's own."""
-        failing = self.fault.step.call if self.fault is not None else ""
-        return failing in ("unlink", "flock", "fstat", "lstat")
 
 
 def is_begun(got: bytes, pieces: Sequence[bytes]) -> bool:
@@ -358,15 +356,14 @@ def _info(command: Command) -> None:
     right = collect()
     with command.running("info", "--json"):
         pass
+    whole = command.output
     if command.status == 0:
         # What a probe finds missing is told as missing.
-        found = json.loads(command.output)
-        features = found["kernel"]
-        assert all(type(value) is bool for value in features.values())
+        found = json.loads(whole)
+        assert found["kernel"].keys() == right["kernel"].keys()
+        assert {*found["kernel"].values()} <= {True, False}
         assert {**found, "kernel": 0} == {**right, "kernel": 0}
-        assert features.keys() == right["kernel"].keys()
-        command.output = b""
-    command.check()
+    command.check(whole)
     command.check_folder()
 
 
@@ -394,7 +391,7 @@ CASES: dict[str, Case] = {
     ),
     "connect": partial(_connect, []),
     "connect --timeout": partial(_connect, _LIMITED),
-    "info": _info,
+    "info --json": _info,
 }
 
 
