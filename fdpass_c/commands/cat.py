@@ -66,6 +66,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _run_child(ours: Channel, theirs: Channel, names: list[str]) -> NoReturn:
+    """In the child: passes each file, and exits."""
     status = 1
     try:
         ours.close()
