@@ -13,13 +13,14 @@ import threading
 import time
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import fdpass_c
-from fdpass_c import DescriptorTableFullError, PeerClosedError, ProtocolError, aio
+from fdpass_c import DescriptorTableFullError, PeerClosedError, Progress, ProtocolError, aio
 from support.descriptors import identity
 from support.frames import first
 from support.loops import Group, asyncio_loops, every_loop, pause, run
@@ -1102,6 +1103,25 @@ def test_shutdown(loop: str) -> None:
                 await right.recv()
             await right.send(b"answer")
             assert take(await left.recv()) == (b"answer", [])
+
+    run(loop, main)
+
+
+@every_loop
+def test_progress_of_a_batch_whose_turn_never_came(loop: str) -> None:
+    """A send_many that has nothing sent yet says again where it was to start."""
+
+    async def main() -> None:
+        left, right = make_pair(small=True)
+        async with Group(loop) as group:
+            first = await group.started(left.send, bytes(200_000))
+            go_on = partial(left.send_many, [b"x"] * 5, start=Progress(3, 0))
+            second = await group.started(go_on)
+            second.cancel()
+            assert (await second.wait()).progress == Progress(3, 0)
+            first.cancel()
+        left.close()
+        right.close()
 
     run(loop, main)
 

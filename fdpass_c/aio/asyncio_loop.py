@@ -47,16 +47,13 @@ class _Waiting:
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._asyncio_future_blocking = False
-        self._loop = loop
+        self._loop = loop  # asyncio compares it with its own.
         self._resume: Callable[[Any], object] | None = None
         self._cancelled: asyncio.CancelledError | None = None
 
     def __await__(self) -> Generator[Any, None, None]:
         self._asyncio_future_blocking = True
         yield self
-
-    def get_loop(self) -> asyncio.AbstractEventLoop:
-        return self._loop
 
     def add_done_callback(
         self, resume: Callable[[Any], object], *, context: contextvars.Context
@@ -70,6 +67,7 @@ class _Waiting:
         return True
 
     def result(self) -> None:
+        self._resume = None  # The task runs.
         if self._cancelled is not None:
             try:
                 raise self._cancelled
@@ -78,9 +76,8 @@ class _Waiting:
 
     def end(self) -> None:
         """Resumes the task. For callbacks of the loop only, which no task has called."""
-        resume, self._resume = self._resume, None
-        if resume is not None:
-            self._context.run(resume, self)
+        if self._resume is not None:
+            self._context.run(self._resume, self)
 
     def end_soon(self) -> None:
         """The same from anywhere."""
@@ -112,7 +109,7 @@ class AsyncioDirection(Direction["asyncio.Future[None]"]):
         # What every call does first. To ask which loop runs is a system call before Python 3.12.
         if not self._is_running() or self._thread != get_ident() or self._process is not _process:
             self.check_loop()
-        return not self._busy and next(self._calls) % CALLS != 0
+        return self.holder is None and next(self._calls) % CALLS != 0
 
     def check_loop(self) -> None:
         if asyncio.get_running_loop() is not self._loop:
@@ -176,6 +173,3 @@ class AsyncioDirection(Direction["asyncio.Future[None]"]):
             return False
         place.set_result(None)
         return True
-
-    def was_called(self, place: "asyncio.Future[None]") -> bool:
-        return place.done() and not place.cancelled()

@@ -175,10 +175,9 @@ class Channel(NotCopied):
         if self._writing.is_free() and (self._look is None or await self._look()):
             sending = self._channel.start_sending(payload, fds)
             if sending is not None:
-                self._writing.occupy()
                 await self._finish(sending)
         else:
-            await self._send_in_turn(self._channel.start_sending, payload, fds)
+            await self._finish(None, NOTHING_SENT, self._channel.start_sending, payload, fds)
 
     async def send_many(
         self,
@@ -206,51 +205,55 @@ class Channel(NotCopied):
         if self._writing.is_free() and (self._look is None or await self._look()):
             sending = self._channel.start_sending_many(data, [*fds], start)
             if sending is not None:
-                self._writing.occupy()
                 await self._finish(sending)
         else:
-            await self._send_in_turn(self._channel.start_sending_many, data, [*fds], start)
+            begin = self._channel.start_sending_many
+            await self._finish(None, start, begin, data, [*fds], start)
         return len(data)
 
     async def flush(self) -> None:
         """Sends what unsent counts."""
-        await self._send_in_turn(self._channel.start_flushing)
+        await self._finish(None, NOTHING_SENT, self._channel.start_flushing)
 
-    async def _send_in_turn(self, start: Callable[..., Sending | None], *arguments: Any) -> None:
-        """Waits for its turn, and begins only then."""
+    async def _finish(
+        self,
+        sending: Sending | None,
+        before: Progress = NOTHING_SENT,
+        begin: Callable[..., Sending | None] | None = None,
+        *arguments: Any,
+    ) -> None:
+        """Sends the rest in a turn of its own. Without sending it begins, with the arguments, when
+        its turn has come; before is how far the messages had come until then.
+        """
+        writing = self._writing
+        me = object()
         try:
-            await self._writing.enter()
-        except BaseException as error:
-            error.progress = Progress()  # type: ignore[attr-defined]
-            raise
-        try:
-            sending = start(*arguments)
-        except BaseException:
-            self._writing.leave()
-            raise
-        if sending is None:
-            self._writing.leave()
-        else:
-            await self._finish(sending)
-
-    async def _finish(self, sending: Sending) -> None:
-        """Sends the rest, and then ends the turn of this task."""
-        try:
-            while (result := sending.step(socket.MSG_DONTWAIT)) != _DONE:
+            if begin is None:
+                writing.holder = me
+            else:
+                await writing.enter(me)
+                sending = begin(*arguments)
+            while sending is not None and (result := sending.step(socket.MSG_DONTWAIT)) != _DONE:
                 if result == -errno.EAGAIN:
-                    await self._writing.wait()
+                    await writing.wait()
                 elif result == _LOOK:
-                    await self._writing.pause()
+                    await writing.pause()
                 elif result == -errno.ETOOMANYREFS and self._channel.wait_in_flight:
                     await self._sleep(IN_FLIGHT_DELAY)
                 elif result != -errno.EINTR:
                     self._channel.raise_failure()
                     raise_oserror(-result)
         except BaseException as error:
-            sending.give_up(error)
+            if sending is not None:
+                sending.give_up(error)
+            else:
+                error.progress = before  # type: ignore[attr-defined]
             raise
         finally:
-            self._writing.leave()
+            if writing.holder is me:
+                writing.holder = None
+                if writing.places:
+                    writing.pass_on()
 
     @property
     def wait_in_flight(self) -> bool:
@@ -318,8 +321,9 @@ class Channel(NotCopied):
         """Receives after a first try that found nothing, or without one."""
         waits = bool(has_tried or self._vain)
         self._vain = _IN_VAIN if has_tried else max(self._vain - 1, 0)
-        await self._reading.enter(pauses=not waits)
-        return await keep_trying(self._reading, attempt, waits, self._has_more)
+        return await keep_trying(
+            self._reading, attempt, waits, pauses=not waits, has_more=self._has_more
+        )
 
     def _has_more(self) -> int:
         """A long message can be complete after one try, which only the next one hands out."""

@@ -32,8 +32,16 @@ class Direction(ABC, Generic[Place]):
     """Tasks that receive from one descriptor, or send: they take turns, first come first served.
 
     A call tries at once where is_free() says so, and is done if that works: the usual case, without
-    a lock. Else it makes the turn its own, with occupy(), or enter() where it was not free; tries
-    and waits; and ends the turn with leave(), whatever happens.
+    a lock. Else it takes a turn: it makes itself the holder, or awaits enter() where it was not
+    free; tries and waits; and ends the turn, whatever happens, by
+
+        if direction.holder is me:
+            direction.holder = None
+            if direction.places:
+                direction.pass_on()
+
+    which is written out where it is needed: a signal handler that raises an exception in a function
+    would leave the turn to nobody.
     """
 
     look: Callable[[], Awaitable[bool]] | None = None
@@ -41,48 +49,38 @@ class Direction(ABC, Generic[Place]):
     cancelled, which the next pause() raises. It does not wait otherwise. None for other loops."""
 
     def __init__(self) -> None:
-        self._busy = False
-        self._places: deque[Place] = deque()
+        self.holder: object = None
+        self.places: deque[tuple[object, Place]] = deque()
         self._calls = _counter.calls
 
-    def occupy(self) -> None:
-        """Makes it the caller's turn, where is_free has just said so."""
-        self._busy = True
-
-    async def enter(self, pauses: bool = True) -> None:
-        """Returns when it is the caller's turn. The loop turns before, and a cancellation shows.
+    async def enter(self, me: object, pauses: bool = True) -> None:
+        """Returns when me is the holder. The loop turns before, and a cancellation shows.
 
         pauses: False where the caller is going to wait, so that it need not if nobody is inside.
         RuntimeError as for is_free.
         """
         self.check_loop()
-        if not self._busy:
-            self._busy = True
+        if self.holder is None:
+            self.holder = me
             if pauses:
-                try:
-                    await self.pause()
-                except BaseException:
-                    self.leave()
-                    raise
+                await self.pause()
             return
         place = self.make_place()
-        self._places.append(place)
+        waiting = me, place
+        self.places.append(waiting)
         try:
             await self.stay(place)
-        except BaseException:
-            # The turn was already this one's, or it leaves the queue.
-            if place in self._places:
-                self._places.remove(place)
-            elif self.was_called(place):
-                self.leave()
-            raise
+        finally:
+            if waiting in self.places:
+                self.places.remove(waiting)
 
-    def leave(self) -> None:
-        """Ends the caller's turn; who came next has the next one."""
-        while self._places:
-            if self.call(self._places.popleft()):
+    def pass_on(self) -> None:
+        """Makes the one who came next the holder."""
+        while self.places:
+            self.holder, place = self.places.popleft()
+            if self.call(place):
                 return
-        self._busy = False
+        self.holder = None
 
     @abstractmethod
     def is_free(self) -> bool:
@@ -124,10 +122,6 @@ class Direction(ABC, Generic[Place]):
     @abstractmethod
     def call(self, place: Place) -> bool:
         """Wakes who stays there. False where it has been cancelled."""
-
-    @abstractmethod
-    def was_called(self, place: Place) -> bool:
-        """Whether call() has returned True for it."""
 
 
 class Loop(Protocol):
@@ -173,25 +167,33 @@ async def take(direction: "Direction[Any]", attempt: Callable[[], Result]) -> Re
         try:
             return attempt()
         except BlockingIOError:
-            direction.occupy()
-        return await keep_trying(direction, attempt, True)
-    await direction.enter()
-    return await keep_trying(direction, attempt, False)
+            pass
+        return await keep_trying(direction, attempt, waits=True, enters=False)
+    return await keep_trying(direction, attempt, waits=False)
 
 
 async def keep_trying(
     direction: "Direction[Any]",
     attempt: Callable[[], Result],
     waits: bool,
+    enters: bool = True,
+    pauses: bool = True,
     has_more: Callable[[], object] = _never,
 ) -> Result:
-    """The rest of take, in the caller's turn, which it ends. waits: before it tries.
+    """The rest of take, in a turn of its own. waits: before it tries.
 
-    has_more: whether what is there already is worth another try without waiting.
+    enters: False where is_free has just said that it can be its turn at once.
+    pauses: As for Direction.enter.
+    has_more: Whether what is there already is worth another try without waiting.
 
     Nothing is awaited between the last try and the return, so that nothing it took is lost.
     """
+    me = object()
     try:
+        if enters:
+            await direction.enter(me, pauses)
+        else:
+            direction.holder = me
         while True:
             if waits and has_more():
                 await direction.pause()
@@ -202,4 +204,7 @@ async def keep_trying(
             except BlockingIOError:
                 waits = True
     finally:
-        direction.leave()
+        if direction.holder is me:
+            direction.holder = None
+            if direction.places:
+                direction.pass_on()

@@ -117,10 +117,20 @@ async def recv_fds(
         OSError: As for fdpass_c.recv_fds.
     """
 
-    def attempt() -> tuple[bytes, list[int], int, Any]:
-        return fdpass_c.recv_fds(sock, bufsize, maxfds, flags)
+    received: list[int] = []
 
-    return await _take(sock, False, attempt)
+    def attempt() -> tuple[bytes, list[int], int, Any]:
+        nonlocal received
+        answer = fdpass_c.recv_fds(sock, bufsize, maxfds, flags)
+        received = answer[1]
+        return answer
+
+    try:
+        return await _take(sock, False, attempt)
+    except BaseException:
+        # A signal handler raised an exception on the way out.
+        fdpass_c.close_fds(received)
+        raise
 
 
 async def send_fd(sock: int | HasFileno, fd: int | HasFileno, data: Buffer = b"\0") -> None:

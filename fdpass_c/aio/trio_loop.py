@@ -41,7 +41,7 @@ class TrioDirection(Direction[trio.Event]):
     def is_free(self) -> bool:
         if current() is not self._token:
             self.check_loop()
-        return not self._busy and next(self._calls) % CALLS != 0
+        return self.holder is None and next(self._calls) % CALLS != 0
 
     async def look(self) -> bool:
         # Takes a third of the time of asking for the deadline, however deep the scopes are.
@@ -80,6 +80,3 @@ class TrioDirection(Direction[trio.Event]):
     def call(self, place: trio.Event) -> bool:
         place.set()
         return True
-
-    def was_called(self, place: trio.Event) -> Any:
-        return place.is_set()

@@ -53,7 +53,8 @@ def main() -> int:
     parser.add_argument("operations", nargs="*", help="what their names begin with")
     options = parser.parse_args()
     allocations = Allocations(options.quick)
-    return allocations.attacks.run(allocations.attack, options.operations)
+    # asyncio itself forgets a task if there is no memory in the middle of its loop.
+    return allocations.attacks.run(allocations.attack, options.operations, in_loops=0)
 
 
 if __name__ == "__main__":

@@ -31,6 +31,9 @@ class Faults:
     def attack(self, name: str, make: Callable[[], Attempt]) -> None:
         self._watch(make)  # The first fills what is remembered.
         for step in self._watch(make):
+            # asyncio and trio want the mode of sockets changed, which fails for none that is open.
+            if name.startswith("aio ") and step.call == "ioctl":
+                continue
             for what, plan in self._fail(step):
                 self._try(f"{name}: {what}", make, plan(), "faults")
             for what, plan in self._cut(name, step):
@@ -90,13 +93,14 @@ class Faults:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m faults")
-    parser.add_argument("--quick", action="store_true", help="some lengths of each transfer only")
+    parser.add_argument("--quick", action="store_true", help="a sample")
     parser.add_argument("operations", nargs="*", help="what their names begin with")
     options = parser.parse_args()
     if not is_loaded():
         return start(*sys.argv[1:])
     faults = Faults(options.quick)
-    found = faults.attacks.run(faults.attack, options.operations)
+    in_loops = 5 if options.quick else 1
+    found = faults.attacks.run(faults.attack, options.operations, in_loops)
     return Commands(Library(), options.quick).run(options.operations) or found
 
 

@@ -42,9 +42,10 @@ def fuzz(target: str, seconds: int, corpus: Path) -> bool:
         )
     runs = re.search(r"number_of_executed_units: (\d+)", done.stderr)
     print(f"{target}: {runs[1] if runs else 'no'} inputs, status {done.returncode}", flush=True)
-    if done.returncode != 0:
+    if done.returncode != 0 or runs is None:
         print(done.stderr[-10_000:])
-    return done.returncode == 0
+        return False
+    return True
 
 
 def main() -> int:

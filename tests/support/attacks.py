@@ -13,6 +13,8 @@ from contextlib import AbstractContextManager
 from types import FrameType
 from typing import Any
 
+import fdpass_c
+from support import looped
 from support.attempts import Attempt, Operations, Outcome
 from support.tables import table_of
 
@@ -97,16 +99,30 @@ class Attacks:
             print(self.found[-1], "\n", flush=True)
 
     def run(
-        self, attack: Callable[[str, Callable[[], Attempt]], None], names: Sequence[str]
+        self,
+        attack: Callable[[str, Callable[[], Attempt]], None],
+        names: Sequence[str],
+        in_loops: int,
     ) -> int:
-        """Attacks every operation whose name begins with one of names; says what was found."""
+        """Attacks every operation whose name begins with one of names; says what was found.
+
+        in_loops: every so many-th of those of event loops, too; 0 for none.
+        """
+        looped.start()
         # With the smaller table a channel looks before it receives.
-        for limit, wanted in ((1024, ""), (700, "Channel.recv")):
-            operations = Operations()
+        plans: list[tuple[int, Any, str]] = [(1024, fdpass_c, ""), (700, fdpass_c, "Channel.recv")]
+        if in_loops:
+            plans.append((1024, looped, ""))
+        for limit, api, wanted in plans:
+            operations = Operations(api)
+            prefix = "aio " if api is looped else ""
             with contextlib.closing(operations), table_of(limit):
-                for name, make in operations.all.items():
-                    if name.startswith(tuple(names) or "") and name.startswith(wanted):
-                        attack(name, make)
+                step = in_loops if api is looped else 1
+                for name, make in [*operations.all.items()][::step]:
+                    full = prefix + name
+                    if full.startswith(tuple(names) or "") and name.startswith(wanted):
+                        attack(full, make)
+        looped.stop()
         counts = ", ".join(f"{count} {kind}" for kind, count in self.counts.items())
         print(f"{counts}; {len(self.found)} that went wrong")
         return 1 if self.found else 0

@@ -46,7 +46,11 @@ _numbers = itertools.count()
 class Operations:
     """The attempts by name, and what they use: some files, and a folder."""
 
-    def __init__(self) -> None:
+    def __init__(self, api: Any = fdpass_c) -> None:
+        """api: a module with the names of fdpass_c that are tried."""
+        self.api = api
+        # An event loop wants sockets in non-blocking mode.
+        self._timeouts = (None, 30.0) if api is fdpass_c else (0.0,)
         self._stack = ExitStack()
         self.files = open_unique(5)
         self._stack.callback(fdpass_c.close_fds, self.files)
@@ -54,10 +58,10 @@ class Operations:
         self.all: dict[str, Callable[[], Attempt]] = {
             **self._plain(),
             **self._channels(),
-            **self._writes(),
-            **self._owners(),
             **self._meetings(),
         }
+        if api is fdpass_c:
+            self.all |= {**self._writes(), **self._owners()}
 
     def close(self) -> None:
         self._stack.close()
@@ -71,15 +75,22 @@ class Operations:
     def path(self) -> Path:
         return Path(self._folder, f"socket{next(_numbers)}")
 
+    @contextmanager
+    def _channels_of(
+        self, kind: socket.SocketKind = STREAM, buffer: int | None = None
+    ) -> Iterator[tuple[Channel, Channel]]:
+        with channels(kind, buffer, make=self.api.Channel) as (sender, receiver):
+            yield sender, receiver
+
     # -- the plain wire ----------------------------------------------------------------------------
 
     def _plain(self) -> dict[str, Callable[[], Attempt]]:
         found: dict[str, Callable[[], Attempt]] = {}
         for name, kind in KINDS.items():
-            for timeout in (None, 30.0):
+            for timeout in self._timeouts:
                 end = f"{name} {timeout}"
                 shapes_of_one = [(3, 1)]
-                if timeout is None:
+                if timeout != 30:
                     shapes_of_one += [(3000, 5)] + [(0, 0)] * (kind is DATAGRAMS)
                 for shape in shapes_of_one:
                     word = f"{shape[0]} bytes, {shape[1]} fds, {end}"
@@ -96,10 +107,10 @@ class Operations:
                 mixed = [(1, 1), (300, 2), (7, 1)]
                 found[f"send_many mixed, {end}"] = partial(self._send_many, kind, mixed, timeout)
                 found[f"recv_many mixed, {end}"] = partial(self._recv_many, kind, mixed, timeout)
-        for call in (_recv_fds, fdpass_c.recv_fd, fdpass_c.recv_many):
-            found[f"{call.__name__.strip('_')} nothing"] = partial(self._receive_late, call)
+        for name, arguments in {"recv_fds": (100, 10), "recv_fd": (), "recv_many": ()}.items():
+            found[f"{name} nothing"] = partial(self._receive_late, name, arguments)
         found["send_fds to an address"] = self._send_to
-        found["send_fd 9000 bytes"] = partial(self._send_fd, STREAM, 9000, None)
+        found["send_fd 9000 bytes"] = partial(self._send_fd, STREAM, 9000, self._timeouts[0])
         return found
 
     def _check(self, kind: int, got: list[Message], sent: list[Message]) -> None:
@@ -118,12 +129,12 @@ class Operations:
     def _send_fds(self, kind: int, shape: tuple[int, int], timeout: float | None) -> Attempt:
         payloads, rows = self.messages(shape)
         with _pair(kind, timeout) as (left, right):
-            outcome = yield lambda: fdpass_c.send_fds(left, payloads, rows[0])
+            outcome = yield lambda: self.api.send_fds(left, payloads, rows[0])
             sent = outcome.value
             if isinstance(outcome.error, OSError):
-                sent = fdpass_c.send_fds(left, payloads, rows[0])
+                sent = self.api.send_fds(left, payloads, rows[0])
             if sent is not None and sent < len(payloads[0]):
-                assert fdpass_c.send_fds(left, [payloads[0][sent:]], []) == len(payloads[0]) - sent
+                assert self.api.send_fds(left, [payloads[0][sent:]], []) == len(payloads[0]) - sent
             self._settle(kind, _rest(right), described(payloads, rows), outcome)
 
     def _send_to(self) -> Attempt:
@@ -132,22 +143,23 @@ class Operations:
             right.bind(name)
             payloads, rows = self.messages((3, 1))
             with socket.socket(socket.AF_UNIX, DATAGRAMS) as left:
-                outcome = yield lambda: fdpass_c.send_fds(left, payloads, rows[0], 0, name)
+                left.setblocking(self.api is fdpass_c)
+                outcome = yield lambda: self.api.send_fds(left, payloads, rows[0], 0, name)
                 if isinstance(outcome.error, OSError):
-                    fdpass_c.send_fds(left, payloads, rows[0], 0, name)
+                    self.api.send_fds(left, payloads, rows[0], 0, name)
             self._settle(DATAGRAMS, _rest(right), described(payloads, rows), outcome)
             os.unlink(name)
 
     def _send_fd(self, kind: int, size: int, timeout: float | None) -> Attempt:
         payloads, rows = self.messages((size, 1))
         with _pair(kind, timeout) as (left, right):
-            outcome = yield lambda: fdpass_c.send_fd(left, rows[0][0], payloads[0])
+            outcome = yield lambda: self.api.send_fd(left, rows[0][0], payloads[0])
             if isinstance(outcome.error, OSError):
                 left_over = getattr(outcome.error, "characters_written", 0)
                 if left_over:
                     left.sendall(payloads[0][left_over:])
                 else:
-                    fdpass_c.send_fd(left, rows[0][0], payloads[0])
+                    self.api.send_fd(left, rows[0][0], payloads[0])
             self._settle(kind, _rest(right), described(payloads, rows), outcome)
 
     def _send_many(
@@ -156,17 +168,17 @@ class Operations:
         payloads, rows = self.messages(*shapes)
         fds: Any = rows if any(len(row) != 1 for row in rows) else [row[0] for row in rows]
         with _pair(kind, timeout) as (left, right):
-            outcome = yield lambda: fdpass_c.send_many(left, payloads, fds)
+            outcome = yield lambda: self.api.send_many(left, payloads, fds)
             if isinstance(outcome.error, OSError):
                 start = outcome.error.progress  # type: ignore[attr-defined]
-                fdpass_c.send_many(left, payloads, fds, start=start)
+                self.api.send_many(left, payloads, fds, start=start)
             self._settle(kind, _rest(right), described(payloads, rows), outcome)
 
     def _recv_fds(self, kind: int, shape: tuple[int, int], timeout: float | None) -> Attempt:
         payloads, rows = self.messages(shape)
         with _pair(kind, timeout) as (left, right):
             _send_each(left, payloads, rows)
-            outcome = yield lambda: fdpass_c.recv_fds(right, 5000, 10)
+            outcome = yield lambda: self.api.recv_fds(right, 5000, 10)
             got = []
             if outcome.error is None:
                 data, fds, flags, _ = outcome.value
@@ -196,7 +208,7 @@ class Operations:
         payloads, rows = self.messages((size, 1))
         with _pair(kind, timeout) as (left, right):
             _send_each(left, payloads, rows)
-            outcome = yield lambda: fdpass_c.recv_fd(right)
+            outcome = yield lambda: self.api.recv_fd(right)
             got = [take(outcome.value)] if outcome.error is None else []
             self._finish_receiving(kind, got, right, payloads, rows, outcome)
 
@@ -207,14 +219,14 @@ class Operations:
         with _pair(kind, timeout) as (left, right):
             _send_each(left, payloads, rows)
             count = len(payloads)
-            outcome = yield lambda: fdpass_c.recv_many(right, count, 400, 3)
+            outcome = yield lambda: self.api.recv_many(right, count, 400, 3)
             batch = outcome.value or getattr(outcome.error, "batch", None)
             got = take_batch(batch) if batch is not None else []
             self._finish_receiving(kind, got, right, payloads, rows, outcome)
 
-    def _receive_late(self, receive: Callable[[socket.socket], Any]) -> Attempt:
-        with _pair(STREAM, 0.001) as (left, right):
-            outcome = yield lambda: receive(right)
+    def _receive_late(self, name: str, arguments: tuple[int, ...]) -> Attempt:
+        with _pair(STREAM, 0.001 if self.api is fdpass_c else 0) as (left, right):
+            outcome = yield lambda: getattr(self.api, name)(right, *arguments)
             assert outcome.value is None
             payloads, rows = self.messages((4, 1))
             _send_each(left, payloads, rows)
@@ -250,10 +262,10 @@ class Operations:
         found["Channel.send object"] = partial(self._send, STREAM, [(3000, 2)], None, _as_array)
         for timeout in (0.0, 0.001):
             found[f"Channel.recv nothing {timeout}"] = partial(
-                self._receive_nothing, Channel.recv, timeout
+                self._receive_nothing, "recv", timeout
             )
             found[f"Channel.recv_many nothing {timeout}"] = partial(
-                self._receive_nothing, Channel.recv_many, timeout
+                self._receive_nothing, "recv_many", timeout
             )
             for name in ("one long", "large", "600"):
                 found[f"Channel.send_many unread {name}, {timeout}"] = partial(
@@ -283,7 +295,7 @@ class Operations:
         self, kind: Any, shapes: list[tuple[int, int]], timeout: float | None, wrap: Any = bytes
     ) -> Attempt:
         payloads, (row,) = self.messages(*shapes)
-        with channels(kind, BUFFER) as (sender, receiver):
+        with self._channels_of(kind, BUFFER) as (sender, receiver):
             sender.settimeout(timeout)
             payload = wrap(payloads[0])
             outcome = yield lambda: sender.send(payload, row)
@@ -296,7 +308,7 @@ class Operations:
     ) -> Attempt:
         payloads, rows = self.messages(*shapes)
         fds: Any = rows if any(len(row) != 1 for row in rows) else [row[0] for row in rows]
-        with channels(kind, BUFFER) as (sender, receiver):
+        with self._channels_of(kind, BUFFER) as (sender, receiver):
             sender.settimeout(timeout)
             outcome = yield lambda: sender.send_many(payloads, fds)
             if isinstance(outcome.error, OSError):
@@ -306,36 +318,36 @@ class Operations:
             self._end(sender, receiver, described(payloads, rows), outcome, len(payloads))
 
     def _recv(self, kind: Any, shapes: list[tuple[int, int]], timeout: float | None) -> Attempt:
-        yield from self._receive(kind, shapes, timeout, Channel.recv, _take_one)
+        yield from self._receive(kind, shapes, timeout, "recv", _take_one)
 
     def _recv_column(
         self, kind: Any, shapes: list[tuple[int, int]], timeout: float | None
     ) -> Attempt:
-        yield from self._receive(kind, shapes, timeout, Channel.recv_many, take_batch)
+        yield from self._receive(kind, shapes, timeout, "recv_many", take_batch)
 
     def _receive(
         self,
         kind: Any,
         shapes: list[tuple[int, int]],
         timeout: float | None,
-        receive: Callable[[Channel], Any],
+        name: str,
         look: Callable[[Any], list[Message]],
     ) -> Attempt:
         payloads, rows = self.messages(*shapes)
-        with channels(kind, BUFFER) as (sender, receiver):
+        with self._channels_of(kind, BUFFER) as (sender, receiver):
             receiver.settimeout(timeout)
             sender.send_many(payloads, rows)
-            outcome = yield lambda: receive(receiver)
+            outcome = yield lambda: getattr(receiver, name)()
             got = look(outcome.value) if outcome.error is None else []
             while len(got) < len(payloads):
-                got += look(receive(receiver))
+                got += look(getattr(receiver, name)())
             assert got == described(payloads, rows)
             _assert_no_more(receiver)
 
-    def _receive_nothing(self, receive: Callable[[Channel], Any], timeout: float) -> Attempt:
-        with channels() as (sender, receiver):
+    def _receive_nothing(self, name: str, timeout: float) -> Attempt:
+        with self._channels_of() as (sender, receiver):
             receiver.settimeout(timeout)
-            outcome = yield lambda: receive(receiver)
+            outcome = yield lambda: getattr(receiver, name)()
             assert outcome.value is None
             sender.send(b"at last", self.files[:1])
             assert take(receiver.recv()) == (b"at last", identities(self.files[:1]))
@@ -344,7 +356,7 @@ class Operations:
     def _send_unread(self, shapes: list[tuple[int, int]], timeout: float) -> Attempt:
         """More than the buffer takes, while nobody reads."""
         payloads, rows = self.messages(*shapes)
-        with channels(STREAM, 5000) as (sender, receiver):
+        with self._channels_of(STREAM, 5000) as (sender, receiver):
             sender.settimeout(timeout)
             outcome = yield lambda: sender.send_many(payloads, rows)
             done = len(payloads)
@@ -372,10 +384,11 @@ class Operations:
 
     def _flush(self) -> Attempt:
         """A frame of which a part has left, and then a buffer that is empty again."""
-        with channels(STREAM, 5000) as (sender, receiver):
+        with self._channels_of(STREAM, 5000) as (sender, receiver):
             sender.setblocking(False)
             data = bytes(60_000)
-            sender.send(data, self.files[:2])
+            with contextlib.suppress(BlockingIOError):
+                sender.send(data, self.files[:2])
             begun = sender.unsent
             assert begun
             receiver.setblocking(False)
@@ -393,7 +406,7 @@ class Operations:
             assert outcome.error is None or isinstance(outcome.error, (OSError, *ANYWHERE))
 
     def _close(self) -> Attempt:
-        with channels() as (sender, receiver):
+        with self._channels_of() as (sender, receiver):
             sender.send_many([b"x"] * 3, self.files[:3])
             sender.send(bytes(70_000), self.files)
             take(receiver.recv())
@@ -402,7 +415,7 @@ class Operations:
             assert receiver.closed
 
     def _pending(self) -> Attempt:
-        with channels() as (sender, receiver):
+        with self._channels_of() as (sender, receiver):
             sender.send_many([b"1", b"2", b"3"], self.files[:3])
             take(receiver.recv())
             yield lambda: receiver.pending
@@ -501,7 +514,7 @@ class Operations:
                     outcome.value.close()
 
     def _close_batch(self) -> Attempt:
-        with channels() as (sender, receiver):
+        with self._channels_of() as (sender, receiver):
             sender.send_many([b"x"] * 3, self.files[:3])
             batch: Batch = receiver.recv_many()
             yield batch.close
@@ -537,23 +550,28 @@ class Operations:
             "Channel": self._make_channel,
         }
 
+    def _meet(self, listener: Listener, path: Path) -> None:
+        with self.api.Channel.connect(path) as client:
+            client.send(b"another")
+            _accept_from(listener, b"another")
+
     def _listen(self, stale: bool = False) -> Attempt:
         path = self.path()
         if stale:
             with socket.socket(socket.AF_UNIX) as sock:
                 sock.bind(str(path))
-        outcome = yield lambda: Listener(path, mode=0o640)
+        outcome = yield lambda: self.api.Listener(path, mode=0o640)
         if outcome.error is not None:
             assert not path.exists() or stale or isinstance(outcome.error, ANYWHERE)
-        with outcome.value or Listener(path, mode=0o640) as listener:
+        with outcome.value or self.api.Listener(path, mode=0o640) as listener:
             assert path.stat().st_mode & 0o777 == 0o640
-            _meet(listener, path)
+            self._meet(listener, path)
         assert not path.exists()
         Path(f"{path}.lock").unlink(missing_ok=True)
 
     def _stop_listening(self) -> Attempt:
         path = self.path()
-        listener = Listener(path)
+        listener = self.api.Listener(path)
         yield listener.close
         listener.close()
         assert listener.fileno() == -1
@@ -561,9 +579,9 @@ class Operations:
 
     def _accept(self, timeout: float | None = None) -> Attempt:
         path = self.path()
-        with Listener(path) as listener, ExitStack() as stack:
+        with self.api.Listener(path) as listener, ExitStack() as stack:
             listener.settimeout(timeout)
-            client = stack.enter_context(Channel.connect(path))
+            client = stack.enter_context(self.api.Channel.connect(path))
             outcome = yield listener.accept
             if outcome.error is not None and not _was_dropped(client):
                 outcome = Outcome(listener.accept(), None)
@@ -571,18 +589,18 @@ class Operations:
                 with outcome.value as accepted:
                     client.send(b"hello", self.files[:1])
                     assert take(accepted.recv()) == (b"hello", identities(self.files[:1]))
-            _meet(listener, path)
+            self._meet(listener, path)
 
     def _connect(self, timeout: float | None = None) -> Attempt:
         path = self.path()
-        with Listener(path) as listener:
-            outcome = yield lambda: Channel.connect(path, timeout=timeout)
-            with outcome.value or Channel.connect(path, timeout=timeout) as client:
+        with self.api.Listener(path) as listener:
+            outcome = yield lambda: self.api.Channel.connect(path, timeout=timeout)
+            with outcome.value or self.api.Channel.connect(path, timeout=timeout) as client:
                 client.send(b"hello")
                 _accept_from(listener, b"hello")
 
     def _make_pair(self) -> Attempt:
-        outcome = yield Channel.pair
+        outcome = yield self.api.Channel.pair
         if outcome.value is not None:
             here, there = outcome.value
             with here, there:
@@ -592,14 +610,14 @@ class Operations:
     def _make_channel(self) -> Attempt:
         left, right = socket.socketpair()
         with left, right:
-            outcome = yield lambda: Channel(left)
+            outcome = yield lambda: self.api.Channel(left)
             if outcome.value is None and left.fileno() < 0:
                 # Its owner was made, and dropped with the handler's exception.
                 assert isinstance(outcome.error, ANYWHERE)
                 return
-            with outcome.value or Channel(left) as channel:
+            with outcome.value or self.api.Channel(left) as channel:
                 channel.send(b"x", self.files[:1])
-                with Channel(right) as receiver:
+                with self.api.Channel(right) as receiver:
                     assert take(receiver.recv()) == (b"x", identities(self.files[:1]))
 
 
@@ -609,10 +627,6 @@ BUFFER = 1_000_000
 def _as_array(data: bytes) -> "array[int]":
     """Memory that the package does not copy."""
     return array("B", data)
-
-
-def _recv_fds(sock: socket.socket) -> Any:
-    return fdpass_c.recv_fds(sock, 100, 10)
 
 
 def _rest(sock: socket.socket) -> list[Message]:
@@ -649,12 +663,6 @@ def _assert_no_more(receiver: Channel) -> None:
     except BlockingIOError:
         return
     raise AssertionError("a message that nobody sent")
-
-
-def _meet(listener: Listener, path: Path) -> None:
-    with Channel.connect(path) as client:
-        client.send(b"another")
-        _accept_from(listener, b"another")
 
 
 def _accept_from(listener: Listener, payload: bytes) -> None:

@@ -25,11 +25,15 @@ def raw_pair(
 
 @contextmanager
 def channels(
-    kind: socket.SocketKind = socket.SOCK_STREAM, buffer: int | None = None, **options: Any
+    kind: socket.SocketKind = socket.SOCK_STREAM,
+    buffer: int | None = None,
+    *,
+    make: Any = Channel,
+    **options: Any,
 ) -> Iterator[tuple[Channel, Channel]]:
     """A sender, perhaps with a small buffer, and a receiver with the options."""
     left, right = socket.socketpair(socket.AF_UNIX, kind)
     if buffer is not None:
         left.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, buffer)
-    with Channel(left) as sender, Channel(right, **options) as receiver:
+    with make(left) as sender, make(right, **options) as receiver:
         yield sender, receiver
