@@ -4,9 +4,11 @@ import asyncio
 import atexit
 import contextlib
 import ctypes
+import errno
 import logging
 import os
 import platform
+import selectors
 import signal
 import socket
 import struct
@@ -17,7 +19,7 @@ import warnings
 from functools import partial
 from typing import Any
 
-from fdpass_c.pool import Pool, open_listener
+from fdpass_c.pool import Pool, metrics_server, open_listener
 from support import handlers
 from support.handlers import begin_and_wait, obey
 
@@ -59,6 +61,28 @@ def shut_down_listeners(*addresses: str) -> None:
     left = iter(listeners)
     signal.signal(signal.SIGUSR2, lambda *_: next(left).shutdown(socket.SHUT_RDWR))
     Pool(begin_and_wait, 2).serve(*listeners)
+
+
+class _Full(selectors.DefaultSelector):
+    """A selector with no room for the first that each function has it watch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._tried = {"__init__"}  # Before the pool serves it may fail.
+
+    def register(self, fileobj: Any, events: int, data: Any = None) -> selectors.SelectorKey:
+        caller = sys._getframe(1).f_code.co_name
+        if caller not in self._tried:
+            self._tried.add(caller)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return super().register(fileobj, events, data)
+
+
+def no_room_to_watch(*addresses: str) -> None:
+    """A pool of one worker, with metrics, whose selector has no room for a moment."""
+    selectors.DefaultSelector = _Full  # type: ignore[misc]
+    metrics_server._RETRY_DELAY = 0.05
+    Pool(obey, 1).serve(*addresses, metrics="127.0.0.1:0")
 
 
 def print_to(where: str, *addresses: str) -> None:

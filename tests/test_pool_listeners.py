@@ -105,7 +105,7 @@ def test_a_service_manager_passes_a_datagram_socket() -> None:
 @pytest.mark.thread_unsafe
 @linux_only
 @pytest.mark.skipif(platform.machine() not in ACCEPT4, reason="the number of accept4")
-@pytest.mark.parametrize("code", [errno.EPERM, errno.ENETDOWN, errno.ECONNABORTED])
+@pytest.mark.parametrize("code", [errno.EPERM, errno.ENETDOWN, errno.ECONNABORTED, errno.EINTR])
 def test_a_lasting_error_of_accept(code: int) -> None:
     """A listener whose every accept fails rests, and keeps neither the signals nor the other
     listener from their turn."""
@@ -120,6 +120,7 @@ def test_a_lasting_error_of_accept(code: int) -> None:
                     assert read_all(sock)
             server.settled(1)
             assert server.log.count("cannot accept at") == 1
+            assert "any longer" not in server.log
             assert server.stop() == 0
 
 

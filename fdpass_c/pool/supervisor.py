@@ -128,7 +128,7 @@ class Supervisor:
 
     def _spawn(self, slot: int) -> bool:
         try:
-            worker = self._start(slot, self._restarts[slot])
+            worker = self._start_watched(slot)
         except OSError as error:
             reason = f"cannot start a worker: {error.strerror}"
             logger.warning("%s", reason)
@@ -141,11 +141,21 @@ class Supervisor:
         worker.deadline = time.monotonic() + self._start_timeout
         self._workers.append(worker)
         self._dispatcher.add(worker)
-        self._selector.register(
-            worker.channel, selectors.EVENT_READ, partial(self._on_event, worker)
-        )
         logger.info("worker %d started", worker.pid)
         return True
+
+    def _start_watched(self, slot: int) -> WorkerProcess:
+        """OSError as from _start, and ENOMEM or ENOSPC: the selector has no room."""
+        worker = self._start(slot, self._restarts[slot])
+        try:
+            self._selector.register(
+                worker.channel, selectors.EVENT_READ, partial(self._on_event, worker)
+            )
+        except OSError:
+            worker.kill()
+            worker.channel.close()
+            raise
+        return worker
 
     def _on_event(self, worker: WorkerProcess, events: int) -> None:
         """The selector found that the worker ended, or that its buffer has room."""

@@ -53,12 +53,11 @@ class WorkerProcess:
     as time.monotonic.
     """
 
-    def __init__(
-        self, settings: WorkerSettings, pid: int, sock: socket.socket, counters: Counters
-    ) -> None:
-        """Takes ownership of sock, this side of the connection to the worker."""
+    def __init__(self, settings: WorkerSettings, sock: socket.socket, counters: Counters) -> None:
+        """To be made before the fork, which sets pid: later nothing may fail. Takes ownership of
+        sock, this side of the connection to the worker."""
         self.settings = settings
-        self.pid = pid
+        self.pid = 0
         self.state: State = State.STARTING
         self.counters = counters
         self._started_at = time.monotonic()
@@ -176,13 +175,14 @@ def fork_worker(
     ours, theirs = socket.socketpair()
     with theirs:
         try:
+            worker = WorkerProcess(settings, ours, counters)
             _flush_streams()  # Or the child would print it again.
-            pid = os.fork()
-            if pid == 0:
-                ours.close()
+            worker.pid = os.fork()
+            if worker.pid == 0:
+                worker.close_in_child()
                 leaving.become_worker(counters, master)
                 _run_child(theirs, counters, close_in_child, work)
-            return WorkerProcess(settings, pid, ours, counters)
+            return worker
         except BaseException:
             ours.close()
             raise
