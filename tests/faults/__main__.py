@@ -94,7 +94,7 @@ def main() -> int:
     parser.add_argument("operations", nargs="*", help="what their names begin with")
     options = parser.parse_args()
     if not is_loaded():
-        return start(*sys.argv[1:])
+        return start("faults", *sys.argv[1:])
     faults = Faults(options.quick)
     return faults.attacks.run(faults.attack, options.operations)
 

@@ -16,15 +16,15 @@ SOURCE = Path(__file__).with_name("preload.c")
 _PATH = "FAULTS_LIBRARY"
 
 
-def start(*arguments: str) -> int:
-    """Runs this program again with the library in front of libc; returns its exit status."""
+def start(program: str, *arguments: str) -> int:
+    """Runs a module with the library in front of libc; returns its exit status."""
     with tempfile.TemporaryDirectory() as folder:
         library = str(Path(folder, "preload.so"))
         strict = ["-std=c11", "-O1", "-Wall", "-Wextra", "-Werror", "-fPIC", "-shared"]
         subprocess.run(["gcc", *strict, str(SOURCE), "-o", library, "-ldl"], check=True)
         # Python's own blocks come from malloc where nothing else asks for them.
         environment = {**os.environ, "LD_PRELOAD": library, _PATH: library}
-        command = [sys.executable, "-m", "faults", *arguments]
+        command = [sys.executable, "-m", program, *arguments]
         return subprocess.run(command, env=environment, check=False).returncode
 
 
@@ -56,6 +56,10 @@ class Library:
         self._core = _find_memory(_native.__file__)
         self.arm, self.disarm = library.fault_arm, library.fault_disarm
 
+    def arm_call(self, call: str, number: int, error: int, lasting: bool) -> None:
+        """As failing, until disarm; without a call, as watching."""
+        self.arm(self._numbers.get(call, -1), number, error, 0, lasting)
+
     @contextmanager
     def watching(self) -> Iterator[list[Step]]:
         """The system calls of the block are in the list after it."""
@@ -65,16 +69,22 @@ class Library:
             yield steps
         finally:
             self.disarm()
-            counts: dict[str, int] = {}
-            for at in range(self._logged.value):
-                name = self.names[self._calls[at]]
-                steps.append(Step(name, counts.get(name, 0), self._results[at]))
-                counts[name] = counts.get(name, 0) + 1
+            steps += self.list_steps()
+
+    def list_steps(self) -> list[Step]:
+        """What has not failed, by the plan, since the last one was armed."""
+        steps = []
+        counts: dict[str, int] = {}
+        for at in range(self._logged.value):
+            name = self.names[self._calls[at]]
+            steps.append(Step(name, counts.get(name, 0), self._results[at]))
+            counts[name] = counts.get(name, 0) + 1
+        return steps
 
     @contextmanager
     def failing(self, call: str, number: int, error: int, lasting: bool) -> Iterator[None]:
         """The number-th such call fails with error; lasting: and so does each after it."""
-        self.arm(self._numbers[call], number, error, 0, lasting)
+        self.arm_call(call, number, error, lasting)
         try:
             yield
         finally:

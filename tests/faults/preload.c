@@ -6,12 +6,16 @@
 #include <poll.h>
 #include <stdarg.h>
 #include <stddef.h>
+#include <signal.h>
 #include <stdint.h>
+#include <sys/epoll.h>
+#include <sys/mman.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/types.h>
 #include <sys/uio.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #define CALLS(each)                                                                                \
@@ -20,7 +24,8 @@
     each(close) each(shutdown) each(socket) each(socketpair) each(bind) each(listen)               \
     each(accept4) each(connect) each(getsockname) each(getpeername) each(getsockopt)               \
     each(setsockopt) each(fcntl) each(ioctl) each(open) each(stat) each(lstat) each(fstat)         \
-    each(chmod) each(fchmod) each(unlink) each(flock)
+    each(chmod) each(fchmod) each(unlink) each(flock) each(read) each(pipe2) each(mmap)            \
+    each(epoll_create1) each(epoll_ctl) each(epoll_wait) each(fork) each(waitpid) each(kill)
 
 #define NUMBER(name) CALL_##name,
 #define NAME(name) #name,
@@ -261,6 +266,8 @@ long syscall(long number, ...) {
 
 ssize_t write(int fd, const void *data, size_t size) {
     REAL(write);
+    if (fd == STDERR_FILENO) /* The log is no part of any operation. */
+        return real(fd, data, size);
     long most = limit(CALL_write);
     if (most == -2)
         return -1;
@@ -309,6 +316,11 @@ int close(int fd) {
     return fails(CALL_close) ? -1 : (int)answer(CALL_close, result);
 }
 
+ssize_t read(int fd, void *data, size_t size) {
+    REAL(read);
+    return fails(CALL_read) ? -1 : answer(CALL_read, real(fd, data, size));
+}
+
 #define PLAIN(kind, name, parameters, ...)                                                         \
     int name parameters {                                                                          \
         REAL(name);                                                                                \
@@ -337,6 +349,43 @@ PLAIN(fstat, fstat64, (int fd, struct stat64 *status), fd, status)
 PLAIN(chmod, chmod, (const char *path, mode_t mode), path, mode)
 PLAIN(fchmod, fchmod, (int fd, mode_t mode), fd, mode)
 PLAIN(unlink, unlink, (const char *path), path)
+PLAIN(pipe2, pipe2, (int fds[2], int flags), fds, flags)
+PLAIN(epoll_create1, epoll_create1, (int flags), flags)
+PLAIN(epoll_wait, epoll_wait, (int epoll, struct epoll_event *events, int most, int timeout), epoll,
+      events, most, timeout)
+PLAIN(waitpid, waitpid, (pid_t pid, int *status, int options), pid, status, options)
+PLAIN(kill, kill, (pid_t pid, int signum), pid, signum)
+
+/* What is changed or removed needs no room, and is there. */
+int epoll_ctl(int epoll, int what, int fd, struct epoll_event *event) {
+    REAL(epoll_ctl);
+    if (what != EPOLL_CTL_ADD)
+        return real(epoll, what, fd, event);
+    return fails(CALL_epoll_ctl) ? -1 : (int)answer(CALL_epoll_ctl, real(epoll, what, fd, event));
+}
+
+/* Nothing goes wrong in the child unless it wants that. */
+pid_t fork(void) {
+    REAL(fork);
+    if (fails(CALL_fork))
+        return -1;
+    pid_t pid = real();
+    if (pid == 0)
+        armed = 0;
+    return (pid_t)answer(CALL_fork, pid);
+}
+
+/* Memory that processes share. Any other is an allocation. */
+void *mmap64(void *address, size_t size, int access, int flags, int fd, off64_t offset) {
+    REAL(mmap64);
+    if (!(flags & MAP_SHARED))
+        return real(address, size, access, flags, fd, offset);
+    if (fails(CALL_mmap))
+        return MAP_FAILED;
+    void *memory = real(address, size, access, flags, fd, offset);
+    answer(CALL_mmap, memory == MAP_FAILED ? -1 : 0);
+    return memory;
+}
 
 int flock(int fd, int operation);
 PLAIN(flock, flock, (int fd, int operation), fd, operation)

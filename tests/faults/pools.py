@@ -1,0 +1,450 @@
+"""Every kind of system call of a pool's master, and of a worker, made to fail.
+
+    python -m faults.pools [--quick] [scenario ...]     from the tests' folder
+
+A child process runs a pool with a plan, and this process is its clients. Then it stops the pool.
+"""
+
+import argparse
+import asyncio
+import contextlib
+import errno
+import faulthandler
+import gc
+import json
+import logging
+import os
+import re
+import select
+import signal
+import socket
+import sys
+import tempfile
+import time
+import traceback
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, NoReturn
+
+from faults.library import Library, Step, is_loaded, start
+from faults.plans import ERRORS, IMPOSSIBLE, IMPOSSIBLE_IN_MASTER, PASSING, REPEATED
+from fdpass_c.pool import Pool
+from fdpass_c.testing import list_fds
+from support.processes import adopt_orphans
+
+_leave = os._exit
+
+_REQUEST = b"what the client sends"
+_ANSWER = _REQUEST * 100
+_IN_HANDLER = "the handler got an error"
+
+_DRAIN = 3
+_PATIENCE = 8
+_PATIENCE_WITH_LASTING = 0.5
+"""Seconds for all answers of a round. With an error that lasts there may be none."""
+
+_END = 12
+"""Seconds from the signal to the end of the pool."""
+
+_MOST_CPU = 1.0
+_MOST_CALLS = 2000
+"""CPU seconds of all processes of a pool, and calls of one. Usually it takes a tenth."""
+
+
+def _answer(sock: socket.socket, _address: object) -> None:
+    try:
+        if sock.recv(1000):
+            sock.sendall(_ANSWER)
+    except OSError:
+        logging.info(_IN_HANDLER)
+        raise
+
+
+async def _answer_async(sock: socket.socket, _address: object) -> None:
+    loop = asyncio.get_running_loop()
+    try:
+        if await loop.sock_recv(sock, 1000):
+            await loop.sock_sendall(sock, _ANSWER)
+    except OSError:
+        logging.info(_IN_HANDLER)
+        raise
+
+
+class Scenario(NamedTuple):
+    handler: Callable[[socket.socket, object], object]
+    workers: int
+    capacity: int
+    family: socket.AddressFamily
+    rounds: tuple[int, ...]
+    """How many clients come at once."""
+
+
+SCENARIOS = {
+    "plain": Scenario(_answer, 1, 1, socket.AF_INET, (1, 3)),
+    "plain, 2 workers": Scenario(_answer, 2, 1, socket.AF_UNIX, (1, 3)),
+    "queue": Scenario(_answer, 1, 4, socket.AF_UNIX, (1, 6)),
+    "queue, 2 workers": Scenario(_answer, 2, 4, socket.AF_INET, (1, 6)),
+    "coroutine": Scenario(_answer_async, 1, 10, socket.AF_INET, (1, 6)),
+    "coroutine, 2 workers": Scenario(_answer_async, 2, 10, socket.AF_UNIX, (1, 6)),
+}
+
+
+class Plan(NamedTuple):
+    """What goes wrong, in the master or in its first worker. error 0: nothing."""
+
+    in_worker: bool
+    call: str = ""
+    number: int = -1
+    error: int = 0
+    lasting: bool = False
+    is_passing: bool = False
+    """Whether the pool serves on in spite of it."""
+
+    def __str__(self) -> str:
+        which = f"every {self.call} from {self.number} on" if self.lasting else self[1:3]
+        where = "worker" if self.in_worker else "master"
+        return f"{where}: {which} gives {errno.errorcode.get(self.error, 'no error')}"
+
+
+class Result(NamedTuple):
+    """What came of a run. master: what the pool's process has told, or nothing. workers: the calls
+    of those that have ended by themselves. cpu, seconds: how long all took."""
+
+    answers: list[bytes | None]
+    master: dict[str, Any]
+    workers: list[list[Step]]
+    fired: int
+    log: str
+    cpu: float
+    seconds: float
+    problems: list[str]
+
+
+class _Child:
+    """The process of a pool."""
+
+    def __init__(self, library: Library, scenario: Scenario, plan: Plan, folder: Path) -> None:
+        self._library = library
+        self._scenario = scenario
+        self._plan = plan
+        self._folder = folder
+        self._forks = 0
+
+    def serve(self, listener: socket.socket) -> NoReturn:
+        """Writes to the folder what came of it, and ends this process."""
+        try:
+            log = os.open(self._folder / "log", os.O_CREAT | os.O_WRONLY | os.O_APPEND)
+            os.dup2(log, 2)
+            os.close(log)
+            faulthandler.enable()
+            logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+            # After the pool, and before it: it comes once all clients have what they get.
+            signal.signal(signal.SIGTERM, lambda *_: None)
+            os.register_at_fork(before=self._count_fork, after_in_child=self._arm_in_worker)
+            os._exit = self._end_worker
+            self._write("master", self._serve(listener))
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            _leave(0)
+
+    def _serve(self, listener: socket.socket) -> dict[str, Any]:
+        scenario = self._scenario
+        pool = Pool(
+            scenario.handler,
+            scenario.workers,
+            scenario.capacity,
+            drain=_DRAIN,
+            start_timeout=_DRAIN,
+        )
+        outcome, code, told = "", 0, ""
+        gc.collect()
+        before = list_fds()
+        self._arm(Plan(False) if self._plan.in_worker else self._plan)
+        try:
+            pool.serve(listener)
+        except BaseException as error:
+            self._library.disarm()
+            outcome, told = type(error).__name__, traceback.format_exc()
+            code = getattr(error, "errno", 0)
+        self._library.disarm()
+        gc.collect()
+        status = pool.status()
+        children = ""
+        with contextlib.suppress(ChildProcessError):
+            children = f"{os.waitpid(-1, os.WNOHANG)}"
+        return {
+            "outcome": outcome,
+            "errno": code,
+            "told": told,
+            "children": children,
+            "fds": sorted({*list_fds().items()} ^ {*before.items()}),
+            "handled": status.handled,
+            "failed": status.failed,
+            "lost": status.lost,
+            "left": status.waiting + len(status.workers),
+            **self._describe_calls(),
+        }
+
+    def _arm(self, plan: Plan) -> None:
+        self._library.arm_call(plan.call, plan.number, plan.error, plan.lasting)
+
+    def _count_fork(self) -> None:
+        self._forks += 1
+
+    def _arm_in_worker(self) -> None:
+        if self._plan.in_worker and self._forks == 1:
+            self._arm(self._plan)
+
+    def _end_worker(self, status: int) -> NoReturn:
+        """In place of os._exit."""
+        self._library.disarm()
+        if self._plan.in_worker and self._forks == 1:
+            self._write("worker", self._describe_calls())
+        _leave(status)
+
+    def _describe_calls(self) -> dict[str, Any]:
+        return {"fired": self._library.fired, "steps": self._library.list_steps()}
+
+    def _write(self, name: str, found: dict[str, Any]) -> None:
+        (self._folder / name).write_text(json.dumps(found))
+
+
+class Pools:
+    """Runs pools, and notes what went wrong."""
+
+    def __init__(self, quick: bool) -> None:
+        self._quick = quick
+        self._library = Library()
+        self._folder = tempfile.TemporaryDirectory()
+        self._runs = 0
+        self.counts: Counter[str] = Counter()
+        self.found: list[str] = []
+        self.slowest: list[tuple[float, str]] = []
+        adopt_orphans()
+
+    def attack(self, name: str, scenario: Scenario) -> None:
+        for in_worker in (False, True):
+            for plan in self._plan(name, scenario, in_worker):
+                self._try(name, scenario, plan)
+
+    def _plan(self, name: str, scenario: Scenario, in_worker: bool) -> Iterator[Plan]:
+        """Of the calls that two runs make which nothing disturbs."""
+        counts: Counter[str] = Counter()
+        before: Counter[str] = Counter()
+        for _ in range(2):
+            result = self._try(name, scenario, Plan(in_worker, is_passing=True))
+            steps = [Step(*step) for step in result.master.get("steps", ())]
+            names = [step.call for step in steps]
+            before = Counter(names[: names.index("fork")] if "fork" in names else names)
+            if in_worker:
+                names = [step.call for step in result.workers[0]] if result.workers else []
+            counts |= Counter(names)
+        for call, count in sorted(counts.items()):
+            impossible = IMPOSSIBLE.get(call, "").split()
+            if not in_worker:
+                impossible += IMPOSSIBLE_IN_MASTER.get(call, "").split()
+            allowed = [error for error in ERRORS[call].split() if error not in impossible]
+            for number in self._choose(count, 0 if in_worker else before[call]):
+                for error in allowed:
+                    passes = in_worker or (
+                        number >= before[call] and error in PASSING.get(call, "").split()
+                    )
+                    code = getattr(errno, error)
+                    yield Plan(in_worker, call, number, code, False, passes or error == "EINTR")
+            for error in REPEATED.get(call, "").split():
+                start = 0 if in_worker else before[call]
+                yield Plan(in_worker, call, start, getattr(errno, error), True, False)
+
+    def _choose(self, count: int, before: int) -> Sequence[int]:
+        """Which calls of a kind: the first, those once it serves, and the last; there may be more
+        than were counted."""
+        if self._quick:
+            return sorted({0, before, before + (count - before) // 2})
+        later = (before + (count - before) // 2, count - 2, count - 1, count)
+        return sorted({*range(4), *range(before, before + 4), *later} - {-1, -2})
+
+    def _try(self, name: str, scenario: Scenario, plan: Plan) -> Result:
+        result = self._run(scenario, plan)
+        kind = "nothing" if not plan.error else "worker" if plan.in_worker else "master"
+        self.counts[f"{name}, {kind}" if result.fired or not plan.error else "not reached"] += 1
+        self.slowest = sorted([*self.slowest, (result.seconds, f"{name}: {plan}")])[-10:]
+        if problems := [*result.problems, *_judge(plan, result)]:
+            told = {key: value for key, value in result.master.items() if key != "steps"}
+            text = "\n  ".join([f"{name}: {plan}", *problems, f"{told}", *result.log.splitlines()])
+            self.found.append(text)
+            print(text, "\n", flush=True)
+        return result
+
+    def _run(self, scenario: Scenario, plan: Plan) -> Result:
+        self._runs += 1
+        folder = Path(self._folder.name, f"{self._runs}")
+        folder.mkdir()
+        began = time.monotonic()
+        address: Any = str(folder / "sock")
+        if scenario.family == socket.AF_INET:
+            address = ("127.0.0.1", 0)
+        with socket.socket(scenario.family) as listener:
+            listener.bind(address)
+            listener.listen()
+            address = listener.getsockname()
+            pid = os.fork()
+            if pid == 0:
+                _Child(self._library, scenario, plan, folder).serve(listener)
+        problems: list[str] = []
+        patience = _PATIENCE_WITH_LASTING if plan.lasting else _PATIENCE
+        clients: list[_Client] = []
+        for count in scenario.rounds:
+            some = [_Client(scenario.family, address) for _ in range(count)]
+            clients += some
+            deadline = time.monotonic() + patience
+            if not all(client.read(deadline) for client in some) and not plan.lasting:
+                problems.append("a client waits without end")
+        os.kill(pid, signal.SIGTERM)
+        if not _wait(pid, _END):
+            problems.append("the pool does not end")
+            os.kill(pid, signal.SIGABRT)
+        _, status, usage = os.wait4(pid, 0)
+        deadline = time.monotonic() + 1
+        if not all(client.read(deadline) for client in clients):
+            problems.append("a client waits for a pool that has ended")
+        if left := _kill_children():
+            problems.append(f"{left} processes left")
+        if status:
+            problems.append(f"the pool's process ended with wait status {status}")
+        reports = {path.name: json.loads(path.read_text()) for path in folder.glob("*er")}
+        master = reports.get("master", {})
+        worker = reports.get("worker")
+        armed = worker if plan.in_worker else master
+        return Result(
+            [client.answer for client in clients],
+            master,
+            [] if worker is None else [[Step(*step) for step in worker["steps"]]],
+            armed["fired"] if armed else 1,
+            (folder / "log").read_text(),
+            usage.ru_utime + usage.ru_stime,
+            time.monotonic() - began,
+            problems,
+        )
+
+
+def _judge(plan: Plan, result: Result) -> Iterator[str]:
+    """What is wrong with a run."""
+    master = result.master
+    if not master:
+        yield "the pool's process has told nothing"
+        return
+    outcome, told = master["outcome"], master["told"]
+    if outcome and (plan.is_passing or not plan.error):
+        yield f"ended by {outcome}"
+    elif outcome and outcome != "PoolError" and master["errno"] != plan.error:
+        yield f"ended by {outcome}: {told}"
+    if master["children"]:
+        yield f"it has left child processes: {master['children']}"
+    if master["fds"] or master["left"]:
+        yield f"it has left or closed descriptors {master['fds']}, or {master['left']} more"
+    for answer in result.answers:
+        if answer not in (b"", _ANSWER):
+            yield f"a part of an answer, {len(answer or b'')} bytes"
+    accepted = sum(call == "accept4" and result >= 0 for call, _, result in master["steps"])
+    found = re.findall(r"dropping (\d+) connections", result.log)
+    ended = master["handled"] + master["lost"] + sum(map(int, found))
+    # What serve closes when it raises an error is in no count.
+    if accepted < ended or (accepted > ended and not master["errno"]):
+        yield f"{accepted} accepted, {ended} handled, lost or dropped"
+    unanswered = result.answers.count(b"")
+    fair = master["lost"] + result.log.count(_IN_HANDLER)
+    if unanswered > fair and not outcome and not plan.lasting:
+        yield f"{unanswered} clients have no answer, {fair} lost or failed"
+    if master["failed"] > result.log.count(_IN_HANDLER):
+        yield f"{master['failed']} failed"
+    if ("did not" in result.log and not plan.lasting) or "no progress" in result.log:
+        yield "a worker hung"
+    if not plan.error and ("Traceback" in result.log or unanswered):
+        yield "trouble although nothing went wrong"
+    if result.cpu > _MOST_CPU:
+        yield f"{result.cpu:.1f} s of CPU time"
+    for steps in (master["steps"], *result.workers):
+        if len(steps) > _MOST_CALLS:
+            yield f"{len(steps)} system calls or more"
+
+
+class _Client:
+    """answer: nothing as long as the connection is open, then all that came."""
+
+    def __init__(self, family: socket.AddressFamily, address: Any) -> None:
+        """It may be too late."""
+        self.answer: bytes | None = None
+        self._received = b""
+        self._sock = socket.socket(family)
+        self._sock.settimeout(1)
+        try:
+            self._sock.connect(address)
+            self._sock.sendall(_REQUEST)
+        except OSError:
+            self._end()
+
+    def _end(self) -> None:
+        self._sock.close()
+        self.answer = self._received
+
+    def read(self, deadline: float) -> bool:
+        """Whether there is an answer, by then."""
+        while self.answer is None:
+            self._sock.settimeout(max(0.001, deadline - time.monotonic()))
+            try:
+                piece = self._sock.recv(1 << 16)
+            except TimeoutError:
+                return False
+            except OSError:
+                piece = b""
+            self._received += piece
+            if not piece:
+                self._end()
+        return True
+
+
+def _wait(pid: int, timeout: float) -> bool:
+    """Whether a child ends."""
+    pidfd = os.pidfd_open(pid)
+    try:
+        return bool(select.select([pidfd], [], [], timeout)[0])
+    finally:
+        os.close(pidfd)
+
+
+def _kill_children() -> int:
+    """Returns how many there were, which this process inherits."""
+    count = 0
+    with contextlib.suppress(ChildProcessError):
+        while True:
+            pid, _ = os.waitpid(-1, os.WNOHANG)
+            if not pid:
+                for child in Path("/proc/thread-self/children").read_text().split():
+                    os.kill(int(child), signal.SIGKILL)
+                os.waitpid(-1, 0)
+            count += 1
+    return count
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m faults.pools")
+    parser.add_argument("--quick", action="store_true", help="some calls of each kind only")
+    parser.add_argument("scenarios", nargs="*", help="what their names begin with")
+    options = parser.parse_args()
+    if not is_loaded():
+        return start("faults.pools", *sys.argv[1:])
+    pools = Pools(options.quick)
+    for name, scenario in SCENARIOS.items():
+        if name.startswith(tuple(options.scenarios) or ""):
+            pools.attack(name, scenario)
+    for seconds, what in pools.slowest:
+        print(f"{seconds:.1f} s: {what}")
+    counts = ", ".join(f"{count} {kind}" for kind, count in pools.counts.items())
+    print(f"{counts}; {len(pools.found)} that went wrong")
+    return 1 if pools.found else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
