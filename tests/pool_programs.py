@@ -19,6 +19,7 @@ import warnings
 from functools import partial
 from typing import Any
 
+from fdpass_c import Channel
 from fdpass_c.pool import Pool, metrics_server, open_listener
 from support import handlers
 from support.handlers import begin_and_wait, obey
@@ -83,6 +84,20 @@ def no_room_to_watch(*addresses: str) -> None:
     selectors.DefaultSelector = _Full  # type: ignore[misc]
     metrics_server._RETRY_DELAY = 0.05
     Pool(obey, 1).serve(*addresses, metrics="127.0.0.1:0")
+
+
+def fail_once(method: str, *addresses: str) -> None:
+    """A pool of one worker; a method of the master's channels fails the first time."""
+    works = getattr(Channel, method)
+    failures = iter([OSError(errno.ENOBUFS, os.strerror(errno.ENOBUFS))])
+
+    def fail_first(channel: Channel, *arguments: Any) -> Any:
+        if error := next(failures, None):
+            raise error
+        return works(channel, *arguments)
+
+    setattr(Channel, method, fail_first)
+    Pool(obey, 1).serve(*addresses)
 
 
 def print_to(where: str, *addresses: str) -> None:

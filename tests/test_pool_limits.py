@@ -8,11 +8,13 @@ import socket
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
+from pathlib import Path
 
 import pytest
 
 import fdpass_c
 from fdpass_c import Channel
+from support.marks import linux_only
 from support.processes import become_nobody, fork, run_in_child
 from support.server import Server
 from support.sockets import read_all, read_some
@@ -145,6 +147,30 @@ def test_no_room_to_watch() -> None:
         assert (status.handled, status.lost) == (3, 0)
         assert server.stop() == 0
         assert "SIGKILL" not in server.log
+
+
+@pytest.mark.thread_unsafe
+@linux_only
+def test_no_memory_for_a_channel() -> None:
+    """Where no channel can be made for a worker there is none, and the next try has one."""
+    with Server(program=("pool_programs.py", "fail_once", "__init__")) as server:
+        status = server.settled(1)
+        assert "cannot start a worker: No buffer space available" in server.log
+        children = Path(f"/proc/{server.pid}/task/{server.pid}/children").read_text()
+        assert [*map(int, children.split())] == status.pids
+        assert server.stop() == 0
+
+
+@pytest.mark.thread_unsafe
+def test_no_memory_to_flush() -> None:
+    """A worker to which the rest of a frame cannot be sent is replaced."""
+    with Server(program=("pool_programs.py", "fail_once", "flush")) as server:
+        (old,) = server.settled(1).pids
+        server.send_signal(signal.SIGHUP)
+        server.wait_for(f"cannot send to worker {old}: No buffer space available")
+        server.wait_for(f"worker {old} was killed by SIGKILL")
+        assert int(server.ask()) in server.settled(1).pids
+        assert server.stop() == 0
 
 
 def leave_places(server: Server, count: int) -> int:

@@ -15,6 +15,8 @@ from pathlib import Path
 import pytest
 
 from fdpass_c.pool import Pool, open_listener
+from fdpass_c.pool.connected import find_kind
+from fdpass_c.testing import no_leak
 from pool_programs import ACCEPT4
 from support.handlers import echo
 from support.marks import linux_only
@@ -42,6 +44,13 @@ def make_deaf(kind: str) -> socket.socket:
     else:
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     return sock
+
+
+@pytest.mark.thread_unsafe
+def test_what_is_no_socket_is_left_alone() -> None:
+    """Where the kernel does not say what kind of socket it is, nothing stays open."""
+    with open(os.devnull) as file, no_leak(), pytest.raises(OSError, match="non-socket"):
+        find_kind(file)  # type: ignore[arg-type]
 
 
 @pytest.mark.thread_unsafe
