@@ -1,6 +1,6 @@
 """Whatever call or allocation fails: nothing is lost, doubled or left open.
 
-The whole of it is `nox -s faults`.
+The whole of it is `nox -s faults` and `nox -s pool_faults`.
 """
 
 import os
@@ -26,10 +26,9 @@ pytestmark = [
 TESTS = Path(__file__).parent
 
 
-def test_every_call_that_fails() -> None:
-    """Each system call, with each errno of its manual page; some lengths; each allocation."""
+def _run(program: str) -> str:
     done = subprocess.run(
-        [sys.executable, "-m", "faults", "--quick"],
+        [sys.executable, "-m", program, "--quick"],
         cwd=TESTS,
         env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"},
         capture_output=True,
@@ -37,8 +36,22 @@ def test_every_call_that_fails() -> None:
         check=False,
     )
     assert done.returncode == 0, done.stdout[-20_000:] + done.stderr
-    found = re.search(r"(\d+) faults, (\d+) short transfers, (\d+) alloc", done.stdout)
-    assert found, done.stdout
+    return done.stdout
+
+
+def test_every_call_that_fails() -> None:
+    """Each system call, with each errno of its manual page; some lengths; each allocation."""
+    output = _run("faults")
+    found = re.search(r"(\d+) faults, (\d+) short transfers, (\d+) alloc", output)
+    assert found, output
     assert all(
         int(count) > least for count, least in zip(found.groups(), (9000, 900, 90), strict=True)
-    ), done.stdout
+    ), output
+
+
+def test_pools_whose_calls_fail() -> None:
+    """Some of them, in the master and in a worker: the pool serves on, or ends with the error."""
+    output = _run("faults.pools")
+    found = re.search(r"(\d+) in the master, .*?(\d+) in a worker", output)
+    assert found, output
+    assert min(map(int, found.groups())) > 50, output

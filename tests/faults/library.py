@@ -40,10 +40,25 @@ class Step(NamedTuple):
     result: int
 
 
+ALL = sys.maxsize
+
+
+class Fault(NamedTuple):
+    """What goes wrong: so many calls of a kind, from the number-th on, fail with error; or move at
+    most so many bytes, or messages, where error is 0. With both only the first moves so many.
+    Without a call nothing goes wrong."""
+
+    call: str = ""
+    number: int = 0
+    error: int = 0
+    most: int = 0
+    times: int = 1
+
+
 class Library:
     def __init__(self) -> None:
         self._library = library = ctypes.CDLL(os.environ[_PATH])
-        library.fault_arm.argtypes = [*[ctypes.c_int, ctypes.c_long] * 2, ctypes.c_int]
+        library.fault_arm.argtypes = [*[ctypes.c_int, ctypes.c_long] * 2, ctypes.c_long]
         library.fault_arm_memory.argtypes = [ctypes.c_long, ctypes.c_void_p, ctypes.c_void_p]
         names = (ctypes.c_char_p * 100).in_dll(library, "fault_names")
         self.names = [name.decode() for name in iter(iter(names).__next__, None)]
@@ -54,17 +69,17 @@ class Library:
         self._results = (ctypes.c_long * 4096).in_dll(library, "fault_results")
         self._allocations = ctypes.c_long.in_dll(library, "fault_allocations")
         self._core = _find_memory(_native.__file__)
-        self.arm, self.disarm = library.fault_arm, library.fault_disarm
+        self.disarm = library.fault_disarm
 
-    def arm_call(self, call: str, number: int, error: int, lasting: bool) -> None:
-        """As failing, until disarm; without a call, as watching."""
-        self.arm(self._numbers.get(call, -1), number, error, 0, lasting)
+    def arm(self, fault: Fault) -> None:
+        """Plans it for this thread, and watches, until disarm."""
+        self._library.fault_arm(self._numbers.get(fault.call, -1), *fault[1:])
 
     @contextmanager
     def watching(self) -> Iterator[list[Step]]:
         """The system calls of the block are in the list after it."""
         steps: list[Step] = []
-        self.arm(-1, -1, 0, 0, 0)
+        self.arm(Fault())
         try:
             yield steps
         finally:
@@ -84,7 +99,7 @@ class Library:
     @contextmanager
     def failing(self, call: str, number: int, error: int, lasting: bool) -> Iterator[None]:
         """The number-th such call fails with error; lasting: and so does each after it."""
-        self.arm_call(call, number, error, lasting)
+        self.arm(Fault(call, number, error, times=ALL if lasting else 1))
         try:
             yield
         finally:
@@ -93,7 +108,7 @@ class Library:
     @contextmanager
     def cut_short(self, call: str, number: int, most: int) -> Iterator[None]:
         """The number-th such call moves at most so many bytes, or messages."""
-        self.arm(self._numbers[call], number, 0, most, 0)
+        self.arm(Fault(call, number, most=most))
         try:
             yield
         finally:

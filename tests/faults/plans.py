@@ -88,6 +88,7 @@ PASSING = {
     "accept4": "EAGAIN ECONNABORTED EMFILE ENFILE ENOBUFS ENOMEM EPERM EPROTO EOPNOTSUPP",
     "sendmsg": "EAGAIN ECONNRESET ENOBUFS ENOMEM EPIPE ETOOMANYREFS",
     "fork": "EAGAIN ENOMEM",
+    "kill": "ESRCH",
     "socketpair": "EMFILE ENFILE",
     "mmap": "EAGAIN ENFILE ENOMEM",
     "epoll_ctl": "ENOMEM ENOSPC",
@@ -111,6 +112,8 @@ IMPOSSIBLE = {
     "close": ERRORS["close"],
     # These are about locks.
     "fcntl": "EACCES EAGAIN EINTR ENOLCK",
+    # It makes an open descriptor non-blocking.
+    "ioctl": ERRORS["ioctl"],
     # Of a pipe whose other end the pool keeps. EAGAIN would be that of a full pipe, whose reader
     # wakes all the same.
     "write": _WRITE.replace("EINTR", ""),

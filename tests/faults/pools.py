@@ -11,6 +11,7 @@ import contextlib
 import errno
 import faulthandler
 import gc
+import itertools
 import json
 import logging
 import os
@@ -27,8 +28,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
-from faults.library import Library, Step, is_loaded, start
-from faults.plans import ERRORS, IMPOSSIBLE, IMPOSSIBLE_IN_MASTER, PASSING, REPEATED
+from faults.library import ALL, Fault, Library, Step, is_loaded, start
+from faults.plans import ERRORS, IMPOSSIBLE, IMPOSSIBLE_IN_MASTER, PASSING, REPEATED, STREAMING
 from fdpass_c.pool import Pool
 from fdpass_c.testing import list_fds
 from support.processes import adopt_orphans
@@ -46,6 +47,9 @@ _PATIENCE_WITH_LASTING = 0.5
 
 _END = 12
 """Seconds from the signal to the end of the pool."""
+
+_QUICK = 13
+"""Of how many faults one is tried, where it is to be quick."""
 
 _MOST_CPU = 1.0
 _MOST_CALLS = 2000
@@ -91,20 +95,26 @@ SCENARIOS = {
 
 
 class Plan(NamedTuple):
-    """What goes wrong, in the master or in its first worker. error 0: nothing."""
+    """Where it goes wrong: in the master, or in its first worker."""
 
     in_worker: bool
-    call: str = ""
-    number: int = -1
-    error: int = 0
-    lasting: bool = False
-    is_passing: bool = False
+    fault: Fault = Fault()
+    is_passing: bool = True
     """Whether the pool serves on in spite of it."""
 
+    @property
+    def lasts(self) -> bool:
+        return self.fault.times == ALL
+
     def __str__(self) -> str:
-        which = f"every {self.call} from {self.number} on" if self.lasting else self[1:3]
+        call, number, error, most, _ = self.fault
+        did = []
+        if most:
+            did.append(f"moves {most}")
+        if error:
+            did.append(f"{'always ' if self.lasts else ''}gives {errno.errorcode[error]}")
         where = "worker" if self.in_worker else "master"
-        return f"{where}: {which} gives {errno.errorcode.get(self.error, 'no error')}"
+        return f"{where}: {call or 'nothing'} {number} {' then '.join(did)}"
 
 
 class Result(NamedTuple):
@@ -161,7 +171,7 @@ class _Child:
         outcome, code, told = "", 0, ""
         gc.collect()
         before = list_fds()
-        self._arm(Plan(False) if self._plan.in_worker else self._plan)
+        self._library.arm(Fault() if self._plan.in_worker else self._plan.fault)
         try:
             pool.serve(listener)
         except BaseException as error:
@@ -187,15 +197,12 @@ class _Child:
             **self._describe_calls(),
         }
 
-    def _arm(self, plan: Plan) -> None:
-        self._library.arm_call(plan.call, plan.number, plan.error, plan.lasting)
-
     def _count_fork(self) -> None:
         self._forks += 1
 
     def _arm_in_worker(self) -> None:
         if self._plan.in_worker and self._forks == 1:
-            self._arm(self._plan)
+            self._library.arm(self._plan.fault)
 
     def _end_worker(self, status: int) -> NoReturn:
         """In place of os._exit."""
@@ -220,13 +227,17 @@ class Pools:
         self._folder = tempfile.TemporaryDirectory()
         self._runs = 0
         self.counts: Counter[str] = Counter()
+        self.by_scenario: Counter[str] = Counter()
         self.found: list[str] = []
         self.slowest: list[tuple[float, str]] = []
         adopt_orphans()
 
     def attack(self, name: str, scenario: Scenario) -> None:
         for in_worker in (False, True):
-            for plan in self._plan(name, scenario, in_worker):
+            plans = self._plan(name, scenario, in_worker)
+            # Others of each scenario.
+            some = itertools.islice(plans, self._runs % _QUICK, None, _QUICK)
+            for plan in some if self._quick else plans:
                 self._try(name, scenario, plan)
 
     def _plan(self, name: str, scenario: Scenario, in_worker: bool) -> Iterator[Plan]:
@@ -234,7 +245,7 @@ class Pools:
         counts: Counter[str] = Counter()
         before: Counter[str] = Counter()
         for _ in range(2):
-            result = self._try(name, scenario, Plan(in_worker, is_passing=True))
+            result = self._try(name, scenario, Plan(in_worker))
             steps = [Step(*step) for step in result.master.get("steps", ())]
             names = [step.call for step in steps]
             before = Counter(names[: names.index("fork")] if "fork" in names else names)
@@ -251,11 +262,23 @@ class Pools:
                     passes = in_worker or (
                         number >= before[call] and error in PASSING.get(call, "").split()
                     )
-                    code = getattr(errno, error)
-                    yield Plan(in_worker, call, number, code, False, passes or error == "EINTR")
+                    fault = Fault(call, number, getattr(errno, error))
+                    yield Plan(in_worker, fault, passes or error == "EINTR")
+            if call in STREAMING:
+                yield from self._cut(call, count, in_worker)
             for error in REPEATED.get(call, "").split():
-                start = 0 if in_worker else before[call]
-                yield Plan(in_worker, call, start, getattr(errno, error), True, False)
+                number = 0 if in_worker else before[call]
+                yield Plan(in_worker, Fault(call, number, getattr(errno, error), 0, ALL), False)
+
+    def _cut(self, call: str, count: int, in_worker: bool) -> Iterator[Plan]:
+        """What moves less than it was asked for; and after it an error for a while, or for good."""
+        for number in self._choose(count, 0):
+            for most in (1, 9, 20):
+                yield Plan(in_worker, Fault(call, number, 0, most))
+        if call == "sendmsg":
+            for error in PASSING[call].split():
+                for times in (2, 4):
+                    yield Plan(in_worker, Fault(call, 0, getattr(errno, error), 9, times))
 
     def _choose(self, count: int, before: int) -> Sequence[int]:
         """Which calls of a kind: the first, those once it serves, and the last; there may be more
@@ -267,8 +290,13 @@ class Pools:
 
     def _try(self, name: str, scenario: Scenario, plan: Plan) -> Result:
         result = self._run(scenario, plan)
-        kind = "nothing" if not plan.error else "worker" if plan.in_worker else "master"
-        self.counts[f"{name}, {kind}" if result.fired or not plan.error else "not reached"] += 1
+        kind = "in a worker" if plan.in_worker else "in the master"
+        if not plan.fault.call:
+            kind = "where nothing fails"
+        elif not result.fired:
+            kind = "not reached"
+        self.by_scenario[f"{kind}: {name}"] += 1
+        self.counts[kind] += 1
         self.slowest = sorted([*self.slowest, (result.seconds, f"{name}: {plan}")])[-10:]
         if problems := [*result.problems, *_judge(plan, result)]:
             told = {key: value for key, value in result.master.items() if key != "steps"}
@@ -293,13 +321,13 @@ class Pools:
             if pid == 0:
                 _Child(self._library, scenario, plan, folder).serve(listener)
         problems: list[str] = []
-        patience = _PATIENCE_WITH_LASTING if plan.lasting else _PATIENCE
+        patience = _PATIENCE_WITH_LASTING if plan.lasts else _PATIENCE
         clients: list[_Client] = []
         for count in scenario.rounds:
             some = [_Client(scenario.family, address) for _ in range(count)]
             clients += some
             deadline = time.monotonic() + patience
-            if not all(client.read(deadline) for client in some) and not plan.lasting:
+            if not all(client.read(deadline) for client in some) and not plan.lasts:
                 problems.append("a client waits without end")
         os.kill(pid, signal.SIGTERM)
         if not _wait(pid, _END):
@@ -336,9 +364,9 @@ def _judge(plan: Plan, result: Result) -> Iterator[str]:
         yield "the pool's process has told nothing"
         return
     outcome, told = master["outcome"], master["told"]
-    if outcome and (plan.is_passing or not plan.error):
+    if outcome and plan.is_passing:
         yield f"ended by {outcome}"
-    elif outcome and outcome != "PoolError" and master["errno"] != plan.error:
+    elif outcome and outcome != "PoolError" and master["errno"] != plan.fault.error:
         yield f"ended by {outcome}: {told}"
     if master["children"]:
         yield f"it has left child processes: {master['children']}"
@@ -355,13 +383,14 @@ def _judge(plan: Plan, result: Result) -> Iterator[str]:
         yield f"{accepted} accepted, {ended} handled, lost or dropped"
     unanswered = result.answers.count(b"")
     fair = master["lost"] + result.log.count(_IN_HANDLER)
-    if unanswered > fair and not outcome and not plan.lasting:
+    if unanswered > fair and not outcome and not plan.lasts:
         yield f"{unanswered} clients have no answer, {fair} lost or failed"
     if master["failed"] > result.log.count(_IN_HANDLER):
         yield f"{master['failed']} failed"
-    if ("did not" in result.log and not plan.lasting) or "no progress" in result.log:
+    # Where it has given up, the signal is a second one, which kills.
+    if "did not" in result.log and not plan.lasts and not outcome:
         yield "a worker hung"
-    if not plan.error and ("Traceback" in result.log or unanswered):
+    if not plan.fault.call and ("Traceback" in result.log or unanswered):
         yield "trouble although nothing went wrong"
     if result.cpu > _MOST_CPU:
         yield f"{result.cpu:.1f} s of CPU time"
@@ -430,7 +459,7 @@ def _kill_children() -> int:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m faults.pools")
-    parser.add_argument("--quick", action="store_true", help="some calls of each kind only")
+    parser.add_argument("--quick", action="store_true", help="some faults only")
     parser.add_argument("scenarios", nargs="*", help="what their names begin with")
     options = parser.parse_args()
     if not is_loaded():
@@ -441,6 +470,8 @@ def main() -> int:
             pools.attack(name, scenario)
     for seconds, what in pools.slowest:
         print(f"{seconds:.1f} s: {what}")
+    for kind, count in pools.by_scenario.items():
+        print(f"{count} {kind}")
     counts = ", ".join(f"{count} {kind}" for kind, count in pools.counts.items())
     print(f"{counts}; {len(pools.found)} that went wrong")
     return 1 if pools.found else 0

@@ -32,14 +32,14 @@
 enum { CALLS(NUMBER) CALL_COUNT };
 const char *const fault_names[] = {CALLS(NAME) NULL};
 
-/* The plan: the call number nth (and each later one, with lasting) of one kind fails with error; or
- * moves at most so many bytes, or messages, where error is 0. */
+/* The plan: so many calls of one kind, from number nth on, fail with error; or move at most so many
+ * bytes, or messages, where error is 0. With both only the first of them moves so many. */
 static struct {
     int call;
     long nth;
     int error;
     long most;
-    int lasting;
+    long count;
 } plan;
 
 /* What the armed thread did: how many calls of each kind, which, and what the kernel answered. */
@@ -57,12 +57,12 @@ long fault_allocations;
 
 static _Thread_local int armed;
 
-void fault_arm(int call, long nth, int error, long most, int lasting) {
+void fault_arm(int call, long nth, int error, long most, long count) {
     plan.call = call;
     plan.nth = nth;
     plan.error = error;
     plan.most = most;
-    plan.lasting = lasting;
+    plan.count = count;
     for (int i = 0; i < CALL_COUNT; i++)
         fault_counts[i] = 0;
     fault_logged = fault_fired = 0;
@@ -78,7 +78,7 @@ static int is_struck(int call) {
     if (!armed)
         return 0;
     long nth = fault_counts[call]++;
-    return call == plan.call && (nth == plan.nth || (plan.lasting && nth > plan.nth));
+    return call == plan.call && nth >= plan.nth && nth - plan.nth < plan.count;
 }
 
 /* Whether this call fails. */
@@ -94,8 +94,8 @@ static int fails(int call) {
 static long limit(int call) {
     if (!is_struck(call))
         return -1;
-    fault_fired++;
-    if (plan.error == 0)
+    int is_first = fault_fired++ == 0;
+    if (plan.error == 0 || (plan.most > 0 && is_first))
         return plan.most;
     errno = plan.error;
     return -2;
