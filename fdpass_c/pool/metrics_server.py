@@ -51,6 +51,7 @@ class MetricsServer:
         self._timeout = listener.gettimeout()
         self._clients: list[_Client] = []
         self._listens = False
+        self._failed = False
         self._retry_at = 0.0
         self.due_at: float = float("inf")
         listener.setblocking(False)
@@ -82,11 +83,15 @@ class MetricsServer:
         self.due_at = 0.0
         try:
             sock, _ = self._listener.accept()
-        except (BlockingIOError, ConnectionAbortedError):
+        except BlockingIOError:
             return
         except OSError as error:
-            self._pause(error)
+            # One client may have gone before it was accepted. If it happens again, it may last.
+            if self._failed or not isinstance(error, ConnectionAbortedError):
+                self._pause(error)
+            self._failed = True
             return
+        self._failed = False
         sock.setblocking(False)
         client = _Client(
             sock, _serve_client(sock, self._report), time.monotonic() + _CLIENT_TIMEOUT
