@@ -30,7 +30,7 @@ from typing import Any, NamedTuple, NoReturn
 
 from faults.library import ALL, Fault, Library, Step, is_loaded, start
 from faults.plans import ERRORS, IMPOSSIBLE, IMPOSSIBLE_IN_MASTER, PASSING, REPEATED, STREAMING
-from fdpass_c.pool import Pool
+from fdpass_c.pool import Pool, metrics_server
 from fdpass_c.testing import list_fds
 from support.processes import adopt_orphans
 
@@ -80,8 +80,12 @@ class Scenario(NamedTuple):
     workers: int
     capacity: int
     family: socket.AddressFamily
-    rounds: tuple[int, ...]
-    """How many clients come at once."""
+    rounds: tuple[int | signal.Signals | str, ...]
+    """How many clients come at once, a signal, or a question that a client of the metrics asks."""
+
+    @property
+    def asks(self) -> bool:
+        return any(isinstance(step, str) for step in self.rounds)
 
 
 SCENARIOS = {
@@ -91,6 +95,8 @@ SCENARIOS = {
     "queue, 2 workers": Scenario(_answer, 2, 4, socket.AF_INET, (1, 6)),
     "coroutine": Scenario(_answer_async, 1, 10, socket.AF_INET, (1, 6)),
     "coroutine, 2 workers": Scenario(_answer_async, 2, 10, socket.AF_UNIX, (1, 6)),
+    "reload": Scenario(_answer, 1, 4, socket.AF_UNIX, (1, signal.SIGHUP, 2, 2)),
+    "metrics": Scenario(_answer, 1, 1, socket.AF_UNIX, (1, "/status", 2, "/metrics")),
 }
 
 
@@ -118,10 +124,12 @@ class Plan(NamedTuple):
 
 
 class Result(NamedTuple):
-    """What came of a run. master: what the pool's process has told, or nothing. workers: the calls
-    of those that have ended by themselves. cpu, seconds: how long all took."""
+    """What came of a run. told: the answers about the pool. master: what the pool's process has
+    reported, or nothing. workers: the calls of those that have ended by themselves. cpu, seconds:
+    how long all took."""
 
     answers: list[bytes | None]
+    told: list[bytes | None]
     master: dict[str, Any]
     workers: list[list[Step]]
     fired: int
@@ -141,7 +149,7 @@ class _Child:
         self._folder = folder
         self._forks = 0
 
-    def serve(self, listener: socket.socket) -> NoReturn:
+    def serve(self, listener: socket.socket, metrics: socket.socket) -> NoReturn:
         """Writes to the folder what came of it, and ends this process."""
         try:
             log = os.open(self._folder / "log", os.O_CREAT | os.O_WRONLY | os.O_APPEND)
@@ -150,16 +158,18 @@ class _Child:
             faulthandler.enable()
             logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
             # After the pool, and before it: it comes once all clients have what they get.
-            signal.signal(signal.SIGTERM, lambda *_: None)
+            for signum in (signal.SIGTERM, signal.SIGHUP):
+                signal.signal(signum, lambda *_: None)
+            metrics_server._RETRY_DELAY = 0.1
             os.register_at_fork(before=self._count_fork, after_in_child=self._arm_in_worker)
             os._exit = self._end_worker
-            self._write("master", self._serve(listener))
+            self._write("master", self._serve(listener, metrics))
         except BaseException:
             traceback.print_exc()
         finally:
             _leave(0)
 
-    def _serve(self, listener: socket.socket) -> dict[str, Any]:
+    def _serve(self, listener: socket.socket, metrics: socket.socket) -> dict[str, Any]:
         scenario = self._scenario
         pool = Pool(
             scenario.handler,
@@ -173,7 +183,7 @@ class _Child:
         before = list_fds()
         self._library.arm(Fault() if self._plan.in_worker else self._plan.fault)
         try:
-            pool.serve(listener)
+            pool.serve(listener, metrics=metrics if self._scenario.asks else None)
         except BaseException as error:
             self._library.disarm()
             outcome, told = type(error).__name__, traceback.format_exc()
@@ -189,6 +199,7 @@ class _Child:
             "errno": code,
             "told": told,
             "children": children,
+            "modes": [listener.gettimeout(), os.get_blocking(listener.fileno())],
             "fds": sorted({*list_fds().items()} ^ {*before.items()}),
             "handled": status.handled,
             "failed": status.failed,
@@ -313,19 +324,29 @@ class Pools:
         address: Any = str(folder / "sock")
         if scenario.family == socket.AF_INET:
             address = ("127.0.0.1", 0)
-        with socket.socket(scenario.family) as listener:
-            listener.bind(address)
-            listener.listen()
+        told_at = str(folder / "metrics")
+        with (
+            _listen(scenario.family, address) as listener,
+            _listen(socket.AF_UNIX, told_at) as metrics,
+        ):
             address = listener.getsockname()
             pid = os.fork()
             if pid == 0:
-                _Child(self._library, scenario, plan, folder).serve(listener)
+                _Child(self._library, scenario, plan, folder).serve(listener, metrics)
         problems: list[str] = []
         patience = _PATIENCE_WITH_LASTING if plan.lasts else _PATIENCE
         clients: list[_Client] = []
-        for count in scenario.rounds:
-            some = [_Client(scenario.family, address) for _ in range(count)]
-            clients += some
+        asking: list[_Client] = []
+        for step in scenario.rounds:
+            if isinstance(step, signal.Signals):
+                os.kill(pid, step)
+                continue
+            if isinstance(step, str):
+                some = [_Client(socket.AF_UNIX, told_at, f"GET {step} HTTP/1.1\r\n\r\n".encode())]
+                asking += some
+            else:
+                some = [_Client(scenario.family, address, _REQUEST) for _ in range(step)]
+                clients += some
             deadline = time.monotonic() + patience
             if not all(client.read(deadline) for client in some) and not plan.lasts:
                 problems.append("a client waits without end")
@@ -335,7 +356,7 @@ class Pools:
             os.kill(pid, signal.SIGABRT)
         _, status, usage = os.wait4(pid, 0)
         deadline = time.monotonic() + 1
-        if not all(client.read(deadline) for client in clients):
+        if not all(client.read(deadline) for client in [*clients, *asking]):
             problems.append("a client waits for a pool that has ended")
         if left := _kill_children():
             problems.append(f"{left} processes left")
@@ -347,6 +368,7 @@ class Pools:
         armed = worker if plan.in_worker else master
         return Result(
             [client.answer for client in clients],
+            [client.answer for client in asking],
             master,
             [] if worker is None else [[Step(*step) for step in worker["steps"]]],
             armed["fired"] if armed else 1,
@@ -361,7 +383,7 @@ def _judge(plan: Plan, result: Result) -> Iterator[str]:
     """What is wrong with a run."""
     master = result.master
     if not master:
-        yield "the pool's process has told nothing"
+        yield "the pool's process has reported nothing"
         return
     outcome, told = master["outcome"], master["told"]
     if outcome and plan.is_passing:
@@ -375,11 +397,18 @@ def _judge(plan: Plan, result: Result) -> Iterator[str]:
     for answer in result.answers:
         if answer not in (b"", _ANSWER):
             yield f"a part of an answer, {len(answer or b'')} bytes"
+    for answer in result.told:
+        head, _, body = (answer or b"").partition(b"\r\n\r\n")
+        if answer != b"" and f"Content-Length: {len(body)}\r\n".encode() not in head:
+            yield f"a part of what the pool tells: {answer!r}"
+    if master["modes"] != [None, True]:
+        yield "the listener is not as it was"
     accepted = sum(call == "accept4" and result >= 0 for call, _, result in master["steps"])
     found = re.findall(r"dropping (\d+) connections", result.log)
     ended = master["handled"] + master["lost"] + sum(map(int, found))
     # What serve closes when it raises an error is in no count.
-    if accepted < ended or (accepted > ended and not master["errno"]):
+    most = ended + len(result.told)
+    if accepted < ended or (accepted > most and not master["errno"]):
         yield f"{accepted} accepted, {ended} handled, lost or dropped"
     unanswered = result.answers.count(b"")
     fair = master["lost"] + result.log.count(_IN_HANDLER)
@@ -399,10 +428,17 @@ def _judge(plan: Plan, result: Result) -> Iterator[str]:
             yield f"{len(steps)} system calls or more"
 
 
+def _listen(family: socket.AddressFamily, address: Any) -> socket.socket:
+    listener = socket.socket(family)
+    listener.bind(address)
+    listener.listen()
+    return listener
+
+
 class _Client:
     """answer: nothing as long as the connection is open, then all that came."""
 
-    def __init__(self, family: socket.AddressFamily, address: Any) -> None:
+    def __init__(self, family: socket.AddressFamily, address: Any, request: bytes) -> None:
         """It may be too late."""
         self.answer: bytes | None = None
         self._received = b""
@@ -410,7 +446,7 @@ class _Client:
         self._sock.settimeout(1)
         try:
             self._sock.connect(address)
-            self._sock.sendall(_REQUEST)
+            self._sock.sendall(request)
         except OSError:
             self._end()
 
