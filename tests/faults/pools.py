@@ -350,6 +350,8 @@ class Pools:
             deadline = time.monotonic() + patience
             if not all(client.read(deadline) for client in some) and not plan.lasts:
                 problems.append("a client waits without end")
+        if not plan.lasts and not _has_workers(pid, folder / "log", scenario.workers):
+            problems.append("a dead worker is not replaced")
         os.kill(pid, signal.SIGTERM)
         if not _wait(pid, _END):
             problems.append("the pool does not end")
@@ -477,6 +479,19 @@ def _wait(pid: int, timeout: float) -> bool:
         return bool(select.select([pidfd], [], [], timeout)[0])
     finally:
         os.close(pidfd)
+
+
+def _has_workers(pid: int, log: Path, count: int) -> bool:
+    """Whether there are so many at some time, as the log tells, or the pool ends by itself."""
+    deadline = time.monotonic() + _PATIENCE
+    while time.monotonic() < deadline:
+        text = log.read_text() if log.exists() else ""
+        begun = len(re.findall(r"^worker \d+ started", text, re.MULTILINE))
+        ended = len(re.findall(r"^worker \d+ (?:was|exited|ended)", text, re.MULTILINE))
+        if begun - ended == count or "stopping" in text or _wait(pid, 0):
+            return True
+        time.sleep(0.002)
+    return False
 
 
 def _kill_children() -> int:
