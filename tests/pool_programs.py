@@ -5,6 +5,7 @@ import atexit
 import contextlib
 import ctypes
 import errno
+import itertools
 import logging
 import os
 import platform
@@ -19,10 +20,10 @@ import warnings
 from functools import partial
 from typing import Any
 
-from fdpass_c import Channel
+from fdpass_c import Channel, aio
 from fdpass_c.pool import Pool, metrics_server, open_listener
 from support import handlers
-from support.handlers import begin_and_wait, obey
+from support.handlers import begin_and_wait, begin_and_wait_async, obey
 
 # linux/filter.h, linux/seccomp.h, linux/prctl.h
 _LOAD, _JUMP_EQUAL, _RETURN = 0x20, 0x15, 0x06
@@ -98,6 +99,22 @@ def fail_once(method: str, *addresses: str) -> None:
 
     setattr(Channel, method, fail_first)
     Pool(obey, 1).serve(*addresses)
+
+
+def receive_once(*addresses: str) -> None:
+    """A pool of one event loop. No worker can receive more than it receives at once."""
+    works = aio.Channel.recv_many
+    receives = itertools.count()
+
+    async def receive(channel: aio.Channel) -> Any:
+        batch = await works(channel)
+        if next(receives):
+            batch.close()
+            raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+        return batch
+
+    aio.Channel.recv_many = receive  # type: ignore[assignment, method-assign]
+    Pool(begin_and_wait_async, 1, 10).serve(*addresses)
 
 
 def print_to(where: str, *addresses: str) -> None:
