@@ -297,7 +297,8 @@ class Pools:
         if self._quick:
             return sorted({0, before, before + (count - before) // 2})
         later = (before + (count - before) // 2, count - 2, count - 1, count)
-        return sorted({*range(4), *range(before, before + 4), *later} - {-1, -2})
+        some = {*range(4), *range(before, before + 4), *later}
+        return sorted(number for number in some if 0 <= number <= count)
 
     def _try(self, name: str, scenario: Scenario, plan: Plan) -> Result:
         result = self._run(scenario, plan)
