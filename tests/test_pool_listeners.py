@@ -152,6 +152,9 @@ def test_a_listener_that_is_shut_down() -> None:
             assert other.recv(1000)
             server.send_signal(signal.SIGUSR2)
             server.wait_for("stopping")
+            server.send_signal(signal.SIGTERM)  # The first: no worker is killed.
+            for _ in range(2):
+                server.status()
             other.sendall(b"still here")
             assert read_all(other) == b"still here"
         assert server.process.wait() == 1

@@ -43,6 +43,7 @@ class Supervisor:
         self.due_at: float = 0.0
         self.stopping: bool = False
         self._gave_up = False
+        self._told_to_stop = False
         self.failure: str = ""
         self.handled_before: int = 0
         self.failed_before: int = 0
@@ -212,9 +213,13 @@ class Supervisor:
 
     def stop(self) -> None:
         """Lets all workers finish; the second time, kills them."""
-        if self.stopping:
+        if self._told_to_stop:
             self._stop_deadline = 0.0
-        else:
+        self._told_to_stop = True
+        self._begin_to_stop()
+
+    def _begin_to_stop(self) -> None:
+        if not self.stopping:
             logger.info("stopping")
             self.stopping = True
             self._stop_deadline = time.monotonic() + self._drain
@@ -224,7 +229,7 @@ class Supervisor:
     def fail(self, reason: str) -> None:
         """Stops the pool, because no worker or no listener is left."""
         self.failure = reason
-        self.stop()
+        self._begin_to_stop()
 
     def reap_exited(self) -> None:
         """Finds workers whose channel does not show their end: a child process has it open."""
