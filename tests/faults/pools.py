@@ -48,7 +48,7 @@ _PATIENCE_WITH_LASTING = 0.5
 _END = 12
 """Seconds from the signal to the end of the pool."""
 
-_QUICK = 13
+_QUICK = 19
 """Of how many faults one is tried, where it is to be quick."""
 
 _MOST_CPU = 1.0
