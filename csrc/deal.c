@@ -42,6 +42,8 @@ void fdp_try_read_workers(struct fdp_worker **workers, size_t count, struct fdp_
         struct fdp_worker *worker = workers[i];
         if (worker->given != worker->handled)
             ret_round->begun += read_worker(worker, done);
+        else
+            count_room(worker); /* Nothing that it finishes would end what a deal found full. */
         ret_round->room += worker->room;
         ret_round->has_copies |= worker->copies.count > 0;
     }

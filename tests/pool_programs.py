@@ -4,9 +4,12 @@ import asyncio
 import atexit
 import contextlib
 import ctypes
+import errno
+import itertools
 import logging
 import os
 import platform
+import selectors
 import signal
 import socket
 import struct
@@ -17,9 +20,10 @@ import warnings
 from functools import partial
 from typing import Any
 
-from fdpass_c.pool import Pool, open_listener
+from fdpass_c import Channel, aio
+from fdpass_c.pool import Pool, metrics_server, open_listener
 from support import handlers
-from support.handlers import begin_and_wait, obey
+from support.handlers import begin_and_wait, begin_and_wait_async, obey
 
 # linux/filter.h, linux/seccomp.h, linux/prctl.h
 _LOAD, _JUMP_EQUAL, _RETURN = 0x20, 0x15, 0x06
@@ -59,6 +63,58 @@ def shut_down_listeners(*addresses: str) -> None:
     left = iter(listeners)
     signal.signal(signal.SIGUSR2, lambda *_: next(left).shutdown(socket.SHUT_RDWR))
     Pool(begin_and_wait, 2).serve(*listeners)
+
+
+class _Full(selectors.DefaultSelector):
+    """A selector with no room for the first that each function has it watch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._tried = {"__init__"}  # Before the pool serves it may fail.
+
+    def register(self, fileobj: Any, events: int, data: Any = None) -> selectors.SelectorKey:
+        caller = sys._getframe(1).f_code.co_name
+        if caller not in self._tried:
+            self._tried.add(caller)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return super().register(fileobj, events, data)
+
+
+def no_room_to_watch(*addresses: str) -> None:
+    """A pool of one worker, with metrics, whose selector has no room for a moment."""
+    selectors.DefaultSelector = _Full  # type: ignore[misc]
+    metrics_server._RETRY_DELAY = 0.05
+    Pool(obey, 1).serve(*addresses, metrics="127.0.0.1:0")
+
+
+def fail_once(method: str, *addresses: str) -> None:
+    """A pool of one worker; a method of the master's channels fails the first time."""
+    works = getattr(Channel, method)
+    failures = iter([OSError(errno.ENOBUFS, os.strerror(errno.ENOBUFS))])
+
+    def fail_first(channel: Channel, *arguments: Any) -> Any:
+        if error := next(failures, None):
+            raise error
+        return works(channel, *arguments)
+
+    setattr(Channel, method, fail_first)
+    Pool(obey, 1).serve(*addresses)
+
+
+def receive_once(*addresses: str) -> None:
+    """A pool of one event loop. No worker can receive more than it receives at once."""
+    works = aio.Channel.recv_many
+    receives = itertools.count()
+
+    async def receive(channel: aio.Channel) -> Any:
+        batch = await works(channel)
+        if next(receives):
+            batch.close()
+            raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+        return batch
+
+    aio.Channel.recv_many = receive  # type: ignore[assignment, method-assign]
+    Pool(begin_and_wait_async, 1, 10).serve(*addresses)
 
 
 def print_to(where: str, *addresses: str) -> None:

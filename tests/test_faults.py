@@ -1,6 +1,6 @@
 """Whatever call or allocation fails: nothing is lost, doubled or left open.
 
-The whole of it is `nox -s faults`.
+The whole of it is `nox -s faults` and `nox -s pool_faults`.
 """
 
 import os
@@ -26,13 +26,9 @@ pytestmark = [
 TESTS = Path(__file__).parent
 
 
-def test_every_call_that_fails() -> None:
-    """Each system call, with each errno of its manual page; some lengths; each allocation.
-
-    Of the commands a sample.
-    """
+def _run(program: str) -> str:
     done = subprocess.run(
-        [sys.executable, "-m", "faults", "--quick"],
+        [sys.executable, "-m", program, "--quick"],
         cwd=TESTS,
         env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"},
         capture_output=True,
@@ -40,10 +36,27 @@ def test_every_call_that_fails() -> None:
         check=False,
     )
     assert done.returncode == 0, done.stdout[-20_000:] + done.stderr
-    found = re.search(r"(\d+) faults, (\d+) short transfers, (\d+) alloc", done.stdout)
-    of_commands = re.search(r"all commands: (\d+) faults, (\d+) short", done.stdout)
-    assert found, done.stdout
-    assert of_commands, done.stdout
+    return done.stdout
+
+
+def test_every_call_that_fails() -> None:
+    """Each system call, with each errno of its manual page; some lengths; each allocation.
+
+    Of the commands, and of event loops, a sample.
+    """
+    output = _run("faults")
+    found = re.search(r"(\d+) faults, (\d+) short transfers, (\d+) alloc", output)
+    of_commands = re.search(r"all commands: (\d+) faults, (\d+) short", output)
+    assert found, output
+    assert of_commands, output
     counts = map(int, found.groups() + of_commands.groups())
     least = (9000, 900, 90, 250, 5)
-    assert all(count > few for count, few in zip(counts, least, strict=True)), done.stdout
+    assert all(count > few for count, few in zip(counts, least, strict=True)), output
+
+
+def test_pools_whose_calls_fail() -> None:
+    """Some of them, in the master and in a worker: the pool serves on, or ends with the error."""
+    output = _run("faults.pools")
+    found = re.search(r"(\d+) in the master, .*?(\d+) in a worker", output)
+    assert found, output
+    assert min(map(int, found.groups())) > 50, output

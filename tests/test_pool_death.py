@@ -9,7 +9,7 @@ import pytest
 
 from support.marks import linux_only
 from support.server import Server, connections
-from support.sockets import read_some
+from support.sockets import read_all, read_some
 
 # Every 100 connections one is killed. For slow machines and emulators there may be fewer.
 CONNECTIONS = int(os.environ.get("FDPASS_POOL_CONNECTIONS", "10000"))
@@ -78,6 +78,22 @@ def test_idle_workers_that_die_young() -> None:
         assert server.process.wait() == 1
         server.wait_for("PoolError: 5 workers in a row died before they began a connection")
         assert server.log.count(" started\n") == 5
+
+
+@pytest.mark.thread_unsafe
+def test_an_event_loop_that_cannot_receive() -> None:
+    """Its worker ends. What it had begun is lost, and no failure of the handler."""
+    with Server(program=("pool_programs.py", "receive_once")) as server:
+        with server.connect() as begun:
+            assert read_some(begun)
+            with server.connect() as other:
+                other.sendall(b"hello")
+                assert read_all(other).endswith(b"hello")
+            assert read_some(begun) == b""
+        status = server.settled(1)
+        assert (status.handled, status.failed, status.lost) == (1, 0, 1)
+        assert "the handler failed" not in server.log
+        assert server.stop() == 0
 
 
 @pytest.mark.thread_unsafe

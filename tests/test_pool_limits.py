@@ -1,19 +1,23 @@
 """A pool that runs into a limit waits for what it lacks, loses nothing, and serves on."""
 
 import os
+import re
 import resource
 import signal
+import socket
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
+from pathlib import Path
 
 import pytest
 
 import fdpass_c
 from fdpass_c import Channel
+from support.marks import linux_only
 from support.processes import become_nobody, fork, run_in_child
 from support.server import Server
-from support.sockets import read_all
+from support.sockets import read_all, read_some
 
 pytestmark = pytest.mark.skipif(not hasattr(resource, "prlimit"), reason="limits another process")
 
@@ -120,6 +124,53 @@ def test_no_process_at_all() -> None:
         server.wait_for("stopping")
         assert server.process.wait() == 1
         server.wait_for(r"PoolError: 5 workers in a row.*cannot start a worker: Resource temp")
+
+
+@pytest.mark.thread_unsafe
+def test_no_room_to_watch() -> None:
+    """Where the selector has no room for a listener, a worker or a client of the metrics
+    (max_user_watches), the pool tries again."""
+    with Server(program=("pool_programs.py", "no_room_to_watch")) as server:
+        server.wait_for(r"cannot accept: No space left on device; trying again")
+        for _ in range(3):
+            assert int(server.ask())
+        host, _, port = re.findall(r"metrics at (.*)", server.log)[0].rpartition(":")
+        with socket.create_connection((host, int(port)), 30) as sock:
+            assert read_some(sock) == b""
+        server.wait_for("cannot accept a client of the metrics: No space left on device")
+        with socket.create_connection((host, int(port)), 30) as sock:
+            sock.sendall(b"GET /status HTTP/1.1\r\n\r\n")
+            assert read_some(sock).startswith(b"HTTP/1.1 200")
+        assert server.log.count("cannot accept a client of the metrics") == 2
+        assert server.log.count("cannot start a worker: No space left on device") == 1
+        status = server.settled(1)
+        assert (status.handled, status.lost) == (3, 0)
+        assert server.stop() == 0
+        assert "SIGKILL" not in server.log
+
+
+@pytest.mark.thread_unsafe
+@linux_only
+def test_no_memory_for_a_channel() -> None:
+    """Where no channel can be made for a worker there is none, and the next try has one."""
+    with Server(program=("pool_programs.py", "fail_once", "__init__")) as server:
+        status = server.settled(1)
+        assert "cannot start a worker: No buffer space available" in server.log
+        children = Path(f"/proc/{server.pid}/task/{server.pid}/children").read_text()
+        assert [*map(int, children.split())] == status.pids
+        assert server.stop() == 0
+
+
+@pytest.mark.thread_unsafe
+def test_no_memory_to_flush() -> None:
+    """A worker to which the rest of a frame cannot be sent is replaced."""
+    with Server(program=("pool_programs.py", "fail_once", "flush")) as server:
+        (old,) = server.settled(1).pids
+        server.send_signal(signal.SIGHUP)
+        server.wait_for(f"cannot send to worker {old}: No buffer space available")
+        server.wait_for(f"worker {old} was killed by SIGKILL")
+        assert int(server.ask()) in server.settled(1).pids
+        assert server.stop() == 0
 
 
 def leave_places(server: Server, count: int) -> int:

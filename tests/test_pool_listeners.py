@@ -15,6 +15,8 @@ from pathlib import Path
 import pytest
 
 from fdpass_c.pool import Pool, open_listener
+from fdpass_c.pool.connected import find_kind
+from fdpass_c.testing import no_leak
 from pool_programs import ACCEPT4
 from support.handlers import echo
 from support.marks import linux_only
@@ -42,6 +44,13 @@ def make_deaf(kind: str) -> socket.socket:
     else:
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     return sock
+
+
+@pytest.mark.thread_unsafe
+def test_what_is_no_socket_is_left_alone() -> None:
+    """Where the kernel does not say what kind of socket it is, nothing stays open."""
+    with open(os.devnull) as file, no_leak(), pytest.raises(OSError, match="non-socket"):
+        find_kind(file)  # type: ignore[arg-type]
 
 
 @pytest.mark.thread_unsafe
@@ -105,7 +114,7 @@ def test_a_service_manager_passes_a_datagram_socket() -> None:
 @pytest.mark.thread_unsafe
 @linux_only
 @pytest.mark.skipif(platform.machine() not in ACCEPT4, reason="the number of accept4")
-@pytest.mark.parametrize("code", [errno.EPERM, errno.ENETDOWN, errno.ECONNABORTED])
+@pytest.mark.parametrize("code", [errno.EPERM, errno.ENETDOWN, errno.ECONNABORTED, errno.EINTR])
 def test_a_lasting_error_of_accept(code: int) -> None:
     """A listener whose every accept fails rests, and keeps neither the signals nor the other
     listener from their turn."""
@@ -120,6 +129,7 @@ def test_a_lasting_error_of_accept(code: int) -> None:
                     assert read_all(sock)
             server.settled(1)
             assert server.log.count("cannot accept at") == 1
+            assert "any longer" not in server.log
             assert server.stop() == 0
 
 
@@ -142,6 +152,9 @@ def test_a_listener_that_is_shut_down() -> None:
             assert other.recv(1000)
             server.send_signal(signal.SIGUSR2)
             server.wait_for("stopping")
+            server.send_signal(signal.SIGTERM)  # The first: no worker is killed.
+            for _ in range(2):
+                server.status()
             other.sendall(b"still here")
             assert read_all(other) == b"still here"
         assert server.process.wait() == 1

@@ -297,6 +297,32 @@ def test_a_full_descriptor_table(monkeypatch: pytest.MonkeyPatch) -> None:
     run_in_child(serve)
 
 
+class Deaf(socket.socket):
+    """A listener whose every client is aborted before it is accepted."""
+
+    def accept(self) -> Any:
+        raise ConnectionAbortedError
+
+
+def test_clients_that_are_aborted() -> None:
+    """One is no reason to wait; where it lasts, the master does not spin."""
+    with (
+        Deaf(socket.AF_INET) as listener,
+        selectors.DefaultSelector() as selector,
+    ):
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        client = socket.create_connection(listener.getsockname(), 30)
+        server = MetricsServer(listener, selector, lambda: Status((), 7, 0, 0, 0))
+        turn(selector, server)
+        assert selector.select(0)
+        turn(selector, server)
+        assert server.due_at > time.monotonic()
+        assert not selector.select(0)
+        server.close()
+        client.close()
+
+
 @linux_only
 def test_workers_hold_nothing_of_it(tmp_path: Path) -> None:
     """A worker, one too that starts while a client is there, has neither the listener nor a

@@ -14,8 +14,8 @@ from fdpass_c.pool.connections import MOST_AT_ONCE, Connections
 from fdpass_c.pool.listeners import Address, check_listener, describe_listener, opened
 from fdpass_c.pool.log import logger
 
-SHORT_OF = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
-"""Errors of accept() that last until something is closed."""
+SHORT_OF = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.ENOSPC}
+"""Errors of accept(), and ENOSPC of epoll_ctl(), that last until something is closed."""
 
 RETRY_DELAY = 0.05
 """Seconds until the next try, when a limit of the system is reached or an error repeats."""
@@ -23,6 +23,7 @@ RETRY_DELAY = 0.05
 # Usually one connection failed before it was accepted (man 2 accept), and the next is fine. EPERM
 # comes from a filter and ENETDOWN from the network, and both may last.
 _MAY_PASS = {
+    errno.EINTR,
     errno.ECONNABORTED,
     errno.EPERM,
     errno.EPROTO,
@@ -82,13 +83,13 @@ class Acceptor:
             logger.warning("%s; trying again every %s s", reason, RETRY_DELAY)
 
     def watch(self, wanted: bool) -> None:
-        """Makes the selector report the next connection, or not."""
+        """Makes the selector report the next connection, or not. OSError: there is no room."""
         if wanted != self._watched:
-            self._watched = wanted
             if wanted:
                 self._acceptors.selector.register(self._sock, selectors.EVENT_READ, self._note)
             else:
                 self._acceptors.selector.unregister(self._sock)
+            self._watched = wanted
 
     def _note(self, _events: int) -> None:
         self._acceptors.ready.append(self)
@@ -180,6 +181,8 @@ class Acceptors:
     def _accept(self, acceptor: Acceptor, most: int, accepted: Connections) -> None:
         try:
             more = acceptor.accept(most, self._nonblocking, accepted)
+            if not more:
+                acceptor.watch(True)
         except OSError as error:
             if error.errno in SHORT_OF:
                 self.ready.append(acceptor)
@@ -190,8 +193,8 @@ class Acceptors:
             acceptor.close()
             return
         if not more:
-            acceptor.watch(True)
-        elif acceptor.retry_at > time.monotonic():
+            return
+        if acceptor.retry_at > time.monotonic():
             self._paused.append(acceptor)
         else:
             self.ready.append(acceptor)

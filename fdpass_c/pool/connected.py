@@ -44,7 +44,13 @@ class Kind(NamedTuple):
 def find_kind(listener: socket.socket) -> Kind:
     """The protocol is the kernel's, 6 for TCP, and not the 0 that Python has for most: asyncio
     sets TCP_NODELAY only with it."""
-    with socket.socket(fileno=os.dup(listener.fileno())) as same:
+    fd = os.dup(listener.fileno())
+    try:
+        same = socket.socket(fileno=fd)
+    except BaseException:
+        os.close(fd)
+        raise
+    with same:
         return Kind(int(same.family), int(same.type), same.proto)
 
 

@@ -145,11 +145,12 @@ class EventLoopWorker:
             self._end.set_result(None)
 
     async def _handle(self, sock: ConnectedSocket, address: Any) -> None:
-        """Runs the handler and counts the connection, unless SystemExit ends the worker before."""
+        """Runs the handler and counts the connection, unless SystemExit, or an error of receiving,
+        ends the worker before."""
         try:
             await self._config.handler(sock, address)
         except (Exception, asyncio.CancelledError) as error:
-            if self._end.cancelled():
+            if self._end.done():
                 raise
             note_failure(error, self._counters, address)
             if sock.transport is not None:

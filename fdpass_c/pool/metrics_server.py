@@ -51,6 +51,7 @@ class MetricsServer:
         self._timeout = listener.gettimeout()
         self._clients: list[_Client] = []
         self._listens = False
+        self._failed = False
         self._retry_at = 0.0
         self.due_at: float = float("inf")
         listener.setblocking(False)
@@ -65,7 +66,11 @@ class MetricsServer:
                 self._end(client)
         listens = len(self._clients) < _MAX_CLIENTS and now >= self._retry_at
         if listens and not self._listens:
-            self._selector.register(self._listener, selectors.EVENT_READ, self._accept)
+            try:
+                self._selector.register(self._listener, selectors.EVENT_READ, self._accept)
+            except OSError as error:  # No room for what it watches.
+                self._pause(error)
+                listens = False
         elif self._listens and not listens:
             self._selector.unregister(self._listener)
         self._listens = listens
@@ -78,18 +83,30 @@ class MetricsServer:
         self.due_at = 0.0
         try:
             sock, _ = self._listener.accept()
-        except (BlockingIOError, ConnectionAbortedError):
+        except BlockingIOError:
             return
         except OSError as error:
-            logger.warning("cannot accept a client of the metrics: %s", error.strerror)
-            self._retry_at = time.monotonic() + _RETRY_DELAY
+            # One client may have gone before it was accepted. If it happens again, it may last.
+            if self._failed or not isinstance(error, ConnectionAbortedError):
+                self._pause(error)
+            self._failed = True
             return
+        self._failed = False
         sock.setblocking(False)
         client = _Client(
             sock, _serve_client(sock, self._report), time.monotonic() + _CLIENT_TIMEOUT
         )
+        try:
+            self._selector.register(sock, next(client.steps), partial(self._step, client))
+        except OSError as error:
+            sock.close()
+            self._pause(error)
+            return
         self._clients.append(client)
-        self._selector.register(sock, next(client.steps), partial(self._step, client))
+
+    def _pause(self, error: OSError) -> None:
+        logger.warning("cannot accept a client of the metrics: %s", error.strerror)
+        self._retry_at = time.monotonic() + _RETRY_DELAY
 
     def _step(self, client: _Client, _events: int) -> None:
         with suppress(OSError, StopIteration):  # It has gone, or all is said.

@@ -43,6 +43,7 @@ class Supervisor:
         self.due_at: float = 0.0
         self.stopping: bool = False
         self._gave_up = False
+        self._told_to_stop = False
         self.failure: str = ""
         self.handled_before: int = 0
         self.failed_before: int = 0
@@ -128,7 +129,7 @@ class Supervisor:
 
     def _spawn(self, slot: int) -> bool:
         try:
-            worker = self._start(slot, self._restarts[slot])
+            worker = self._start_watched(slot)
         except OSError as error:
             reason = f"cannot start a worker: {error.strerror}"
             logger.warning("%s", reason)
@@ -141,11 +142,21 @@ class Supervisor:
         worker.deadline = time.monotonic() + self._start_timeout
         self._workers.append(worker)
         self._dispatcher.add(worker)
-        self._selector.register(
-            worker.channel, selectors.EVENT_READ, partial(self._on_event, worker)
-        )
         logger.info("worker %d started", worker.pid)
         return True
+
+    def _start_watched(self, slot: int) -> WorkerProcess:
+        """OSError as from _start, and ENOMEM or ENOSPC: the selector has no room."""
+        worker = self._start(slot, self._restarts[slot])
+        try:
+            self._selector.register(
+                worker.channel, selectors.EVENT_READ, partial(self._on_event, worker)
+            )
+        except OSError:
+            worker.kill()
+            worker.channel.close()
+            raise
+        return worker
 
     def _on_event(self, worker: WorkerProcess, events: int) -> None:
         """The selector found that the worker ended, or that its buffer has room."""
@@ -202,9 +213,13 @@ class Supervisor:
 
     def stop(self) -> None:
         """Lets all workers finish; the second time, kills them."""
-        if self.stopping:
+        if self._told_to_stop:
             self._stop_deadline = 0.0
-        else:
+        self._told_to_stop = True
+        self._begin_to_stop()
+
+    def _begin_to_stop(self) -> None:
+        if not self.stopping:
             logger.info("stopping")
             self.stopping = True
             self._stop_deadline = time.monotonic() + self._drain
@@ -214,7 +229,7 @@ class Supervisor:
     def fail(self, reason: str) -> None:
         """Stops the pool, because no worker or no listener is left."""
         self.failure = reason
-        self.stop()
+        self._begin_to_stop()
 
     def reap_exited(self) -> None:
         """Finds workers whose channel does not show their end: a child process has it open."""

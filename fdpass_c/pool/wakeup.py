@@ -55,7 +55,8 @@ class Wakeup:
 
     def clear(self) -> None:
         """In the master: after this it can be woken again."""
-        os.read(self._reader, 65536)
+        with contextlib.suppress(BlockingIOError):
+            os.read(self._reader, 65536)
 
     def close_in_child(self) -> None:
         """In a worker, which only writes."""

@@ -53,12 +53,11 @@ class WorkerProcess:
     as time.monotonic.
     """
 
-    def __init__(
-        self, settings: WorkerSettings, pid: int, sock: socket.socket, counters: Counters
-    ) -> None:
-        """Takes ownership of sock, this side of the connection to the worker."""
+    def __init__(self, settings: WorkerSettings, sock: socket.socket, counters: Counters) -> None:
+        """To be made before the fork, which sets pid: later nothing may fail. Takes ownership of
+        sock, this side of the connection to the worker."""
         self.settings = settings
-        self.pid = pid
+        self.pid = 0
         self.state: State = State.STARTING
         self.counters = counters
         self._started_at = time.monotonic()
@@ -98,16 +97,21 @@ class WorkerProcess:
     def abort(self, grace: float) -> None:
         """Makes it exit at once with SIGABRT, or be killed after grace seconds."""
         self.drain(min(grace, self.deadline - time.monotonic()))
-        if not self.has_exited():
-            os.kill(self.pid, signal.SIGABRT)
+        self._send_signal(signal.SIGABRT)
 
     def flush(self) -> bool:
         """Sends what a full buffer did not take. Returns whether nothing is left to send."""
-        with contextlib.suppress(BlockingIOError, BrokenPipeError):
+        try:
             self.channel.flush()
             if self.state is State.LEAVING:
                 with contextlib.suppress(OSError):
                     self._sock.shutdown(socket.SHUT_WR)
+        except (BlockingIOError, ConnectionError):
+            pass
+        except OSError as error:
+            # Nothing would tell when to try again, and others can have what it has not begun.
+            logger.warning("cannot send to worker %d: %s", self.pid, error.strerror)
+            self._send_signal(signal.SIGKILL)
         return not self.channel.unsent
 
     def has_exited(self) -> bool:
@@ -117,11 +121,16 @@ class WorkerProcess:
 
     def kill(self) -> int:
         """Kills it if it still runs, and waits for it. Returns its wait status, or TAKEN."""
-        if not self.has_exited():
-            os.kill(self.pid, signal.SIGKILL)
+        self._send_signal(signal.SIGKILL)
+        if self._status is None:
             self._wait(0)
         assert self._status is not None
         return self._status
+
+    def _send_signal(self, signum: int) -> None:
+        if not self.has_exited():
+            with contextlib.suppress(ProcessLookupError):  # Other code has just waited for it.
+                os.kill(self.pid, signum)
 
     def _wait(self, options: int) -> None:
         try:
@@ -176,13 +185,14 @@ def fork_worker(
     ours, theirs = socket.socketpair()
     with theirs:
         try:
+            worker = WorkerProcess(settings, ours, counters)
             _flush_streams()  # Or the child would print it again.
-            pid = os.fork()
-            if pid == 0:
-                ours.close()
+            worker.pid = os.fork()
+            if worker.pid == 0:
+                worker.close_in_child()
                 leaving.become_worker(counters, master)
                 _run_child(theirs, counters, close_in_child, work)
-            return WorkerProcess(settings, pid, ours, counters)
+            return worker
         except BaseException:
             ours.close()
             raise

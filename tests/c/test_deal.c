@@ -164,6 +164,9 @@ static void test_errors(void) {
     CHECK(deal(pool) == 0 && pool->round.error == 0 && pool->round.room == 0);
     check_waiting(pool, "ac");
     CHECK(pool->workers[1].copies.count == 2);
+    /* The first has nothing in hand, whose end could tell that there is room again. */
+    read_all(pool);
+    CHECK(pool->workers[0].room == 9 && pool->workers[1].room == 0);
     close_pool(pool);
 
     pool = open_pool(2, 9);

@@ -427,7 +427,7 @@ class Commands:
     def _find_faults(self, name: str, case: Case) -> Iterator[Fault]:
         """All of them, or a sample that takes turns."""
         self._try(name, case, None)
-        for step in self._library.read_steps():
+        for step in self._library.list_steps():
             for fault in _find_faults(step, name):
                 self._at += 1
                 if self._at % self._stride == 0:

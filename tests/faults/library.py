@@ -17,15 +17,15 @@ SOURCE = Path(__file__).with_name("preload.c")
 _PATH = "FAULTS_LIBRARY"
 
 
-def start(*arguments: str) -> int:
-    """Runs this program again with the library in front of libc; returns its exit status."""
+def start(program: str, *arguments: str) -> int:
+    """Runs a module with the library in front of libc; returns its exit status."""
     with tempfile.TemporaryDirectory() as folder:
         library = str(Path(folder, "preload.so"))
         strict = ["-std=c11", "-O1", "-Wall", "-Wextra", "-Werror", "-fPIC", "-shared"]
         subprocess.run(["gcc", *strict, str(SOURCE), "-o", library, "-ldl"], check=True)
         # Python's own blocks come from malloc where nothing else asks for them.
         environment = {**os.environ, "LD_PRELOAD": library, _PATH: library}
-        command = [sys.executable, "-m", "faults", *arguments]
+        command = [sys.executable, "-m", program, *arguments]
         return subprocess.run(command, env=environment, check=False).returncode
 
 
@@ -46,10 +46,29 @@ class Step(NamedTuple):
         return f"{'the child: ' * self.process}{self.call} {self.number}"
 
 
+ALL = sys.maxsize
+ALONE = -1
+
+
+class Fault(NamedTuple):
+    """What goes wrong: so many calls of a kind, from the number-th on, fail with error; or move at
+    most so many bytes, or messages, where error is 0. With both only the first moves so many.
+    Without a call nothing goes wrong. process: as for Step, or ALONE for the one that arms the
+    library, whose children are not watched."""
+
+    call: str = ""
+    number: int = 0
+    error: int = 0
+    most: int = 0
+    times: int = 1
+    process: int = 0
+
+
 class Library:
     def __init__(self) -> None:
         self._library = library = ctypes.CDLL(os.environ[_PATH])
-        library.fault_arm.argtypes = [*[ctypes.c_int, ctypes.c_long] * 2, *[ctypes.c_int] * 2]
+        library.fault_arm.argtypes = [*[ctypes.c_int, ctypes.c_long] * 2, ctypes.c_long]
+        library.fault_arm.argtypes += [ctypes.c_int]
         library.fault_arm_memory.argtypes = [ctypes.c_long, ctypes.c_void_p, ctypes.c_void_p]
         names = (ctypes.c_char_p * 100).in_dll(library, "fault_names")
         self.names = [name.decode() for name in iter(iter(names).__next__, None)]
@@ -60,21 +79,26 @@ class Library:
             function.argtypes, function.restype = [ctypes.c_int, ctypes.c_long], ctypes.c_long
         self._allocations = ctypes.c_long.in_dll(library, "fault_allocations")
         self._core = _find_memory(_native.__file__)
-        self.arm, self.disarm = library.fault_arm, library.fault_disarm
+        self.disarm = library.fault_disarm
+
+    def arm(self, fault: Fault) -> None:
+        """Plans it for this thread, and watches, until disarm."""
+        self._library.fault_arm(self._numbers.get(fault.call, -1), *fault[1:])
 
     @contextmanager
     def watching(self) -> Iterator[list[Step]]:
         """The system calls of the block are in the list after it."""
         steps: list[Step] = []
-        self.arm(-1, -1, 0, 0, 0, 0)
+        self.arm(Fault())
         try:
             yield steps
         finally:
             self.disarm()
-            steps += self.read_steps()
+            steps += self.list_steps()
 
-    def read_steps(self) -> list[Step]:
-        """What was done since the library was armed, here or in a child that shares the log."""
+    def list_steps(self) -> list[Step]:
+        """What has not failed, by the plan, since the last one was armed: here, and in a child that
+        shares the log."""
         steps = []
         for process in (0, 1):
             counts: Counter[str] = Counter()
@@ -88,7 +112,8 @@ class Library:
     @contextmanager
     def failing(self, step: Step, error: int, lasting: bool = False) -> Iterator[None]:
         """This call fails with error; lasting: and so does each later one of its kind."""
-        self.arm(self._numbers[step.call], step.number, error, 0, lasting, step.process)
+        times = ALL if lasting else 1
+        self.arm(Fault(step.call, step.number, error, times=times, process=step.process))
         try:
             yield
         finally:
@@ -97,7 +122,7 @@ class Library:
     @contextmanager
     def cut_short(self, step: Step, most: int) -> Iterator[None]:
         """This call moves at most so many bytes, or messages."""
-        self.arm(self._numbers[step.call], step.number, 0, most, 0, step.process)
+        self.arm(Fault(step.call, step.number, most=most, process=step.process))
         try:
             yield
         finally:

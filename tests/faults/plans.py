@@ -65,6 +65,12 @@ ERRORS = {
     "setitimer": "EFAULT EINVAL",
     "execv": "E2BIG EACCES EFAULT EINVAL EIO EISDIR ELIBBAD ELOOP EMFILE ENAMETOOLONG ENFILE "
     "ENOENT ENOEXEC ENOMEM ENOTDIR EPERM ETXTBSY",
+    "pipe2": "EFAULT EINVAL EMFILE ENFILE",
+    "mmap": "EACCES EAGAIN EBADF EINVAL ENFILE ENODEV ENOMEM EPERM",
+    "epoll_create1": "EINVAL EMFILE ENFILE ENOMEM",
+    "epoll_ctl": "EBADF EEXIST EINVAL ELOOP ENOENT ENOMEM ENOSPC EPERM",
+    "epoll_wait": "EBADF EFAULT EINTR EINVAL",
+    "kill": "EINVAL EPERM ESRCH",
 }
 
 # How an older kernel, or a container's filter, answers a call that it lacks: every time.
@@ -80,3 +86,49 @@ MISSING = {
 STREAMING = {"sendmsg", "send", "sendmmsg", "recvmsg", "recv", "write", "writev", "pwrite"}
 STREAMING |= {"pwritev", "pwritev2", "read"}
 COUNTING = {"recvmmsg"}
+
+# -- pools ----------------------------------------------------------------------------------------
+
+# What a pool that serves gets over in its master, beside EINTR: it tries again, or has another
+# worker.
+PASSING = {
+    "accept4": "EAGAIN ECONNABORTED EMFILE ENFILE ENOBUFS ENOMEM EPERM EPROTO EOPNOTSUPP",
+    "sendmsg": "EAGAIN ECONNRESET ENOBUFS ENOMEM EPIPE ETOOMANYREFS",
+    "fork": "EAGAIN ENOMEM",
+    "kill": "ESRCH",
+    "socketpair": "EMFILE ENFILE",
+    "mmap": "EAGAIN ENFILE ENOMEM",
+    "epoll_ctl": "ENOMEM ENOSPC",
+    "read": "EAGAIN",
+}
+
+# What may last.
+REPEATED = {
+    "accept4": "ECONNABORTED EINVAL EMFILE EPERM",
+    "close_range": "ENOSYS EPERM",
+    "epoll_ctl": "ENOMEM ENOSPC",
+    "fork": "EAGAIN",
+    "mmap": "ENOMEM",
+    "sendmsg": "ENOBUFS ETOOMANYREFS",
+    "socketpair": "EMFILE",
+}
+
+# What no kernel answers to a pool.
+IMPOSSIBLE = {
+    # Of a socket, a pipe and an epoll instance. It is what a file's system may say.
+    "close": ERRORS["close"],
+    # These are about locks.
+    "fcntl": "EACCES EAGAIN EINTR ENOLCK",
+    # It makes an open descriptor non-blocking.
+    "ioctl": ERRORS["ioctl"],
+    # Of a pipe whose other end the pool keeps. EAGAIN would be that of a full pipe, whose reader
+    # wakes all the same.
+    "write": _WRITE.replace("EINTR", ""),
+    # Only where other code has taken the status, and then the process has ended:
+    # tests/test_pool_death.py.
+    "waitpid": "ECHILD",
+}
+IMPOSSIBLE_IN_MASTER = {
+    # Of one of a pair of Unix sockets, even where the other has gone.
+    "shutdown": ERRORS["shutdown"],
+}

@@ -6,7 +6,9 @@
 #include <poll.h>
 #include <stdarg.h>
 #include <stddef.h>
+#include <signal.h>
 #include <stdint.h>
+#include <sys/epoll.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
@@ -24,23 +26,25 @@
     each(accept4) each(connect) each(getsockname) each(getpeername) each(getsockopt)               \
     each(setsockopt) each(fcntl) each(ioctl) each(open) each(stat) each(lstat) each(fstat)         \
     each(chmod) each(fchmod) each(unlink) each(flock) each(read) each(lseek) each(mkdir)           \
-    each(dup2) each(fork) each(waitpid) each(setitimer) each(execv)
+    each(dup2) each(fork) each(waitpid) each(setitimer) each(execv) each(pipe2) each(mmap)         \
+    each(epoll_create1) each(epoll_ctl) each(epoll_wait) each(kill)
 
 #define NUMBER(name) CALL_##name,
 #define NAME(name) #name,
 enum { CALLS(NUMBER) CALL_COUNT };
 const char *const fault_names[] = {CALLS(NAME) NULL};
 
-/* The plan: the call number nth (and each later one, with lasting) of one kind fails with error; or
- * moves at most so many bytes, or messages, where error is 0. Only in one process: 0 is the armed
- * one, 1 its child. */
+/* The plan: so many calls of one kind, from number nth on, fail with error; or move at most so many
+ * bytes, or messages, where error is 0. With both only the first of them moves so many. Only in one
+ * process: 0 is the armed one, 1 its child; ALONE is the armed one, whose children are not watched. */
+#define ALONE (-1)
 static struct {
     int process;
     int call;
     long nth;
     int error;
     long most;
-    int lasting;
+    long count;
 } plan;
 
 /* What an armed process did: how many calls of each kind, which, and what the kernel answered. In
@@ -53,13 +57,13 @@ static struct record {
     long counts[CALL_COUNT];
     long calls[LONGEST_LOG];
     long results[LONGEST_LOG];
-} *records;
+} own_records[MOST_PROCESSES], *shared_records, *records = own_records;
 static int process;
 
 __attribute__((constructor)) static void make_records(void) {
-    records = mmap(NULL, MOST_PROCESSES * sizeof *records, PROT_READ | PROT_WRITE,
-                   MAP_SHARED | MAP_ANONYMOUS, -1, 0);
-    if (records == MAP_FAILED)
+    shared_records = mmap(NULL, sizeof own_records, PROT_READ | PROT_WRITE,
+                          MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    if (shared_records == MAP_FAILED)
         _exit(127);
 }
 
@@ -79,13 +83,14 @@ static void forget(void) {
     process = 0;
 }
 
-void fault_arm(int call, long nth, int error, long most, int lasting, int in_process) {
+void fault_arm(int call, long nth, int error, long most, long count, int in_process) {
     plan.call = call;
     plan.nth = nth;
     plan.error = error;
     plan.most = most;
-    plan.lasting = lasting;
+    plan.count = count;
     plan.process = in_process;
+    records = in_process == ALONE ? own_records : shared_records;
     forget();
     memory_nth = -1;
     armed = 1;
@@ -115,8 +120,8 @@ static int is_struck(int call) {
     if (!armed)
         return 0;
     long nth = records[process].counts[call]++;
-    return call == plan.call && process == plan.process &&
-           (nth == plan.nth || (plan.lasting && nth > plan.nth));
+    return call == plan.call && (process == plan.process || plan.process == ALONE) &&
+           nth >= plan.nth && nth - plan.nth < plan.count;
 }
 
 /* Whether this call fails. */
@@ -132,8 +137,8 @@ static int fails(int call) {
 static long limit(int call) {
     if (!is_struck(call))
         return -1;
-    records[process].fired++;
-    if (plan.error == 0)
+    int is_first = records[process].fired++ == 0;
+    if (plan.error == 0 || (plan.most > 0 && is_first))
         return plan.most;
     errno = plan.error;
     return -2;
@@ -313,6 +318,8 @@ ssize_t read(int fd, void *data, size_t size) {
 
 ssize_t write(int fd, const void *data, size_t size) {
     REAL(write);
+    if (fd == STDERR_FILENO && plan.process == ALONE) /* The log is no part of what a pool does. */
+        return real(fd, data, size);
     long most = limit(CALL_write);
     if (most == -2)
         return -1;
@@ -420,6 +427,20 @@ off64_t lseek64(int fd, off64_t offset, int whence) {
     return fails(CALL_lseek) ? -1 : answer(CALL_lseek, real(fd, offset, whence));
 }
 
+PLAIN(pipe2, pipe2, (int fds[2], int flags), fds, flags)
+PLAIN(epoll_create1, epoll_create1, (int flags), flags)
+PLAIN(epoll_wait, epoll_wait, (int epoll, struct epoll_event *events, int most, int timeout), epoll,
+      events, most, timeout)
+PLAIN(kill, kill, (pid_t pid, int signum), pid, signum)
+
+/* What is changed or removed needs no room, and is there. */
+int epoll_ctl(int epoll, int what, int fd, struct epoll_event *event) {
+    REAL(epoll_ctl);
+    if (what != EPOLL_CTL_ADD)
+        return real(epoll, what, fd, event);
+    return fails(CALL_epoll_ctl) ? -1 : (int)answer(CALL_epoll_ctl, real(epoll, what, fd, event));
+}
+
 pid_t fork(void) {
     REAL(fork);
     if (fails(CALL_fork))
@@ -428,10 +449,22 @@ pid_t fork(void) {
     if (pid == 0) {
         /* Its own children are not watched. */
         process++;
-        armed = armed && process < MOST_PROCESSES;
+        armed = armed && plan.process != ALONE && process < MOST_PROCESSES;
         return 0;
     }
     return (pid_t)answer(CALL_fork, pid);
+}
+
+/* Memory that processes share. Any other is an allocation. */
+void *mmap64(void *address, size_t size, int access, int flags, int fd, off64_t offset) {
+    REAL(mmap64);
+    if (!(flags & MAP_SHARED))
+        return real(address, size, access, flags, fd, offset);
+    if (fails(CALL_mmap))
+        return MAP_FAILED;
+    void *memory = real(address, size, access, flags, fd, offset);
+    answer(CALL_mmap, memory == MAP_FAILED ? -1 : 0);
+    return memory;
 }
 
 int flock(int fd, int operation);
