@@ -675,6 +675,7 @@ class Channel(NotCopied):
         self.check_empty()
         sock = self._sock
         self._sock = sock.dup()
+        sock.settimeout(sock.gettimeout())  # PyPy's dup makes both blocking.
         self.close()
         return sock
 

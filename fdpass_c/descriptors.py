@@ -4,6 +4,7 @@ import operator
 import os
 import socket
 import struct
+import sys
 import warnings
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
@@ -24,6 +25,7 @@ from fdpass_c.errors import NotCopied
 from fdpass_c.waiting import HasFileno, fileno
 
 _TAKEN = lib.FDP_TAKEN
+_IS_PYPY = sys.implementation.name == "pypy"
 _drop = lib.fdp_drop_owner
 
 _INTS = ffi.typeof("int[]")
@@ -314,8 +316,11 @@ class Descriptors(NotCopied, Sequence[int]):
         """
         fd = self[index]
         memory, position = self._memory, self._find(index)
+        blocking = not _IS_PYPY or os.get_blocking(fd)
         try:
             sock.__init__(*kind, fileno=fd)  # type: ignore[misc]
+            if not blocking:
+                os.set_blocking(fd, False)  # Where PyPy has made it blocking, for the sender too.
             lib.fdp_take_fd(memory, position)
             self._stop_warning()
         except BaseException:

@@ -122,7 +122,9 @@ def _send_to(sock: Any, parts: list[Buffer], fds: Any, flags: int, address: str 
     if hasattr(sock, "sendmsg"):
         sent: int = sock.sendmsg(parts, ancillary, flags, address)
         return sent
+    blocking = os.get_blocking(fileno(sock))
     with socket.socket(fileno=os.dup(fileno(sock))) as copy:
+        copy.setblocking(blocking)  # PyPy has made both blocking.
         return copy.sendmsg(parts, ancillary, flags, address)
 
 

@@ -136,8 +136,9 @@ class Acceptors:
             for listener in listeners
         ]
         _check(socks)
-        self._all = [Acceptor(sock, origin, self) for origin, sock in enumerate(socks)]
+        # Before the next line: with PyPy it makes them blocking.
         self.kinds = [*map(find_kind, socks)]
+        self._all = [Acceptor(sock, origin, self) for origin, sock in enumerate(socks)]
         self.ready.extend(self._all)
 
     def log_addresses(self) -> None:
