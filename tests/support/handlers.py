@@ -34,10 +34,10 @@ async def echo_async(sock: socket.socket, address: object) -> None:
 
 def describe(sock: socket.socket, address: object) -> None:
     """Says what the handler was given, and what the kernel knows of it."""
-    with socket.socket(fileno=os.dup(sock.fileno())) as same:
+    modes = (sock.gettimeout(), os.get_blocking(sock.fileno()), os.get_inheritable(sock.fileno()))
+    with socket.socket(fileno=os.dup(sock.fileno())) as same:  # PyPy makes both blocking.
         known = (same.family.name, same.type.name, same.proto)
     given = (sock.family.name, sock.type.name, sock.proto)
-    modes = (sock.gettimeout(), os.get_blocking(sock.fileno()), os.get_inheritable(sock.fileno()))
     sock.sendall(repr((given, known, modes, address, sock.getpeername())).encode())
 
 
