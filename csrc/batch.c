@@ -134,22 +134,47 @@ static int has_end(int sock) {
     return type != SOCK_DGRAM;
 }
 
-/* Appends one received message to scratch, owner and data; or closes what arrived of it, if it lost
- * something. */
+/* Keeps them until they can be closed. */
+static void add_surplus(struct fdp_scratch *scratch, const int *fds, size_t count) {
+    size_t size = (scratch->surplus_count + count) * sizeof *fds;
+    int *all = count > 0 ? realloc(scratch->surplus, size) : NULL;
+    if (all == NULL) {
+        fdp_close_fds(fds, count);
+        return;
+    }
+    memcpy(all + scratch->surplus_count, fds, count * sizeof *fds);
+    scratch->surplus = all;
+    scratch->surplus_count += count;
+}
+
+void fdp_close_surplus(struct fdp_scratch *scratch) {
+    int *fds = scratch->surplus;
+    size_t count = scratch->surplus_count;
+    scratch->surplus = NULL;
+    scratch->surplus_count = 0;
+    fdp_close_fds(fds, count);
+    free(fds);
+}
+
+/* Appends one received message to scratch, owner and data; if it lost something, what arrived of it
+ * is surplus. */
 static void put_message(struct fdp_scratch *scratch, struct fdp_owner *owner, unsigned char *data,
                         const struct mmsghdr *message, size_t fd_capacity) {
     const struct msghdr *header = &message->msg_hdr;
-    int *fds = owner->fds + owner->count;
     unsigned at = scratch->count;
+    int fds[FDP_MAX_FDS];
     struct fdp_arrival arrival;
     fdp_parse_control(header->msg_control, (size_t)header->msg_controllen, header->msg_flags, fds,
-                      fd_capacity, &arrival);
+                      FDP_MAX_FDS, &arrival);
+    if (arrival.fd_count > fd_capacity)
+        arrival.flags |= MSG_CTRUNC;
     if (arrival.flags & (MSG_CTRUNC | MSG_TRUNC)) {
-        fdp_close_fds(fds, arrival.fd_count);
+        add_surplus(scratch, fds, arrival.fd_count);
         scratch->lost++;
         scratch->lost_flags |= arrival.flags;
         return;
     }
+    memcpy(owner->fds + owner->count, fds, arrival.fd_count * sizeof *fds);
     memmove(data + scratch->payload_size, header->msg_iov->iov_base, message->msg_len);
     scratch->payload_size += message->msg_len;
     owner->count += arrival.fd_count;
@@ -168,29 +193,17 @@ static void cut_end(struct fdp_scratch *scratch, int sock) {
         scratch->count = count;
 }
 
-ssize_t fdp_try_recv_batch(int sock, void *ret_data, size_t capacity, size_t fd_capacity,
-                           size_t max_messages, int flags, struct fdp_scratch *ret_scratch,
-                           struct fdp_owner *ret_owner) {
-    return fdp_recv_batch(sock, ret_data, capacity, fd_capacity, max_messages,
-                          flags | MSG_DONTWAIT, ret_scratch, ret_owner);
-}
-
-ssize_t fdp_recv_batch(int sock, void *ret_data, size_t capacity, size_t fd_capacity,
+static ssize_t receive(int sock, void *ret_data, size_t capacity, size_t fd_capacity,
                        size_t max_messages, int flags, struct fdp_scratch *ret_scratch,
                        struct fdp_owner *ret_owner) {
     struct mmsghdr headers[CHUNK];
     struct iovec buffers[CHUNK];
-    _Static_assert(offsetof(struct fdp_scratch, bytes) % _Alignof(struct cmsghdr) == 0, "bytes");
-
-    if (fd_capacity > FDP_MAX_FDS)
-        fd_capacity = FDP_MAX_FDS;
-    size_t offered = fdp_size_control(fd_capacity);
+    /* With room for all that a message may have, as in fdp_try_recv. */
+    size_t offered = fdp_size_control(FDP_MAX_FDS);
     size_t stride = FDP_ALIGN_CONTROL(offered);
-    size_t count = sizeof ret_scratch->bytes / stride;
-    if (count > max_messages)
-        count = max_messages;
-    if (count > CHUNK)
-        count = CHUNK;
+    size_t count = max_messages < CHUNK ? max_messages : CHUNK;
+    _Static_assert(offsetof(struct fdp_scratch, bytes) % _Alignof(struct cmsghdr) == 0, "bytes");
+    _Static_assert(sizeof ret_scratch->bytes >= CHUNK * FDP_ALIGN_CONTROL(FDP_CONTROL_SIZE), "bytes");
     for (size_t i = 0; i < count; i++) {
         buffers[i] = (struct iovec){.iov_base = (unsigned char *)ret_data + i * capacity,
                                     .iov_len = capacity};
@@ -213,4 +226,20 @@ ssize_t fdp_recv_batch(int sock, void *ret_data, size_t capacity, size_t fd_capa
     cut_end(ret_scratch, sock);
     int is_full = ret_scratch->count + ret_scratch->lost == count;
     return fdp_describe(ret_scratch) | (is_full ? FDP_MORE : 0);
+}
+
+ssize_t fdp_try_recv_batch(int sock, void *ret_data, size_t capacity, size_t fd_capacity,
+                           size_t max_messages, int flags, struct fdp_scratch *ret_scratch,
+                           struct fdp_owner *ret_owner) {
+    return receive(sock, ret_data, capacity, fd_capacity, max_messages, flags | MSG_DONTWAIT,
+                   ret_scratch, ret_owner);
+}
+
+ssize_t fdp_recv_batch(int sock, void *ret_data, size_t capacity, size_t fd_capacity,
+                       size_t max_messages, int flags, struct fdp_scratch *ret_scratch,
+                       struct fdp_owner *ret_owner) {
+    ssize_t result = receive(sock, ret_data, capacity, fd_capacity, max_messages, flags,
+                             ret_scratch, ret_owner);
+    fdp_close_surplus(ret_scratch);
+    return result;
 }

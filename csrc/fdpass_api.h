@@ -96,11 +96,15 @@ ssize_t fdp_recv_bytes(int sock, void *ret_data, size_t capacity, size_t fd_capa
 
 /* The same into ret_received->data without waiting, capacity up to FDP_INLINE_SIZE. Returns the
  * number of bytes in the bits from FDP_SIZE_SHIFT on, the number of descriptors in those below
- * FDP_HAS_MORE, and FDP_HAS_MORE if there are flags or an address. */
+ * FDP_HAS_MORE, and FDP_HAS_MORE if there are flags or an address. It closes nothing: if
+ * arrival.fd_count is more than fd_capacity, call fdp_trim_received. */
 #define FDP_SIZE_SHIFT 9
 #define FDP_HAS_MORE 256
 ssize_t fdp_try_recv(int sock, size_t capacity, size_t fd_capacity, int flags,
                      struct fdp_received *ret_received);
+
+/* Closes what is more than fd_capacity of the received descriptors. */
+void fdp_trim_received(struct fdp_received *received, size_t fd_capacity);
 
 /* Whether a message of no bytes may carry descriptors: 0, or -ENODATA on a stream, where Linux
  * reports success and drops them. */
@@ -135,7 +139,9 @@ int fdp_open_fd(struct fdp_owner *owner, size_t index, const char *path, int fla
 /* What one receive returned: count messages. Their payloads are in bytes, one after the other from
  * FDP_COLUMN_SIZE on; lengths and fd_counts say what belongs to each. Or there is one message, and
  * its payload is large, of large_size bytes, which fdp_drop_scratch frees. lost: how many messages
- * lost something; all of them are closed, and lost_flags has their msg_flags. Starts as zeros. */
+ * lost something, and lost_flags has their msg_flags; what had come of them is in surplus, until
+ * fdp_close_surplus. Starts as zeros. bytes has room for a frame, and for the control data of
+ * FDP_BATCH messages. */
 struct fdp_scratch {
     unsigned int count;
     unsigned int payload_size;
@@ -143,12 +149,17 @@ struct fdp_scratch {
     int lost_flags;
     unsigned char *large;
     uint64_t large_size;
+    int *surplus;
+    size_t surplus_count;
     unsigned int lengths[1024];
     unsigned int fd_counts[1024];
-    unsigned char bytes[65536];
+    unsigned char bytes[94208];
 };
 
 void fdp_drop_scratch(struct fdp_scratch *scratch);
+
+/* Closes the descriptors of messages that lost something. */
+void fdp_close_surplus(struct fdp_scratch *scratch);
 
 /* The result of a receive. The bits from FDP_COUNT_SHIFT on: the number of messages. Those below
  * FDP_MIXED_LENGTHS: the length of every payload, unless FDP_MIXED_LENGTHS is set.
@@ -215,7 +226,8 @@ ssize_t fdp_recv_batch(int sock, void *ret_data, size_t capacity, size_t fd_capa
                        size_t max_messages, int flags, struct fdp_scratch *ret_scratch,
                        struct fdp_owner *ret_owner);
 
-/* The same without waiting. */
+/* The same without waiting, and without closing what messages that lost something had brought: call
+ * fdp_close_surplus if scratch->lost is not 0. */
 ssize_t fdp_try_recv_batch(int sock, void *ret_data, size_t capacity, size_t fd_capacity,
                            size_t max_messages, int flags, struct fdp_scratch *ret_scratch,
                            struct fdp_owner *ret_owner);

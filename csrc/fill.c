@@ -77,7 +77,7 @@ static ssize_t fill_scratch(struct fdp_inbox *inbox, size_t most, struct fdp_scr
                             struct fdp_owner *owner) {
     struct fdp_arrived arrived;
     ssize_t received = fdp_receive_frame(inbox, scratch->bytes, 0, scratch->bytes,
-                                         sizeof scratch->bytes, &arrived);
+                                         FDP_FRAME_SIZE, &arrived);
     if (received > 0) {
         struct fdp_store here = {.bytes = scratch->bytes,
                                  .fds = arrived.fds,

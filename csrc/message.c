@@ -79,11 +79,15 @@ ssize_t fdp_try_recv(int sock, size_t capacity, size_t fd_capacity, int flags,
                      struct fdp_received *ret_received) {
     if (capacity > sizeof ret_received->data)
         return -EMSGSIZE;
-    ssize_t size = fdp_recv_bytes(sock, ret_received->data, capacity, fd_capacity,
+    /* With room for all that a message may have: else the kernel closes the others here and now, and
+     * closing a socket may take as long as its sender wants (SO_LINGER). */
+    ssize_t size = fdp_recv_bytes(sock, ret_received->data, capacity, FDP_MAX_FDS,
                                   flags | MSG_DONTWAIT, ret_received);
     if (size < 0)
         return size;
-    const struct fdp_arrival *arrival = &ret_received->arrival;
+    struct fdp_arrival *arrival = &ret_received->arrival;
+    if (arrival->fd_count > fd_capacity)
+        arrival->flags |= MSG_CTRUNC;
     int has_more = arrival->flags != 0 || ret_received->address_length > 0;
     /* With MSG_TRUNC in flags it is the datagram's own. */
     size_t here = (size_t)size < capacity ? (size_t)size : capacity;
@@ -91,8 +95,14 @@ ssize_t fdp_try_recv(int sock, size_t capacity, size_t fd_capacity, int flags,
            (ssize_t)arrival->fd_count;
 }
 
-void fdp_drop_received(struct fdp_received *received) {
+void fdp_trim_received(struct fdp_received *received, size_t fd_capacity) {
     unsigned count = received->arrival.fd_count;
-    received->arrival.fd_count = 0;
-    fdp_close_fds(received->fds, count);
+    if (count <= fd_capacity)
+        return;
+    received->arrival.fd_count = (unsigned)fd_capacity;
+    fdp_close_fds(received->fds + fd_capacity, count - fd_capacity);
+}
+
+void fdp_drop_received(struct fdp_received *received) {
+    fdp_trim_received(received, 0);
 }

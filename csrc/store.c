@@ -74,7 +74,7 @@ unsigned fdp_hand_out(struct fdp_store *store, size_t most, struct fdp_scratch *
         return hand_out_large(store, scratch, owner);
     const unsigned char *bytes = store->bytes + store->head;
     const struct fdp_frame *front = &store->front;
-    const size_t room = sizeof scratch->bytes - FDP_COLUMN_SIZE - scratch->payload_size;
+    const size_t room = FDP_FRAME_SIZE - FDP_COLUMN_SIZE - scratch->payload_size;
     size_t size = 0;
     unsigned fds = 0;
     unsigned first = store->next;
@@ -107,6 +107,7 @@ unsigned fdp_hand_out(struct fdp_store *store, size_t most, struct fdp_scratch *
 void fdp_drop_scratch(struct fdp_scratch *scratch) {
     free(scratch->large);
     scratch->large = NULL;
+    fdp_close_surplus(scratch);
 }
 
 ssize_t fdp_describe(const struct fdp_scratch *scratch) {

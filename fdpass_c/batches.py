@@ -361,7 +361,7 @@ def recv_many(
             error = reset
             code = max(_try_recv_batch(fd, *arguments), 0)
         payloads, counts = read_messages(code, scratch, view, owned)
-        lost = scratch.lost if code & _MIXED_COUNTS else 0
+        lost = _count_lost(code, scratch)
         while code & _MORE and (left := max_messages - len(payloads) - lost) > 0:
             pool = None
             held.append(new_memory(max(room, 1)))
@@ -372,7 +372,7 @@ def recv_many(
             if counts or their_counts:
                 counts = (counts or [1] * len(payloads)) + (their_counts or [1] * len(more))
             payloads += more
-            lost += scratch.lost if code & _MIXED_COUNTS else 0
+            lost += _count_lost(code, scratch)
         if len(held) > 1:
             held.append(join(held))
         batch = Batch(payloads, own(held[-1], pool), counts)
@@ -384,6 +384,7 @@ def recv_many(
         stack = _idle
         stack += (memory,)
     except BaseException:
+        lib.fdp_close_surplus(scratch)
         for owned in held:
             recycle(owned, pool)
         _idle.append(memory)
@@ -391,6 +392,14 @@ def recv_many(
     if error is not None:
         raise error
     return batch
+
+
+def _count_lost(code: int, scratch: Any) -> int:
+    """How many messages lost something. The rest of them is closed, while others may run."""
+    if not code & _MIXED_COUNTS or not scratch.lost:
+        return 0
+    lib.fdp_close_surplus(scratch)
+    return int(scratch.lost)
 
 
 def _wait_to_receive(sock: int | HasFileno, code: int, flags: int, *arguments: Any) -> int:
@@ -415,13 +424,14 @@ def recv_one(sock: int | HasFileno, bufsize: int, maxfds: int) -> tuple[bytes, D
         if code < 0:
             code = _wait_to_receive(sock, code, 0, *arguments)
         payloads, _ = read_messages(code, scratch, view, owned)
-        flags = scratch.lost_flags
+        flags = scratch.lost_flags if _count_lost(code, scratch) else 0
         owner = own(owned, many)
         # From here on there is no call after which a signal handler could run.
         stack = _idle
         stack += (memory,)
         return payloads[0] if payloads else b"", owner, flags
     except BaseException:
+        lib.fdp_close_surplus(scratch)
         recycle(owned, many)
         _idle.append(memory)
         raise

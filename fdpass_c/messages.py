@@ -220,6 +220,8 @@ def recv_fds(
             _idle.append(memory)
             raise
     arrival = received.arrival
+    if arrival.fd_count > maxfds:
+        lib.fdp_trim_received(received, maxfds)
     msg_flags = arrival.flags
     length = received.address_length
     address = _read_address(received, length) if length else None

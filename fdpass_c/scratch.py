@@ -27,6 +27,7 @@ def make_scratch() -> tuple[Any, Any]:
     """A struct fdp_scratch *, and the bytes of the payloads in it."""
     plain = _new_uncleared("struct fdp_scratch *")
     plain.count = 0
-    plain.large = ffi.NULL
+    plain.large = plain.surplus = ffi.NULL
+    plain.surplus_count = 0
     scratch = ffi.gc(plain, lib.fdp_drop_scratch)
     return scratch, _view(scratch)

@@ -1,5 +1,8 @@
 """What only tries in the core keeps the interpreter's lock; what may wait gives it up."""
 
+import contextlib
+import socket
+import struct
 import sys
 import threading
 import time
@@ -9,10 +12,11 @@ from typing import Any
 
 import pytest
 
-from fdpass_c import Channel
+import fdpass_c
+from fdpass_c import Channel, FdpassError
 from fdpass_c._native import ffi, lib
 from support.channels import channels
-from support.marks import places_known
+from support.marks import linux_only, places_known
 from support.sockets import Pair, fill
 
 pytestmark = [
@@ -131,3 +135,49 @@ def test_small_messages_keep_it(file: int) -> None:
         for owner in owners:
             owner.close()
     assert turns == 0
+
+
+@contextmanager
+def lingering() -> Iterator[socket.socket]:
+    """A TCP socket whose last close takes a second, because the peer does not read."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        sock = socket.create_connection(listener.getsockname())
+        peer, _ = listener.accept()
+    with peer, sock:
+        sock.setblocking(False)
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                sock.send(bytes(1 << 16))
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 1))
+        yield sock
+
+
+def refuse(sock: socket.socket, **options: Any) -> None:
+    with Channel(sock, **options) as channel:
+        channel.recv()
+
+
+CLOSING: dict[str, Callable[[socket.socket], object]] = {
+    "recv_fds": lambda sock: fdpass_c.recv_fds(sock, 10, 0),
+    "recv_many": lambda sock: fdpass_c.recv_many(sock, 1, 10, 0),
+    "recv_many of several": lambda sock: fdpass_c.recv_many(sock, 64, 10, 0),
+    "close": lambda sock: fdpass_c.recv_fd(sock)[1].close(),
+    "drop": lambda sock: fdpass_c.recv_many(sock, 1)[0:0],
+    "a violation": refuse,
+    "a channel without": lambda sock: refuse(sock, receive_fds=False),
+}
+
+
+@linux_only
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+@pytest.mark.parametrize("name", CLOSING)
+def test_closing_gives_it_up(name: str, stream: Pair) -> None:
+    """Whoever sent a descriptor says how long closing it takes; meanwhile other threads run."""
+    with lingering() as sock:
+        socket.send_fds(stream[0], [b"not a frame"], [sock.fileno()])
+        sock.close()
+        with busy_thread() as counter, contextlib.suppress(FdpassError):
+            before, start = counter.turns, time.monotonic()
+            CLOSING[name](stream[1])
+        assert time.monotonic() - start > 0.9
+        assert counter.turns - before > 100

@@ -80,7 +80,10 @@ static void test_received(void) {
     CHECK(fdp_try_recv(pair[1], 4, 3, 0, &received) == -EAGAIN);
     CHECK(fdp_try_recv(pair[1], FDP_INLINE_SIZE + 1, 3, 0, &received) == -EMSGSIZE);
     send_raw(pair[0], "ab", 2, 3);
-    CHECK(fdp_try_recv(pair[1], 4, 2, 0, &received) == (2 << FDP_SIZE_SHIFT | FDP_HAS_MORE | 2));
+    CHECK(fdp_try_recv(pair[1], 4, 2, 0, &received) == (2 << FDP_SIZE_SHIFT | FDP_HAS_MORE | 3));
+    CHECK(received.arrival.flags == MSG_CTRUNC && is_open(received.fds[2]));
+    fdp_trim_received(&received, 2);
+    CHECK(received.arrival.fd_count == 2 && is_open(received.fds[1]) && !is_open(received.fds[2]));
     fdp_drop_received(&received);
     fdp_close_fds(pair, 2);
 }
