@@ -17,6 +17,9 @@ Path = str | bytes | os.PathLike[str]
 # Seconds between two tries to connect to a full backlog: no selector reports that it has room.
 _RETRY = 0.01
 
+# PyPy has no name for it.
+_O_PATH: int = getattr(os, "O_PATH", 0o10000000)
+
 
 def as_address(path: Path) -> str | bytes:
     """The path or abstract name, as socket.bind and connect take it.
@@ -110,7 +113,7 @@ class SocketFile:
             os.chmod(self._path, mode, follow_symlinks=False)
             return
         # Others who can write to the directory may have put another file there, or a link to one.
-        flags = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
+        flags = _O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
         (handle,) = map(os.open, (self._path,), (flags,))  # As in _locked.
         try:
             if _identify_socket(os.fstat(handle), self._path) != self._identity:
@@ -142,6 +145,8 @@ def connect_unix(path: Path, timeout: float | None) -> socket.socket:
     in time, BlockingIOError where there is none and timeout is 0. ValueError as for as_address.
     """
     address = as_address(path)
+    if timeout is not None and not timeout >= 0:  # PyPy's settimeout takes NaN.
+        raise ValueError(f"timeout is {timeout}, not a number of seconds from 0 on")
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         sock.settimeout(timeout)

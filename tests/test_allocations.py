@@ -15,6 +15,7 @@ import pytest
 @pytest.mark.untraced
 @pytest.mark.timeout(300)
 @pytest.mark.skipif(sys.version_info[:2] != (3, 11), reason="others fail in their own code too")
+@pytest.mark.skipif(sys.implementation.name != "cpython", reason="with CPython's own means")
 def test_some_allocations() -> None:
     """Every 29th allocation of every operation finds no memory."""
     pytest.importorskip("_testcapi")

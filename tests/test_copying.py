@@ -1,6 +1,7 @@
 """What owns descriptors is not copied, and is closed whatever becomes of a warning."""
 
 import copy
+import gc
 import pickle
 import sys
 import warnings
@@ -48,4 +49,5 @@ def test_dropped_where_warnings_are_errors(
         here, there = Channel.pair()
         there.close()
         del here
+        gc.collect()
     assert [type(exception) for exception in raised] == [ResourceWarning] * 2

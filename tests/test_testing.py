@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,7 @@ def test_off_unless_asked_for(tmp_path: Path) -> None:
 
 
 @pytest.mark.thread_unsafe
+@pytest.mark.skipif(find_spec("_tracemalloc") is None, reason="PyPy has no tracemalloc")
 def test_says_where(tmp_path: Path) -> None:
     """With the option every test that leaks fails, and the text says who opened what, and where."""
     output = run_pytest(tmp_path, "--no-fd-leak", python=("-X", "tracemalloc=5"))
