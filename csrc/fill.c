@@ -106,10 +106,12 @@ ssize_t fdp_fill(struct fdp_inbox *inbox, size_t most, struct fdp_scratch *scrat
     ssize_t received;
     if (inbox->store != NULL)
         received = fill_store(inbox, inbox->store);
-    else if (inbox->large.is_open &&
-             (inbox->large.piece_left > 0 || !FDP_CAN_PEEK_FDS || fdp_has_ample_room()))
+    else if (inbox->large.is_open && (inbox->large.piece_left > 0 || !FDP_CAN_PEEK_FDS))
         received = fdp_fill_large(inbox);
-    else
+    else if (inbox->large.is_open && fdp_begin_in_ample_room()) {
+        received = fdp_fill_large(inbox);
+        fdp_end_in_ample_room();
+    } else
         received = fill_scratch(inbox, most, scratch, owner);
     if (received == -ECONNRESET) {
         /* Told once, and by a seqpacket socket before what is queued: for the end, then. */

@@ -34,9 +34,14 @@ size_t fdp_write_piece(unsigned char *ret_head, unsigned kind, size_t fd_count, 
 /* table.c: the descriptor table of this process. */
 
 /* Whether a receive may bring FDP_MAX_FDS descriptors without a new check of the table: the last
- * check found room for them and for what other threads can have opened since, and incomplete
- * messages may hold as many. Exact about this core, an estimate about other threads. */
-int fdp_has_ample_room(void);
+ * check found room for them, for the receives that are under way and for what other threads can have
+ * opened since, and incomplete messages may hold as many. Exact about this core, an estimate about
+ * other threads. If so, the receive is under way until fdp_end_in_ample_room. */
+int fdp_begin_in_ample_room(void);
+void fdp_end_in_ample_room(void);
+
+/* In the child of a fork: the receives of the parent's other threads are not under way here. */
+void fdp_forget_receives(void);
 
 /* Must be called for all descriptors that a receive installed. */
 void fdp_count_received(unsigned fd_count);

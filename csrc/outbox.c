@@ -185,4 +185,5 @@ void fdp_free_after_fork(struct fdp_inbox *inbox, struct fdp_outbox *outbox) {
     inbox->busy = inbox->waiting = 0;
     outbox->busy = 0;
     outbox->job = NULL;
+    fdp_forget_receives();
 }

@@ -165,10 +165,13 @@ ssize_t fdp_receive_frame(struct fdp_inbox *inbox, const unsigned char *known, s
     struct iovec buffer = {.iov_base = target, .iov_len = capacity};
     ret_arrived->fd_count = 0;
     /* If its header is here, so are its descriptors. */
-    if (known_size >= FDP_HEADER_SIZE || !FDP_CAN_PEEK_FDS || inbox->sender_keeps ||
-        fdp_has_ample_room())
+    if (known_size >= FDP_HEADER_SIZE || !FDP_CAN_PEEK_FDS || inbox->sender_keeps)
         return take(inbox, &buffer, 1, ret_arrived);
-    return receive_carefully(inbox, known, known_size, target, ret_arrived);
+    if (!fdp_begin_in_ample_room())
+        return receive_carefully(inbox, known, known_size, target, ret_arrived);
+    ssize_t received = take(inbox, &buffer, 1, ret_arrived);
+    fdp_end_in_ample_room();
+    return received;
 }
 
 ssize_t fdp_receive_piece(struct fdp_inbox *inbox, unsigned char *ret_header,

@@ -22,9 +22,11 @@
 #define MOST_ROOM ((1u << ROOM_BITS) - 1)
 static uint64_t last_look;
 
-/* The soft limit at that check, and the descriptors of incomplete messages. */
+/* The soft limit at that check, the descriptors of incomplete messages, and those that receives under
+ * way may bring. */
 static uint64_t limit_seen;
 static uint64_t held;
+static uint64_t expected;
 
 static uint64_t clock_us(void) {
     return (uint64_t)fdp_clock_ns() / 1000;
@@ -55,15 +57,29 @@ static uint64_t estimate_room(void) {
     return room > taken ? room - taken : 0;
 }
 
-int fdp_has_ample_room(void) {
-    if (estimate_room() < AMPLE_ROOM) {
-        ssize_t room = fdp_count_room();
-        if (room < AMPLE_ROOM)
-            return 0;
-        uint64_t seen = (uint64_t)room < MOST_ROOM ? (uint64_t)room : MOST_ROOM;
-        __atomic_store_n(&last_look, clock_us() << ROOM_BITS | seen, __ATOMIC_RELAXED);
-    }
-    return fdp_may_hold(FDP_MAX_FDS, AMPLE_ROOM);
+static int has_room(uint64_t needed) {
+    if (estimate_room() >= needed)
+        return 1;
+    /* Before the count, which others may outdate. */
+    uint64_t now = clock_us();
+    ssize_t room = fdp_count_room();
+    if (room < 0 || (uint64_t)room < needed)
+        return 0;
+    uint64_t seen = (uint64_t)room < MOST_ROOM ? (uint64_t)room : MOST_ROOM;
+    __atomic_store_n(&last_look, now << ROOM_BITS | seen, __ATOMIC_RELAXED);
+    return 1;
+}
+
+int fdp_begin_in_ample_room(void) {
+    uint64_t others = __atomic_fetch_add(&expected, FDP_MAX_FDS, __ATOMIC_RELAXED);
+    if (has_room(others + AMPLE_ROOM) && fdp_may_hold(FDP_MAX_FDS, AMPLE_ROOM))
+        return 1;
+    fdp_end_in_ample_room();
+    return 0;
+}
+
+void fdp_end_in_ample_room(void) {
+    __atomic_fetch_sub(&expected, FDP_MAX_FDS, __ATOMIC_RELAXED);
 }
 
 void fdp_count_received(unsigned fd_count) {
@@ -74,6 +90,10 @@ void fdp_count_received(unsigned fd_count) {
         less = room > fd_count ? look - fd_count : look - room;
     } while (!__atomic_compare_exchange_n(&last_look, &look, less, 1, __ATOMIC_RELAXED,
                                           __ATOMIC_RELAXED));
+}
+
+void fdp_forget_receives(void) {
+    __atomic_store_n(&expected, 0, __ATOMIC_RELAXED);
 }
 
 int fdp_may_hold(uint64_t fd_count, ssize_t room) {
