@@ -212,6 +212,7 @@ def test_save(files: list[Path], tmp_path: Path) -> None:
     assert (target / "two").read_text() == "content of two\n"
 
 
+@pytest.mark.untraced
 def test_save_without_room(files: list[Path], tmp_path: Path) -> None:
     """A file that cannot be saved whole is named, and goes; the others are saved."""
     files[0].write_bytes(bytes(100_000))

@@ -137,6 +137,7 @@ def test_caller_that_ignores_its_children(tmp_path: Path) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, b"data", b"")
 
 
+@pytest.mark.untraced
 def test_cat_that_cannot_fork(tmp_path: Path) -> None:
     """A user who may have no more processes reads that in one line."""
     (tmp_path / "f").write_bytes(b"data")

@@ -20,6 +20,7 @@ pytestmark = [
     ),
     pytest.mark.skipif(sys.implementation.name != "cpython", reason="counts references"),
     pytest.mark.thread_unsafe,
+    pytest.mark.untraced,
     pytest.mark.timeout(300),
 ]
 
