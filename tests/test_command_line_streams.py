@@ -138,6 +138,7 @@ def test_caller_that_ignores_its_children(tmp_path: Path) -> None:
 
 
 @pytest.mark.untraced
+@pytest.mark.skipif("--coverage" in os.environ.get("CFLAGS", ""), reason="nobody cannot write that")
 def test_cat_that_cannot_fork(tmp_path: Path) -> None:
     """A user who may have no more processes reads that in one line."""
     (tmp_path / "f").write_bytes(b"data")
