@@ -148,6 +148,8 @@ static void add_surplus(struct fdp_scratch *scratch, const int *fds, size_t coun
 }
 
 void fdp_close_surplus(struct fdp_scratch *scratch) {
+    if (scratch->surplus == NULL)
+        return;
     int *fds = scratch->surplus;
     size_t count = scratch->surplus_count;
     scratch->surplus = NULL;
