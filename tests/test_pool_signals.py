@@ -3,13 +3,15 @@
 import os
 import select
 import signal
-import threading
+import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from types import FrameType
 
 import pytest
 
-from fdpass_c.pool.signals import MASTERS_SIGNALS
+from fdpass_c.pool.signals import MASTERS_SIGNALS, Signals, ignore
 from fdpass_c.pool.wakeup import Wakeup
 from support.server import Server, connections
 from support.sockets import read_all, read_some
@@ -265,21 +267,53 @@ def test_a_flood_of_signals(signum: int) -> None:
     """Connections are served while signals come faster than they can be obeyed."""
     with Server("echo", "--workers", "2") as server:
         server.settled(2)
-        over = threading.Event()
-
-        def flood() -> None:
-            while not over.is_set():
-                os.kill(server.pid, signum)
-
-        thread = threading.Thread(target=flood)
-        thread.start()
-        try:
-            for _ in range(10):
-                assert server.ask().endswith(b"hello")
-        finally:
-            over.set()
-            thread.join()
+        for _ in range(10):
+            with server.connect() as sock:
+                for _ in range(500):
+                    os.kill(server.pid, signum)
+                sock.sendall(b"hello")
+                assert read_all(sock).endswith(b"hello")
         assert server.stop() == 0
+
+
+def find_calls(signums: Sequence[int]) -> list[str]:
+    """The functions of Python that run as these signals come."""
+    seen: list[str] = []
+
+    def note(frame: FrameType, event: str, _argument: object) -> None:
+        if event == "call":
+            seen.append(frame.f_code.co_name)
+
+    before = sys.getprofile()
+    sys.setprofile(note)
+    for signum in signums:
+        signal.raise_signal(signum)
+    sys.setprofile(before)
+    return seen
+
+
+# A handler of Python can be interrupted by the next signal before its first bytecode, and so on up
+# to the limit of recursion.
+@pytest.mark.thread_unsafe
+def test_no_bytecode_runs_as_a_signal_comes_to_the_master() -> None:
+    signals = Signals()
+    everything = [*MASTERS_SIGNALS, signal.SIGCHLD]
+    with signals.handling():
+        assert find_calls(everything * 2) == []
+        taken = signals.take()
+        assert signals.take() == []
+    assert sorted(taken) == sorted([*everything, signal.SIGTTIN, signal.SIGTTOU])
+
+
+@pytest.mark.thread_unsafe
+@pytest.mark.parametrize("signum", MASTERS_SIGNALS)
+def test_no_bytecode_runs_as_a_signal_comes_to_a_worker(signum: int) -> None:
+    before = signal.getsignal(signum)
+    try:
+        ignore(signum)
+        assert find_calls([signum]) == []
+    finally:
+        signal.signal(signum, before)
 
 
 @pytest.mark.thread_unsafe

@@ -1,5 +1,6 @@
 """Signals of the master: they are queued, and wake it."""
 
+import operator
 import signal
 import time
 from collections import deque
@@ -8,62 +9,74 @@ from contextlib import contextmanager
 
 from fdpass_c.pool.wakeup import Wakeup
 
-_COUNTED = (signal.SIGTERM, signal.SIGINT, signal.SIGTTIN, signal.SIGTTOU)
-"""A second one means more than the first."""
-
 _STOPS = (signal.SIGTERM, signal.SIGINT)
+
+_COUNTED = (signal.SIGTTIN, signal.SIGTTOU)
+"""Each one means something, even if more of them came at once."""
 
 _ECHO = 0.5
 """Seconds after a signal that stops the pool in which the same signal is the same wish: timeout(1)
 and others send it to the process and to its group, so that it comes twice."""
 
-MASTERS_SIGNALS = (*_COUNTED, signal.SIGHUP, signal.SIGUSR1)
+MASTERS_SIGNALS = (*_STOPS, *_COUNTED, signal.SIGHUP, signal.SIGUSR1)
 
 
 class Signals:
-    """The signals that came and were not handled yet."""
+    """The signals that came and were not handled yet.
+
+    The handlers are methods of C, here and in ignore. A function of Python can be interrupted before
+    its first bytecode by the next signal, and its handler by the one after that: a flood of signals
+    ends in a RecursionError.
+    """
 
     def __init__(self) -> None:
-        self._queue: deque[int] = deque()
+        self._asked: deque[int] = deque()
+        # For each signal an element for each time it came: what list.insert(signum, frame) adds.
+        self._came: dict[int, list[object]] = {
+            signum: [] for signum in (*MASTERS_SIGNALS, signal.SIGCHLD)
+        }
         self._echoes_until: dict[int, float] = {}
         self._wakeup: Wakeup | None = None
 
     def add(self, signum: int) -> None:
-        """Queues a signal as if it had come. In any thread or signal handler."""
-        self._queue.append(signum)
+        """Queues what a signal means, and always counts. In any thread or signal handler."""
+        self._asked.append(signum)
         if wakeup := self._wakeup:
             wakeup.wake()
 
-    def _handle(self, signum: int, _frame: object) -> None:
-        now = time.monotonic()
-        if signum in _STOPS:
-            if now < self._echoes_until.get(signum, 0.0):
-                return
-            self._echoes_until[signum] = now + _ECHO
-        self._queue.append(signum)
-
     def take(self) -> list[int]:
-        """Takes the signals that came until now; of each that is not in _COUNTED only the first.
+        """Takes what was added, and the signals that came until now.
 
-        So many of these in a short time are handled once per round.
+        Of a signal that came more than once, only the first is taken unless it is in _COUNTED: so
+        many of them in a short time are handled once per round.
         """
-        taken = [self._queue.popleft() for _ in range(len(self._queue))]
-        return [
-            signum
-            for position, signum in enumerate(taken)
-            if signum in _COUNTED or taken.index(signum) == position
-        ]
+        taken = [self._asked.popleft() for _ in range(len(self._asked))]
+        for signum, came in self._came.items():
+            if count := len(came):
+                del came[:count]
+                if signum in _COUNTED:
+                    taken += [signum] * count
+                elif signum not in _STOPS or self._is_new(signum):
+                    taken.append(signum)
+        return taken
+
+    def _is_new(self, signum: int) -> bool:
+        now = time.monotonic()
+        if now < self._echoes_until.get(signum, 0.0):
+            return False
+        self._echoes_until[signum] = now + _ECHO
+        return True
 
     @contextmanager
     def handling(self) -> Iterator[Wakeup]:
-        """Queues MASTERS_SIGNALS and SIGCHLD during the block. Only in the main thread."""
+        """Notes MASTERS_SIGNALS and SIGCHLD during the block. Only in the main thread."""
         wakeup = Wakeup()
         handlers = {}
         previous_fd = -1
         try:
             previous_fd = signal.set_wakeup_fd(wakeup.writer, warn_on_full_buffer=False)
-            for signum in (*MASTERS_SIGNALS, signal.SIGCHLD):
-                handlers[signum] = signal.signal(signum, self._handle)
+            for signum, came in self._came.items():
+                handlers[signum] = signal.signal(signum, came.insert)
             self._wakeup = wakeup
             yield wakeup
         finally:
@@ -73,5 +86,13 @@ class Signals:
             if handlers:
                 signal.set_wakeup_fd(previous_fd)
             wakeup.close()
-            self._queue.clear()
+            self._asked.clear()
+            for came in self._came.values():
+                came.clear()
             self._echoes_until.clear()
+
+
+def ignore(signum: int) -> None:
+    """Has a handler that does nothing: an ignored signal would stay ignored in what this process
+    executes."""
+    signal.signal(signum, operator.is_)

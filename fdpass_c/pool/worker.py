@@ -18,7 +18,7 @@ from fdpass_c.pool.event_loop import EventLoopWorker
 from fdpass_c.pool.handlers import call, is_coroutine_function, note_failure
 from fdpass_c.pool.intake import Intake
 from fdpass_c.pool.leaving import become_ready
-from fdpass_c.pool.signals import MASTERS_SIGNALS
+from fdpass_c.pool.signals import MASTERS_SIGNALS, ignore
 from fdpass_c.pool.wakeup import Wakeup
 
 
@@ -77,14 +77,10 @@ def _write_where_it_hangs() -> None:
 
 
 def leave_signals_to_master() -> None:
-    """A terminal and a service manager signal the whole group; the master says what it means.
-
-    A handler that does nothing, because an ignored signal would stay ignored in what the worker
-    executes.
-    """
+    """A terminal and a service manager signal the whole group; the master says what it means."""
     signal.set_wakeup_fd(-1)
     for signum in MASTERS_SIGNALS:
-        signal.signal(signum, lambda _signum, _frame: None)
+        ignore(signum)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
 
 
