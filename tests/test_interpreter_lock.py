@@ -54,6 +54,9 @@ def busy_thread() -> Iterator[Counter]:
     started.wait()
     sys.setswitchinterval(1000)
     try:
+        turns = counter.turns
+        while counter.turns == turns:
+            time.sleep(0)  # Until its next turn it waits as long as the interval was before.
         yield counter
     finally:
         sys.setswitchinterval(before)
@@ -65,9 +68,6 @@ def count_turns(function: Callable[[], object]) -> int:
     """How often the other thread had a turn during so many calls."""
     with busy_thread() as counter:
         function()
-        before = counter.turns
-        while counter.turns == before:
-            time.sleep(0)  # Until its next turn it waits as long as the interval was before.
         before = counter.turns
         for _ in range(CALLS):
             function()
