@@ -24,9 +24,9 @@ MASTERS_SIGNALS = (*_STOPS, *_COUNTED, signal.SIGHUP, signal.SIGUSR1)
 class Signals:
     """The signals that came and were not handled yet.
 
-    The handlers are methods of C, here and in ignore. A function of Python can be interrupted before
-    its first bytecode by the next signal, and its handler by the one after that: a flood of signals
-    ends in a RecursionError.
+    The handlers are methods of C, here and in ignore. A function of Python can be interrupted by
+    the next signal before its first bytecode, and its handler by the one after that: a flood of
+    signals ends in a RecursionError.
     """
 
     def __init__(self) -> None:
