@@ -180,7 +180,7 @@ def analyze(session: nox.Session) -> None:
 @nox.session
 def coverage(session: nox.Session) -> None:
     """The suite, and how much of the Python and of the C core it reaches; too little fails."""
-    install(session, "package", "coverage", "peers")
+    install(session, "package", "coverage", "peers", "documented")
     session.install("setuptools>=77", "cffi>=1.17")
     tree = unpack_sdist(session)
     session.chdir(tree)

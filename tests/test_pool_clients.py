@@ -68,6 +68,17 @@ def test_a_client_that_goes(handler: str) -> None:
 
 
 @pytest.mark.thread_unsafe
+def test_a_client_without_tls() -> None:
+    """Where a handler speaks TLS, a client that does not is no failure of the handler."""
+    with Server("speak_tls", "--workers", "1") as server:
+        for _ in range(3):
+            assert server.ask() == b""
+        status = server.settled(1)
+        assert (status.handled, status.failed) == (3, 0)
+        assert "Traceback" not in server.log
+
+
+@pytest.mark.thread_unsafe
 @linux_only
 @both_kinds
 def test_flood(handler: str) -> None:

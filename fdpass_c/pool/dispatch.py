@@ -14,6 +14,9 @@ from fdpass_c.pool.worker_process import WorkerProcess
 _SHORTEST_POLL, _LONGEST_POLL = 0.005, 1.0
 """Seconds after which the master reads the counters without having been woken."""
 
+_QUIET = 10.0
+"""Seconds in which an error that lasts is not logged again."""
+
 
 class Dispatcher:
     """Accepts what there is room for, and gives each connection to the worker with the least in
@@ -41,6 +44,7 @@ class Dispatcher:
         self._wakeup = wakeup
         self._selector = selector
         self._retry_at = 0.0
+        self._quiet_until: dict[int, float] = {}
         self._poll_interval = _SHORTEST_POLL
         self._holds_copies = self._needs_supervisor = False
 
@@ -115,12 +119,16 @@ class Dispatcher:
         try:
             self._acceptors.accept(room, self.waiting)
         except OSError as error:
-            self._pause(f"cannot accept: {error.strerror}")
+            self._pause(error.errno or 0, f"cannot accept: {error.strerror}")
         return len(self.waiting) - before
 
-    def _pause(self, reason: str) -> None:
-        logger.warning("%s; trying again in %s s", reason, RETRY_DELAY)
-        self._retry_at = time.monotonic() + RETRY_DELAY
+    def _pause(self, code: int, reason: str) -> None:
+        """code: the errno."""
+        now = time.monotonic()
+        self._retry_at = now + RETRY_DELAY
+        if now >= self._quiet_until.get(code, 0.0):
+            self._quiet_until[code] = now + _QUIET
+            logger.warning("%s; trying again every %s s", reason, RETRY_DELAY)
 
     def _pass_on(self) -> None:
         self._poll_interval = _SHORTEST_POLL
@@ -137,7 +145,7 @@ class Dispatcher:
                 break
         if found.error:
             pid, reason = self._workers[found.failed].pid, describe_errno(-found.error)
-            self._pause(f"cannot pass connections to worker {pid}: {reason}")
+            self._pause(-found.error, f"cannot pass connections to worker {pid}: {reason}")
 
     def _watch_unsent(self) -> None:
         both = selectors.EVENT_READ | selectors.EVENT_WRITE

@@ -7,6 +7,7 @@ import os
 import resource
 import signal
 import socket
+import ssl
 import sys
 import threading
 import time
@@ -71,6 +72,11 @@ def answer_for_ever(sock: socket.socket, _address: object) -> None:
     """Until the client has gone."""
     while True:
         sock.sendall(b"x")
+
+
+def speak_tls(sock: socket.socket, _address: object) -> None:
+    """Fails with a client that does not."""
+    ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).wrap_socket(sock, server_side=True)
 
 
 async def answer_for_ever_async(sock: socket.socket, _address: object) -> None:
