@@ -296,3 +296,18 @@ def test_links_into_the_repository(page: Path) -> None:
     """Where a page names a file by the repository's address, there is one."""
     named_files = _IN_REPOSITORY.findall(page.read_text())
     assert [name for name in named_files if not (ROOT / name).exists()] == []
+
+
+def test_figures() -> None:
+    """The table of the performance, and the words for its chart, are those of what was measured."""
+    if not (ROOT / "benchmarks").exists():
+        pytest.skip("tests what is installed, without a source tree around it")
+    command = [sys.executable, "-m", "benchmarks", "markdown", "docs/performance.json"]
+    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
+    _, table, words = done.stdout.strip().split("\n\n")
+    assert table in (ROOT / "docs/performance.md").read_text()
+    for page in ("README.md", "docs/index.md", "docs/performance.md"):
+        assert f"![{words}]" in (ROOT / page).read_text(), page
+    chart = (ROOT / "docs/images/channel-across.svg").read_text()
+    ours = re.findall(r">([0-9.]+)x<", chart)[:5]
+    assert [f"{float(ratio):.1f}" for ratio in ours] == re.findall(r"([0-9.]+) at", words)
