@@ -116,6 +116,18 @@ def fuzz(session: nox.Session) -> None:
 
 
 @nox.session(default=False)
+def soak(session: nox.Session) -> None:
+    """A million descriptors each way, and a million connections to each pool, with workers killed:
+    nothing is left behind. About half an hour."""
+    install(session, "test", "benchmarks")
+    session.install("-e", ".", env=STRICT)
+    session.run("python", "-m", "benchmarks", "soak", *session.posargs)
+    no_limits = ["--timeout=0", "-o", "faulthandler_timeout=0"]
+    many = {"FDPASS_POOL_CONNECTIONS": "1000000"}
+    session.run("pytest", "tests/test_pool_death.py", "-k", "random_kills", *no_limits, env=many)
+
+
+@nox.session(default=False)
 def sanitizers(session: nox.Session) -> None:
     """The suite, with the extension built under the address and undefined-behaviour sanitizers."""
     install(session, "package", "test")

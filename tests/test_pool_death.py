@@ -2,6 +2,7 @@
 
 import os
 import random
+import resource
 import signal
 from pathlib import Path
 
@@ -11,10 +12,19 @@ from support.marks import linux_only
 from support.server import Server, connections
 from support.sockets import read_all, read_some
 
-# Every 100 connections one is killed. For slow machines and emulators there may be fewer.
+# Every 100 connections one is killed. For slow machines and emulators there may be fewer, and
+# `nox -s soak` has more.
 CONNECTIONS = int(os.environ.get("FDPASS_POOL_CONNECTIONS", "10000"))
 AT_ONCE = 20
 WORKERS = 4
+# What the master's memory may grow by after a tenth of them, in KiB.
+GROWTH = 1024
+
+
+def read_rss_kib(pid: int) -> int:
+    """The resident memory of a process."""
+    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    return pages * resource.getpagesize() // 1024
 
 
 @pytest.mark.thread_unsafe
@@ -24,15 +34,18 @@ WORKERS = 4
 )
 def test_random_kills(handler: str, capacity: str) -> None:
     """Only what a killed worker had begun is lost; then all is as before: the number of workers,
-    the master's descriptors."""
+    the master's descriptors, its memory."""
     random.seed(1)
     unanswered = 0
+    memory = []
     with Server(handler, "--workers", str(WORKERS), "--capacity", capacity) as server:
         server.settled(WORKERS)
         fds = server.list_fds()
         victims: set[int] = set()
         for number in range(0, CONNECTIONS, AT_ONCE):
             victim = None
+            if number % (CONNECTIONS // 10) < AT_ONCE:
+                memory.append(read_rss_kib(server.pid))
             if number % 100 == 0:
                 # One that was killed may take long enough to die to be listed still.
                 victim = random.choice([*({*server.status().pids} - victims)])
@@ -52,6 +65,7 @@ def test_random_kills(handler: str, capacity: str) -> None:
         assert sum(worker.restarts for worker in after.workers) == len(victims)
         assert CONNECTIONS // 200 < len(victims) <= CONNECTIONS // 100
         assert server.settled_fds(fds) == fds
+        assert max(memory) - memory[1] <= GROWTH, memory
         assert server.stop() == 0
 
 
