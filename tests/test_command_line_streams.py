@@ -144,7 +144,7 @@ def test_cat_that_cannot_fork(tmp_path: Path) -> None:
     (tmp_path / "f").write_bytes(b"data")
     # With what argparse imports late: nobody may not read what is root's.
     code = (
-        "import resource, shutil, sys; from fdpass_c.__main__ import main; "
+        "import locale, resource, shutil, sys; from fdpass_c.__main__ import main; "
         "from support.processes import become_nobody; become_nobody(); "
         "resource.setrlimit(resource.RLIMIT_NPROC, (0, 0)); sys.exit(main(['cat', 'f']))"
     )

@@ -74,4 +74,6 @@ def test_disagreement(
 
 def test_this_changelog(tool: ModuleType) -> None:
     """The changelog of this tree has its form, and a section for this version."""
+    if not (tool.ROOT / "fdpass_c").exists():
+        pytest.skip("tests what is installed, without a source tree around it")
     assert tool.main([]) == 0
