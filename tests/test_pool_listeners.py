@@ -1,8 +1,10 @@
 """Whatever it listens on, a pool neither starves nor spins."""
 
 import errno
+import itertools
 import os
 import platform
+import selectors
 import signal
 import socket
 import subprocess
@@ -15,7 +17,10 @@ from pathlib import Path
 import pytest
 
 from fdpass_c.pool import Pool, open_listener
+from fdpass_c.pool.accepting import Acceptors
 from fdpass_c.pool.connected import find_kind
+from fdpass_c.pool.connections import Connections
+from fdpass_c.pool.listeners import opened
 from fdpass_c.testing import no_leak
 from pool_programs import ACCEPT4
 from support.handlers import echo
@@ -254,3 +259,25 @@ def test_fair_shares(listeners: int, capacity: int) -> None:
             # When any of them has had so many, the others have had about as many.
             latest = [sorted(of_one)[count - 1] for of_one in numbers]
             assert max(latest) - min(latest) <= 4 * listeners * capacity
+
+
+@pytest.mark.parametrize("rooms", [(1,), (3, 2), (3, 1), (5, 4, 3), (7, 1, 1)])
+@pytest.mark.parametrize("count", [2, 3])
+def test_shares_of_changing_rooms(count: int, rooms: Sequence[int]) -> None:
+    """Who gets one more than the others does not depend on how the room changes."""
+    with ExitStack() as stack:
+        listeners = [stack.enter_context(opened("127.0.0.1:0")) for _ in range(count)]
+        for listener in listeners:
+            for _ in range(60):
+                stack.enter_context(socket.create_connection(listener.getsockname()))
+        acceptors = Acceptors(stack.enter_context(selectors.DefaultSelector()), False)
+        stack.callback(acceptors.close)
+        acceptors.open(listeners)
+        accepted = Connections()
+        stack.callback(accepted.close)
+        for room in itertools.islice(itertools.cycle(rooms), 12):
+            acceptors.accept(room, accepted)
+            items = accepted.queue.items + accepted.queue.head
+            origins = [items[at].payload[0] for at in range(len(accepted))]
+            shares = [origins.count(origin) for origin in range(count)]
+            assert max(shares) - min(shares) <= 1, shares

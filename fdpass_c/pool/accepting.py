@@ -171,13 +171,14 @@ class Acceptors:
         OSError: one of SHORT_OF.
         """
         enough = len(accepted) + room
+        with_more = room % len(self.ready)
         for left in range(len(self.ready), 0, -1):
             if len(accepted) >= enough:
                 return  # Those that had no turn are the first next time.
             acceptor = self.ready.popleft()
             self._accept(acceptor, -(-(enough - len(accepted)) // left), accepted)
-        # All had a turn, and the first may have accepted the most.
-        self.ready.rotate(-1)
+        # All had a turn, and the first ones have one more than the others.
+        self.ready.rotate(-with_more)
 
     def _accept(self, acceptor: Acceptor, most: int, accepted: Connections) -> None:
         try:
