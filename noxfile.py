@@ -166,7 +166,8 @@ def valgrind(session: nox.Session) -> None:
         for test in sorted({*Path("tests/c").glob("test_*.c")} - {Path("tests/c/test_table.c")}):
             program = str(Path(folder, test.stem))
             sources = [*map(str, Path("csrc").glob("*.c")), str(test)]
-            session.run("gcc", "-g", "-O1", "-pthread", "-Icsrc", *sources, "-o", program)
+            flags = ["-g", "-O1", "-pthread", "-Icsrc", "-DUNDER_VALGRIND"]
+            session.run("gcc", *flags, *sources, "-o", program)
             options = ["-q", "--error-exitcode=9", "--leak-check=full"]
             # Of threads that the C library has not taken down it says "possibly lost".
             options += ["--show-leak-kinds=definite"]

@@ -173,7 +173,10 @@ static void test_close_many(void) {
 
 int main(void) {
     RUN(test_accept);
+#ifndef UNDER_VALGRIND
+    /* It accepts and closes what the limit has no place for; the kernel leaves that queued. */
     RUN(test_errors_of_accept);
+#endif
     RUN(test_move);
     RUN(test_close_many);
     RUN(test_end);
