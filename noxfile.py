@@ -168,7 +168,8 @@ def valgrind(session: nox.Session) -> None:
             sources = [*map(str, Path("csrc").glob("*.c")), str(test)]
             flags = ["-g", "-O1", "-pthread", "-Icsrc", "-DUNDER_VALGRIND"]
             session.run("gcc", *flags, *sources, "-o", program)
-            options = ["-q", "--error-exitcode=9", "--leak-check=full"]
+            # Fair: or a thread that waits in a loop for another never lets it run.
+            options = ["-q", "--fair-sched=yes", "--error-exitcode=9", "--leak-check=full"]
             # Of threads that the C library has not taken down it says "possibly lost".
             options += ["--show-leak-kinds=definite"]
             session.run("valgrind", *options, "--errors-for-leak-kinds=definite", program)
