@@ -26,7 +26,7 @@ class Signals:
 
     The handlers are methods of C, here and in ignore. A function of Python can be interrupted by
     the next signal before its first bytecode, and its handler by the one after that: a flood of
-    signals ends in a RecursionError.
+    signals can end in a RecursionError.
     """
 
     def __init__(self) -> None:
