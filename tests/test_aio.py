@@ -15,6 +15,7 @@ import warnings
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -1009,6 +1010,65 @@ def test_fork(loop: str) -> None:
             payload, fds = (await receiving.wait()).result
             fds.close()
             assert payload == b"again"
+
+    run(loop, test)
+
+
+@pytest.mark.untraced
+@asyncio_loops
+def test_cancelled_by_a_signal_handler(loop: str) -> None:
+    """asyncio.run has the handler of SIGINT cancel the task: that is never lost, whichever bytecode
+    of a receive it interrupts, and neither is a message."""
+
+    async def receive(channel: aio.Channel, received: list[bytes]) -> None:
+        while True:
+            payload, fds = await channel.recv()
+            fds.close()
+            received.append(payload)
+
+    folder = str(Path(aio.__file__).parent)
+
+    async def cancel_before(number: int) -> bool:
+        """Whether there are so many bytecodes."""
+        seen = 0
+        received: list[bytes] = []
+        sent = [b"one", b"two"]
+
+        def trace(frame: FrameType, event: str, _argument: object) -> Any:
+            nonlocal seen
+            if not frame.f_code.co_filename.startswith(folder):
+                return None
+            frame.f_trace_opcodes = True
+            if event == "opcode":
+                seen += 1
+                if seen == number:
+                    task.cancel()
+            return trace
+
+        left, right = make_pair()
+        async with left, right:
+            task = asyncio.create_task(receive(right, received))
+            sys.settrace(trace)
+            try:
+                for payload in sent:
+                    await pause(loop)
+                    await left.send(payload)
+                for _ in range(5):
+                    await pause(loop)
+            finally:
+                sys.settrace(None)
+            assert task.cancelled() == (seen >= number), number
+            task.cancel()
+            await asyncio.wait([task])
+            left.close()
+            assert received + await receive_all(right) == sent, number
+        return seen >= number
+
+    async def test() -> None:
+        number = 1
+        while await cancel_before(number):
+            number += 1
+        assert number > 100
 
     run(loop, test)
 

@@ -62,6 +62,8 @@ class _Waiting:
         self._context = context
 
     def cancel(self, msg: object = None) -> bool:
+        if self._resume is None:
+            return False  # A signal handler has interrupted result(): the task sees to it.
         self._cancelled = asyncio.CancelledError(*() if msg is None else (msg,))
         self.end_soon()
         return True
