@@ -1,12 +1,15 @@
 """Listener: accepts channels at a named Unix socket."""
 
+import contextlib
 import errno
+import os
 import socket
+import threading
 from collections.abc import Collection, Iterator
 from functools import partial
 
 from fdpass_c.channel import DEFAULT_MAX_FDS, DEFAULT_MAX_PAYLOAD, Channel, refuse_fds
-from fdpass_c.errors import NotCopied
+from fdpass_c.errors import NotCopied, raise_oserror
 from fdpass_c.unix import Path, SocketFile, as_address, is_abstract
 from fdpass_c.waiting import READABLE, Deadline
 
@@ -59,6 +62,9 @@ class Listener(NotCopied):
         )
         address = as_address(path)
         self._file = None if is_abstract(address) else SocketFile(address)
+        self._pid = os.getpid()
+        self._waiting: list[int] = []
+        self._closed = False
         self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             self.settimeout(None)
@@ -84,8 +90,20 @@ class Listener(NotCopied):
             TimeoutError: The listener's timeout is over.
             BlockingIOError: The timeout is 0 and nobody connected, or only a peer that was
                 disconnected.
-            OSError: As for socket.accept.
+            OSError: EBADF: the listener is closed. Others as for socket.accept.
         """
+        thread = threading.get_ident()
+        self._waiting.append(thread)
+        try:
+            return self._accept()
+        except OSError:
+            if self._closed:
+                raise_oserror(errno.EBADF, "the listener is closed")
+            raise
+        finally:
+            self._waiting.remove(thread)
+
+    def _accept(self) -> Channel:
         deadline = Deadline(self, READABLE)
         while True:
             try:
@@ -129,11 +147,17 @@ class Listener(NotCopied):
     def close(self) -> None:
         """Stops listening, and removes the socket file if it is still this listener's.
 
-        Calling it again does nothing. In a forked child it only closes the child's copy: the parent
-        still listens.
+        Calling it again does nothing. A thread that waits in accept gets an OSError (EBADF). In a
+        forked child it only closes the child's copy: the parent still listens.
         """
+        self._closed = True
         if self._file is not None:
             self._file.remove()
+        others = {*self._waiting} - {threading.get_ident()}
+        if others and self._pid == os.getpid():
+            # Closing alone does not end an accept that waits (Linux).
+            with contextlib.suppress(OSError):
+                self._sock.shutdown(socket.SHUT_RDWR)
         self._sock.close()
 
     def __enter__(self) -> "Listener":

@@ -21,6 +21,7 @@ from support.messages import take
 from support.processes import Program, become_nobody, run_in_child
 from support.sockets import set_option
 from support.threads import beside
+from support.waiting import once_blocked
 
 
 @pytest.fixture
@@ -55,6 +56,42 @@ def test_iterates(path: Path) -> None:
                 assert server.recv()[0] == b"x"
             if client is clients[-1]:
                 break
+
+
+@pytest.mark.parametrize("timeout", [None, 50])
+def test_close_wakes(timeout: float | None, path: Path) -> None:
+    """Closing a listener wakes every thread that waits in accept, with or without a timeout."""
+    listener = Listener(path)
+    listener.settimeout(timeout)
+
+    def accept() -> None:
+        with pytest.raises(OSError, match="the listener is closed") as caught:
+            listener.accept()
+        assert caught.value.errno == errno.EBADF
+
+    def close_once_blocked() -> None:
+        with (
+            pytest.raises(OSError, match="the listener is closed"),
+            once_blocked(listener.fileno(), listener.close),
+        ):
+            listener.accept()
+
+    with beside(accept):
+        close_once_blocked()
+    accept()
+
+
+@pytest.mark.thread_unsafe
+def test_close_in_a_child(path: Path) -> None:
+    """A child that closes its copy while the parent waits in accept does not end that."""
+    with Listener(path) as listener:
+
+        def close_and_connect() -> None:
+            run_in_child(listener.close)
+            Channel.connect(path).close()
+
+        with once_blocked(listener.fileno(), close_and_connect):
+            listener.accept().close()
 
 
 @linux_only
