@@ -57,7 +57,7 @@ static inline uint64_t draw_number(uint64_t *state) {
 static inline void run_drawn(uint64_t seed) {
     uint8_t data[2000];
     uint64_t state = seed;
-    size_t size = draw_number(&state) % sizeof data;
+    size_t size = (size_t)(draw_number(&state) % sizeof data);
     for (size_t i = 0; i < size; i++)
         data[i] = (uint8_t)draw_number(&state);
     (void)LLVMFuzzerTestOneInput(data, size);

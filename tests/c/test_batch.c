@@ -83,7 +83,7 @@ static void test_round_trip(void) {
         while (received < job.at.message) {
             ssize_t now = fdp_recv_batch(right, data, 3, 1, FDP_BATCH, 0, &scratch, owner);
             CHECK(now > 0);
-            CHECK((now & (FDP_MORE - 1)) >> FDP_COUNT_SHIFT == scratch.count);
+            CHECK((unsigned)(now & (FDP_MORE - 1)) >> FDP_COUNT_SHIFT == scratch.count);
             CHECK(!(now & FDP_MIXED_COUNTS));
             CHECK(!!(now & FDP_MORE) == (scratch.count == FDP_BATCH));
             CHECK(!(now & FDP_MIXED_LENGTHS) == (scratch.count == 1));
