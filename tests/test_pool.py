@@ -283,9 +283,10 @@ def test_a_stop_that_comes_early(times: int) -> None:
             pool.serve(listener.getsockname())
         pool.serve("127.0.0.1:0")  # It has not returned from that.
         pool.reload()
-        threading.Timer(0, stop_when_served, [pool]).start()
+        stopping = threading.Thread(target=stop_when_served, args=[pool])
         with socket.create_connection(listener.getsockname()) as sock:
-            pool.serve(listener)
+            # Python 3.15 warns of every fork beside a thread.
+            pool.serve(listener, ready=lambda _addresses: stopping.start())
             assert read_all(sock) == b"hello"
 
     def answer(sock: socket.socket, _address: object) -> None:
