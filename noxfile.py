@@ -116,6 +116,15 @@ def fuzz(session: nox.Session) -> None:
 
 
 @nox.session(default=False)
+def mixed(session: nox.Session) -> None:
+    """Everything at once for two minutes: clients of two kinds, two servers, some are killed,
+    suspended and interrupted; -- --seconds N for longer."""
+    install(session, "test", "benchmarks")
+    session.install("-e", ".", env=STRICT)
+    session.run("python", "-m", "benchmarks", "mixed", *session.posargs)
+
+
+@nox.session(default=False)
 def soak(session: nox.Session) -> None:
     """A million descriptors each way, and a million connections to each pool, with workers killed:
     nothing is left behind. About half an hour."""
@@ -266,4 +275,5 @@ def benchmarks(session: nox.Session) -> None:
     install(session, "test")
     session.install("-e", ".", env=STRICT)
     session.run("python", "-m", "benchmarks", "--quick")
+    session.run("python", "-m", "benchmarks", "mixed", "--seconds", "5")
     session.run("python", "-m", "benchmarks", "pool", "--quick")

@@ -5,13 +5,31 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks import aio, batches, channel, markdown, plot, pool, report, single, soak, vectors
+from benchmarks import (
+    aio,
+    batches,
+    channel,
+    markdown,
+    mixed,
+    plot,
+    pool,
+    report,
+    single,
+    soak,
+    vectors,
+)
 from benchmarks.floor import COMPILER, load_floor
 from benchmarks.results import Results, collect_metadata, describe
 from benchmarks.runner import Progress, choose_effort, measure_table
 
 TABLES = [*single.TABLES, *batches.TABLES, *vectors.TABLES, *channel.TABLES, *aio.TABLES]
-COMMANDS = {"markdown": markdown.main, "plot": plot.main, "pool": pool.main, "soak": soak.main}
+COMMANDS = {
+    "markdown": markdown.main,
+    "mixed": mixed.main,
+    "plot": plot.main,
+    "pool": pool.main,
+    "soak": soak.main,
+}
 
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:

@@ -1,8 +1,10 @@
 """Draws results: bars as the ratio to the baseline at 1x, the C floor marked; of the pool, what
-share of short requests is answered within which time. Reads only JSON."""
+share of short requests is answered within which time; of the mixed soak, what grew. Reads only
+JSON."""
 
 import argparse
 import importlib
+import itertools
 import json
 import sys
 from collections.abc import Iterator, Sequence
@@ -86,15 +88,44 @@ def draw_latency(pyplot: Any, took: dict[str, list[int]], caption: str) -> Any:
     return figure
 
 
+def draw_samples(pyplot: Any, samples: list[dict[str, float]], caption: str) -> Any:
+    """One below the other, over time: what the process holds, and how fast it was."""
+    figure, axes = pyplot.subplots(3, sharex=True, figsize=(8, 6), layout="constrained")
+    seconds = [sample["seconds"] for sample in samples]
+    rates = [
+        (after["messages"] - before["messages"]) / (after["seconds"] - before["seconds"])
+        for before, after in itertools.pairwise(samples)
+    ]
+    curves = {
+        "open descriptors": [sample["descriptors"] for sample in samples],
+        "resident memory, MiB": [sample["rss_kib"] / 1024 for sample in samples],
+        "messages per second": [0, *rates],
+    }
+    for each, (name, values) in zip(axes, curves.items(), strict=True):
+        each.plot(seconds, values, linewidth=0.8)
+        each.set_ylim(bottom=0)
+        each.set_ylabel(name, fontsize="small")
+        each.grid(alpha=0.3)
+    axes[-1].set_xlabel(f"seconds\n{caption}", fontsize="small")
+    axes[0].set_title(
+        "mixed: the servers' process, while clients are killed and suspended",
+        fontsize="medium",
+        loc="left",
+    )
+    return figure
+
+
 def _draw_all(pyplot: Any, path: Path) -> Iterator[tuple[str, Any]]:
     """The name and the figure of each table in a file that --json kept."""
     raw = json.loads(path.read_text())
+    caption = describe(raw["metadata"]).replace(", cffi", ",\ncffi")
     if "latency_ns" in raw:
-        caption = describe(raw["metadata"]).replace(", cffi", ",\ncffi")
         yield "pool-latency", draw_latency(pyplot, raw["latency_ns"], caption)
         return
+    if "samples" in raw:
+        yield "mixed", draw_samples(pyplot, raw["samples"], caption)
+        return
     results = load(path)
-    caption = describe(results.metadata).replace(", cffi", ",\ncffi")
     for table in results.tables:
         if not all(case.skipped for case in table.cases):
             yield table.name, draw_table(pyplot, table, caption)
