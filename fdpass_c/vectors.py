@@ -282,7 +282,8 @@ def broadcast(fds: Iterable[int | HasFileno], buffers: Iterable[Buffer]) -> list
     else:
         size = None
     if size is not None and size <= _MOST_COPIED:
-        _write_to_each(targets, _broadcast_bytes, _join(listed), size, results)
+        data = _join(listed)  # Another thread can have resized a bytearray since it was measured.
+        _write_to_each(targets, _broadcast_bytes, data, len(data), results)
     else:
         held = [ffi.from_buffer("char[]", buffer) for buffer in listed]
         try:
