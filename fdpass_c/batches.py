@@ -185,26 +185,31 @@ def send_many(
         BlockingIOError: The socket is in non-blocking mode and has no room.
         TimeoutError: The socket's timeout is over.
     """
-    fd = raw_fileno(sock)
-    data = [*payloads]
-    listed = [*fds]
-    count = len(data)
-    if start is NOTHING_SENT and 0 < count == len(listed) and type(data[0]) is bytes:
-        width = len(data[0]) + 2
-        if count <= _BATCH and width <= LONGEST_IN_COLUMN + 2:
-            try:
-                column = pack_column[count, width](*listed, *data)
-            except UNFIT:
-                pass  # Not ints, or not bytes.
-            else:
-                if not is_unix(fd, sock):
-                    raise _without_progress(errno.EAFNOSUPPORT)
-                sent = _try_send_messages(fd, column, count, width, flags)
-                if sent == count:
-                    return count
-                if sent > 0:
-                    start = Progress(sent, 0)
-    return _send_all(sock, fd, data, listed, flags, start)
+    try:
+        fd = raw_fileno(sock)
+        data = [*payloads]
+        listed = [*fds]
+        count = len(data)
+        if start is NOTHING_SENT and 0 < count == len(listed) and type(data[0]) is bytes:
+            width = len(data[0]) + 2
+            if count <= _BATCH and width <= LONGEST_IN_COLUMN + 2:
+                try:
+                    column = pack_column[count, width](*listed, *data)
+                except UNFIT:
+                    pass  # Not ints, or not bytes.
+                else:
+                    if not is_unix(fd, sock):
+                        raise_oserror(errno.EAFNOSUPPORT)
+                    sent = _try_send_messages(fd, column, count, width, flags)
+                    if sent == count:
+                        return count
+                    if sent > 0:
+                        start = Progress(sent, 0)
+        return _send_all(sock, fd, data, listed, flags, start)
+    except OSError as error:
+        if not hasattr(error, "progress"):  # It came before the first message.
+            error.progress = start  # type: ignore[attr-defined]
+        raise
 
 
 def _send_all(
@@ -218,13 +223,13 @@ def _send_all(
     count = len(payloads)
     job, lengths, flat, counts, _ = make_job(payloads, *flatten_fds(fds))
     _check_start(start, lengths)
+    at = job.at
+    at.message, at.bytes = start
+    at.data_offset = sum(lengths[: start.messages])
+    at.fd_offset = start.messages if counts is None else sum(counts[: start.messages])
+    deadline = None
     try:
         _check_batch(sock, fd, lengths, flat, counts)
-        at = job.at
-        at.message, at.bytes = start
-        at.data_offset = sum(lengths[: start.messages])
-        at.fd_offset = start.messages if counts is None else sum(counts[: start.messages])
-        deadline = None
         while at.message < count:
             sent = lib.fdp_send_batch(fd, job, flags)
             if sent < 0:
@@ -232,17 +237,9 @@ def _send_all(
                 deadline.handle(-sent)
                 fd = raw_fileno(sock)
     except OSError as error:
-        error.progress = Progress(job.at.message, job.at.bytes)  # type: ignore[attr-defined]
+        error.progress = Progress(at.message, at.bytes)  # type: ignore[attr-defined]
         raise
     return count
-
-
-def _without_progress(code: int) -> OSError:
-    try:
-        raise_oserror(code)
-    except OSError as error:
-        error.progress = NOTHING_SENT  # type: ignore[attr-defined]
-        return error
 
 
 def _check_start(start: Progress, lengths: list[int]) -> None:
