@@ -1,6 +1,7 @@
 """The checks that run around every test see what they have to see, and end what hangs."""
 
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -39,6 +40,23 @@ def test_sees_a_number_reused() -> None:
         os.dup2(zero, fd, inheritable=False)
     os.close(fd)
     os.close(zero)
+
+
+def test_files_renamed_and_removed(tmp_path: Path) -> None:
+    """A file that is open before and after the block may change its name in it, or lose it."""
+    with (tmp_path / "one").open("w"), (tmp_path / "two").open("w"), no_leak():
+        (tmp_path / "one").unlink()
+        (tmp_path / "two").rename(tmp_path / "three")
+
+
+@linux_only
+def test_sees_another_kind() -> None:
+    """Descriptors without a file of their own, which all have one inode, are told apart."""
+    before, after = os.eventfd(0), select.epoll()
+    with pytest.raises(AssertionError, match=r"left open: .*eventpoll"), no_leak():
+        os.dup2(after.fileno(), before, inheritable=False)
+    os.close(before)
+    after.close()
 
 
 def test_is_silent_when_all_is_well() -> None:
