@@ -87,8 +87,9 @@ def no_leak() -> Iterator[None]:
 def _find_origin(fd: int) -> str:
     """Where the object that holds fd was made, if that is known."""
     for candidate in gc.get_objects():
-        if isinstance(candidate, (socket.socket, io.FileIO)):
-            with contextlib.suppress(ValueError, OSError):
+        # By type(): a proxy may raise when it is asked for its class.
+        if issubclass(type(candidate), (socket.socket, io.FileIO)):
+            with contextlib.suppress(Exception):
                 if candidate.fileno() == fd:
                     origin = tracemalloc and tracemalloc.get_object_traceback(candidate)
                     where = ["", *origin.format()] if origin else []

@@ -3,8 +3,10 @@
 import os
 import select
 import signal
+import socket
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 
 import pytest
@@ -49,7 +51,7 @@ def test_files_renamed_and_removed(tmp_path: Path) -> None:
         (tmp_path / "two").rename(tmp_path / "three")
 
 
-@linux_only
+@pytest.mark.skipif(not hasattr(os, "eventfd"), reason="Linux, and not PyPy")
 def test_sees_another_kind() -> None:
     """Descriptors without a file of their own, which all have one inode, are told apart."""
     before, after = os.eventfd(0), select.epoll()
@@ -57,6 +59,29 @@ def test_sees_another_kind() -> None:
         os.dup2(after.fileno(), before, inheritable=False)
     os.close(before)
     after.close()
+
+
+class Odd(socket.socket):
+    """Cannot tell its number."""
+
+    def fileno(self) -> int:
+        raise LookupError
+
+
+class Thing:
+    """Can be referred to weakly."""
+
+
+def test_strange_objects_elsewhere() -> None:
+    """Objects of the program that cannot be asked anything do not hide what was left open."""
+    thing = Thing()
+    kept = [weakref.proxy(thing)]
+    del thing
+    with Odd() as odd:
+        kept.append(odd)
+        with pytest.raises(AssertionError, match=r"left open: .*null"), no_leak():
+            fd = os.open(os.devnull, os.O_RDONLY)
+    os.close(fd)
 
 
 def test_is_silent_when_all_is_well() -> None:
