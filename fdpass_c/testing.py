@@ -127,14 +127,19 @@ def shorten(sock: socket.socket) -> None:
 
 @contextmanager
 def interrupted(every: float = 0.001) -> Iterator[None]:
-    """Interrupts the main thread's system calls (EINTR) every so many seconds; uses SIGALRM."""
+    """Interrupts the main thread's system calls (EINTR) every so many seconds; uses SIGALRM.
+
+    A timer that runs already, such as that of pytest-timeout, stands still while the block runs.
+    """
+    timer = signal.setitimer(signal.ITIMER_REAL, 0)
     before = signal.signal(signal.SIGALRM, lambda _signum, _frame: None)
-    signal.setitimer(signal.ITIMER_REAL, every, every)
     try:
+        signal.setitimer(signal.ITIMER_REAL, every, every)
         yield
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
+        signal.setitimer(signal.ITIMER_REAL, *timer)
 
 
 # -- hostile peers -------------------------------------------------------------------------------
