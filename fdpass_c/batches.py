@@ -19,7 +19,13 @@ from fdpass_c.descriptors import (
     own,
     recycle,
 )
-from fdpass_c.errors import MAX_FDS, NotCopied, TruncatedError, raise_oserror
+from fdpass_c.errors import (
+    MAX_FDS,
+    NotCopied,
+    TruncatedError,
+    describe_errno,
+    raise_oserror,
+)
 from fdpass_c.jobs import flatten_fds, make_job
 from fdpass_c.peer import is_unix
 from fdpass_c.scratch import make_scratch
@@ -363,6 +369,10 @@ def recv_many(
             pool = None
             held.append(new_memory(max(room, 1)))
             code = _try_recv_batch(fd, data, bufsize, maxfds, left, flags, scratch, held[-1])
+            if code == -errno.ECONNRESET:  # As above: it is told once, and there may be more.
+                error = OSError(errno.ECONNRESET, describe_errno(errno.ECONNRESET))
+                code = _MORE
+                continue
             if code <= 0:
                 break
             more, their_counts = read_messages(code, scratch, view, held[-1])
