@@ -20,6 +20,7 @@ from fdpass_c.descriptors import (
     recycle,
 )
 from fdpass_c.errors import (
+    ENODATA,
     MAX_FDS,
     NotCopied,
     TruncatedError,
@@ -270,7 +271,7 @@ def _check_batch(
         )
     if fds and not is_unix(fd, sock):
         raise_oserror(errno.EAFNOSUPPORT)
-    if 0 in lengths and lib.fdp_check_empty(fd) == -errno.ENODATA:
+    if 0 in lengths and lib.fdp_check_empty(fd) == -ENODATA:
         for position, length in enumerate(lengths):
             if length == 0 and (counts is None or counts[position] > 0):
                 raise ValueError(

@@ -12,6 +12,10 @@ MAX_FDS = 253
 """Descriptors that Linux takes in one message (SCM_MAX_FD)."""
 
 
+ENODATA: int = getattr(errno, "ENODATA", errno.ENOMSG)
+"""FreeBSD has no such errno: csrc/compat.h puts the other in its place."""
+
+
 class NotCopied:
     """The base class of everything that owns descriptors: a copy would close them a second time."""
 

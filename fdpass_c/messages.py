@@ -12,6 +12,7 @@ from fdpass_c.batches import recv_one
 from fdpass_c.buffers import Buffer, describe, join
 from fdpass_c.descriptors import Descriptors, as_fd_list, as_ints
 from fdpass_c.errors import (
+    ENODATA,
     MAX_FDS,
     PeerClosedError,
     ProtocolError,
@@ -108,7 +109,7 @@ def _send(sock: int | HasFileno, parts: list[Buffer], fds: Any, count: int, flag
     else:
         call, arguments = _send_bytes, (joined[0], len(joined[0]), fds, count, flags)
     sent: int = call(fileno(sock), *arguments)
-    if sent == -errno.ENODATA:
+    if sent == -ENODATA:
         raise ValueError("on a stream, descriptors need at least one byte to travel with")
     if sent < 0:
         sent = persist(sock, WRITABLE, sent, flags, call, *arguments)
