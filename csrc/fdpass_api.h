@@ -568,9 +568,6 @@ ssize_t fdp_count_room(void);
  * closed anyway (man 2 close), and close_range does not report one that was not open. */
 void fdp_close_fds(const int *fds, size_t fd_count);
 
-/* The same for one. */
-void fdp_close_fd(int fd);
-
 /* process.c */
 
 /* Whether this process is killed when its parent ends; more exactly, the thread that forked it. Returns
