@@ -177,6 +177,9 @@ int fdp_move_connections(struct fdp_queue *queue, size_t count, struct fdp_queue
 struct iovec fdp_get_payload(const struct fdp_job *job, const struct fdp_position *at);
 size_t fdp_count_fds(const struct fdp_job *job, size_t message);
 
+/* Moves the position to the start of the next message. */
+void fdp_pass_message(const struct fdp_job *job, struct fdp_position *at);
+
 /* Sends frames from the job's position on. FDP_DONE, FDP_LOOK or a negative errno. */
 ssize_t fdp_send_frames(int sock, struct fdp_job *job, int flags);
 
