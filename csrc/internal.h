@@ -93,7 +93,7 @@ struct fdp_store {
     uint64_t large_size;
     unsigned char *bytes;
     int *fds;
-    unsigned head, tail, capacity;
+    unsigned head, tail;
     unsigned fd_head, fd_tail;
     unsigned next, payload_at;
     int has_front;
@@ -104,7 +104,7 @@ struct fdp_store {
     uint64_t missing_bytes, missing_fds;
 };
 
-/* A store with that capacity, or NULL. fdp_free_store closes nothing. */
+/* A store with room for so many, or NULL. fdp_free_store closes nothing. */
 struct fdp_store *fdp_new_store(size_t byte_capacity, size_t fd_capacity);
 void fdp_free_store(struct fdp_store *store);
 
