@@ -226,6 +226,8 @@ static ssize_t receive(int sock, void *ret_data, size_t capacity, size_t fd_capa
 ssize_t fdp_try_recv_batch(int sock, void *ret_data, size_t capacity, size_t fd_capacity,
                            size_t max_messages, int flags, struct fdp_scratch *ret_scratch,
                            struct fdp_owner *ret_owner) {
+    if (flags & MSG_WAITALL)
+        return -EAGAIN; /* It would not wait for all. */
     return receive(sock, ret_data, capacity, fd_capacity, max_messages, flags | MSG_DONTWAIT,
                    ret_scratch, ret_owner);
 }
