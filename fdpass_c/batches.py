@@ -419,8 +419,13 @@ def _wait_to_receive(sock: int | HasFileno, code: int, flags: int, *arguments: A
     return code
 
 
-def recv_one(sock: int | HasFileno, bufsize: int, maxfds: int) -> tuple[bytes, Descriptors, int]:
-    """One message: its payload, the owner of its descriptors, and the flags of what was lost."""
+def recv_one(
+    sock: int | HasFileno, bufsize: int, maxfds: int
+) -> tuple[bytes | None, Descriptors, int]:
+    """One message: its payload, the owner of its descriptors, and the flags of what was lost.
+
+    The payload is None at end of file, and if something was lost.
+    """
     scratch, data, view = memory = _get_memory()
     if bufsize > _BATCH * _INLINE_SIZE:
         data = _new_uncleared("char[]", bufsize)
@@ -437,7 +442,7 @@ def recv_one(sock: int | HasFileno, bufsize: int, maxfds: int) -> tuple[bytes, D
         # From here on there is no call after which a signal handler could run.
         stack = _idle
         stack += (memory,)
-        return payloads[0] if payloads else b"", owner, flags
+        return payloads[0] if payloads else None, owner, flags
     except BaseException:
         lib.fdp_close_surplus(scratch)
         recycle(owned, many)
