@@ -49,7 +49,7 @@ static ssize_t write_to_file(int fd, const struct iovec *buffers, size_t count) 
 
 /* Writes what fits, without waiting. */
 static ssize_t write_now(int fd, const struct iovec *buffers, size_t count) {
-    const int flags = MSG_DONTWAIT | FDP_SEND_FLAGS;
+    const int flags = MSG_DONTWAIT | FDP_MSG_NBIO | FDP_SEND_FLAGS;
     struct msghdr header = {.msg_iov = (struct iovec *)(uintptr_t)buffers,
                             .msg_iovlen = (fdp_iovlen_t)count};
     fdp_mute_sigpipe(fd);
