@@ -38,13 +38,6 @@ static ssize_t add_message(struct chunk *chunk, int filled, size_t used, int soc
     return size;
 }
 
-static void pass_message(const struct fdp_job *job, struct fdp_position *at) {
-    at->data_offset += fdp_get_payload(job, at).iov_len;
-    at->fd_offset += fdp_count_fds(job, at->message);
-    at->message++;
-    at->bytes = 0;
-}
-
 /* Fills the chunk from the job's position on. Returns how many messages it holds, or the negative
  * errno of the first one: an error in a later one must wait until those before it are sent. */
 static int fill_chunk(struct chunk *chunk, int sock, const struct fdp_job *job) {
@@ -63,7 +56,7 @@ static int fill_chunk(struct chunk *chunk, int sock, const struct fdp_job *job) 
         if (size < 0)
             return filled > 0 ? filled : (int)size;
         used += (size_t)size;
-        pass_message(job, &at);
+        fdp_pass_message(job, &at);
     }
     return filled;
 }
@@ -74,7 +67,7 @@ static void advance(struct fdp_job *job, const struct chunk *chunk, int sent) {
         job->at.bytes += chunk->headers[i].msg_len;
         if (job->at.bytes < fdp_get_payload(job, &job->at).iov_len)
             return;
-        pass_message(job, &job->at);
+        fdp_pass_message(job, &job->at);
     }
 }
 
@@ -233,6 +226,8 @@ static ssize_t receive(int sock, void *ret_data, size_t capacity, size_t fd_capa
 ssize_t fdp_try_recv_batch(int sock, void *ret_data, size_t capacity, size_t fd_capacity,
                            size_t max_messages, int flags, struct fdp_scratch *ret_scratch,
                            struct fdp_owner *ret_owner) {
+    if (flags & MSG_WAITALL)
+        return -EAGAIN; /* It would not wait for all. */
     return receive(sock, ret_data, capacity, fd_capacity, max_messages, flags | MSG_DONTWAIT,
                    ret_scratch, ret_owner);
 }

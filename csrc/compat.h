@@ -180,9 +180,19 @@ static inline struct cmsghdr *fdp_next_control(struct msghdr *message, struct cm
 
 /* -- sendmsg --------------------------------------------------------------------------------------- */
 
+/* Where a send waits for room, XNU looks at this flag of its own header and not at MSG_DONTWAIT, so
+ * that it would wait on a blocking socket. Its sendmsg and sendto pass all flags on. */
+#if defined(__APPLE__)
+#define FDP_MSG_NBIO 0x20000
+#else
+#define FDP_MSG_NBIO 0
+#endif
+
 /* 64-bit musl copies the control data into a buffer, which before 1.2.4 was too small for 253
  * descriptors (ENOMEM), to clear the padding that the kernel reads. Ours is zero. */
 static inline ssize_t fdp_sendmsg(int sock, const struct msghdr *header, int flags) {
+    if (flags & MSG_DONTWAIT)
+        flags |= FDP_MSG_NBIO;
 #if defined(__linux__) && !defined(__GLIBC__) && defined(__LP64__)
     return syscall(SYS_sendmsg, sock, header, flags);
 #else

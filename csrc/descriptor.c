@@ -25,7 +25,3 @@ void fdp_close_fds(const int *fds, size_t fd_count) {
         at = end;
     }
 }
-
-void fdp_close_fd(int fd) {
-    fdp_close_fds(&fd, 1);
-}

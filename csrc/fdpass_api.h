@@ -97,7 +97,8 @@ ssize_t fdp_recv_bytes(int sock, void *ret_data, size_t capacity, size_t fd_capa
 /* The same into ret_received->data without waiting, capacity up to FDP_INLINE_SIZE. Returns the
  * number of bytes in the bits from FDP_SIZE_SHIFT on, the number of descriptors in those below
  * FDP_HAS_MORE, and FDP_HAS_MORE if there are flags or an address. It closes nothing: if
- * arrival.fd_count is more than fd_capacity, call fdp_trim_received. */
+ * arrival.fd_count is more than fd_capacity, call fdp_trim_received. With MSG_WAITALL it receives
+ * nothing, -EAGAIN. */
 #define FDP_SIZE_SHIFT 9
 #define FDP_HAS_MORE 256
 ssize_t fdp_try_recv(int sock, size_t capacity, size_t fd_capacity, int flags,
@@ -227,7 +228,7 @@ ssize_t fdp_recv_batch(int sock, void *ret_data, size_t capacity, size_t fd_capa
                        struct fdp_owner *ret_owner);
 
 /* The same without waiting, and without closing what messages that lost something had brought: call
- * fdp_close_surplus if scratch->lost is not 0. */
+ * fdp_close_surplus if scratch->lost is not 0. With MSG_WAITALL it receives nothing, -EAGAIN. */
 ssize_t fdp_try_recv_batch(int sock, void *ret_data, size_t capacity, size_t fd_capacity,
                            size_t max_messages, int flags, struct fdp_scratch *ret_scratch,
                            struct fdp_owner *ret_owner);
@@ -567,9 +568,6 @@ ssize_t fdp_count_room(void);
  * ascending numbers together. Negative slots are skipped. Errors are ignored: the descriptor is
  * closed anyway (man 2 close), and close_range does not report one that was not open. */
 void fdp_close_fds(const int *fds, size_t fd_count);
-
-/* The same for one. */
-void fdp_close_fd(int fd);
 
 /* process.c */
 

@@ -93,7 +93,7 @@ struct fdp_store {
     uint64_t large_size;
     unsigned char *bytes;
     int *fds;
-    unsigned head, tail, capacity;
+    unsigned head, tail;
     unsigned fd_head, fd_tail;
     unsigned next, payload_at;
     int has_front;
@@ -104,7 +104,7 @@ struct fdp_store {
     uint64_t missing_bytes, missing_fds;
 };
 
-/* A store with that capacity, or NULL. fdp_free_store closes nothing. */
+/* A store with room for so many, or NULL. fdp_free_store closes nothing. */
 struct fdp_store *fdp_new_store(size_t byte_capacity, size_t fd_capacity);
 void fdp_free_store(struct fdp_store *store);
 
@@ -176,6 +176,9 @@ int fdp_move_connections(struct fdp_queue *queue, size_t count, struct fdp_queue
 /* The payload of the message at position at, and how many descriptors a message has. */
 struct iovec fdp_get_payload(const struct fdp_job *job, const struct fdp_position *at);
 size_t fdp_count_fds(const struct fdp_job *job, size_t message);
+
+/* Moves the position to the start of the next message. */
+void fdp_pass_message(const struct fdp_job *job, struct fdp_position *at);
 
 /* Sends frames from the job's position on. FDP_DONE, FDP_LOOK or a negative errno. */
 ssize_t fdp_send_frames(int sock, struct fdp_job *job, int flags);

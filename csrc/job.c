@@ -35,7 +35,7 @@ size_t fdp_count_fds(const struct fdp_job *job, size_t message) {
     return job->fd_counts != NULL ? job->fd_counts[message] : 1;
 }
 
-static void pass_message(const struct fdp_job *job, struct fdp_position *at) {
+void fdp_pass_message(const struct fdp_job *job, struct fdp_position *at) {
     at->data_offset += fdp_get_payload(job, at).iov_len;
     at->fd_offset += fdp_count_fds(job, at->message);
     at->message++;
@@ -68,7 +68,7 @@ static void plan_packed(const struct fdp_job *job, struct plan *plan) {
         plan->payload.iov_len += length;
         plan->fd_count = fds;
         plan->head_size = FDP_HEADER_SIZE + tables;
-        pass_message(job, &plan->after);
+        fdp_pass_message(job, &plan->after);
     }
 }
 
@@ -89,7 +89,7 @@ static void plan_piece(const struct fdp_job *job, struct plan *plan) {
     at->fds += plan->fd_count;
     at->is_inside = 1;
     if (at->bytes == payload.iov_len && at->fds == total_fds)
-        pass_message(job, at);
+        fdp_pass_message(job, at);
 }
 
 static struct plan plan_frame(const struct fdp_job *job, const struct fdp_position *at) {

@@ -79,6 +79,8 @@ ssize_t fdp_try_recv(int sock, size_t capacity, size_t fd_capacity, int flags,
                      struct fdp_received *ret_received) {
     if (capacity > sizeof ret_received->data)
         return -EMSGSIZE;
+    if (flags & MSG_WAITALL)
+        return -EAGAIN; /* It would not wait for all. */
     /* With room for all that a message may have: else the kernel closes the others here and now, and
      * closing a socket may take as long as its sender wants (SO_LINGER). */
     ssize_t size = fdp_recv_bytes(sock, ret_received->data, capacity, FDP_MAX_FDS,

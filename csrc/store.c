@@ -7,8 +7,7 @@ struct fdp_store *fdp_new_store(size_t byte_capacity, size_t fd_capacity) {
     if (store == NULL)
         return NULL;
     *store = (struct fdp_store){.bytes = malloc(byte_capacity + 1),
-                                .fds = malloc((fd_capacity + 1) * sizeof(int)),
-                                .capacity = (unsigned)byte_capacity};
+                                .fds = malloc((fd_capacity + 1) * sizeof(int))};
     if (store->bytes == NULL || store->fds == NULL) {
         fdp_free_store(store);
         return NULL;

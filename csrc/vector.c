@@ -5,13 +5,6 @@
 /* Buffers per system call: IOV_MAX of Linux, macOS and FreeBSD. */
 #define CHUNK 1024
 
-static size_t sum_lengths(const struct iovec *buffers, size_t count) {
-    size_t total = 0;
-    for (size_t i = 0; i < count; i++)
-        total += buffers[i].iov_len;
-    return total;
-}
-
 static int is_full(int fd) {
     struct pollfd target = {.fd = fd, .events = POLLOUT};
     return poll(&target, 1, 0) == 0;
@@ -56,7 +49,7 @@ static ssize_t write_to_file(int fd, const struct iovec *buffers, size_t count) 
 
 /* Writes what fits, without waiting. */
 static ssize_t write_now(int fd, const struct iovec *buffers, size_t count) {
-    const int flags = MSG_DONTWAIT | FDP_SEND_FLAGS;
+    const int flags = MSG_DONTWAIT | FDP_MSG_NBIO | FDP_SEND_FLAGS;
     struct msghdr header = {.msg_iov = (struct iovec *)(uintptr_t)buffers,
                             .msg_iovlen = (fdp_iovlen_t)count};
     fdp_mute_sigpipe(fd);
@@ -72,7 +65,7 @@ static ssize_t write_to_one(int fd, const struct iovec *buffers, size_t count) {
     size_t written = 0;
     for (size_t at = 0; at < count; at += CHUNK) {
         size_t in_chunk = count - at < CHUNK ? count - at : CHUNK;
-        size_t size = sum_lengths(buffers + at, in_chunk);
+        size_t size = fdp_sum_lengths(buffers + at, in_chunk);
         /* A socket would send an empty packet. */
         if (size == 0)
             continue;
@@ -92,7 +85,7 @@ static ssize_t check_open(int fd) {
 
 size_t fdp_broadcast(const int *fds, size_t fd_count, const struct iovec *buffers, size_t count,
                      ssize_t *ret_results) {
-    size_t total = sum_lengths(buffers, count);
+    size_t total = fdp_sum_lengths(buffers, count);
     for (size_t i = 0; i < fd_count; i++) {
         ssize_t result = total > 0 ? write_to_one(fds[i], buffers, count) : check_open(fds[i]);
         ret_results[i] = result;

@@ -19,7 +19,14 @@ from fdpass_c.descriptors import (
     own,
     recycle,
 )
-from fdpass_c.errors import MAX_FDS, NotCopied, TruncatedError, raise_oserror
+from fdpass_c.errors import (
+    ENODATA,
+    MAX_FDS,
+    NotCopied,
+    TruncatedError,
+    describe_errno,
+    raise_oserror,
+)
 from fdpass_c.jobs import flatten_fds, make_job
 from fdpass_c.peer import is_unix
 from fdpass_c.scratch import make_scratch
@@ -185,26 +192,31 @@ def send_many(
         BlockingIOError: The socket is in non-blocking mode and has no room.
         TimeoutError: The socket's timeout is over.
     """
-    fd = raw_fileno(sock)
-    data = [*payloads]
-    listed = [*fds]
-    count = len(data)
-    if start is NOTHING_SENT and 0 < count == len(listed) and type(data[0]) is bytes:
-        width = len(data[0]) + 2
-        if count <= _BATCH and width <= LONGEST_IN_COLUMN + 2:
-            try:
-                column = pack_column[count, width](*listed, *data)
-            except UNFIT:
-                pass  # Not ints, or not bytes.
-            else:
-                if not is_unix(fd, sock):
-                    raise _without_progress(errno.EAFNOSUPPORT)
-                sent = _try_send_messages(fd, column, count, width, flags)
-                if sent == count:
-                    return count
-                if sent > 0:
-                    start = Progress(sent, 0)
-    return _send_all(sock, fd, data, listed, flags, start)
+    try:
+        fd = raw_fileno(sock)
+        data = [*payloads]
+        listed = [*fds]
+        count = len(data)
+        if start is NOTHING_SENT and 0 < count == len(listed) and type(data[0]) is bytes:
+            width = len(data[0]) + 2
+            if count <= _BATCH and width <= LONGEST_IN_COLUMN + 2:
+                try:
+                    column = pack_column[count, width](*listed, *data)
+                except UNFIT:
+                    pass  # Not ints, or not bytes.
+                else:
+                    if not is_unix(fd, sock):
+                        raise_oserror(errno.EAFNOSUPPORT)
+                    sent = _try_send_messages(fd, column, count, width, flags)
+                    if sent == count:
+                        return count
+                    if sent > 0:
+                        start = Progress(sent, 0)
+        return _send_all(sock, fd, data, listed, flags, start)
+    except OSError as error:
+        if not hasattr(error, "progress"):  # It came before the first message.
+            error.progress = start  # type: ignore[attr-defined]
+        raise
 
 
 def _send_all(
@@ -218,13 +230,13 @@ def _send_all(
     count = len(payloads)
     job, lengths, flat, counts, _ = make_job(payloads, *flatten_fds(fds))
     _check_start(start, lengths)
+    at = job.at
+    at.message, at.bytes = start
+    at.data_offset = sum(lengths[: start.messages])
+    at.fd_offset = start.messages if counts is None else sum(counts[: start.messages])
+    deadline = None
     try:
         _check_batch(sock, fd, lengths, flat, counts)
-        at = job.at
-        at.message, at.bytes = start
-        at.data_offset = sum(lengths[: start.messages])
-        at.fd_offset = start.messages if counts is None else sum(counts[: start.messages])
-        deadline = None
         while at.message < count:
             sent = lib.fdp_send_batch(fd, job, flags)
             if sent < 0:
@@ -232,17 +244,9 @@ def _send_all(
                 deadline.handle(-sent)
                 fd = raw_fileno(sock)
     except OSError as error:
-        error.progress = Progress(job.at.message, job.at.bytes)  # type: ignore[attr-defined]
+        error.progress = Progress(at.message, at.bytes)  # type: ignore[attr-defined]
         raise
     return count
-
-
-def _without_progress(code: int) -> OSError:
-    try:
-        raise_oserror(code)
-    except OSError as error:
-        error.progress = NOTHING_SENT  # type: ignore[attr-defined]
-        return error
 
 
 def _check_start(start: Progress, lengths: list[int]) -> None:
@@ -267,7 +271,7 @@ def _check_batch(
         )
     if fds and not is_unix(fd, sock):
         raise_oserror(errno.EAFNOSUPPORT)
-    if 0 in lengths and lib.fdp_check_empty(fd) == -errno.ENODATA:
+    if 0 in lengths and lib.fdp_check_empty(fd) == -ENODATA:
         for position, length in enumerate(lengths):
             if length == 0 and (counts is None or counts[position] > 0):
                 raise ValueError(
@@ -366,6 +370,10 @@ def recv_many(
             pool = None
             held.append(new_memory(max(room, 1)))
             code = _try_recv_batch(fd, data, bufsize, maxfds, left, flags, scratch, held[-1])
+            if code == -errno.ECONNRESET:  # As above: it is told once, and there may be more.
+                error = OSError(errno.ECONNRESET, describe_errno(errno.ECONNRESET))
+                code = _MORE
+                continue
             if code <= 0:
                 break
             more, their_counts = read_messages(code, scratch, view, held[-1])
@@ -411,8 +419,13 @@ def _wait_to_receive(sock: int | HasFileno, code: int, flags: int, *arguments: A
     return code
 
 
-def recv_one(sock: int | HasFileno, bufsize: int, maxfds: int) -> tuple[bytes, Descriptors, int]:
-    """One message: its payload, the owner of its descriptors, and the flags of what was lost."""
+def recv_one(
+    sock: int | HasFileno, bufsize: int, maxfds: int
+) -> tuple[bytes | None, Descriptors, int]:
+    """One message: its payload, the owner of its descriptors, and the flags of what was lost.
+
+    The payload is None at end of file, and if something was lost.
+    """
     scratch, data, view = memory = _get_memory()
     if bufsize > _BATCH * _INLINE_SIZE:
         data = _new_uncleared("char[]", bufsize)
@@ -429,7 +442,7 @@ def recv_one(sock: int | HasFileno, bufsize: int, maxfds: int) -> tuple[bytes, D
         # From here on there is no call after which a signal handler could run.
         stack = _idle
         stack += (memory,)
-        return payloads[0] if payloads else b"", owner, flags
+        return payloads[0] if payloads else None, owner, flags
     except BaseException:
         lib.fdp_close_surplus(scratch)
         recycle(owned, many)

@@ -32,7 +32,8 @@ def join(buffers: Sequence[Buffer]) -> tuple[bytes, list[int]] | None:
     if not {*map(type, buffers)} <= _PLAIN:
         if not all(map(_is_plain, buffers)):
             return None
-        return _join(buffers), [memoryview(buffer).nbytes for buffer in buffers]
+        views = [memoryview(buffer) for buffer in buffers]  # None of them can be resized now.
+        return _join(views), [view.nbytes for view in views]
     # Copies, so that a bytearray cannot change between being measured and being joined.
     copies = [buffer if type(buffer) is bytes else bytes(buffer) for buffer in buffers]
     return _join(copies), [*map(len, copies)]

@@ -6,10 +6,14 @@ closed, unless the exception says otherwise.
 
 import errno
 import os
-from typing import NoReturn
+from typing import Any, NoReturn
 
 MAX_FDS = 253
 """Descriptors that Linux takes in one message (SCM_MAX_FD)."""
+
+
+ENODATA: int = getattr(errno, "ENODATA", errno.ENOMSG)
+"""FreeBSD has no such errno: csrc/compat.h puts the other in its place."""
 
 
 class NotCopied:
@@ -66,6 +70,10 @@ class DescriptorTableFullError(FdpassError):
         )
         self.needed = needed
         self.free = free
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Unpickling calls __init__ otherwise with the text, which ends a whole ProcessPoolExecutor.
+        return type(self), (self.needed, self.free), self.__dict__
 
 
 _EXPLANATIONS = {

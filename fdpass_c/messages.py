@@ -12,6 +12,7 @@ from fdpass_c.batches import recv_one
 from fdpass_c.buffers import Buffer, describe, join
 from fdpass_c.descriptors import Descriptors, as_fd_list, as_ints
 from fdpass_c.errors import (
+    ENODATA,
     MAX_FDS,
     PeerClosedError,
     ProtocolError,
@@ -108,7 +109,7 @@ def _send(sock: int | HasFileno, parts: list[Buffer], fds: Any, count: int, flag
     else:
         call, arguments = _send_bytes, (joined[0], len(joined[0]), fds, count, flags)
     sent: int = call(fileno(sock), *arguments)
-    if sent == -errno.ENODATA:
+    if sent == -ENODATA:
         raise ValueError("on a stream, descriptors need at least one byte to travel with")
     if sent < 0:
         sent = persist(sock, WRITABLE, sent, flags, call, *arguments)
@@ -323,14 +324,14 @@ def recv_fd(sock: int | HasFileno, bufsize: int = 4096) -> tuple[bytes, Descript
     if bufsize < 0:
         raise ValueError(f"negative bufsize {bufsize}")
     data, fds, lost_flags = recv_one(sock, bufsize, MAX_FDS)
-    if len(fds) != 1 or lost_flags:
+    if data is None or len(fds) != 1:
         count = len(fds)
         fds.close()
         _refuse(data, count, lost_flags)
     return data, fds
 
 
-def _refuse(data: bytes, count: int, flags: int) -> NoReturn:
+def _refuse(data: bytes | None, count: int, flags: int) -> NoReturn:
     if count > 1:
         raise ProtocolError("expected one descriptor, received several; all are closed")
     if flags & socket.MSG_CTRUNC:
@@ -340,6 +341,6 @@ def _refuse(data: bytes, count: int, flags: int) -> NoReturn:
         )
     if flags & socket.MSG_TRUNC:
         raise TruncatedError("the datagram is longer than bufsize; its descriptor is closed")
-    if not data:
+    if data is None:
         raise PeerClosedError("the peer closed the connection")
     raise ProtocolError(f"expected one descriptor, received none with {len(data)} bytes")

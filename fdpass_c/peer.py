@@ -5,7 +5,7 @@ import socket
 from typing import NamedTuple
 
 from fdpass_c._native import ffi, lib
-from fdpass_c.errors import raise_oserror
+from fdpass_c.errors import ENODATA, raise_oserror
 from fdpass_c.waiting import HasFileno, fileno
 
 
@@ -87,5 +87,5 @@ def peer_pidfd(sock: int | HasFileno) -> int | None:
         return None
     if result < 0:
         # Linux has another errno for "no peer" here than everywhere else.
-        raise_oserror(errno.ENOTCONN if result == -errno.ENODATA else -result)
+        raise_oserror(errno.ENOTCONN if result == -ENODATA else -result)
     return result

@@ -10,6 +10,7 @@ from typing import Any
 from fdpass_c._native import ffi, lib
 from fdpass_c.batches import NOTHING_SENT, Progress
 from fdpass_c.buffers import Buffer
+from fdpass_c.errors import MAX_FDS
 from fdpass_c.jobs import flatten_fds, make_job
 from fdpass_c.shapes import LONGEST_IN_COLUMN, UNFIT, pack_column
 from fdpass_c.waiting import HasFileno
@@ -93,7 +94,7 @@ def start_many(
         before = _check_whole(start, len(payloads))
         payloads, fds = payloads[before:], fds[before:]
     count = len(payloads)
-    if 0 < count == len(fds) and type(payloads[0]) is bytes:
+    if 0 < len(fds) == count <= MAX_FDS and type(payloads[0]) is bytes:
         width = len(payloads[0]) + 2
         if width <= LONGEST_IN_COLUMN + 2:
             try:

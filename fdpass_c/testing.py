@@ -16,6 +16,7 @@ import socket
 import struct
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 
 try:
     import tracemalloc
@@ -35,17 +36,31 @@ __all__ = [
 
 def list_fds() -> dict[int, str]:
     """The open descriptors of this process and what they point to."""
+    return {fd: file.what for fd, file in _look().items()}
+
+
+@dataclass
+class _File:
+    """An open file, equal to itself also after it was renamed or removed."""
+
+    what: str = field(compare=False)
+    identity: tuple[str, int, int]
+
+
+def _look() -> dict[int, _File]:
     found = {}
     for name in os.listdir("/dev/fd"):
         fd = int(name)
         try:
-            os.fstat(fd)
+            status = os.fstat(fd)
         except OSError:
             continue  # The one that listdir itself had open.
         try:
-            found[fd] = os.readlink(f"/dev/fd/{name}")
+            what = os.readlink(f"/dev/fd/{name}")
         except OSError:
-            found[fd] = "unknown"
+            what = "unknown"
+        kind = "file" if what.startswith("/") else what  # All of anon_inode are one file.
+        found[fd] = _File(what, (kind, status.st_dev, status.st_ino))
     return found
 
 
@@ -57,12 +72,12 @@ def no_leak() -> Iterator[None]:
     tracemalloc) and an object still holds it; and what was closed, though it was open before.
     """
     gc.collect()
-    before = list_fds()
+    before = _look()
     yield
     gc.collect()
-    after = list_fds()
-    leaked = {fd: what for fd, what in after.items() if before.get(fd) != what}
-    lost = {fd: what for fd, what in before.items() if after.get(fd) != what}
+    after = _look()
+    leaked = {fd: file.what for fd, file in after.items() if before.get(fd) != file}
+    lost = {fd: file.what for fd, file in before.items() if after.get(fd) != file}
     if leaked:
         raise AssertionError(f"left open: {leaked}{''.join(map(_find_origin, leaked))}")
     if lost:
@@ -72,8 +87,9 @@ def no_leak() -> Iterator[None]:
 def _find_origin(fd: int) -> str:
     """Where the object that holds fd was made, if that is known."""
     for candidate in gc.get_objects():
-        if isinstance(candidate, (socket.socket, io.FileIO)):
-            with contextlib.suppress(ValueError, OSError):
+        # By type(): a proxy may raise when it is asked for its class.
+        if issubclass(type(candidate), (socket.socket, io.FileIO)):
+            with contextlib.suppress(Exception):
                 if candidate.fileno() == fd:
                     origin = tracemalloc and tracemalloc.get_object_traceback(candidate)
                     where = ["", *origin.format()] if origin else []
@@ -111,14 +127,19 @@ def shorten(sock: socket.socket) -> None:
 
 @contextmanager
 def interrupted(every: float = 0.001) -> Iterator[None]:
-    """Interrupts the main thread's system calls (EINTR) every so many seconds; uses SIGALRM."""
+    """Interrupts the main thread's system calls (EINTR) every so many seconds; uses SIGALRM.
+
+    A timer that runs already, such as that of pytest-timeout, stands still while the block runs.
+    """
+    timer = signal.setitimer(signal.ITIMER_REAL, 0)
     before = signal.signal(signal.SIGALRM, lambda _signum, _frame: None)
-    signal.setitimer(signal.ITIMER_REAL, every, every)
     try:
+        signal.setitimer(signal.ITIMER_REAL, every, every)
         yield
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
+        signal.setitimer(signal.ITIMER_REAL, *timer)
 
 
 # -- hostile peers -------------------------------------------------------------------------------

@@ -262,9 +262,10 @@ def broadcast(fds: Iterable[int | HasFileno], buffers: Iterable[Buffer]) -> list
 
     Returns:
         One result for each of fds, in their order. An int is the number of bytes that it accepted,
-            which is less than all if it filled up. An OSError is what happened to it,
-            BlockingIOError if it was full, BrokenPipeError if its peer has gone, EFAULT if a buffer
-            is a mapping of a file that was cut.
+            which is less than all if it filled up, or if they are more than 2 GiB, which Linux
+            writes at most at once. An OSError is what happened to it, BlockingIOError if it was
+            full, BrokenPipeError if its peer has gone, EFAULT if a buffer is a mapping of a file
+            that was cut.
 
     Raises:
         TypeError: An element of fds or buffers has the wrong type, or must be written to through
@@ -282,7 +283,8 @@ def broadcast(fds: Iterable[int | HasFileno], buffers: Iterable[Buffer]) -> list
     else:
         size = None
     if size is not None and size <= _MOST_COPIED:
-        _write_to_each(targets, _broadcast_bytes, _join(listed), size, results)
+        data = _join(listed)  # Another thread can have resized a bytearray since it was measured.
+        _write_to_each(targets, _broadcast_bytes, data, len(data), results)
     else:
         held = [ffi.from_buffer("char[]", buffer) for buffer in listed]
         try:

@@ -6,6 +6,7 @@ import resource
 import signal
 import socket
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 
 import fdpass_c
 from fdpass_c import Progress
+from fdpass_c.batches import NOTHING_SENT
 from support.descriptors import MakeFiles
 from support.marks import linux_only
 from support.messages import (
@@ -284,6 +286,30 @@ def test_reader_gone(stream: Pair, file: int) -> None:
     with pytest.raises(BrokenPipeError) as caught:
         fdpass_c.send_many(stream[0], [b"x"] * 2000, [file] * 2000, start=progress_of(full.value))
     assert progress_of(caught.value) == progress_of(full.value)
+
+
+class Broken:
+    """Has lost its descriptor."""
+
+    def fileno(self) -> int:
+        raise OSError(errno.EBADF, "gone")
+
+
+@pytest.mark.parametrize("start", [NOTHING_SENT, Progress(1), Progress(1, 2)])
+@pytest.mark.parametrize("kind", ["number", "rows", "many", "object"])
+def test_found_before_sending(kind: str, start: Progress, file: int, stream: Pair) -> None:
+    """An error that is found before anything is sent leaves the progress where it was."""
+    kinds: dict[str, tuple[Any, Any]] = {
+        "number": (file, [file] * 3),
+        "rows": (file, [[file]] * 3),
+        "many": (stream[0], [[file] * 300] * 3),
+        "object": (stream[0], [Broken()] * 3),
+    }
+    sock, fds = kinds[kind]
+    with pytest.raises(OSError) as caught:  # noqa: PT011
+        fdpass_c.send_many(sock, [b"xyz"] * 3, fds, start=start)
+    assert progress_of(caught.value) == start
+    assert_empty(stream[1])
 
 
 @pytest.mark.thread_unsafe

@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -82,6 +83,37 @@ def test_a_handler_that_receives_inside_a_receive(timeout: float | None) -> None
         ):
             received.append(take(receiver.recv()))
         assert received == [(b"one", []), (b"two", [])]
+
+
+@pytest.mark.thread_unsafe
+@pytest.mark.parametrize("timeout", [None, 1000.0])
+@pytest.mark.parametrize("size", [100_000, 1_000_000])
+def test_a_handler_that_sends_on_what_it_interrupts(size: int, timeout: float | None) -> None:
+    """A handler that sends inside a send is told so, at once, and the send goes on."""
+    with channels(buffer=5000) as (sender, receiver):
+        sender.settimeout(timeout)
+        told = threading.Event()
+
+        def send() -> None:
+            try:
+                for use in (lambda: sender.send(b"inner"), lambda: sender.send_many([b"inner"])):
+                    with pytest.raises(RuntimeError, match="whose send it interrupts"):
+                        use()
+            finally:
+                told.set()
+
+        def receive() -> None:
+            told.wait()
+            for wanted in (bytes(size), b"next"):
+                assert take(receiver.recv()) == (wanted, [])
+
+        with (
+            handling(signal.SIGUSR1, send),
+            once_blocked(sender.fileno(), interrupt_main_thread),
+            beside(receive),
+        ):
+            sender.send(bytes(size))
+            sender.send(b"next")
 
 
 @pytest.mark.thread_unsafe

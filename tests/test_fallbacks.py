@@ -171,6 +171,23 @@ def test_batches(
     run_without(without(missing, code), act)
 
 
+def test_without_errnos_of_streams(stream: Pair, make_files: MakeFiles) -> None:
+    """Python need not have the errnos that POSIX knows for STREAMS alone: FreeBSD has not."""
+    files = make_files(COUNT)
+
+    def act() -> None:
+        for name in ("ENODATA", "ENOSR", "ENOSTR", "ETIME"):
+            delattr(errno, name)
+        send_and_receive(stream, files)
+        assert fdpass_c.send_fds(stream[0], [b"o", b"k"], files[:2]) == 2
+        assert fdpass_c.send_many(stream[0], [b"", b"ok"], [[], files[:2]]) == 2
+        os.close(fdpass_c.peer_pidfd(stream[0]) or os.dup(0))
+        with pytest.raises(OSError, match="not connected"), socket.socket(socket.AF_UNIX) as alone:
+            fdpass_c.peer_pidfd(alone)
+
+    run_in_child(act)
+
+
 @codes
 @pytest.mark.parametrize("missing", ["sendmmsg", "recvmmsg"])
 def test_batch_errors(missing: str, code: int) -> None:

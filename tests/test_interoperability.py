@@ -14,6 +14,7 @@ import fdpass_c
 from support.descriptors import Keep, MakeFiles, identities, identity
 from support.marks import linux_only
 from support.sockets import Pair, assert_empty, fill
+from support.waiting import once_blocked
 
 Send = Callable[..., int]
 Receive = Callable[..., tuple[bytes, list[int], int, Any]]
@@ -242,6 +243,23 @@ def test_receive_honours_flags(stream: Pair) -> None:
     """MSG_DONTWAIT makes one receive on a blocking socket non-blocking."""
     with pytest.raises(BlockingIOError):
         fdpass_c.recv_fds(stream[1], 1, 1, socket.MSG_DONTWAIT)
+
+
+@pytest.mark.parametrize("size", [10, 10_000])
+@pytest.mark.parametrize(
+    "receive",
+    [
+        lambda sock, size: fdpass_c.recv_fds(sock, size, 1, socket.MSG_WAITALL)[0],
+        lambda sock, size: fdpass_c.recv_many(sock, 10, size, 1, socket.MSG_WAITALL).payloads[0],
+    ],
+    ids=["recv_fds", "recv_many"],
+)
+def test_receive_waits_for_all(receive: Callable[..., bytes], size: int, stream: Pair) -> None:
+    """With MSG_WAITALL a receive on a blocking socket waits for all that it has room for."""
+    half = b"x" * (size // 2)
+    stream[0].sendall(half)
+    with once_blocked(stream[1].fileno(), lambda: stream[0].sendall(half)):
+        assert receive(stream[1], size) == half * 2
 
 
 @pytest.mark.parametrize(

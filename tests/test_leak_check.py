@@ -1,9 +1,12 @@
 """The checks that run around every test see what they have to see, and end what hangs."""
 
 import os
+import select
 import signal
+import socket
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 
 import pytest
@@ -39,6 +42,46 @@ def test_sees_a_number_reused() -> None:
         os.dup2(zero, fd, inheritable=False)
     os.close(fd)
     os.close(zero)
+
+
+def test_files_renamed_and_removed(tmp_path: Path) -> None:
+    """A file that is open before and after the block may change its name in it, or lose it."""
+    with (tmp_path / "one").open("w"), (tmp_path / "two").open("w"), no_leak():
+        (tmp_path / "one").unlink()
+        (tmp_path / "two").rename(tmp_path / "three")
+
+
+@pytest.mark.skipif(not hasattr(os, "eventfd"), reason="Linux, and not PyPy")
+def test_sees_another_kind() -> None:
+    """Descriptors without a file of their own, which all have one inode, are told apart."""
+    before, after = os.eventfd(0), select.epoll()
+    with pytest.raises(AssertionError, match=r"left open: .*eventpoll"), no_leak():
+        os.dup2(after.fileno(), before, inheritable=False)
+    os.close(before)
+    after.close()
+
+
+class Odd(socket.socket):
+    """Cannot tell its number."""
+
+    def fileno(self) -> int:
+        raise LookupError
+
+
+class Thing:
+    """Can be referred to weakly."""
+
+
+def test_strange_objects_elsewhere() -> None:
+    """Objects of the program that cannot be asked anything do not hide what was left open."""
+    thing = Thing()
+    kept = [weakref.proxy(thing)]
+    del thing
+    with Odd() as odd:
+        kept.append(odd)
+        with pytest.raises(AssertionError, match=r"left open: .*null"), no_leak():
+            fd = os.open(os.devnull, os.O_RDONLY)
+    os.close(fd)
 
 
 def test_is_silent_when_all_is_well() -> None:

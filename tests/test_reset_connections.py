@@ -1,12 +1,15 @@
 """A peer that closes without reading all: what it sent comes first, then the error, once."""
 
 import socket
+import sys
 from collections.abc import Callable
+from types import FrameType
 
 import pytest
 
 import fdpass_c
 from fdpass_c import Channel, PeerClosedError, ProtocolError
+from fdpass_c.batches import read_messages
 from support.channels import raw_pair
 from support.descriptors import MakeFiles, identity
 from support.frames import NEXT, first, one, pack
@@ -65,6 +68,30 @@ def test_recv_many(
         assert len(received) <= count
     assert received == wanted
     assert resets == 1
+    assert take_batch(fdpass_c.recv_many(connection[1])) == []
+
+
+@pytest.mark.thread_unsafe
+@pytest.mark.untraced
+@pytest.mark.parametrize("count", [64, 100])
+def test_recv_many_meanwhile(count: int, connection: Pair, make_files: MakeFiles) -> None:
+    """The same where the peer closes between two system calls of one recv_many."""
+    connection[1].sendall(b"never read")
+    files = make_files(count)
+    fdpass_c.send_many(connection[0], [b"x"] * count, files)
+
+    def close(frame: FrameType, event: str, _called: object) -> None:
+        if event == "call" and frame.f_code is read_messages.__code__:
+            connection[0].close()
+
+    sys.setprofile(close)
+    try:
+        with pytest.raises(ConnectionResetError) as caught:
+            fdpass_c.recv_many(connection[1], 1000)
+    finally:
+        sys.setprofile(None)
+    batch: fdpass_c.Batch = caught.value.batch  # type: ignore[attr-defined]
+    assert take_batch(batch) == [(b"x", [identity(fd)]) for fd in files]
     assert take_batch(fdpass_c.recv_many(connection[1])) == []
 
 

@@ -79,6 +79,13 @@ def test_several_descriptors(count: int, pair: Pair, make_files: MakeFiles) -> N
         fdpass_c.recv_fd(pair[1])
 
 
+def test_empty_datagram(datagram: Pair) -> None:
+    """On a datagram socket, which has no end of file, an empty message is none."""
+    datagram[0].send(b"")
+    with pytest.raises(fdpass_c.ProtocolError, match="received none with 0 bytes"):
+        fdpass_c.recv_fd(datagram[1])
+
+
 def test_datagram_cut_short(datagram: Pair, file: int) -> None:
     """A datagram longer than bufsize is a TruncatedError, and its descriptor is closed."""
     fdpass_c.send_fd(datagram[0], file, b"longer")

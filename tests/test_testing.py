@@ -1,8 +1,10 @@
 """fdpass_c.testing does what docs/testing.md says of it."""
 
+import contextlib
 import errno
 import os
 import resource
+import signal
 import socket
 import subprocess
 import sys
@@ -26,6 +28,7 @@ from fdpass_c.testing import (
     shorten,
 )
 from support.processes import run_in_child
+from support.signals import Interruption, handling, interrupt
 from support.sockets import Pair
 from support.threads import beside
 
@@ -114,6 +117,21 @@ def test_interrupted(stream: Pair) -> None:
         channel.settimeout(0.05)
         with pytest.raises(TimeoutError):
             channel.recv()
+
+
+@pytest.mark.thread_unsafe
+@pytest.mark.parametrize("every", [0.001, -1])
+def test_interrupted_beside_a_timer(every: float) -> None:
+    """A timer and its handler, such as those of pytest-timeout, are there again afterwards."""
+    with handling(signal.SIGALRM, interrupt):
+        own = signal.setitimer(signal.ITIMER_REAL, 1000, 2000)
+        with contextlib.suppress(OSError), interrupted(every):
+            pass
+        left, interval = signal.setitimer(signal.ITIMER_REAL, *own)
+        assert 0 < left <= 1000
+        assert interval == 2000
+        with pytest.raises(Interruption):
+            signal.raise_signal(signal.SIGALRM)
 
 
 Receive = Callable[[Channel], Any]

@@ -71,7 +71,7 @@ static void test_accept(void) {
     }
     fdp_free_queue(&queue);
     fdp_close_fds(clients, COUNT(clients));
-    fdp_close_fd(sock);
+    (void)close(sock);
 }
 
 static void test_errors_of_accept(void) {
@@ -93,7 +93,7 @@ static void test_errors_of_accept(void) {
     check_order(&queue, clients, COUNT(clients));
     fdp_free_queue(&queue);
     fdp_close_fds(clients, COUNT(clients));
-    fdp_close_fd(sock);
+    (void)close(sock);
 }
 
 static void fill(struct fdp_queue *queue, const int *fds, size_t count) {
@@ -150,9 +150,9 @@ static void test_end(void) {
     CHECK(recv(pair[0], &byte, 1, 0) == 1);
     fdp_try_end_sending(pair[0]);
     CHECK(recv(pair[1], &byte, 1, 0) == 0);
-    fdp_close_fd(pair[1]);
+    (void)close(pair[1]);
     CHECK(!fdp_try_find_unread(pair[0]));
-    fdp_close_fd(pair[0]);
+    (void)close(pair[0]);
     CHECK(!fdp_try_find_unread(-1));
     fdp_try_end_sending(-1);
 }

@@ -2,6 +2,7 @@
 #define _GNU_SOURCE 1
 
 #include <pthread.h>
+#include <sched.h>
 
 #include "channel.h"
 
@@ -519,7 +520,7 @@ static void *wait_inside(void *argument) {
 static void await(const struct waiter *waiter, long ns) {
     const struct timespec moment = {.tv_nsec = ns};
     while (!__atomic_load_n(&waiter->is_inside, __ATOMIC_ACQUIRE))
-        fdp_close_fd(-1);
+        (void)sched_yield();
     (void)nanosleep(&moment, NULL);
 }
 

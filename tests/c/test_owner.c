@@ -43,7 +43,7 @@ static void test_take(void) {
 /* An errno in the place of a descriptor is told as it is. */
 static void test_negative_slot(void) {
     struct fdp_owner *owner = fill_owner(2);
-    fdp_close_fd(owner->fds[0]);
+    (void)close(owner->fds[0]);
     owner->fds[0] = -EACCES;
     CHECK(fdp_take_fd(owner, 0) == -EACCES);
     fdp_drop_owner(owner);
