@@ -817,6 +817,35 @@ def test_serve(loop: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> N
 
 
 @every_loop
+def test_serve_cancelled_after_its_listener_was_closed(loop: str, tmp_path: Path) -> None:
+    """serve ends its handlers when it is cancelled, also where it only waits for them to end."""
+    ended: list[str] = []
+
+    async def handle(channel: aio.Channel) -> None:
+        try:
+            await channel.recv()
+        finally:
+            ended.append("handler")
+
+    async def test() -> None:
+        path = tmp_path / "socket"
+        async with Group(loop) as group, aio.Listener(path) as listener:
+            serving = group.start(listener.serve, handle)
+            async with await aio.Channel.connect(path) as client:
+                await group.turn(5)
+                listener.close()
+                await group.turn(5)
+                serving.cancel()
+                await serving.wait()
+                assert is_cancelled(serving.error)
+                assert ended == ["handler"]
+                with pytest.raises(PeerClosedError):
+                    await client.recv()
+
+    run(loop, test)
+
+
+@every_loop
 def test_connect_to_nobody(loop: str, tmp_path: Path) -> None:
     """connect raises what the blocking one raises, with the path in it."""
 
