@@ -23,11 +23,12 @@ import fdpass_c
 from fdpass_c import DescriptorTableFullError, PeerClosedError, Progress, ProtocolError, aio
 from support.descriptors import identity
 from support.frames import first
-from support.loops import Group, asyncio_loops, every_loop, pause, run
+from support.loops import Group, asyncio_loops, every_loop, new_loop, pause, run
 from support.marks import linux_only
 from support.messages import Message, progress_of, take, take_batch
 from support.processes import run_in_child
 from support.tables import fill_table, limit_table, many_allowed
+from support.threads import beside
 
 pytestmark = pytest.mark.thread_unsafe
 
@@ -554,6 +555,69 @@ def test_close_wakes(loop: str) -> None:
                 await left.recv()
 
     run(loop, test)
+
+
+@every_loop
+def test_close_in_another_thread(loop: str, tmp_path: Path) -> None:
+    """close() and detach() in another thread than the loop's are a RuntimeError, and change
+    nothing; so they are where that thread runs a loop of its own."""
+
+    async def test() -> None:
+        left, right = make_pair()
+        listener = aio.Listener(tmp_path / "socket")
+        async with left, right, listener, Group(loop) as group:
+
+            def close_all() -> None:
+                for close in (right.close, right.detach, listener.close):
+                    with pytest.raises(RuntimeError, match="another thread"):
+                        close()
+
+            async def close_all_in_a_loop() -> None:
+                close_all()
+
+            receiving = await group.started(right.recv)
+            with beside(close_all):
+                pass
+            with beside(lambda: run(loop, close_all_in_a_loop)):
+                pass
+            assert not right.closed
+            await left.send(b"still")
+            payload, fds = (await receiving.wait()).result
+            fds.close()
+            assert payload == b"still"
+
+    run(loop, test)
+
+
+@asyncio_loops
+def test_a_loop_that_goes_on_in_another_thread(loop: str) -> None:
+    """A channel stays with its loop, which may be run in another thread than before: that thread
+    uses and closes it, and this one no longer may."""
+
+    async def make() -> tuple[aio.Channel, aio.Channel]:
+        return make_pair()
+
+    async def use() -> None:
+        await left.send(b"x")
+        assert take(await right.recv())[0] == b"x"
+
+    async def close() -> None:
+        left.close()
+        right.close()
+
+    moving = new_loop(loop)
+    left, right = moving.run_until_complete(make())
+    with beside(moving.run_forever):
+        try:
+            asyncio.run_coroutine_threadsafe(use(), moving).result()
+            with pytest.raises(RuntimeError, match="another thread"):
+                right.close()
+            with pytest.raises(RuntimeError, match="another event loop"):
+                asyncio.run(use())
+            asyncio.run_coroutine_threadsafe(close(), moving).result()
+        finally:
+            moving.call_soon_threadsafe(moving.stop)
+    moving.close()
 
 
 @every_loop
