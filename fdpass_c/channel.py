@@ -616,6 +616,11 @@ class Channel(NotCopied):
         """How many whole messages are here and not handed out. A selector does not report them."""
         return int(lib.fdp_try_count_pending(self._inbox))
 
+    @property
+    def has_kept(self) -> bool:
+        """For an event loop: whether anything was received, whole or not, and not handed out."""
+        return bool(self._inbox.store != ffi.NULL)
+
     def fileno(self) -> int:
         """Returns the socket's descriptor, borrowed; -1 after close()."""
         return int(self._inbox.sock)

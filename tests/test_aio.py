@@ -22,7 +22,7 @@ import pytest
 import fdpass_c
 from fdpass_c import DescriptorTableFullError, PeerClosedError, Progress, ProtocolError, aio
 from support.descriptors import identity
-from support.frames import first
+from support.frames import first, one
 from support.loops import Group, asyncio_loops, every_loop, new_loop, pause, run
 from support.marks import linux_only
 from support.messages import Message, progress_of, take, take_batch
@@ -653,6 +653,32 @@ def test_peer_dies_inside_a_frame(loop: str) -> None:
                 await channel.recv_many()
             with pytest.raises(ProtocolError):
                 await channel.send(b"x")
+
+    run(loop, test)
+
+
+@pytest.mark.parametrize("receive", ["recv", "recv_many"])
+@pytest.mark.parametrize("others", [0, 1])
+@every_loop
+def test_garbage_right_behind_a_message(loop: str, others: int, receive: str) -> None:
+    """What comes with a message and is none is a ProtocolError for the next receive, also for one
+    that has waited already: it does not wait for more."""
+
+    async def test() -> None:
+        left, right = socket.socketpair()
+        with left:
+            async with Group(loop) as group, aio.Channel(right) as channel:
+                call = getattr(channel, receive)
+                tasks = [await group.started(call) for _ in range(1 + others)]
+                left.sendall(one(b"whole") + b"garbage" * 10)
+                await tasks[0].wait()
+                assert tasks[0].error is None
+                tasks[0].result[-1].close() if receive == "recv" else tasks[0].result.close()
+                if others == 0:
+                    tasks.append(await group.started(call))
+                await group.turn(5)
+                assert tasks[1].done
+                assert isinstance(tasks[1].error, ProtocolError)
 
     run(loop, test)
 

@@ -284,7 +284,7 @@ class Channel(NotCopied):
             OSError: As for fdpass_c.Channel.recv.
         """
         channel = self._channel
-        tries = self._reading.is_free() and (not self._vain or channel.pending)
+        tries = self._reading.is_free() and (not self._vain or channel.has_kept)
         if tries and self._look is not None:
             tries = await self._look()
         if tries:
@@ -307,7 +307,7 @@ class Channel(NotCopied):
             DescriptorTableFullError: As for recv, and so are all other errors.
         """
         channel = self._channel
-        tries = self._reading.is_free() and (not self._vain or channel.pending)
+        tries = self._reading.is_free() and (not self._vain or channel.has_kept)
         if tries and self._look is not None:
             tries = await self._look()
         if tries:
@@ -322,12 +322,18 @@ class Channel(NotCopied):
         waits = bool(has_tried or self._vain)
         self._vain = _IN_VAIN if has_tried else max(self._vain - 1, 0)
         return await keep_trying(
-            self._reading, attempt, waits, pauses=not waits, has_more=self._has_more
+            self._reading,
+            attempt,
+            waits,
+            enters=not has_tried,
+            pauses=not waits,
+            has_more=self._has_more,
         )
 
-    def _has_more(self) -> int:
-        """A long message can be complete after one try, which only the next one hands out."""
-        return self._channel.pending
+    def _has_more(self, has_tried: bool) -> bool:
+        """Before the first try, what is here may be no message: the peer may never send more. After
+        one, a long message can be complete, which only the next one hands out."""
+        return self._channel.pending > 0 if has_tried else self._channel.has_kept
 
     async def wait_for_room(self) -> None:
         """After DescriptorTableFullError: waits until there may be room for that message.

@@ -157,7 +157,7 @@ def running() -> tuple[Any, Loop]:
     return asyncio.get_running_loop(), asyncio_loop
 
 
-def _never() -> bool:
+def _never(_has_tried: bool) -> bool:
     return False
 
 
@@ -178,31 +178,33 @@ async def keep_trying(
     waits: bool,
     enters: bool = True,
     pauses: bool = True,
-    has_more: Callable[[], object] = _never,
+    has_more: Callable[[bool], bool] = _never,
 ) -> Result:
     """The rest of take, in a turn of its own. waits: before it tries.
 
     enters: False where is_free has just said that it can be its turn at once.
     pauses: As for Direction.enter.
-    has_more: Whether what is there already is worth another try without waiting.
+    has_more: Whether what is here already is worth a try without waiting; its argument says whether
+        there was one.
 
     Nothing is awaited between the last try and the return, so that nothing it took is lost.
     """
     me = object()
+    has_tried = not enters
     try:
         if enters:
             await direction.enter(me, pauses)
         else:
             direction.holder = me
         while True:
-            if waits and has_more():
+            if waits and has_more(has_tried):
                 await direction.pause()
             elif waits:
                 await direction.wait()
             try:
                 return attempt()
             except BlockingIOError:
-                waits = True
+                waits = has_tried = True
     finally:
         if direction.holder is me:
             direction.holder = None
