@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -199,6 +199,38 @@ def test_plain_progress(loop: str, file: int) -> None:
                     batch.close()
                 assert received == payloads
                 assert (await going_on.wait()).result == 2000
+
+    with many_allowed(4096):
+        run(loop, test)
+
+
+@KINDS
+@every_loop
+def test_plain_batch_is_read_once(loop: str, kind: socket.SocketKind, file: int) -> None:
+    """send_many reads its arguments once, however often it waits: iterators give each message its
+    descriptors, and a long batch takes time in proportion."""
+    read = 0
+
+    class Fds(list[int]):
+        def __iter__(self) -> Iterator[int]:
+            nonlocal read
+            read += 1
+            return super().__iter__()
+
+    async def test() -> None:
+        left, right = (channel.detach() for channel in make_pair(kind, small=True))
+        rows: list[Any] = [iter([file]) if at % 2 else Fds([file]) for at in range(500)]
+        with left, right:
+            async with Group(loop) as group:
+                sending = await group.started(aio.send_many, left, [b"m"] * 500, rows)
+                assert not sending.done
+                received: list[Message] = []
+                while sending.error is None and len(received) < 500:
+                    received += take_batch(await aio.recv_many(right))
+                    assert all(fds for _, fds in received)
+                assert (await sending.wait()).result == 500
+        assert received == [(b"m", [identity(file)])] * 500
+        assert read == 250
 
     with many_allowed(4096):
         run(loop, test)

@@ -7,7 +7,14 @@ from typing import Any
 
 import fdpass_c
 from fdpass_c.aio.loops import Direction, Result, running, take
-from fdpass_c.batches import NOTHING_SENT, Batch, Progress
+from fdpass_c.batches import (
+    NOTHING_SENT,
+    Batch,
+    Progress,
+    read_progress,
+    send_rest,
+    start_batch,
+)
 from fdpass_c.buffers import Buffer
 from fdpass_c.descriptors import Descriptors
 from fdpass_c.waiting import HasFileno, raw_fileno
@@ -213,20 +220,21 @@ async def send_many(
         ValueError: sock is not in non-blocking mode; others as for fdpass_c.send_many.
         OSError: As for fdpass_c.send_many.
     """
-    at = start
+    data = [*payloads]
+    job: Any = None
 
     def attempt() -> int:
-        nonlocal at
-        try:
-            return fdpass_c.send_many(sock, payloads, fds, flags, start=at)
-        except OSError as error:
-            at = error.progress  # type: ignore[attr-defined]
-            raise
+        nonlocal job
+        if job is None:
+            job = start_batch(sock, data, fds, flags, start)
+        if job is not None:
+            send_rest(sock, job, flags)
+        return len(data)
 
     try:
         return await _take(sock, True, attempt)
     except BaseException as error:
-        error.progress = at  # type: ignore[attr-defined]
+        error.progress = start if job is None else read_progress(job)  # type: ignore[attr-defined]
         raise
 
 
