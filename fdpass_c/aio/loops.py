@@ -134,16 +134,24 @@ class Loop(Protocol):
         """Waits that long."""
 
 
-def in_trio() -> bool:
-    """Whether trio runs the caller; else it has to be asyncio."""
-    trio = sys.modules.get("trio")
-    if trio is None:
-        return False
+def _finds(ask: Callable[[], object]) -> bool:
     try:
-        trio.lowlevel.current_trio_token()
+        ask()
     except RuntimeError:
         return False
     return True
+
+
+def in_trio() -> bool:
+    """Whether trio runs the caller; else it has to be asyncio. Either can run inside of the other:
+    a run of trio in a task of asyncio's, or as the guest of asyncio's loop."""
+    # Not there before trio is imported, nor while another thread is at it.
+    lowlevel = getattr(sys.modules.get("trio"), "lowlevel", None)
+    if lowlevel is None:
+        return False
+    if _finds(lowlevel.current_task):
+        return True
+    return not _finds(asyncio.get_running_loop) and _finds(lowlevel.current_trio_token)
 
 
 def running() -> tuple[Any, Loop]:
