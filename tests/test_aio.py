@@ -204,6 +204,36 @@ def test_plain_progress(loop: str, file: int) -> None:
         run(loop, test)
 
 
+@every_loop
+def test_plain_functions_beside_the_loop_s_own(loop: str, file: int) -> None:
+    """A task that receives from a socket by the loop's own means is left alone by another one that
+    sends a descriptor through it, with and without waiting."""
+
+    async def receive(sock: socket.socket) -> bytes:
+        if loop != "trio":
+            return await asyncio.get_running_loop().sock_recv(sock, 10)
+        import trio
+
+        data = await trio.socket.from_stdlib_socket(sock).recv(10)
+        assert isinstance(data, bytes)
+        return data
+
+    async def test() -> None:
+        left, right = (channel.detach() for channel in make_pair(small=True))
+        with left, right:
+            async with Group(loop) as group:
+                receiving = await group.started(receive, left)
+                sending = await group.started(aio.send_fd, left, file, b"d" * 100_000)
+                assert not sending.done
+                while not sending.done:
+                    fdpass_c.close_fds((await aio.recv_fds(right, 100_000, 1))[1])
+                await aio.send_fd(left, file)
+                right.send(b"answer")
+                assert (await receiving.wait()).result == b"answer"
+
+    run(loop, test)
+
+
 @KINDS
 @every_loop
 def test_plain_batch_is_read_once(loop: str, kind: socket.SocketKind, file: int) -> None:

@@ -61,7 +61,7 @@ def _share(sock: int | HasFileno, writes: bool) -> Iterator[Direction[Any]]:
         shared.users -= 1
         if not shared.users:
             del _shared[place]
-            shared.direction.stop()
+            shared.direction.drop()  # Nobody closes it: others may wait for it by other means.
 
 
 async def _take(sock: int | HasFileno, writes: bool, attempt: Callable[[], Result]) -> Result:
