@@ -1,10 +1,12 @@
 """fdpass_c.aio: what the blocking channel promises holds under every event loop."""
 
 import asyncio
+import contextlib
 import contextvars
 import errno
 import gc
 import importlib.util
+import os
 import random
 import signal
 import socket
@@ -202,6 +204,43 @@ def test_plain_progress(loop: str, file: int) -> None:
 
     with many_allowed(4096):
         run(loop, test)
+
+
+@linux_only
+@every_loop
+def test_to_an_address_that_takes_no_more(loop: str, file: int) -> None:
+    """send_fds with an address waits for room in the receiver's queue without trying all the time,
+    and the datagrams of several tasks come in the order of their calls."""
+    address = f"\0fdpass_c test {os.getpid()}"
+    tries = 0
+
+    class Counted:
+        def fileno(self) -> int:
+            nonlocal tries
+            tries += 1
+            return file
+
+    async def test() -> None:
+        with (
+            socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as left,
+            socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as right,
+        ):
+            left.setblocking(False)
+            right.setblocking(False)
+            right.bind(address)
+            sent = 0
+            with contextlib.suppress(BlockingIOError):
+                while True:
+                    sent += fdpass_c.send_fds(left, [b"x"], [file], 0, address)
+            async with Group(loop) as group:
+                for data in (b"first", b"second"):
+                    await group.started(aio.send_fds, left, [data], [Counted()], 0, address)
+                await pause(loop, 0.3)
+                assert tries < 20
+                received = [take(await aio.recv_fd(right))[0] for _ in range(sent + 2)]
+            assert received == [b"x"] * sent + [b"first", b"second"]
+
+    run(loop, test)
 
 
 @every_loop

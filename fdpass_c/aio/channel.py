@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import fdpass_c
 from fdpass_c._native import lib
-from fdpass_c.aio.loops import Direction, Result, keep_trying, running
+from fdpass_c.aio.loops import Direction, Result, growing_pauses, keep_trying, running
 from fdpass_c.batches import NOTHING_SENT, Batch, Progress
 from fdpass_c.buffers import Buffer
 from fdpass_c.channel import IN_FLIGHT_DELAY
@@ -26,10 +26,6 @@ if TYPE_CHECKING:
 
 _DONE = lib.FDP_DONE
 _LOOK = lib.FDP_LOOK
-
-# Seconds between two tries to connect to a full backlog: no loop tells when there is a place.
-_FIRST_DELAY = 0.001
-_LONGEST_DELAY = 0.1
 
 # After a try that found nothing, so many receives wait first: where answers are waited for, that
 # saves a tenth (two processes, each on a CPU of its own). Where messages are there it costs a turn.
@@ -141,15 +137,14 @@ class Channel(NotCopied):
             OSError: As for fdpass_c.Channel.connect.
         """
         _, loop = running()
-        delay = _FIRST_DELAY
+        wait = growing_pauses(loop.sleep)
         await loop.sleep(0)
         while True:
             try:
                 sock = connect_unix(path, 0)
                 break
             except BlockingIOError:
-                await loop.sleep(delay)
-                delay = min(2 * delay, _LONGEST_DELAY)
+                await wait()  # No loop tells when the backlog has a place.
         try:
             return cls(sock, **options)
         except BaseException:

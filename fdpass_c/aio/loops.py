@@ -14,6 +14,10 @@ from fdpass_c.waiting import HasFileno
 CALLS = 32
 """A loop turns at least once in so many calls, whether or not any of them had to wait."""
 
+# Seconds between two tries, where no loop tells when one is worthwhile.
+_FIRST_DELAY = 0.001
+_LONGEST_DELAY = 0.1
+
 Result = TypeVar("Result")
 Place = TypeVar("Place")
 
@@ -165,19 +169,38 @@ def running() -> tuple[Any, Loop]:
     return asyncio.get_running_loop(), asyncio_loop
 
 
+def growing_pauses(sleep: Callable[[float], Awaitable[None]]) -> Callable[[], Awaitable[None]]:
+    """Where no loop tells when another try is worthwhile: waits longer each time, up to 0.1 s."""
+    delay = _FIRST_DELAY
+
+    async def wait() -> None:
+        nonlocal delay
+        await sleep(delay)
+        delay = min(2 * delay, _LONGEST_DELAY)
+
+    return wait
+
+
 def _never(_has_tried: bool) -> bool:
     return False
 
 
-async def take(direction: "Direction[Any]", attempt: Callable[[], Result]) -> Result:
-    """What attempt returns, once it no longer raises BlockingIOError, in a turn of its own."""
+async def take(
+    direction: "Direction[Any]",
+    attempt: Callable[[], Result],
+    wait: Callable[[], Awaitable[None]] | None = None,
+) -> Result:
+    """What attempt returns, once it no longer raises BlockingIOError, in a turn of its own.
+
+    wait: How to wait until then, if not for the descriptor.
+    """
     if direction.is_free() and (direction.look is None or await direction.look()):
         try:
             return attempt()
         except BlockingIOError:
             pass
-        return await keep_trying(direction, attempt, waits=True, enters=False)
-    return await keep_trying(direction, attempt, waits=False)
+        return await keep_trying(direction, attempt, waits=True, enters=False, wait=wait)
+    return await keep_trying(direction, attempt, waits=False, wait=wait)
 
 
 async def keep_trying(
@@ -187,6 +210,7 @@ async def keep_trying(
     enters: bool = True,
     pauses: bool = True,
     has_more: Callable[[bool], bool] = _never,
+    wait: Callable[[], Awaitable[None]] | None = None,
 ) -> Result:
     """The rest of take, in a turn of its own. waits: before it tries.
 
@@ -194,11 +218,13 @@ async def keep_trying(
     pauses: As for Direction.enter.
     has_more: Whether what is here already is worth a try without waiting; its argument says whether
         there was one.
+    wait: As for take.
 
     Nothing is awaited between the last try and the return, so that nothing it took is lost.
     """
     me = object()
     has_tried = not enters
+    wait = wait or direction.wait
     try:
         if enters:
             await direction.enter(me, pauses)
@@ -208,7 +234,7 @@ async def keep_trying(
             if waits and has_more(has_tried):
                 await direction.pause()
             elif waits:
-                await direction.wait()
+                await wait()
             try:
                 return attempt()
             except BlockingIOError:
