@@ -672,6 +672,9 @@ class Channel(NotCopied):
     def detach(self) -> socket.socket:
         """Hands over the socket to the caller, and closes the channel.
 
+        No other thread may wait in a call of the channel: only the end of the connection wakes it,
+        and so the socket would be shut down.
+
         Raises:
             ValueError: That would lose messages, or parts of them, that were received and not
                 handed out, or what unsent counts. Nothing has changed.
