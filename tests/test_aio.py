@@ -1328,6 +1328,29 @@ def test_shutdown(loop: str) -> None:
 
 
 @every_loop
+def test_shutdown_wakes(loop: str) -> None:
+    """Who waits for room or for messages learns that its direction was ended, whatever the peer
+    does."""
+
+    async def main() -> None:
+        left, right = make_pair(small=True)
+        async with Group(loop) as group:
+            sending = await group.started(left.send, bytes(200_000))
+            receiving = await group.started(left.recv)
+            left.shutdown(socket.SHUT_WR)
+            await group.turn(5)
+            assert isinstance(sending.error, BrokenPipeError)
+            assert not receiving.done
+            left.shutdown(socket.SHUT_RD)
+            await group.turn(5)
+            assert isinstance(receiving.error, PeerClosedError)
+        left.close()
+        right.close()
+
+    run(loop, main)
+
+
+@every_loop
 def test_progress_of_a_batch_whose_turn_never_came(loop: str) -> None:
     """A send_many that has nothing sent yet says again where it was to start."""
 

@@ -375,7 +375,11 @@ class Channel(NotCopied):
         return self._channel.closed
 
     def shutdown(self, how: int) -> None:
-        """Ends one direction or both: see fdpass_c.Channel.shutdown."""
+        """Ends one direction or both: see fdpass_c.Channel.shutdown.
+
+        Tasks that wait in a call for that direction get the same errors as later calls.
+        """
+        self._writing.stop()  # No loop tells of the end to who waits for room.
         self._channel.shutdown(how)
 
     def detach(self) -> socket.socket:
