@@ -192,10 +192,26 @@ def send_many(
         BlockingIOError: The socket is in non-blocking mode and has no room.
         TimeoutError: The socket's timeout is over.
     """
+    data = [*payloads]
+    job = start_batch(sock, data, fds, flags, start)
+    if job is not None:
+        send_rest(sock, job, flags)
+    return len(data)
+
+
+def start_batch(
+    sock: int | HasFileno,
+    data: list[Buffer],
+    fds: Sequence[int | HasFileno] | Sequence[Iterable[int | HasFileno]],
+    flags: int,
+    start: Progress,
+) -> Any:
+    """Checks what send_many gets, and may send some of it without waiting. Returns None if that is
+    everything, or else a struct fdp_job * for send_rest. fds is read only once: it may contain
+    iterators."""
     try:
         fd = raw_fileno(sock)
-        data = [*payloads]
-        listed = [*fds]
+        listed: list[Any] = [*fds]
         count = len(data)
         if start is NOTHING_SENT and 0 < count == len(listed) and type(data[0]) is bytes:
             width = len(data[0]) + 2
@@ -209,34 +225,31 @@ def send_many(
                         raise_oserror(errno.EAFNOSUPPORT)
                     sent = _try_send_messages(fd, column, count, width, flags)
                     if sent == count:
-                        return count
+                        return None
                     if sent > 0:
                         start = Progress(sent, 0)
-        return _send_all(sock, fd, data, listed, flags, start)
+        job, lengths, flat, counts, _ = make_job(data, *flatten_fds(listed))
+        _check_start(start, lengths)
+        _check_batch(sock, fd, lengths, flat, counts)
     except OSError as error:
-        if not hasattr(error, "progress"):  # It came before the first message.
-            error.progress = start  # type: ignore[attr-defined]
+        error.progress = start  # type: ignore[attr-defined]
         raise
-
-
-def _send_all(
-    sock: int | HasFileno,
-    fd: int,
-    payloads: list[Buffer],
-    fds: list[Any],
-    flags: int,
-    start: Progress,
-) -> int:
-    count = len(payloads)
-    job, lengths, flat, counts, _ = make_job(payloads, *flatten_fds(fds))
-    _check_start(start, lengths)
     at = job.at
     at.message, at.bytes = start
     at.data_offset = sum(lengths[: start.messages])
     at.fd_offset = start.messages if counts is None else sum(counts[: start.messages])
-    deadline = None
+    return job
+
+
+def send_rest(sock: int | HasFileno, job: Any, flags: int) -> None:
+    """Sends what is left of a job, and waits as the socket's timeout says.
+
+    After an exception it may be called again, and goes on.
+    """
+    at, count = job.at, job.count
     try:
-        _check_batch(sock, fd, lengths, flat, counts)
+        fd = raw_fileno(sock)
+        deadline = None
         while at.message < count:
             sent = lib.fdp_send_batch(fd, job, flags)
             if sent < 0:
@@ -244,9 +257,13 @@ def _send_all(
                 deadline.handle(-sent)
                 fd = raw_fileno(sock)
     except OSError as error:
-        error.progress = Progress(at.message, at.bytes)  # type: ignore[attr-defined]
+        error.progress = read_progress(job)  # type: ignore[attr-defined]
         raise
-    return count
+
+
+def read_progress(job: Any) -> Progress:
+    """How far a job has come."""
+    return Progress(job.at.message, job.at.bytes)
 
 
 def _check_start(start: Progress, lengths: list[int]) -> None:

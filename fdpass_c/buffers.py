@@ -19,7 +19,7 @@ _join = b"".join
 
 def _is_plain(buffer: Buffer) -> bool:
     if isinstance(buffer, memoryview):
-        return type(buffer.obj) in _PLAIN
+        return type(buffer.obj) in _PLAIN and buffer.c_contiguous
     return type(buffer) in _PLAIN
 
 

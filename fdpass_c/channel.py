@@ -616,6 +616,11 @@ class Channel(NotCopied):
         """How many whole messages are here and not handed out. A selector does not report them."""
         return int(lib.fdp_try_count_pending(self._inbox))
 
+    @property
+    def has_kept(self) -> bool:
+        """For an event loop: whether anything was received, whole or not, and not handed out."""
+        return bool(self._inbox.store != ffi.NULL)
+
     def fileno(self) -> int:
         """Returns the socket's descriptor, borrowed; -1 after close()."""
         return int(self._inbox.sock)
@@ -666,6 +671,9 @@ class Channel(NotCopied):
 
     def detach(self) -> socket.socket:
         """Hands over the socket to the caller, and closes the channel.
+
+        No other thread may wait in a call of the channel: only the end of the connection wakes it,
+        and so the socket would be shut down.
 
         Raises:
             ValueError: That would lose messages, or parts of them, that were received and not

@@ -1,10 +1,12 @@
 """fdpass_c.aio: what the blocking channel promises holds under every event loop."""
 
 import asyncio
+import contextlib
 import contextvars
 import errno
 import gc
 import importlib.util
+import os
 import random
 import signal
 import socket
@@ -12,7 +14,7 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -23,12 +25,13 @@ import pytest
 import fdpass_c
 from fdpass_c import DescriptorTableFullError, PeerClosedError, Progress, ProtocolError, aio
 from support.descriptors import identity
-from support.frames import first
-from support.loops import Group, asyncio_loops, every_loop, pause, run
+from support.frames import first, one
+from support.loops import Group, asyncio_loops, every_loop, new_loop, pause, run
 from support.marks import linux_only
 from support.messages import Message, progress_of, take, take_batch
 from support.processes import run_in_child
 from support.tables import fill_table, limit_table, many_allowed
+from support.threads import beside
 
 pytestmark = pytest.mark.thread_unsafe
 
@@ -199,6 +202,105 @@ def test_plain_progress(loop: str, file: int) -> None:
                     batch.close()
                 assert received == payloads
                 assert (await going_on.wait()).result == 2000
+
+    with many_allowed(4096):
+        run(loop, test)
+
+
+@linux_only
+@every_loop
+def test_to_an_address_that_takes_no_more(loop: str, file: int) -> None:
+    """send_fds with an address waits for room in the receiver's queue without trying all the time,
+    and the datagrams of several tasks come in the order of their calls."""
+    address = f"\0fdpass_c test {os.getpid()}"
+    tries = 0
+
+    class Counted:
+        def fileno(self) -> int:
+            nonlocal tries
+            tries += 1
+            return file
+
+    async def test() -> None:
+        with (
+            socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as left,
+            socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as right,
+        ):
+            left.setblocking(False)
+            right.setblocking(False)
+            right.bind(address)
+            sent = 0
+            with contextlib.suppress(BlockingIOError):
+                while True:
+                    sent += fdpass_c.send_fds(left, [b"x"], [file], 0, address)
+            async with Group(loop) as group:
+                for data in (b"first", b"second"):
+                    await group.started(aio.send_fds, left, [data], [Counted()], 0, address)
+                await pause(loop, 0.3)
+                assert tries < 20
+                received = [take(await aio.recv_fd(right))[0] for _ in range(sent + 2)]
+            assert received == [b"x"] * sent + [b"first", b"second"]
+
+    run(loop, test)
+
+
+@every_loop
+def test_plain_functions_beside_the_loop_s_own(loop: str, file: int) -> None:
+    """A task that receives from a socket by the loop's own means is left alone by another one that
+    sends a descriptor through it, with and without waiting."""
+
+    async def receive(sock: socket.socket) -> bytes:
+        if loop != "trio":
+            return await asyncio.get_running_loop().sock_recv(sock, 10)
+        import trio
+
+        data = await trio.socket.from_stdlib_socket(sock).recv(10)
+        assert isinstance(data, bytes)
+        return data
+
+    async def test() -> None:
+        left, right = (channel.detach() for channel in make_pair(small=True))
+        with left, right:
+            async with Group(loop) as group:
+                receiving = await group.started(receive, left)
+                sending = await group.started(aio.send_fd, left, file, b"d" * 100_000)
+                assert not sending.done
+                while not sending.done:
+                    fdpass_c.close_fds((await aio.recv_fds(right, 100_000, 1))[1])
+                await aio.send_fd(left, file)
+                right.send(b"answer")
+                assert (await receiving.wait()).result == b"answer"
+
+    run(loop, test)
+
+
+@KINDS
+@every_loop
+def test_plain_batch_is_read_once(loop: str, kind: socket.SocketKind, file: int) -> None:
+    """send_many reads its arguments once, however often it waits: iterators give each message its
+    descriptors, and a long batch takes time in proportion."""
+    read = 0
+
+    class Fds(list[int]):
+        def __iter__(self) -> Iterator[int]:
+            nonlocal read
+            read += 1
+            return super().__iter__()
+
+    async def test() -> None:
+        left, right = (channel.detach() for channel in make_pair(kind, small=True))
+        rows: list[Any] = [iter([file]) if at % 2 else Fds([file]) for at in range(500)]
+        with left, right:
+            async with Group(loop) as group:
+                sending = await group.started(aio.send_many, left, [b"m"] * 500, rows)
+                assert not sending.done
+                received: list[Message] = []
+                while sending.error is None and len(received) < 500:
+                    received += take_batch(await aio.recv_many(right))
+                    assert all(fds for _, fds in received)
+                assert (await sending.wait()).result == 500
+        assert received == [(b"m", [identity(file)])] * 500
+        assert read == 250
 
     with many_allowed(4096):
         run(loop, test)
@@ -558,6 +660,69 @@ def test_close_wakes(loop: str) -> None:
 
 
 @every_loop
+def test_close_in_another_thread(loop: str, tmp_path: Path) -> None:
+    """close() and detach() in another thread than the loop's are a RuntimeError, and change
+    nothing; so they are where that thread runs a loop of its own."""
+
+    async def test() -> None:
+        left, right = make_pair()
+        listener = aio.Listener(tmp_path / "socket")
+        async with left, right, listener, Group(loop) as group:
+
+            def close_all() -> None:
+                for close in (right.close, right.detach, listener.close):
+                    with pytest.raises(RuntimeError, match="another thread"):
+                        close()
+
+            async def close_all_in_a_loop() -> None:
+                close_all()
+
+            receiving = await group.started(right.recv)
+            with beside(close_all):
+                pass
+            with beside(lambda: run(loop, close_all_in_a_loop)):
+                pass
+            assert not right.closed
+            await left.send(b"still")
+            payload, fds = (await receiving.wait()).result
+            fds.close()
+            assert payload == b"still"
+
+    run(loop, test)
+
+
+@asyncio_loops
+def test_a_loop_that_goes_on_in_another_thread(loop: str) -> None:
+    """A channel stays with its loop, which may be run in another thread than before: that thread
+    uses and closes it, and this one no longer may."""
+
+    async def make() -> tuple[aio.Channel, aio.Channel]:
+        return make_pair()
+
+    async def use() -> None:
+        await left.send(b"x")
+        assert take(await right.recv())[0] == b"x"
+
+    async def close() -> None:
+        left.close()
+        right.close()
+
+    moving = new_loop(loop)
+    left, right = moving.run_until_complete(make())
+    with beside(moving.run_forever):
+        try:
+            asyncio.run_coroutine_threadsafe(use(), moving).result()
+            with pytest.raises(RuntimeError, match="another thread"):
+                right.close()
+            with pytest.raises(RuntimeError, match="another event loop"):
+                asyncio.run(use())
+            asyncio.run_coroutine_threadsafe(close(), moving).result()
+        finally:
+            moving.call_soon_threadsafe(moving.stop)
+    moving.close()
+
+
+@every_loop
 def test_close_listener(loop: str, tmp_path: Path) -> None:
     """Closing a listener wakes who accepts, with EBADF."""
 
@@ -590,6 +755,32 @@ def test_peer_dies_inside_a_frame(loop: str) -> None:
                 await channel.recv_many()
             with pytest.raises(ProtocolError):
                 await channel.send(b"x")
+
+    run(loop, test)
+
+
+@pytest.mark.parametrize("receive", ["recv", "recv_many"])
+@pytest.mark.parametrize("others", [0, 1])
+@every_loop
+def test_garbage_right_behind_a_message(loop: str, others: int, receive: str) -> None:
+    """What comes with a message and is none is a ProtocolError for the next receive, also for one
+    that has waited already: it does not wait for more."""
+
+    async def test() -> None:
+        left, right = socket.socketpair()
+        with left:
+            async with Group(loop) as group, aio.Channel(right) as channel:
+                call = getattr(channel, receive)
+                tasks = [await group.started(call) for _ in range(1 + others)]
+                left.sendall(one(b"whole") + b"garbage" * 10)
+                await tasks[0].wait()
+                assert tasks[0].error is None
+                tasks[0].result[-1].close() if receive == "recv" else tasks[0].result.close()
+                if others == 0:
+                    tasks.append(await group.started(call))
+                await group.turn(5)
+                assert tasks[1].done
+                assert isinstance(tasks[1].error, ProtocolError)
 
     run(loop, test)
 
@@ -815,6 +1006,35 @@ def test_serve(loop: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> N
     (record,) = [one for one in caplog.records if one.name == "fdpass_c.aio"]
     assert record.exc_info is not None
     assert "asked to" in str(record.exc_info[1])
+
+
+@every_loop
+def test_serve_cancelled_after_its_listener_was_closed(loop: str, tmp_path: Path) -> None:
+    """serve ends its handlers when it is cancelled, also where it only waits for them to end."""
+    ended: list[str] = []
+
+    async def handle(channel: aio.Channel) -> None:
+        try:
+            await channel.recv()
+        finally:
+            ended.append("handler")
+
+    async def test() -> None:
+        path = tmp_path / "socket"
+        async with Group(loop) as group, aio.Listener(path) as listener:
+            serving = group.start(listener.serve, handle)
+            async with await aio.Channel.connect(path) as client:
+                await group.turn(5)
+                listener.close()
+                await group.turn(5)
+                serving.cancel()
+                await serving.wait()
+                assert is_cancelled(serving.error)
+                assert ended == ["handler"]
+                with pytest.raises(PeerClosedError):
+                    await client.recv()
+
+    run(loop, test)
 
 
 @every_loop
@@ -1163,6 +1383,29 @@ def test_shutdown(loop: str) -> None:
                 await right.recv()
             await right.send(b"answer")
             assert take(await left.recv()) == (b"answer", [])
+
+    run(loop, main)
+
+
+@every_loop
+def test_shutdown_wakes(loop: str) -> None:
+    """Who waits for room or for messages learns that its direction was ended, whatever the peer
+    does."""
+
+    async def main() -> None:
+        left, right = make_pair(small=True)
+        async with Group(loop) as group:
+            sending = await group.started(left.send, bytes(200_000))
+            receiving = await group.started(left.recv)
+            left.shutdown(socket.SHUT_WR)
+            await group.turn(5)
+            assert isinstance(sending.error, BrokenPipeError)
+            assert not receiving.done
+            left.shutdown(socket.SHUT_RD)
+            await group.turn(5)
+            assert isinstance(receiving.error, PeerClosedError)
+        left.close()
+        right.close()
 
     run(loop, main)
 

@@ -4,6 +4,7 @@ import os
 import random
 import signal
 import socket
+from array import array
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -198,6 +199,9 @@ def test_wrong_elements_send_nothing(file: int) -> None:
             sender.send(b"", [file] * 299 + ["x"])  # type: ignore[list-item]
         with pytest.raises(TypeError):
             sender.send_many([b"fine", "text"])  # type: ignore[list-item]
+        for memory in (b"with gaps", bytearray(9), array("i", range(9))):
+            with pytest.raises(TypeError, match=r"buffers\[1\] is not bytes-like: .* C-contiguous"):
+                sender.send_many([b"fine", memoryview(memory)[::2]])
         with pytest.raises(TypeError):
             sender.send_many([b"fine", b"wrong"], [file, "x"])  # type: ignore[arg-type]
         with pytest.raises(TypeError, match=r"fds\[39\]"):

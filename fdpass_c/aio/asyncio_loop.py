@@ -116,6 +116,7 @@ class AsyncioDirection(Direction["asyncio.Future[None]"]):
     def check_loop(self) -> None:
         if asyncio.get_running_loop() is not self._loop:
             raise RuntimeError("used in another event loop than the one in which it was made")
+        self._thread = get_ident()
 
     async def pause(self) -> None:
         await _pause()
@@ -147,7 +148,13 @@ class AsyncioDirection(Direction["asyncio.Future[None]"]):
             self._remove(watched)
 
     def _is_elsewhere(self) -> bool:
-        return self._thread != get_ident() and self._is_running()
+        # Not by the thread: a loop may run in another one than that in which this was made.
+        if self._process is not _process or not self._is_running():
+            return False
+        try:
+            return asyncio.get_running_loop() is not self._loop
+        except RuntimeError:
+            return True
 
     def stop(self) -> None:
         if self._is_elsewhere():

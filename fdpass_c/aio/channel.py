@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import fdpass_c
 from fdpass_c._native import lib
-from fdpass_c.aio.loops import Direction, Result, keep_trying, running
+from fdpass_c.aio.loops import Direction, Result, growing_pauses, keep_trying, running
 from fdpass_c.batches import NOTHING_SENT, Batch, Progress
 from fdpass_c.buffers import Buffer
 from fdpass_c.channel import IN_FLIGHT_DELAY
@@ -26,10 +26,6 @@ if TYPE_CHECKING:
 
 _DONE = lib.FDP_DONE
 _LOOK = lib.FDP_LOOK
-
-# Seconds between two tries to connect to a full backlog: no loop tells when there is a place.
-_FIRST_DELAY = 0.001
-_LONGEST_DELAY = 0.1
 
 # After a try that found nothing, so many receives wait first: where answers are waited for, that
 # saves a tenth (two processes, each on a CPU of its own). Where messages are there it costs a turn.
@@ -141,15 +137,14 @@ class Channel(NotCopied):
             OSError: As for fdpass_c.Channel.connect.
         """
         _, loop = running()
-        delay = _FIRST_DELAY
+        wait = growing_pauses(loop.sleep)
         await loop.sleep(0)
         while True:
             try:
                 sock = connect_unix(path, 0)
                 break
             except BlockingIOError:
-                await loop.sleep(delay)
-                delay = min(2 * delay, _LONGEST_DELAY)
+                await wait()  # No loop tells when the backlog has a place.
         try:
             return cls(sock, **options)
         except BaseException:
@@ -284,7 +279,7 @@ class Channel(NotCopied):
             OSError: As for fdpass_c.Channel.recv.
         """
         channel = self._channel
-        tries = self._reading.is_free() and (not self._vain or channel.pending)
+        tries = self._reading.is_free() and (not self._vain or channel.has_kept)
         if tries and self._look is not None:
             tries = await self._look()
         if tries:
@@ -307,7 +302,7 @@ class Channel(NotCopied):
             DescriptorTableFullError: As for recv, and so are all other errors.
         """
         channel = self._channel
-        tries = self._reading.is_free() and (not self._vain or channel.pending)
+        tries = self._reading.is_free() and (not self._vain or channel.has_kept)
         if tries and self._look is not None:
             tries = await self._look()
         if tries:
@@ -322,12 +317,18 @@ class Channel(NotCopied):
         waits = bool(has_tried or self._vain)
         self._vain = _IN_VAIN if has_tried else max(self._vain - 1, 0)
         return await keep_trying(
-            self._reading, attempt, waits, pauses=not waits, has_more=self._has_more
+            self._reading,
+            attempt,
+            waits,
+            enters=not has_tried,
+            pauses=not waits,
+            has_more=self._has_more,
         )
 
-    def _has_more(self) -> int:
-        """A long message can be complete after one try, which only the next one hands out."""
-        return self._channel.pending
+    def _has_more(self, has_tried: bool) -> bool:
+        """Before the first try, what is here may be no message: the peer may never send more. After
+        one, a long message can be complete, which only the next one hands out."""
+        return self._channel.pending > 0 if has_tried else self._channel.has_kept
 
     async def wait_for_room(self) -> None:
         """After DescriptorTableFullError: waits until there may be room for that message.
@@ -374,7 +375,11 @@ class Channel(NotCopied):
         return self._channel.closed
 
     def shutdown(self, how: int) -> None:
-        """Ends one direction or both: see fdpass_c.Channel.shutdown."""
+        """Ends one direction or both: see fdpass_c.Channel.shutdown.
+
+        Tasks that wait in a call for that direction get the same errors as later calls.
+        """
+        self._writing.stop()  # No loop tells of the end to who waits for room.
         self._channel.shutdown(how)
 
     def detach(self) -> socket.socket:

@@ -124,13 +124,14 @@ class Listener(NotCopied):
                 task = asyncio.create_task(_handle(handler, channel))
                 tasks.add(task)
                 task.add_done_callback(partial(end, channel))
+            if tasks:
+                await asyncio.wait(tasks)
         except BaseException:
             for task in tasks:
                 task.cancel()
-            raise
-        finally:
             if tasks:
                 await asyncio.wait(tasks)
+            raise
 
     async def _accept_until_closed(self) -> AsyncIterator[Channel]:
         failing = False

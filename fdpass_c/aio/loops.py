@@ -14,6 +14,10 @@ from fdpass_c.waiting import HasFileno
 CALLS = 32
 """A loop turns at least once in so many calls, whether or not any of them had to wait."""
 
+# Seconds between two tries, where no loop tells when one is worthwhile.
+_FIRST_DELAY = 0.001
+_LONGEST_DELAY = 0.1
+
 Result = TypeVar("Result")
 Place = TypeVar("Place")
 
@@ -134,16 +138,24 @@ class Loop(Protocol):
         """Waits that long."""
 
 
-def in_trio() -> bool:
-    """Whether trio runs the caller; else it has to be asyncio."""
-    trio = sys.modules.get("trio")
-    if trio is None:
-        return False
+def _finds(ask: Callable[[], object]) -> bool:
     try:
-        trio.lowlevel.current_trio_token()
+        ask()
     except RuntimeError:
         return False
     return True
+
+
+def in_trio() -> bool:
+    """Whether trio runs the caller; else it has to be asyncio. Either can run inside of the other:
+    a run of trio in a task of asyncio's, or as the guest of asyncio's loop."""
+    # Not there before trio is imported, nor while another thread is at it.
+    lowlevel = getattr(sys.modules.get("trio"), "lowlevel", None)
+    if lowlevel is None:
+        return False
+    if _finds(lowlevel.current_task):
+        return True
+    return not _finds(asyncio.get_running_loop) and _finds(lowlevel.current_trio_token)
 
 
 def running() -> tuple[Any, Loop]:
@@ -157,19 +169,38 @@ def running() -> tuple[Any, Loop]:
     return asyncio.get_running_loop(), asyncio_loop
 
 
-def _never() -> bool:
+def growing_pauses(sleep: Callable[[float], Awaitable[None]]) -> Callable[[], Awaitable[None]]:
+    """Where no loop tells when another try is worthwhile: waits longer each time, up to 0.1 s."""
+    delay = _FIRST_DELAY
+
+    async def wait() -> None:
+        nonlocal delay
+        await sleep(delay)
+        delay = min(2 * delay, _LONGEST_DELAY)
+
+    return wait
+
+
+def _never(_has_tried: bool) -> bool:
     return False
 
 
-async def take(direction: "Direction[Any]", attempt: Callable[[], Result]) -> Result:
-    """What attempt returns, once it no longer raises BlockingIOError, in a turn of its own."""
+async def take(
+    direction: "Direction[Any]",
+    attempt: Callable[[], Result],
+    wait: Callable[[], Awaitable[None]] | None = None,
+) -> Result:
+    """What attempt returns, once it no longer raises BlockingIOError, in a turn of its own.
+
+    wait: How to wait until then, if not for the descriptor.
+    """
     if direction.is_free() and (direction.look is None or await direction.look()):
         try:
             return attempt()
         except BlockingIOError:
             pass
-        return await keep_trying(direction, attempt, waits=True, enters=False)
-    return await keep_trying(direction, attempt, waits=False)
+        return await keep_trying(direction, attempt, waits=True, enters=False, wait=wait)
+    return await keep_trying(direction, attempt, waits=False, wait=wait)
 
 
 async def keep_trying(
@@ -178,31 +209,36 @@ async def keep_trying(
     waits: bool,
     enters: bool = True,
     pauses: bool = True,
-    has_more: Callable[[], object] = _never,
+    has_more: Callable[[bool], bool] = _never,
+    wait: Callable[[], Awaitable[None]] | None = None,
 ) -> Result:
     """The rest of take, in a turn of its own. waits: before it tries.
 
     enters: False where is_free has just said that it can be its turn at once.
     pauses: As for Direction.enter.
-    has_more: Whether what is there already is worth another try without waiting.
+    has_more: Whether what is here already is worth a try without waiting; its argument says whether
+        there was one.
+    wait: As for take.
 
     Nothing is awaited between the last try and the return, so that nothing it took is lost.
     """
     me = object()
+    has_tried = not enters
+    wait = wait or direction.wait
     try:
         if enters:
             await direction.enter(me, pauses)
         else:
             direction.holder = me
         while True:
-            if waits and has_more():
+            if waits and has_more(has_tried):
                 await direction.pause()
             elif waits:
-                await direction.wait()
+                await wait()
             try:
                 return attempt()
             except BlockingIOError:
-                waits = True
+                waits = has_tried = True
     finally:
         if direction.holder is me:
             direction.holder = None

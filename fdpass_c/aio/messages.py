@@ -1,13 +1,20 @@
 """Plain messages under an event loop: the functions of fdpass_c over a non-blocking socket."""
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import fdpass_c
-from fdpass_c.aio.loops import Direction, Result, running, take
-from fdpass_c.batches import NOTHING_SENT, Batch, Progress
+from fdpass_c.aio.loops import Direction, Result, growing_pauses, running, take
+from fdpass_c.batches import (
+    NOTHING_SENT,
+    Batch,
+    Progress,
+    read_progress,
+    send_rest,
+    start_batch,
+)
 from fdpass_c.buffers import Buffer
 from fdpass_c.descriptors import Descriptors
 from fdpass_c.waiting import HasFileno, raw_fileno
@@ -54,12 +61,17 @@ def _share(sock: int | HasFileno, writes: bool) -> Iterator[Direction[Any]]:
         shared.users -= 1
         if not shared.users:
             del _shared[place]
-            shared.direction.stop()
+            shared.direction.drop()  # Nobody closes it: others may wait for it by other means.
 
 
-async def _take(sock: int | HasFileno, writes: bool, attempt: Callable[[], Result]) -> Result:
+async def _take(
+    sock: int | HasFileno,
+    writes: bool,
+    attempt: Callable[[], Result],
+    wait: Callable[[], Awaitable[None]] | None = None,
+) -> Result:
     with _share(sock, writes) as direction:
-        return await take(direction, attempt)
+        return await take(direction, attempt, wait)
 
 
 async def send_fds(
@@ -79,7 +91,8 @@ async def send_fds(
         buffers: As for fdpass_c.send_fds. They must not change until the await returns.
         fds: As for fdpass_c.send_fds. They must stay open until the await returns.
         flags: As for fdpass_c.send_fds.
-        address: As for fdpass_c.send_fds.
+        address: As for fdpass_c.send_fds. If the receiver's queue is full, this tries again with
+            growing delays.
 
     Returns:
         The number of bytes sent.
@@ -93,7 +106,12 @@ async def send_fds(
     def attempt() -> int:
         return fdpass_c.send_fds(sock, parts, listed, flags, address)
 
-    return await _take(sock, True, attempt)
+    if address is None:
+        return await _take(sock, True, attempt)
+    # To a loop the socket is writable, because it has no peer: nothing tells when the receiver's
+    # queue has room.
+    _, loop = running()
+    return await _take(sock, True, attempt, growing_pauses(loop.sleep))
 
 
 async def recv_fds(
@@ -213,20 +231,21 @@ async def send_many(
         ValueError: sock is not in non-blocking mode; others as for fdpass_c.send_many.
         OSError: As for fdpass_c.send_many.
     """
-    at = start
+    data = [*payloads]
+    job: Any = None
 
     def attempt() -> int:
-        nonlocal at
-        try:
-            return fdpass_c.send_many(sock, payloads, fds, flags, start=at)
-        except OSError as error:
-            at = error.progress  # type: ignore[attr-defined]
-            raise
+        nonlocal job
+        if job is None:
+            job = start_batch(sock, data, fds, flags, start)
+        if job is not None:
+            send_rest(sock, job, flags)
+        return len(data)
 
     try:
         return await _take(sock, True, attempt)
     except BaseException as error:
-        error.progress = at  # type: ignore[attr-defined]
+        error.progress = start if job is None else read_progress(job)  # type: ignore[attr-defined]
         raise
 
 

@@ -1,6 +1,5 @@
 """Waiting in trio."""
 
-import contextlib
 import os
 from collections.abc import Callable, Coroutine
 from typing import Any
@@ -14,6 +13,10 @@ _checkpoint = trio.lowlevel.checkpoint_if_cancelled
 
 sleep: Callable[[float], Coroutine[Any, Any, None]] = trio.sleep
 current: Callable[[], trio.lowlevel.TrioToken] = trio.lowlevel.current_trio_token
+
+
+def _do_nothing() -> None:
+    """For a run that is asked whether it is over."""
 
 
 def watch(source: HasFileno, writes: bool) -> "TrioDirection":
@@ -62,11 +65,23 @@ class TrioDirection(Direction[trio.Event]):
         except trio.ClosedResourceError:
             return  # After stop().
 
+    def _is_here(self) -> bool:
+        try:
+            return current() is self._token
+        except RuntimeError:
+            return False
+
     def stop(self) -> None:
-        # RuntimeError: the run is over, and nobody waits.
-        if self._pid == os.getpid():
-            with contextlib.suppress(RuntimeError):
-                trio.lowlevel.notify_closing(self._source.fileno())
+        if self._pid != os.getpid():
+            return
+        if self._is_here():
+            trio.lowlevel.notify_closing(self._source.fileno())
+            return
+        try:
+            self._token.run_sync_soon(_do_nothing)
+        except trio.RunFinishedError:
+            return  # Nobody waits.
+        raise RuntimeError("closed in another thread than that of its event loop")
 
     def drop(self) -> None:
         """Trio has forgotten it already."""

@@ -38,6 +38,17 @@ def run(loop: str, function: Callable[..., Awaitable[Any]], *arguments: Any) -> 
     return asyncio.run(call(), debug=loop == "debug")
 
 
+def new_loop(loop: str) -> asyncio.AbstractEventLoop:
+    """One of asyncio's kind, which the caller runs and closes."""
+    if loop == "uvloop":
+        import uvloop
+
+        return uvloop.new_event_loop()
+    new = asyncio.new_event_loop()
+    new.set_debug(loop == "debug")
+    return new
+
+
 def _do_nothing() -> None:
     pass
 
