@@ -52,6 +52,25 @@ def open_listener(address: Address, backlog: int = 1024) -> socket.socket:
     return socket.create_server(target[:2], family=family, backlog=backlog)
 
 
+class Mode:
+    """A borrowed socket's mode, which is non-blocking until restore().
+
+    The kernel keeps one mode for all processes that share the socket, which timeout does not tell.
+    """
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+        self._timeout = sock.gettimeout()
+        self._blocking = os.get_blocking(sock.fileno())
+        sock.setblocking(False)
+
+    def restore(self) -> None:
+        if (fd := self._sock.fileno()) >= 0:
+            self._sock.settimeout(self._timeout)
+            if not self._blocking:
+                os.set_blocking(fd, False)
+
+
 @contextmanager
 def opened(address: Address) -> Iterator[socket.socket]:
     """open_listener's socket, for a block; its end closes the socket and removes its file."""
