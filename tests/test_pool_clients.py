@@ -116,16 +116,20 @@ def test_flood_on_one_listener() -> None:
 
 @pytest.mark.thread_unsafe
 @pytest.mark.parametrize("handler", ["obey", "obey_async"])
-def test_handler_that_raises(handler: str) -> None:
-    """An exception is logged with the client's address, the connection closed, the worker stays."""
+@pytest.mark.parametrize(
+    ("request_text", "error"), [(b"raise", "RuntimeError"), (b"raise more", "NotAnException")]
+)
+def test_handler_that_raises(handler: str, request_text: bytes, error: str) -> None:
+    """An exception of whatever class is logged with the client's address, the connection closed,
+    the worker stays."""
     with Server(handler, "--workers", "1") as server:
         pid = server.settled(1).pids[0]
         with server.connect() as sock:
             address = sock.getsockname()
-            sock.sendall(b"raise")
+            sock.sendall(request_text)
             assert read_all(sock) == b""
         assert str(address[1]) in server.wait_for(r"ERROR the handler failed on (.*)")[1]
-        server.wait_for("RuntimeError: asked to")
+        server.wait_for(f"{error}: asked to")
         assert server.ask() == str(pid).encode()
         status = server.settled(1)
         assert (status.handled, status.failed, status.lost) == (2, 1, 0)

@@ -21,7 +21,7 @@ from fdpass_c.pool.connected import (
     take_connection,
 )
 from fdpass_c.pool.counters import Counters
-from fdpass_c.pool.handlers import is_coroutine_function, note_failure
+from fdpass_c.pool.handlers import ENDS_WORKER, is_coroutine_function, note_failure
 from fdpass_c.pool.leaving import become_ready, make_event
 from fdpass_c.pool.log import logger
 from fdpass_c.pool.wakeup import Wakeup
@@ -149,8 +149,8 @@ class EventLoopWorker:
         ends the worker before."""
         try:
             await self._config.handler(sock, address)
-        except (Exception, asyncio.CancelledError) as error:
-            if self._end.done():
+        except BaseException as error:
+            if self._end.done() or isinstance(error, ENDS_WORKER):
                 raise
             note_failure(error, self._counters, address)
             if sock.transport is not None:

@@ -15,7 +15,7 @@ from fdpass_c.pool.config import Config
 from fdpass_c.pool.connected import MASTER_GONE, Kind, end_sending, find_unread, read_out
 from fdpass_c.pool.counters import Counters
 from fdpass_c.pool.event_loop import EventLoopWorker
-from fdpass_c.pool.handlers import call, is_coroutine_function, note_failure
+from fdpass_c.pool.handlers import ENDS_WORKER, call, is_coroutine_function, note_failure
 from fdpass_c.pool.intake import Intake
 from fdpass_c.pool.leaving import become_ready
 from fdpass_c.pool.signals import MASTERS_SIGNALS, ignore
@@ -116,7 +116,9 @@ def _serve(
                 sock.setblocking(True)
             try:
                 call(config.handler, sock, address)
-            except Exception as error:
+            except ENDS_WORKER:
+                raise
+            except BaseException as error:
                 note_failure(error, counters, address)
             sock.on_close = None
             if find_unread(sock):
