@@ -155,6 +155,20 @@ class EventLoopWorker:
             note_failure(error, self._counters, address)
             if sock.transport is not None:
                 sock.transport.close()
+        try:
+            await self._end_connection(sock)
+        except asyncio.CancelledError:
+            # The program has given the handler a deadline, and it comes after the handler's end.
+            if self._end.done():
+                raise
+            if sock.transport is not None:
+                sock.transport.abort()
+        except OSError as error:
+            logger.error("the handler has closed the descriptor of %r: %s", address, error)
+        self._finish()
+
+    async def _end_connection(self, sock: ConnectedSocket) -> None:
+        """OSError: it cannot be closed."""
         if sock.adopted:
             await self._wait_until_closed(sock)
         else:
@@ -163,7 +177,6 @@ class EventLoopWorker:
                 end_sending(sock)
                 if find_unread(sock):
                     await read_out_async(sock)
-        self._finish()
 
     async def _wait_until_closed(self, sock: ConnectedSocket) -> None:
         """A transport may hold more than its peer has read, and closes the socket itself."""

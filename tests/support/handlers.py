@@ -247,6 +247,24 @@ async def exit_beside_others(sock: socket.socket, _address: object) -> None:
     await loop.sock_sendall(sock, request)
 
 
+_streams: list[object] = []
+
+
+async def end_oddly(sock: socket.socket, _address: object) -> None:
+    """Closes the descriptor behind the socket's back, or has its task cancelled after it returned,
+    with a part of the request unread or with a transport that stays open."""
+    loop = asyncio.get_running_loop()
+    request = await loop.sock_recv(sock, 6)
+    if request == b"closes":
+        os.close(sock.fileno())
+        return
+    if request == b"stream":
+        _streams.append(await asyncio.open_connection(sock=sock))
+    task = asyncio.current_task()
+    assert task is not None
+    loop.call_later(0.05, task.cancel)
+
+
 def keep_alive(sock: socket.socket, _address: object) -> None:
     """Answers until its client closes or the worker is to leave, for which it looks at times."""
     sock.settimeout(0.02)
