@@ -193,6 +193,16 @@ def teardown(path: str, handler: str, *addresses: str) -> None:
     ).serve(*addresses)
 
 
+def fork_in_setup(handler: str, *addresses: str) -> None:
+    """A pool of one worker whose setup forks and returns in both processes."""
+
+    async def fork() -> None:
+        os.fork()
+
+    plain = handler == "echo"
+    Pool(getattr(handlers, handler), 1, setup=os.fork if plain else fork).serve(*addresses)
+
+
 def tell_addresses(gate: str, *addresses: str) -> None:
     """A pool of two workers that do not start while there is a file gate; logs when it is ready,
     and where it listens."""

@@ -5,6 +5,7 @@ import resource
 import signal
 import socket
 import struct
+from pathlib import Path
 
 import pytest
 
@@ -174,6 +175,40 @@ def test_stuck_child_of_a_worker() -> None:
             assert server.settled(1).pids != [worker]
         finally:
             os.kill(child, signal.SIGKILL)
+
+
+@pytest.mark.thread_unsafe
+@pytest.mark.parametrize("handler", ["fork_and_return", "fork_and_return_async"])
+def test_child_that_returns(handler: str, tmp_path: Path) -> None:
+    """A process that a handler has forked ends where it returns from the handler: it is no second
+    worker, counts nothing, runs no teardown, and does not take its worker to be leaving."""
+    notes = tmp_path / "notes"
+    with Server(program=("pool_programs.py", "teardown", str(notes), handler)) as server:
+        pids = server.settled(1).pids
+        for _ in range(2):
+            assert server.ask(b"return") == b"from the child, status 0"
+            assert server.ask(b"raise") == b"status 1"
+            server.wait_for("CRITICAL a process that a worker has forked failed")
+            server.wait_for("RuntimeError: asked to")
+            assert server.ask(b"exit") == b"status 3"
+        status = server.settled(1)
+        assert status.pids == pids
+        assert (status.handled, status.failed, status.lost) == (6, 0, 0)
+        assert server.stop() == 0
+    assert notes.read_text().splitlines() == ["setup", "teardown beside 0", "atexit"]
+
+
+@pytest.mark.thread_unsafe
+@pytest.mark.parametrize("handler", ["echo", "echo_async"])
+def test_setup_whose_child_returns(handler: str) -> None:
+    """Nor is a process a second worker that setup has forked."""
+    program = ("pool_programs.py", "fork_in_setup", handler)
+    with Server(program=program) as server:
+        (pid,) = server.settled(1).pids
+        for _ in range(10):
+            assert server.ask().startswith(f"{pid} ".encode())
+        assert server.settled(1).handled == 10
+        assert server.stop() == 0
 
 
 @pytest.mark.thread_unsafe

@@ -21,6 +21,7 @@ from fdpass_c.pool.connected import (
     take_connection,
 )
 from fdpass_c.pool.counters import Counters
+from fdpass_c.pool.ending import end_forked
 from fdpass_c.pool.handlers import ENDS_WORKER, is_coroutine_function, note_failure
 from fdpass_c.pool.leaving import become_ready, make_event
 from fdpass_c.pool.log import logger
@@ -76,6 +77,7 @@ class EventLoopWorker:
         for name in ("create_connection", "connect_accepted_socket"):
             setattr(self._loop, name, _note_adoption(getattr(self._loop, name)))
         await _await_coroutine(self._config.setup)
+        end_forked()
         become_ready(self._counters, self._wakeup)
         # Kept, because a loop does not keep its tasks alive.
         receiving = self._loop.create_task(self._receive(aio.Channel.adopt(self._channel)))
@@ -149,7 +151,9 @@ class EventLoopWorker:
         ends the worker before."""
         try:
             await self._config.handler(sock, address)
+            end_forked()
         except BaseException as error:
+            end_forked(error)
             if self._end.done() or isinstance(error, ENDS_WORKER):
                 raise
             note_failure(error, self._counters, address)

@@ -179,6 +179,27 @@ def fork_a_child(sock: socket.socket, _address: object) -> None:
     sock.recv(1000)
 
 
+def _fork(request: bytes) -> bytes:
+    """Forks a process that does what the request says, and waits for it. Returns what to answer."""
+    if pid := os.fork():
+        return b"status %d" % os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    if request == b"raise":
+        raise RuntimeError("asked to")
+    if request == b"exit":
+        sys.exit(3)
+    return b"from the child, " + (b"leaving, " if is_leaving() else b"")
+
+
+def fork_and_return(sock: socket.socket, _address: object) -> None:
+    """Has a child that returns from the handler too, or raises there."""
+    sock.sendall(_fork(sock.recv(1000)))
+
+
+async def fork_and_return_async(sock: socket.socket, _address: object) -> None:
+    """The same in an event loop."""
+    sock.send(_fork(await asyncio.get_running_loop().sock_recv(sock, 1000)))
+
+
 def close_and_wait(sock: socket.socket, _address: object) -> None:
     """Closes the connection long before it is done."""
     sock.sendall(f"{os.getpid()}".encode())
