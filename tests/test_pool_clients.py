@@ -212,6 +212,20 @@ def test_setup_whose_child_returns(handler: str) -> None:
 
 
 @pytest.mark.thread_unsafe
+def test_children_that_are_terminated() -> None:
+    """TERM ends a process that a handler forks, although workers ignore it, unless the process
+    handles it."""
+    with Server("terminate_children", "--workers", "1") as server:
+        for _ in range(5):
+            assert server.ask() == b"[-15, 5]"
+        (pid,) = server.settled(1).pids
+        os.kill(pid, signal.SIGTERM)
+        assert server.ask() == b"[-15, 5]"
+        assert server.settled(1).lost == 0
+        assert server.stop() == 0
+
+
+@pytest.mark.thread_unsafe
 @linux_only
 def test_master_out_of_descriptors() -> None:
     """A master whose descriptor table is full waits, says so, and goes on when there is room."""

@@ -19,7 +19,7 @@ from fdpass_c.pool.event_loop import EventLoopWorker
 from fdpass_c.pool.handlers import ENDS_WORKER, call, is_coroutine_function, note_failure
 from fdpass_c.pool.intake import Intake
 from fdpass_c.pool.leaving import become_ready
-from fdpass_c.pool.signals import MASTERS_SIGNALS, ignore
+from fdpass_c.pool.signals import MASTERS_SIGNALS, ignore, terminate_children
 from fdpass_c.pool.wakeup import Wakeup
 
 
@@ -84,6 +84,7 @@ def leave_signals_to_master() -> None:
     for signum in MASTERS_SIGNALS:
         ignore(signum)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    terminate_children()
 
 
 def _serve(

@@ -3,6 +3,7 @@
 import asyncio
 import itertools
 import logging
+import multiprocessing
 import os
 import resource
 import signal
@@ -198,6 +199,44 @@ def fork_and_return(sock: socket.socket, _address: object) -> None:
 async def fork_and_return_async(sock: socket.socket, _address: object) -> None:
     """The same in an event loop."""
     sock.send(_fork(await asyncio.get_running_loop().sock_recv(sock, 1000)))
+
+
+def terminate_children(sock: socket.socket, _address: object) -> None:
+    """Terminates processes of multiprocessing, at once and as they run, and says how they ended."""
+    fork = multiprocessing.get_context("fork")
+    codes = []
+    for target in (_pause, _exit_upon_term):
+        reader, writer = fork.Pipe(duplex=False)
+        process = fork.Process(target=target, args=[writer])
+        process.start()
+        if target is _exit_upon_term:
+            reader.recv()
+        process.terminate()
+        process.join()
+        codes.append(process.exitcode)
+    sock.sendall(repr(codes).encode())
+
+
+def _pause(_writer: Any) -> None:
+    signal.pause()
+
+
+def _exit_upon_term(writer: Any) -> None:
+    """Has a handler of its own, and so has a child that it forks."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(5))
+    child = multiprocessing.get_context("fork").Process(target=_tell_and_pause, args=[writer])
+    child.start()
+    try:
+        signal.pause()
+    finally:
+        child.terminate()
+        child.join()
+        assert child.exitcode == 5
+
+
+def _tell_and_pause(writer: Any) -> None:
+    writer.send("ready")
+    signal.pause()
 
 
 def close_and_wait(sock: socket.socket, _address: object) -> None:
