@@ -144,6 +144,19 @@ def wait_to_start(gate: str, option: str, value: str, *addresses: str) -> None:
     Pool(obey, 2, setup=wait, **options).serve(*addresses)
 
 
+def without_limits(*addresses: str) -> None:
+    """A pool of one worker with the largest numbers that a program may think of."""
+    Pool(
+        begin_and_wait,
+        1,
+        sys.maxsize + 1,
+        max_requests=sys.maxsize + 1,
+        drain=1e12,
+        start_timeout=1e12,
+        timeout=1e12,
+    ).serve(*addresses)
+
+
 def die_idle(*addresses: str) -> None:
     """A pool of one worker that dies when it has started."""
 

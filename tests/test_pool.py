@@ -151,10 +151,12 @@ def test_address_forms() -> None:
 
 @pytest.mark.parametrize(
     ("arguments", "options"),
-    [((0,), {}), ((1, 0), {}), ((1,), {"max_requests": 0}), ((1,), {"drain": -1})],
+    [((0,), {}), ((1, 0), {}), ((1,), {"max_requests": 0}), ((1,), {"drain": -1})]
+    + [((1,), {name: float("nan")}) for name in ("drain", "start_timeout")],
 )
-def test_bad_numbers(arguments: "tuple[int, ...]", options: "dict[str, int]") -> None:
-    """No workers, no capacity, no requests and a negative time are refused."""
+def test_bad_numbers(arguments: "tuple[int, ...]", options: "dict[str, float]") -> None:
+    """No workers, no capacity, no requests, a negative time and one that is no number are
+    refused."""
     with pytest.raises(ValueError, match=r"at least 1|not negative"):
         Pool(echo, *arguments, **options)  # type: ignore[arg-type]
 

@@ -23,6 +23,9 @@ from fdpass_c.pool.watch import Watch
 from fdpass_c.pool.worker import run_worker
 from fdpass_c.pool.worker_process import WorkerProcess, WorkerSettings, fork_worker
 
+_LONGEST_WAIT = 3600.0
+"""Seconds of one wait: a selector refuses what is too long for its system call."""
+
 Ready = Callable[[tuple[Any, ...]], object]
 """Called when every worker has started, with the addresses at which the pool listens."""
 
@@ -109,7 +112,7 @@ class Master:
         due_at = min(
             self._supervisor.due_at, self._dispatcher.due_at, *(p.due_at for p in self._timed)
         )
-        wait = None if due_at == float("inf") else max(0.0, due_at - time.monotonic())
+        wait = min(max(0.0, due_at - time.monotonic()), _LONGEST_WAIT)
         for key, events in self._selector.select(wait):
             key.data(events)
         self._handle_signals()
