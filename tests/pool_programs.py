@@ -216,6 +216,16 @@ def fork_in_setup(handler: str, *addresses: str) -> None:
     Pool(getattr(handlers, handler), 1, setup=os.fork if plain else fork).serve(*addresses)
 
 
+def exit_at_start(handler: str, *addresses: str) -> None:
+    """A pool whose workers exit with a message before they are ready."""
+
+    async def fail() -> None:
+        sys.exit("no database")
+
+    setup = fail if handler == "echo_async" else partial(sys.exit, "no database")
+    Pool(getattr(handlers, handler), 1, setup=setup).serve(*addresses)
+
+
 def tell_addresses(gate: str, *addresses: str) -> None:
     """A pool of two workers that do not start while there is a file gate; logs when it is ready,
     and where it listens."""

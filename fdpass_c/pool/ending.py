@@ -15,10 +15,12 @@ def end_process(error: BaseException | None, name: str = "the worker") -> NoRetu
     try:
         if error is None:
             status = 0
-        elif isinstance(error, SystemExit):
-            status = error.code if isinstance(error.code, int) else int(error.code is not None)
-        else:
+        elif not isinstance(error, SystemExit):
             logger.critical("%s failed", name, exc_info=error)
+        elif isinstance(error.code, int | None):
+            status = error.code or 0
+        else:  # A message, which Python would print.
+            logger.critical("%s exits: %s", name, error.code)
         flush_streams()
     finally:
         os._exit(status & 0xFF)
