@@ -10,6 +10,7 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import FrameType
 
 import pytest
 
@@ -206,6 +207,46 @@ def test_status_before_serving() -> None:
     status = Pool(echo, 2).status()
     assert (status.workers, *status[1:]) == ((), 0, 0, 0, 0)
     assert "0 handled" in status.render()
+
+
+@pytest.mark.thread_unsafe
+@pytest.mark.untraced
+def test_status_at_any_moment() -> None:
+    """Wherever another thread or a signal handler interrupts the master as a worker ends, status()
+    counts each connection once."""
+    seen: list[int] = []
+
+    def watch(frame: FrameType, event: str, _argument: object) -> object:
+        if frame.f_code.co_name != "reap":
+            return watch if event == "call" else None
+        if event == "line":
+            status = pool.status()
+            in_hand = sum(worker.in_hand for worker in status.workers)
+            seen.append(status.handled + status.lost + in_hand)
+        return watch
+
+    def ask(addresses: tuple[tuple[str, int], ...]) -> None:
+        for _ in range(4):
+            with socket.create_connection(addresses[0]) as sock:
+                assert read_all(sock) == b"hello"
+        pool.stop()
+
+    def serve() -> None:
+        sys.settrace(watch)  # type: ignore[arg-type]
+        pool.serve(
+            "127.0.0.1:0",
+            ready=lambda addresses: threading.Thread(target=ask, args=[addresses]).start(),
+        )
+        sys.settrace(None)
+        assert seen
+        assert seen == sorted(seen)
+        assert seen[-1] == 4
+
+    def answer(sock: socket.socket, _address: object) -> None:
+        sock.sendall(b"hello")
+
+    pool = Pool(answer, 1, max_requests=1)
+    run_in_child(serve)
 
 
 @pytest.mark.thread_unsafe

@@ -99,13 +99,14 @@ class Master:
         return self._supervisor.failure
 
     def status(self) -> Status:
-        described = [worker.describe() for worker in [*self._workers]]
+        counted = self._supervisor.counted
+        described = [worker.describe() for worker in counted.workers]
         return Status(
             workers=tuple(sorted(described)),
             waiting=len(self._dispatcher.waiting),
-            handled=self._supervisor.handled_before + sum(worker.handled for worker in described),
-            failed=self._supervisor.failed_before + sum(worker.failed for worker in described),
-            lost=self._supervisor.lost,
+            handled=counted.handled + sum(worker.handled for worker in described),
+            failed=counted.failed + sum(worker.failed for worker in described),
+            lost=counted.lost,
         )
 
     def _run_once(self) -> None:
