@@ -403,11 +403,12 @@ def test_no_socket_activation(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "LISTEN_FDS" not in os.environ
 
 
-def test_broken_socket_activation(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A count that is no number is an error."""
-    monkeypatch.setenv("LISTEN_FDS", "one")
+@pytest.mark.parametrize("count", ["one", "-1", ""])
+def test_broken_socket_activation(count: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A count that is no number is an error, which says whose it is."""
+    monkeypatch.setenv("LISTEN_FDS", count)
     monkeypatch.setenv("LISTEN_PID", str(os.getpid()))
-    with pytest.raises(ValueError, match="one"):
+    with pytest.raises(ValueError, match=f"LISTEN_FDS is not .*'{count}'"):
         inherit_listeners()
 
 

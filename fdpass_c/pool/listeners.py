@@ -152,6 +152,8 @@ def inherit_listeners() -> list[InheritedSocket]:
     given = os.environ.pop("LISTEN_FDNAMES", None)
     if pid != str(os.getpid()) or count is None:
         return []
+    if not count.isascii() or not count.isdigit():
+        raise ValueError(f"LISTEN_FDS is not a number of descriptors: {count!r}")
     names = given.split(":") if given else ["unknown"] * int(count)
     if len(names) != int(count):
         raise ValueError(f"LISTEN_FDNAMES does not name {count} descriptors: {given}")
