@@ -38,6 +38,9 @@ ssize_t fdp_accept_many(int sock, unsigned origin, int nonblocking, size_t most,
         most = FDP_MAX_FDS;
     if (fdp_reserve_connections(queue, most) < 0)
         return -ENOMEM;
+    /* The mode belongs to all processes that share the socket, and one may have changed it. */
+    int on = 1;
+    (void)ioctl(sock, FIONBIO, &on);
     for (; accepted < most; accepted++) {
         struct fdp_connection *connection = find_end(queue);
         socklen_t length = FDP_ADDRESS_SIZE;

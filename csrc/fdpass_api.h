@@ -478,7 +478,7 @@ struct fdp_queue {
     unsigned int capacity;
 };
 
-/* Accepts the connections that wait at a listening socket in non-blocking mode, at most most and
+/* Makes a listening socket non-blocking, accepts the connections that wait there, at most most and
  * FDP_MAX_FDS, and appends them to queue. They are close-on-exec, and nonblocking or not, whatever
  * sock is. Returns how many. A negative errno, if there is not one: -EAGAIN and others as for accept.
  * -ENOMEM. */

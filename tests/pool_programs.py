@@ -144,6 +144,19 @@ def wait_to_start(gate: str, option: str, value: str, *addresses: str) -> None:
     Pool(obey, 2, setup=wait, **options).serve(*addresses)
 
 
+def without_limits(*addresses: str) -> None:
+    """A pool of one worker with the largest numbers that a program may think of."""
+    Pool(
+        begin_and_wait,
+        1,
+        sys.maxsize + 1,
+        max_requests=sys.maxsize + 1,
+        drain=1e12,
+        start_timeout=1e12,
+        timeout=1e12,
+    ).serve(*addresses)
+
+
 def die_idle(*addresses: str) -> None:
     """A pool of one worker that dies when it has started."""
 
@@ -191,6 +204,26 @@ def teardown(path: str, handler: str, *addresses: str) -> None:
         teardown=note_threads,
         drain=100,
     ).serve(*addresses)
+
+
+def fork_in_setup(handler: str, *addresses: str) -> None:
+    """A pool of one worker whose setup forks and returns in both processes."""
+
+    async def fork() -> None:
+        os.fork()
+
+    plain = handler == "echo"
+    Pool(getattr(handlers, handler), 1, setup=os.fork if plain else fork).serve(*addresses)
+
+
+def exit_at_start(handler: str, *addresses: str) -> None:
+    """A pool whose workers exit with a message before they are ready."""
+
+    async def fail() -> None:
+        sys.exit("no database")
+
+    setup = fail if handler == "echo_async" else partial(sys.exit, "no database")
+    Pool(getattr(handlers, handler), 1, setup=setup).serve(*addresses)
 
 
 def tell_addresses(gate: str, *addresses: str) -> None:

@@ -10,6 +10,7 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import FrameType
 
 import pytest
 
@@ -151,10 +152,12 @@ def test_address_forms() -> None:
 
 @pytest.mark.parametrize(
     ("arguments", "options"),
-    [((0,), {}), ((1, 0), {}), ((1,), {"max_requests": 0}), ((1,), {"drain": -1})],
+    [((0,), {}), ((1, 0), {}), ((1,), {"max_requests": 0}), ((1,), {"drain": -1})]
+    + [((1,), {name: float("nan")}) for name in ("drain", "start_timeout")],
 )
-def test_bad_numbers(arguments: "tuple[int, ...]", options: "dict[str, int]") -> None:
-    """No workers, no capacity, no requests and a negative time are refused."""
+def test_bad_numbers(arguments: "tuple[int, ...]", options: "dict[str, float]") -> None:
+    """No workers, no capacity, no requests, a negative time and one that is no number are
+    refused."""
     with pytest.raises(ValueError, match=r"at least 1|not negative"):
         Pool(echo, *arguments, **options)  # type: ignore[arg-type]
 
@@ -204,6 +207,46 @@ def test_status_before_serving() -> None:
     status = Pool(echo, 2).status()
     assert (status.workers, *status[1:]) == ((), 0, 0, 0, 0)
     assert "0 handled" in status.render()
+
+
+@pytest.mark.thread_unsafe
+@pytest.mark.untraced
+def test_status_at_any_moment() -> None:
+    """Wherever another thread or a signal handler interrupts the master as a worker ends, status()
+    counts each connection once."""
+    seen: list[int] = []
+
+    def watch(frame: FrameType, event: str, _argument: object) -> object:
+        if frame.f_code.co_name != "reap":
+            return watch if event == "call" else None
+        if event == "line":
+            status = pool.status()
+            in_hand = sum(worker.in_hand for worker in status.workers)
+            seen.append(status.handled + status.lost + in_hand)
+        return watch
+
+    def ask(addresses: tuple[tuple[str, int], ...]) -> None:
+        for _ in range(4):
+            with socket.create_connection(addresses[0]) as sock:
+                assert read_all(sock) == b"hello"
+        pool.stop()
+
+    def serve() -> None:
+        sys.settrace(watch)  # type: ignore[arg-type]
+        pool.serve(
+            "127.0.0.1:0",
+            ready=lambda addresses: threading.Thread(target=ask, args=[addresses]).start(),
+        )
+        sys.settrace(None)
+        assert seen
+        assert seen == sorted(seen)
+        assert seen[-1] == 4
+
+    def answer(sock: socket.socket, _address: object) -> None:
+        sock.sendall(b"hello")
+
+    pool = Pool(answer, 1, max_requests=1)
+    run_in_child(serve)
 
 
 @pytest.mark.thread_unsafe
@@ -361,11 +404,12 @@ def test_no_socket_activation(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "LISTEN_FDS" not in os.environ
 
 
-def test_broken_socket_activation(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A count that is no number is an error."""
-    monkeypatch.setenv("LISTEN_FDS", "one")
+@pytest.mark.parametrize("count", ["one", "-1", ""])
+def test_broken_socket_activation(count: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A count that is no number is an error, which says whose it is."""
+    monkeypatch.setenv("LISTEN_FDS", count)
     monkeypatch.setenv("LISTEN_PID", str(os.getpid()))
-    with pytest.raises(ValueError, match="one"):
+    with pytest.raises(ValueError, match=f"LISTEN_FDS is not .*'{count}'"):
         inherit_listeners()
 
 

@@ -165,6 +165,20 @@ def test_one_of_many_is_cancelled() -> None:
         assert (status.handled, status.failed, status.lost) == (2, 1, 0)
 
 
+@pytest.mark.thread_unsafe
+@pytest.mark.parametrize("request_text", [b"closes", b"unread and more", b"stream"])
+def test_an_end_that_goes_wrong(request_text: bytes) -> None:
+    """However a connection ends after its handler has returned, it ends and is counted once."""
+    with Server("end_oddly", "--workers", "1", "--capacity", "1") as server:
+        for _ in range(3):
+            with server.connect() as sock:
+                sock.sendall(request_text)
+                assert read_until_reset(sock) == 0
+                status = server.settled(1)
+        assert (status.handled, status.failed, status.lost) == (3, 0, 0)
+        assert server.stop() == 0
+
+
 @pytest.mark.parametrize("end", ["close", "detach", "makefile", "with"])
 def test_an_early_end_wakes_the_master(end: str) -> None:
     """A handler that closes its connection early has the master close its copy, if it has one, for

@@ -5,6 +5,7 @@ import resource
 import signal
 import socket
 import struct
+from pathlib import Path
 
 import pytest
 
@@ -116,16 +117,20 @@ def test_flood_on_one_listener() -> None:
 
 @pytest.mark.thread_unsafe
 @pytest.mark.parametrize("handler", ["obey", "obey_async"])
-def test_handler_that_raises(handler: str) -> None:
-    """An exception is logged with the client's address, the connection closed, the worker stays."""
+@pytest.mark.parametrize(
+    ("request_text", "error"), [(b"raise", "RuntimeError"), (b"raise more", "NotAnException")]
+)
+def test_handler_that_raises(handler: str, request_text: bytes, error: str) -> None:
+    """An exception of whatever class is logged with the client's address, the connection closed,
+    the worker stays."""
     with Server(handler, "--workers", "1") as server:
         pid = server.settled(1).pids[0]
         with server.connect() as sock:
             address = sock.getsockname()
-            sock.sendall(b"raise")
+            sock.sendall(request_text)
             assert read_all(sock) == b""
         assert str(address[1]) in server.wait_for(r"ERROR the handler failed on (.*)")[1]
-        server.wait_for("RuntimeError: asked to")
+        server.wait_for(f"{error}: asked to")
         assert server.ask() == str(pid).encode()
         status = server.settled(1)
         assert (status.handled, status.failed, status.lost) == (2, 1, 0)
@@ -170,6 +175,54 @@ def test_stuck_child_of_a_worker() -> None:
             assert server.settled(1).pids != [worker]
         finally:
             os.kill(child, signal.SIGKILL)
+
+
+@pytest.mark.thread_unsafe
+@pytest.mark.parametrize("handler", ["fork_and_return", "fork_and_return_async"])
+def test_child_that_returns(handler: str, tmp_path: Path) -> None:
+    """A process that a handler has forked ends where it returns from the handler: it is no second
+    worker, counts nothing, runs no teardown, and does not take its worker to be leaving."""
+    notes = tmp_path / "notes"
+    with Server(program=("pool_programs.py", "teardown", str(notes), handler)) as server:
+        pids = server.settled(1).pids
+        for _ in range(2):
+            assert server.ask(b"return") == b"from the child, status 0"
+            assert server.ask(b"raise") == b"status 1"
+            server.wait_for("CRITICAL a process that a worker has forked failed")
+            server.wait_for("RuntimeError: asked to")
+            assert server.ask(b"exit") == b"status 3"
+        status = server.settled(1)
+        assert status.pids == pids
+        assert (status.handled, status.failed, status.lost) == (6, 0, 0)
+        assert server.stop() == 0
+    assert notes.read_text().splitlines() == ["setup", "teardown beside 0", "atexit"]
+
+
+@pytest.mark.thread_unsafe
+@pytest.mark.parametrize("handler", ["echo", "echo_async"])
+def test_setup_whose_child_returns(handler: str) -> None:
+    """Nor is a process a second worker that setup has forked."""
+    program = ("pool_programs.py", "fork_in_setup", handler)
+    with Server(program=program) as server:
+        (pid,) = server.settled(1).pids
+        for _ in range(10):
+            assert server.ask().startswith(f"{pid} ".encode())
+        assert server.settled(1).handled == 10
+        assert server.stop() == 0
+
+
+@pytest.mark.thread_unsafe
+def test_children_that_are_terminated() -> None:
+    """TERM ends a process that a handler forks, although workers ignore it, unless the process
+    handles it."""
+    with Server("terminate_children", "--workers", "1") as server:
+        for _ in range(5):
+            assert server.ask() == b"[-15, 5]"
+        (pid,) = server.settled(1).pids
+        os.kill(pid, signal.SIGTERM)
+        assert server.ask() == b"[-15, 5]"
+        assert server.settled(1).lost == 0
+        assert server.stop() == 0
 
 
 @pytest.mark.thread_unsafe

@@ -144,6 +144,17 @@ def test_a_coroutine_that_fails_at_start(tmp_path: Path) -> None:
 
 
 @pytest.mark.thread_unsafe
+@pytest.mark.parametrize("handler", ["echo", "echo_async"])
+def test_what_sys_exit_says(handler: str) -> None:
+    """A worker that exits with a message, as Python programs do, leaves it in the log."""
+    with Server(program=("pool_programs.py", "exit_at_start", handler)) as server:
+        server.wait_for("CRITICAL the worker exits: no database")
+        server.wait_for("exited with status 1")
+        server.wait_for("PoolError: 5 workers in a row")
+        assert server.process.wait() == 1
+
+
+@pytest.mark.thread_unsafe
 def test_coroutines_beside_a_plain_handler() -> None:
     """There is no loop for them."""
 

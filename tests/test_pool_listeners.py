@@ -25,7 +25,7 @@ from fdpass_c.testing import no_leak
 from pool_programs import ACCEPT4
 from support.handlers import echo
 from support.marks import linux_only
-from support.processes import FDPASS, fork
+from support.processes import FDPASS, fork, run_in_child
 from support.server import Server
 from support.sockets import read_all
 
@@ -80,6 +80,53 @@ def test_a_listener_given_twice() -> None:
         with pytest.raises(ValueError, match="twice"):
             Pool(echo, 1).serve(listener, listener)
         assert listener.gettimeout() is None
+
+
+@pytest.mark.thread_unsafe
+def test_a_listener_that_others_make_blocking() -> None:
+    """Another process that shares a listener, for instance a pool that ends, may make it blocking,
+    at any time: the master does not wait in accept."""
+
+    def serve() -> None:
+        pool = Pool(answer, 2)
+
+        def ask(addresses: tuple[tuple[str, int], ...]) -> None:
+            for address in addresses * 5:
+                for sock in (listener, metrics):
+                    os.set_blocking(sock.fileno(), True)
+                with socket.create_connection(address) as client:
+                    assert read_all(client) == b"hello"
+                with socket.create_connection(metrics.getsockname()) as client:
+                    client.sendall(b"GET /status HTTP/1.1\r\n\r\n")
+                    assert b"200 OK" in read_all(client)
+            pool.stop()
+
+        pool.serve(
+            listener,
+            metrics=metrics,
+            ready=lambda addresses: threading.Thread(target=ask, args=[addresses]).start(),
+        )
+
+    with open_listener("127.0.0.1:0") as listener, open_listener("127.0.0.1:0") as metrics:
+        run_in_child(serve)
+
+
+def answer(sock: socket.socket, _address: object) -> None:
+    sock.sendall(b"hello")
+
+
+@pytest.mark.thread_unsafe
+def test_the_mode_that_others_need() -> None:
+    """A listener that another process had made non-blocking is not blocking after the pool."""
+    with open_listener("127.0.0.1:0") as listener, open_listener("127.0.0.1:0") as metrics:
+        for sock in (listener, metrics):
+            os.set_blocking(sock.fileno(), False)
+        pool = Pool(echo, 1)
+        pool.stop()
+        pool.serve(listener, metrics=metrics)
+        for sock in (listener, metrics):
+            assert not os.get_blocking(sock.fileno())
+            assert sock.gettimeout() is None
 
 
 def run_activated(*sockets: socket.socket) -> "subprocess.CompletedProcess[str]":

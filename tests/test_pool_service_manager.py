@@ -161,6 +161,20 @@ def test_watchdog(manager: Manager, whose: str, monkeypatch: pytest.MonkeyPatch)
         assert server.process.wait() == 0
 
 
+@pytest.mark.parametrize("microseconds", ["0", "-1", "", "soon", str(2**64 - 1)])
+def test_no_watchdog(manager: Manager, microseconds: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A time that is none, or for ever, does not have the master tell anything again and again."""
+    monkeypatch.setenv("WATCHDOG_USEC", microseconds)
+    with Server("echo", "--workers", "1") as server:
+        messages = [manager.hear() for _ in range(2)]
+        server.settled(1)
+        assert server.ask().endswith(b"hello")
+        assert server.stop() == 0
+        while "STOPPING" not in messages[-1]:
+            messages.append(manager.hear())
+    assert sum("WATCHDOG" in message for message in messages) <= 1
+
+
 @pytest.mark.parametrize("name", ["/no/such/directory/notify", "vsock:2:1234"])
 def test_no_manager(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A manager that cannot be told is a warning; the pool serves."""

@@ -150,6 +150,24 @@ def test_reload(handler: str, capacity: str) -> None:
 
 
 @pytest.mark.thread_unsafe
+def test_large_numbers() -> None:
+    """A capacity and times that nobody reaches are as good as none."""
+    with Server(program=("pool_programs.py", "without_limits")) as server:
+        (old,) = server.settled(1).pids
+        with connections(server, 1) as (sock,):
+            assert int(sock.recv(100)) == old
+            server.send_signal(signal.SIGHUP)
+            while {worker.state for worker in server.status().workers} != {"LEAVING", "FREE"}:
+                pass
+            with server.connect() as other:
+                assert int(other.recv(100)) != old
+            sock.sendall(b"still here")
+            assert read_all(sock) == b"still here"
+        assert server.settled(1).handled == 2
+        assert server.stop() == 0
+
+
+@pytest.mark.thread_unsafe
 @pytest.mark.parametrize("max_requests", ["1", "8"])
 def test_successors_come_first(max_requests: str, tmp_path: Path) -> None:
     """Workers that are used up serve on while their successors take long to start, one at a time;

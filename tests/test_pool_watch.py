@@ -57,6 +57,35 @@ def test_a_stopped_worker(handler: str) -> None:
         assert server.stop() == 0
 
 
+@pytest.mark.parametrize(
+    ("handler", "capacity"), [("begin_and_wait", "1"), ("keep_alive_async", "4")]
+)
+def test_a_pool_that_is_suspended(handler: str, capacity: str) -> None:
+    """Where the master is stopped too, as by a terminal or a container that pauses, its workers
+    have not hung when all go on."""
+    options = ("--workers", "1", "--capacity", capacity, "--timeout", "2")
+    with Server(handler, *options) as server, server.connect() as sock:
+        pids = [server.pid, int(sock.recv(100))]
+        sock.settimeout(1)
+        with pytest.raises(TimeoutError):
+            sock.recv(100)  # Meanwhile the master looks, once at least.
+        for pid in pids:
+            os.kill(pid, signal.SIGSTOP)
+        sock.settimeout(3)
+        with pytest.raises(TimeoutError):
+            sock.recv(100)
+        for pid in pids:
+            os.kill(pid, signal.SIGCONT)
+        server.status()
+        sock.sendall(b"still here")
+        assert sock.recv(100) == b"still here"
+        sock.close()
+        status = server.settled(1)
+        assert (status.handled, status.lost) == (1, 0)
+        assert "no progress" not in server.log
+        assert server.stop() == 0
+
+
 def test_a_worker_that_hangs_as_it_leaves() -> None:
     """A reload does not wait all of drain for it."""
     with Server("hang", "--workers", "1", "--drain", "10000", *TIMEOUT) as server:

@@ -23,7 +23,7 @@ Each of these modules imports only those below it:
     metrics_server   answers HTTP requests for metrics
 
 And, imported by many: metrics, signals, wakeup (wakes the master), counters (in shared memory),
-status, config, log.
+leaving and ending (of a worker), status, config, log.
 """
 
 from fdpass_c.pool.leaving import is_leaving, leaving_event, note_progress

@@ -11,7 +11,7 @@ from typing import Any
 
 from fdpass_c.pool.connected import Kind, find_kind
 from fdpass_c.pool.connections import MOST_AT_ONCE, Connections
-from fdpass_c.pool.listeners import Address, check_listener, describe_listener, opened
+from fdpass_c.pool.listeners import Address, Mode, check_listener, describe_listener, opened
 from fdpass_c.pool.log import logger
 
 SHORT_OF = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.ENOSPC}
@@ -51,10 +51,9 @@ class Acceptor:
         self._failures = 0
         self._sock = sock
         self._origin = origin
-        self._timeout = sock.gettimeout()
         self._acceptors = acceptors
         self._watched = False
-        sock.setblocking(False)
+        self._mode = Mode(sock)
 
     def accept(self, most: int, nonblocking: bool, accepted: Connections) -> bool:
         """Adds the connections waiting, at most so many, to accepted.
@@ -101,8 +100,7 @@ class Acceptor:
     def close(self) -> None:
         """Restores the mode of the socket, which stays open."""
         self.watch(False)
-        if self._sock.fileno() >= 0:
-            self._sock.settimeout(self._timeout)
+        self._mode.restore()
 
 
 class Acceptors:
@@ -136,9 +134,9 @@ class Acceptors:
             for listener in listeners
         ]
         _check(socks)
-        # Before the next line: with PyPy it makes them blocking.
-        self.kinds = [*map(find_kind, socks)]
         self._all = [Acceptor(sock, origin, self) for origin, sock in enumerate(socks)]
+        # With PyPy this makes them blocking; the next accept makes them non-blocking again.
+        self.kinds = [*map(find_kind, socks)]
         self.ready.extend(self._all)
 
     def log_addresses(self) -> None:

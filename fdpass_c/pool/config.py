@@ -32,7 +32,7 @@ class Config(NamedTuple):
                 "workers, capacity and max_requests are at least 1, "
                 f"got {self.workers}, {self.capacity} and {most}"
             )
-        if self.drain < 0 or self.start_timeout < 0:
+        if not (self.drain >= 0 and self.start_timeout >= 0):
             raise ValueError(
                 "drain and start_timeout are numbers of seconds, not negative, "
                 f"got {self.drain} and {self.start_timeout}"

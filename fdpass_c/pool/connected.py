@@ -65,7 +65,7 @@ class ConnectedSocket(socket.socket):
 
     on_close: Callable[[], object] | None
     adopted: bool
-    transport: asyncio.BaseTransport | None
+    transport: asyncio.WriteTransport | None
 
     def __init__(
         self, family: int = -1, type: int = -1, proto: int = -1, fileno: int | None = None

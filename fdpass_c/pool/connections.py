@@ -20,6 +20,7 @@ MOST_AT_ONCE = lib.FDP_MAX_FDS
 """Connections that one call accepts at most."""
 
 _MOST = 2**64 - 1
+_LARGEST_CAPACITY = 2**32 - 1
 
 
 class Connections:
@@ -69,7 +70,7 @@ class Account:
     def set_capacity(self, capacity: int) -> None:
         """How many it may have in hand from now on; with 0 it gets no more."""
         record = self.record
-        record.capacity = capacity
+        record.capacity = capacity = min(capacity, _LARGEST_CAPACITY)
         record.room = max(0, capacity - (record.given - record.handled))
 
     @property

@@ -21,7 +21,8 @@ from fdpass_c.pool.connected import (
     take_connection,
 )
 from fdpass_c.pool.counters import Counters
-from fdpass_c.pool.handlers import is_coroutine_function, note_failure
+from fdpass_c.pool.ending import end_forked
+from fdpass_c.pool.handlers import ENDS_WORKER, is_coroutine_function, note_failure
 from fdpass_c.pool.leaving import become_ready, make_event
 from fdpass_c.pool.log import logger
 from fdpass_c.pool.wakeup import Wakeup
@@ -76,6 +77,7 @@ class EventLoopWorker:
         for name in ("create_connection", "connect_accepted_socket"):
             setattr(self._loop, name, _note_adoption(getattr(self._loop, name)))
         await _await_coroutine(self._config.setup)
+        end_forked()
         become_ready(self._counters, self._wakeup)
         # Kept, because a loop does not keep its tasks alive.
         receiving = self._loop.create_task(self._receive(aio.Channel.adopt(self._channel)))
@@ -149,12 +151,28 @@ class EventLoopWorker:
         ends the worker before."""
         try:
             await self._config.handler(sock, address)
-        except (Exception, asyncio.CancelledError) as error:
-            if self._end.done():
+            end_forked()
+        except BaseException as error:
+            end_forked(error)
+            if self._end.done() or isinstance(error, ENDS_WORKER):
                 raise
             note_failure(error, self._counters, address)
             if sock.transport is not None:
                 sock.transport.close()
+        try:
+            await self._end_connection(sock)
+        except asyncio.CancelledError:
+            # The program has given the handler a deadline, and it comes after the handler's end.
+            if self._end.done():
+                raise
+            if sock.transport is not None:
+                sock.transport.abort()
+        except OSError as error:
+            logger.error("the handler has closed the descriptor of %r: %s", address, error)
+        self._finish()
+
+    async def _end_connection(self, sock: ConnectedSocket) -> None:
+        """OSError: it cannot be closed."""
         if sock.adopted:
             await self._wait_until_closed(sock)
         else:
@@ -163,7 +181,6 @@ class EventLoopWorker:
                 end_sending(sock)
                 if find_unread(sock):
                     await read_out_async(sock)
-        self._finish()
 
     async def _wait_until_closed(self, sock: ConnectedSocket) -> None:
         """A transport may hold more than its peer has read, and closes the socket itself."""

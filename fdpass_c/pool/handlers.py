@@ -14,6 +14,9 @@ Handler = Callable[[socket.socket, Any], Any]
 """A plain function or a coroutine function of a connected socket and the peer's address."""
 
 
+ENDS_WORKER = (SystemExit, KeyboardInterrupt)
+"""Of a handler; every other exception, for instance gevent.Timeout, is one connection's failure."""
+
 _GONE = (ConnectionResetError, ConnectionAbortedError, BrokenPipeError)
 
 

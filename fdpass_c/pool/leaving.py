@@ -12,6 +12,7 @@ class _ThisWorker:
     """What this process knows if it is a worker."""
 
     counters: Counters | None = None
+    pid = 0
     master = 0
     event: asyncio.Event | None = None
 
@@ -24,10 +25,13 @@ def is_leaving() -> bool:
     after drain seconds is killed. It may be called in any thread.
 
     Returns:
-        True in a worker that is to end. False in any other worker, and outside of workers.
+        True in a worker that is to end, and in a process that it has forked. False in any other
+        worker, and outside of workers.
     """
     counters = _ThisWorker.counters
-    return counters is not None and (counters.is_leaving or os.getppid() != _ThisWorker.master)
+    if counters is None:
+        return False
+    return counters.is_leaving or (is_worker() and os.getppid() != _ThisWorker.master)
 
 
 def leaving_event() -> asyncio.Event:
@@ -56,11 +60,17 @@ def note_progress() -> None:
 def become_worker(counters: Counters, master: int) -> None:
     """Called in a new worker; master is the pid of the process that forked it."""
     _ThisWorker.counters = counters
+    _ThisWorker.pid = os.getpid()
     _ThisWorker.master = master
     # Until become_ready it does not look at the channel, where it would see the master's death.
     lib.fdp_end_with_parent(True)
     if os.getppid() != master:
         os._exit(1)
+
+
+def is_worker() -> bool:
+    """Whether this process is a worker, and not one that a worker has forked."""
+    return os.getpid() == _ThisWorker.pid
 
 
 def become_ready(counters: Counters, wakeup: Wakeup) -> None:

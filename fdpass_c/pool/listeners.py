@@ -52,6 +52,25 @@ def open_listener(address: Address, backlog: int = 1024) -> socket.socket:
     return socket.create_server(target[:2], family=family, backlog=backlog)
 
 
+class Mode:
+    """A borrowed socket's mode, which is non-blocking until restore().
+
+    The kernel keeps one mode for all processes that share the socket, which timeout does not tell.
+    """
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+        self._timeout = sock.gettimeout()
+        self._blocking = os.get_blocking(sock.fileno())
+        sock.setblocking(False)
+
+    def restore(self) -> None:
+        if (fd := self._sock.fileno()) >= 0:
+            self._sock.settimeout(self._timeout)
+            if not self._blocking:
+                os.set_blocking(fd, False)
+
+
 @contextmanager
 def opened(address: Address) -> Iterator[socket.socket]:
     """open_listener's socket, for a block; its end closes the socket and removes its file."""
@@ -133,6 +152,8 @@ def inherit_listeners() -> list[InheritedSocket]:
     given = os.environ.pop("LISTEN_FDNAMES", None)
     if pid != str(os.getpid()) or count is None:
         return []
+    if not count.isascii() or not count.isdigit():
+        raise ValueError(f"LISTEN_FDS is not a number of descriptors: {count!r}")
     names = given.split(":") if given else ["unknown"] * int(count)
     if len(names) != int(count):
         raise ValueError(f"LISTEN_FDNAMES does not name {count} descriptors: {given}")

@@ -23,6 +23,9 @@ from fdpass_c.pool.watch import Watch
 from fdpass_c.pool.worker import run_worker
 from fdpass_c.pool.worker_process import WorkerProcess, WorkerSettings, fork_worker
 
+_LONGEST_WAIT = 3600.0
+"""Seconds of one wait: a selector refuses what is too long for its system call."""
+
 Ready = Callable[[tuple[Any, ...]], object]
 """Called when every worker has started, with the addresses at which the pool listens."""
 
@@ -96,20 +99,21 @@ class Master:
         return self._supervisor.failure
 
     def status(self) -> Status:
-        described = [worker.describe() for worker in [*self._workers]]
+        counted = self._supervisor.counted
+        described = [worker.describe() for worker in counted.workers]
         return Status(
             workers=tuple(sorted(described)),
             waiting=len(self._dispatcher.waiting),
-            handled=self._supervisor.handled_before + sum(worker.handled for worker in described),
-            failed=self._supervisor.failed_before + sum(worker.failed for worker in described),
-            lost=self._supervisor.lost,
+            handled=counted.handled + sum(worker.handled for worker in described),
+            failed=counted.failed + sum(worker.failed for worker in described),
+            lost=counted.lost,
         )
 
     def _run_once(self) -> None:
         due_at = min(
             self._supervisor.due_at, self._dispatcher.due_at, *(p.due_at for p in self._timed)
         )
-        wait = None if due_at == float("inf") else max(0.0, due_at - time.monotonic())
+        wait = min(max(0.0, due_at - time.monotonic()), _LONGEST_WAIT)
         for key, events in self._selector.select(wait):
             key.data(events)
         self._handle_signals()

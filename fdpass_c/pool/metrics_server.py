@@ -8,7 +8,7 @@ from contextlib import suppress
 from functools import partial
 from typing import NamedTuple
 
-from fdpass_c.pool.listeners import describe_listener
+from fdpass_c.pool.listeners import Mode, describe_listener
 from fdpass_c.pool.log import logger
 from fdpass_c.pool.metrics import PROMETHEUS_TYPE, to_json, to_prometheus
 from fdpass_c.pool.status import Status
@@ -48,13 +48,12 @@ class MetricsServer:
         self._listener = listener
         self._selector = selector
         self._report = report
-        self._timeout = listener.gettimeout()
         self._clients: list[_Client] = []
         self._listens = False
         self._failed = False
         self._retry_at = 0.0
         self.due_at: float = float("inf")
-        listener.setblocking(False)
+        self._mode = Mode(listener)
         logger.info("metrics at %s", describe_listener(self._listener))
         self.check()
 
@@ -82,6 +81,7 @@ class MetricsServer:
     def _accept(self, _events: int) -> None:
         self.due_at = 0.0
         try:
+            self._listener.setblocking(False)  # A process that shares it may have changed it.
             sock, _ = self._listener.accept()
         except BlockingIOError:
             return
@@ -133,8 +133,7 @@ class MetricsServer:
             self._end(client)
         if self._listens:
             self._selector.unregister(self._listener)
-        if self._listener.fileno() >= 0:
-            self._listener.settimeout(self._timeout)
+        self._mode.restore()
 
 
 def _serve_client(sock: socket.socket, report: Report) -> Iterator[int]:

@@ -77,8 +77,10 @@ class ServiceManager:
 
 
 def _find_interval() -> float:
-    """Seconds between two WATCHDOG=1: half of the time for which the manager waits."""
+    """Seconds between two WATCHDOG=1: half of the time for which the manager waits; 0 means that it
+    does not."""
     if os.environ.get("WATCHDOG_PID", str(os.getpid())) == str(os.getpid()):
         with contextlib.suppress(KeyError, ValueError):
-            return max(int(os.environ["WATCHDOG_USEC"]), 1) / 2e6
+            if (microseconds := int(os.environ["WATCHDOG_USEC"])) > 0:
+                return microseconds / 2e6
     return float("inf")

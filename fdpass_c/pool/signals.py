@@ -1,7 +1,9 @@
 """Signals of the master: they are queued, and wake it."""
 
 import operator
+import os
 import signal
+import threading
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -90,6 +92,26 @@ class Signals:
             for came in self._came.values():
                 came.clear()
             self._echoes_until.clear()
+
+
+def terminate_children() -> None:
+    """From now on TERM ends a process that this one forks, unless it handles TERM, as one that this
+    one executes."""
+    kept = threading.local()
+
+    def block() -> None:
+        # Or one that comes before the child has reset the handler is lost.
+        kept.mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+
+    def unblock() -> None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, kept.mask)
+
+    def reset() -> None:
+        if signal.getsignal(signal.SIGTERM) is operator.is_:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        unblock()
+
+    os.register_at_fork(before=block, after_in_parent=unblock, after_in_child=reset)
 
 
 def ignore(signum: int) -> None:

@@ -7,6 +7,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from functools import partial
+from typing import NamedTuple
 
 from fdpass_c.pool import failed_starts
 from fdpass_c.pool.dispatch import Dispatcher
@@ -19,12 +20,24 @@ _GRACE = 1.0
 """Seconds for a worker that has nothing to finish, because it is still starting, or that hangs."""
 
 
+class Counted(NamedTuple):
+    """What another thread must read at once, or it counts a worker that ends twice or not at all.
+
+    workers: the living ones. handled, failed: by those that have ended. lost: connections that one
+    had begun when it died.
+    """
+
+    workers: tuple[WorkerProcess, ...] = ()
+    handled: int = 0
+    failed: int = 0
+    lost: int = 0
+
+
 class Supervisor:
     """Starts, replaces and ends workers.
 
     due_at: when check is to be called if nothing happens before, as time.monotonic. failure: why
-    the pool cannot serve, or nothing. handled_before, failed_before: by workers that have ended.
-    lost: connections that a worker had begun when it died.
+    the pool cannot serve, or nothing. counted: replaced whenever a worker starts or ends.
     """
 
     def __init__(
@@ -45,9 +58,7 @@ class Supervisor:
         self._gave_up = False
         self._told_to_stop = False
         self.failure: str = ""
-        self.handled_before: int = 0
-        self.failed_before: int = 0
-        self.lost: int = 0
+        self.counted = Counted()
         self._workers = workers
         self._dispatcher = dispatcher
         self._selector = selector
@@ -75,7 +86,7 @@ class Supervisor:
     def summarize(self) -> str:
         """A line for people."""
         ready = sum(worker.state is State.READY for worker in self._workers)
-        lost = f", {self.lost} connections lost" if self.lost else ""
+        lost = f", {self.counted.lost} connections lost" if self.counted.lost else ""
         return f"{self.phase.value}, {ready} of {self._slots} workers ready{lost}"
 
     def check(self) -> None:
@@ -141,6 +152,7 @@ class Supervisor:
         self._restarts[slot] += 1
         worker.deadline = time.monotonic() + self._start_timeout
         self._workers.append(worker)
+        self.counted = self.counted._replace(workers=(*self._workers,))
         self._dispatcher.add(worker)
         logger.info("worker %d started", worker.pid)
         return True
@@ -259,9 +271,12 @@ class Supervisor:
         self._workers.remove(worker)
         self._reloaded.discard(worker)
         lost = worker.account.begun - worker.account.handled
-        self.handled_before += worker.account.handled
-        self.failed_before += worker.counters.failed
-        self.lost += lost
+        self.counted = Counted(
+            (*self._workers,),
+            self.counted.handled + worker.account.handled,
+            self.counted.failed + worker.counters.failed,
+            self.counted.lost + lost,
+        )
         self.due_at = 0.0
         ended = f"worker {worker.pid} {describe_exit(status)}"
         if worker.state is State.LEAVING and status == 0 and not lost and not given_back:

@@ -28,6 +28,8 @@ class Watch:
 
     def check(self) -> None:
         now = time.monotonic()
+        # The master did not run in this time, nor perhaps its workers: all may have been suspended.
+        late = now - self.due_at
         self.due_at = now + self._config.check_interval
         before, self._seen = self._seen, {}
         for worker in [*self._workers]:
@@ -35,9 +37,8 @@ class Watch:
                 continue  # Its time begins when it has something.
             progress = worker.counters.progress
             seen, since = before.get(worker, (None, now))
-            if progress != seen:
-                since = now
-            elif now - since >= self._config.timeout:
+            since = since + late if progress == seen else now
+            if now - since >= self._config.timeout:
                 since = float("inf")
                 self._replace(worker)
             self._seen[worker] = progress, since

@@ -14,11 +14,12 @@ from fdpass_c.channel import Channel
 from fdpass_c.pool.config import Config
 from fdpass_c.pool.connected import MASTER_GONE, Kind, end_sending, find_unread, read_out
 from fdpass_c.pool.counters import Counters
+from fdpass_c.pool.ending import end_forked
 from fdpass_c.pool.event_loop import EventLoopWorker
-from fdpass_c.pool.handlers import call, is_coroutine_function, note_failure
+from fdpass_c.pool.handlers import ENDS_WORKER, call, is_coroutine_function, note_failure
 from fdpass_c.pool.intake import Intake
 from fdpass_c.pool.leaving import become_ready
-from fdpass_c.pool.signals import MASTERS_SIGNALS, ignore
+from fdpass_c.pool.signals import MASTERS_SIGNALS, ignore, terminate_children
 from fdpass_c.pool.wakeup import Wakeup
 
 
@@ -36,6 +37,7 @@ def run_worker(
     if config.timeout < float("inf"):
         _write_where_it_hangs()
     _call_plain(config.setup)
+    end_forked()
     try:
         if config.runs_coroutines:
             worker = EventLoopWorker(channel, counters, wakeup, config, kinds)
@@ -82,6 +84,7 @@ def leave_signals_to_master() -> None:
     for signum in MASTERS_SIGNALS:
         ignore(signum)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    terminate_children()
 
 
 def _serve(
@@ -116,7 +119,11 @@ def _serve(
                 sock.setblocking(True)
             try:
                 call(config.handler, sock, address)
-            except Exception as error:
+                end_forked()
+            except BaseException as error:
+                end_forked(error)
+                if isinstance(error, ENDS_WORKER):
+                    raise
                 note_failure(error, counters, address)
             sock.on_close = None
             if find_unread(sock):

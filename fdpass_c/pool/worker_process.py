@@ -5,7 +5,6 @@ import enum
 import os
 import signal
 import socket
-import sys
 import time
 from collections.abc import Callable
 from typing import NamedTuple
@@ -14,6 +13,7 @@ from fdpass_c.channel import Channel
 from fdpass_c.pool import leaving
 from fdpass_c.pool.connections import Account
 from fdpass_c.pool.counters import Counters
+from fdpass_c.pool.ending import end_process, flush_streams
 from fdpass_c.pool.log import logger
 from fdpass_c.pool.status import WorkerStatus
 from fdpass_c.pool.worker import leave_signals_to_master
@@ -186,7 +186,7 @@ def fork_worker(
     with theirs:
         try:
             worker = WorkerProcess(settings, ours, counters)
-            _flush_streams()  # Or the child would print it again.
+            flush_streams()  # Or the child would print it again.
             worker.pid = os.fork()
             if worker.pid == 0:
                 worker.close_in_child()
@@ -205,27 +205,17 @@ def _run_child(
     work: Work,
 ) -> None:
     """Never returns."""
-    status = 1
+    failure: BaseException | None = None
     try:
         leave_signals_to_master()
         close_in_child()
         # It stays open to the end of the process: the master takes its closing for that end.
         channel = Channel(sock)
         work(channel, counters)
-        status = 0
-    except SystemExit as stop:
-        status = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
-    except BaseException:
-        logger.critical("the worker failed", exc_info=True)
+    except BaseException as error:
+        failure = error
     finally:
-        _flush_streams()
-        os._exit(status & 0xFF)
-
-
-def _flush_streams() -> None:
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(Exception):  # None, closed, a full disk, a broken pipe.
-            stream.flush()
+        end_process(failure)
 
 
 def describe_exit(status: int) -> str:

@@ -3,6 +3,7 @@
 import asyncio
 import itertools
 import logging
+import multiprocessing
 import os
 import resource
 import signal
@@ -47,11 +48,17 @@ async def describe_async(sock: socket.socket, address: object) -> None:
     describe(sock, address)
 
 
+class NotAnException(BaseException):
+    """As those of test frameworks and of gevent, for which an ordinary except is too narrow."""
+
+
 def obey(sock: socket.socket, _address: object) -> None:
     """Does what the request says and answers with the worker's pid."""
     request = sock.recv(1000)
     if request == b"raise":
         raise RuntimeError("asked to")
+    if request == b"raise more":
+        raise NotAnException("asked to")
     if request == b"exit":
         sys.exit(3)
     if request == b"keep open":
@@ -65,6 +72,8 @@ async def obey_async(sock: socket.socket, _address: object) -> None:
     request = await loop.sock_recv(sock, 1000)
     if request == b"raise":
         raise RuntimeError("asked to")
+    if request == b"raise more":
+        raise NotAnException("asked to")
     await loop.sock_sendall(sock, f"{os.getpid()}".encode())
 
 
@@ -171,6 +180,65 @@ def fork_a_child(sock: socket.socket, _address: object) -> None:
     sock.recv(1000)
 
 
+def _fork(request: bytes) -> bytes:
+    """Forks a process that does what the request says, and waits for it. Returns what to answer."""
+    if pid := os.fork():
+        return b"status %d" % os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    if request == b"raise":
+        raise RuntimeError("asked to")
+    if request == b"exit":
+        sys.exit(3)
+    return b"from the child, " + (b"leaving, " if is_leaving() else b"")
+
+
+def fork_and_return(sock: socket.socket, _address: object) -> None:
+    """Has a child that returns from the handler too, or raises there."""
+    sock.sendall(_fork(sock.recv(1000)))
+
+
+async def fork_and_return_async(sock: socket.socket, _address: object) -> None:
+    """The same in an event loop."""
+    sock.send(_fork(await asyncio.get_running_loop().sock_recv(sock, 1000)))
+
+
+def terminate_children(sock: socket.socket, _address: object) -> None:
+    """Terminates processes of multiprocessing, at once and as they run, and says how they ended."""
+    fork = multiprocessing.get_context("fork")
+    codes = []
+    for target in (_pause, _exit_upon_term):
+        reader, writer = fork.Pipe(duplex=False)
+        process = fork.Process(target=target, args=[writer])
+        process.start()
+        if target is _exit_upon_term:
+            reader.recv()
+        process.terminate()
+        process.join()
+        codes.append(process.exitcode)
+    sock.sendall(repr(codes).encode())
+
+
+def _pause(_writer: Any) -> None:
+    signal.pause()
+
+
+def _exit_upon_term(writer: Any) -> None:
+    """Has a handler of its own, and so has a child that it forks."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(5))
+    child = multiprocessing.get_context("fork").Process(target=_tell_and_pause, args=[writer])
+    child.start()
+    try:
+        signal.pause()
+    finally:
+        child.terminate()
+        child.join()
+        assert child.exitcode == 5
+
+
+def _tell_and_pause(writer: Any) -> None:
+    writer.send("ready")
+    signal.pause()
+
+
 def close_and_wait(sock: socket.socket, _address: object) -> None:
     """Closes the connection long before it is done."""
     sock.sendall(f"{os.getpid()}".encode())
@@ -237,6 +305,24 @@ async def exit_beside_others(sock: socket.socket, _address: object) -> None:
     if request == b"cancel":
         raise asyncio.CancelledError
     await loop.sock_sendall(sock, request)
+
+
+_streams: list[object] = []
+
+
+async def end_oddly(sock: socket.socket, _address: object) -> None:
+    """Closes the descriptor behind the socket's back, or has its task cancelled after it returned,
+    with a part of the request unread or with a transport that stays open."""
+    loop = asyncio.get_running_loop()
+    request = await loop.sock_recv(sock, 6)
+    if request == b"closes":
+        os.close(sock.fileno())
+        return
+    if request == b"stream":
+        _streams.append(await asyncio.open_connection(sock=sock))
+    task = asyncio.current_task()
+    assert task is not None
+    loop.call_later(0.05, task.cancel)
 
 
 def keep_alive(sock: socket.socket, _address: object) -> None:
