@@ -18,6 +18,7 @@ from fdpass_c.descriptors import (
     FEW,
     MANY,
     Descriptors,
+    as_list,
     few,
     get_memory,
     many,
@@ -334,7 +335,7 @@ class Channel(NotCopied):
             ProtocolError: A receive found that the peer broke the protocol.
         """
         data = [*payloads]
-        sending = start_many(self._outbox, data, [*fds], start)
+        sending = start_many(self._outbox, data, as_list(fds), start)
         if sending is not None or self._senders:
             self._finish(sending)
         return len(data)

@@ -9,7 +9,7 @@ import fdpass_c
 from fdpass_c.aio.loops import Direction, Result, running, take
 from fdpass_c.batches import NOTHING_SENT, Batch, Progress
 from fdpass_c.buffers import Buffer
-from fdpass_c.descriptors import Descriptors
+from fdpass_c.descriptors import Descriptors, as_list
 from fdpass_c.waiting import HasFileno, raw_fileno
 
 
@@ -88,7 +88,7 @@ async def send_fds(
         ValueError: sock is not in non-blocking mode; others as for fdpass_c.send_fds.
         OSError: As for fdpass_c.send_fds.
     """
-    parts, listed = [*buffers], [*fds]
+    parts, listed = [*buffers], as_list(fds)
 
     def attempt() -> int:
         return fdpass_c.send_fds(sock, parts, listed, flags, address)
