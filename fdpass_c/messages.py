@@ -100,7 +100,7 @@ def _send(sock: int | HasFileno, parts: list[Buffer], fds: Any, count: int, flag
     arguments: tuple[Any, ...]
     joined = join(parts)
     if joined is None:
-        vector, sizes = describe(parts)
+        vector, sizes = describe(parts, "buffers")
         message = ffi.new("struct fdp_message *")
         message.buffers, message.buffer_count = vector, len(sizes)
         message.fds, message.fd_count = fds, count

@@ -186,6 +186,28 @@ def test_wrong_buffers(buffers: Any, pair: Pair, file: int) -> None:
 
 
 @pytest.mark.parametrize(
+    ("wrong", "reason"),
+    [("text", r"encode\(\) makes bytes of a str"), (memoryview(b"abcd")[::2], "not C-contiguous")],
+)
+def test_payload_that_is_not_bytes_like(wrong: Any, reason: str, stream: Pair, file: int) -> None:
+    """The TypeError for a payload says which one is wrong and why, and nothing is sent."""
+    ours, theirs = fdpass_c.Channel.pair()
+    with ours, theirs:
+        with pytest.raises(TypeError, match=rf"buffers\[1\] is not bytes-like: .*{reason}"):
+            fdpass_c.send_fds(stream[0], [b"x", wrong], [file])
+        with pytest.raises(TypeError, match=rf"payloads\[1\] is not bytes-like: .*{reason}"):
+            fdpass_c.send_many(stream[0], [b"x", wrong], [file, file])
+        with pytest.raises(TypeError, match=rf"payloads\[1\] is not bytes-like: .*{reason}"):
+            ours.send_many([b"x", wrong])
+        with pytest.raises(TypeError, match=rf"payloads\[0\] is not bytes-like: .*{reason}"):
+            ours.send(wrong)
+        assert_empty(stream[1])
+        theirs.settimeout(0)
+        with pytest.raises(BlockingIOError):
+            theirs.recv()
+
+
+@pytest.mark.parametrize(
     "use",
     [
         pytest.param(lambda sock, fds: fdpass_c.send_fds(sock, [b"x"], fds), id="send_fds"),
