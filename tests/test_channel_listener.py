@@ -10,6 +10,7 @@ import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -301,6 +302,32 @@ def test_options_hold_for_the_accepted(path: Path) -> None:
         client.send(b"four")
         with pytest.raises(fdpass_c.ProtocolError, match="max_payload is 3"):
             server.recv()
+
+
+@pytest.mark.parametrize(
+    ("mistake", "error", "text"),
+    [
+        ({"allow_uids": 0}, TypeError, "allow_uids is a collection of ints"),
+        ({"allow_uids": "root"}, TypeError, "allow_uids is a collection of ints"),
+        ({"allow_uids": ["root"]}, TypeError, "allow_uids is a collection of ints, 'root' is none"),
+        ({"max_payload": "1"}, TypeError, "max_payload is an int"),
+        ({"max_payload": -1}, ValueError, "max_payload is -1"),
+        ({"max_fds": -1}, ValueError, "max_fds is -1"),
+        ({"max_fds": 2**32}, ValueError, "max_fds is 4294967296"),
+        ({"mode": 600}, ValueError, "600 is not 0o600"),
+    ],
+)
+def test_wrong_options(
+    mistake: dict[str, Any], error: type[Exception], text: str, path: Path
+) -> None:
+    """A wrong option is an exception of the constructor that names it, not one of accept() with
+    the first peer that comes."""
+    with pytest.raises(error, match=text):
+        Listener(path, **mistake)
+    assert not [*path.parent.iterdir()]
+    if "mode" not in mistake and mistake != {"allow_uids": ["root"]}:
+        with pytest.raises(error, match=text):
+            Channel.pair(**mistake)
 
 
 def test_allowed_users(path: Path) -> None:
