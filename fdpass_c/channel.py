@@ -179,6 +179,9 @@ class Channel(NotCopied):
         if sock.type not in (socket.SOCK_STREAM, socket.SOCK_SEQPACKET):
             raise ValueError(f"a channel needs a stream or seqpacket socket, not {sock.type!r}")
         check_options(max_payload, max_fds, allow_uids)
+        if sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+            # It has peer credentials nevertheless: its own.
+            raise_oserror(errno.ENOTCONN, "the socket listens: pass what its accept() returns")
         self._peer = peer_credentials(sock)
         if allow_uids is not None and self._peer.uid not in allow_uids:
             sock.close()

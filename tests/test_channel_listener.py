@@ -406,7 +406,7 @@ def test_peer_pidfd() -> None:
         assert f"Pid:\t{os.getpid()}\n" in info
 
 
-def test_wrong_sockets(file: int) -> None:
+def test_wrong_sockets(file: int, path: Path) -> None:
     """Channel takes connected stream and seqpacket Unix sockets; what it refuses stays open."""
     with socket.socket(socket.AF_INET) as inet, pytest.raises(OSError, match="Unix domain"):
         Channel(inet)
@@ -417,4 +417,11 @@ def test_wrong_sockets(file: int) -> None:
         with pytest.raises(OSError, match=r"[Nn]ot connected") as caught:
             Channel(alone)
         assert caught.value.errno == errno.ENOTCONN
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(path))
+        listening.listen()
+        with pytest.raises(OSError, match="the socket listens") as caught:
+            Channel(listening)
+        assert caught.value.errno == errno.ENOTCONN
+        assert listening.fileno() >= 0
     assert os.fstat(file)
