@@ -232,8 +232,12 @@ class Descriptors(NotCopied, Sequence[int]):
     def _find(self, index: int) -> int:
         """index as one from the front; IndexError where there is none."""
         count: int = self._open().count
-        if not -count <= index < count:
-            raise IndexError(f"descriptor {index} of {count}")
+        try:
+            fits = -count <= index < count
+        except TypeError:
+            raise TypeError(f"the position of a descriptor is an int, not {index!r}") from None
+        if not fits:
+            raise IndexError(f"no descriptor at position {index}: there are {count}")
         return index % count
 
     @property
