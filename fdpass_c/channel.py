@@ -215,6 +215,8 @@ class Channel(NotCopied):
     ) -> tuple["Channel", "Channel"]:
         """Makes two connected channels, for a child process or a thread.
 
+        For two that differ in their options, make each of one end of socket.socketpair().
+
         Args:
             max_payload: As for Channel, for both.
             max_fds: As for Channel, for both.
