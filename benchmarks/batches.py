@@ -161,7 +161,7 @@ TABLES = [
     ),
     Table(
         "batches-across",
-        "the same across two processes: one sends, a forked one receives and closes",
+        "batches of messages with one descriptor each; one process sends, one receives and closes",
         "descriptor",
         STANDARD,
         [

@@ -177,7 +177,7 @@ TABLES = [
     Table(
         "channel",
         f"{_TAG_SIZE} bytes and one descriptor each; send, receive and close in one process",
-        "tagged descriptor",
+        "descriptor",
         STANDARD,
         [
             "All of a call is sent before it is received, so nobody waits or is woken.",
@@ -188,8 +188,8 @@ TABLES = [
     ),
     Table(
         "channel-across",
-        "the same across two processes: one sends, a forked one receives and closes",
-        "tagged descriptor",
+        f"{_TAG_SIZE} bytes and one descriptor each; one process sends, one receives and closes",
+        "descriptor",
         STANDARD,
         [
             "Throughput, not latency: both run at once. The receiver acknowledges chunks of",

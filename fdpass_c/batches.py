@@ -12,6 +12,7 @@ from fdpass_c.buffers import Buffer
 from fdpass_c.descriptors import (
     MANY,
     Descriptors,
+    as_list,
     get_memory,
     join,
     many,
@@ -211,7 +212,7 @@ def start_batch(
     iterators."""
     try:
         fd = raw_fileno(sock)
-        listed: list[Any] = [*fds]
+        listed = as_list(fds)
         count = len(data)
         if start is NOTHING_SENT and 0 < count == len(listed) and type(data[0]) is bytes:
             width = len(data[0]) + 2

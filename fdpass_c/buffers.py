@@ -39,16 +39,17 @@ def join(buffers: Sequence[Buffer]) -> tuple[bytes, list[int]] | None:
     return _join(copies), [*map(len, copies)]
 
 
-def describe(buffers: Sequence[Buffer]) -> tuple[Any, list[int]]:
+def describe(buffers: Sequence[Buffer], name: str) -> tuple[Any, list[int]]:
     """A struct iovec[] of buffers, which it keeps alive and unresized, and the size of each.
 
-    TypeError for what has no C-contiguous buffer.
+    TypeError for what has no C-contiguous buffer, with the name that the caller has for buffers.
     """
     views = []
     for position, buffer in enumerate(buffers):
         try:
             views.append(ffi.from_buffer(buffer))
         except (TypeError, ValueError, BufferError) as error:
-            raise TypeError(f"buffers[{position}] is not bytes-like: {error}") from None
+            reason = "encode() makes bytes of a str" if isinstance(buffer, str) else error
+            raise TypeError(f"{name}[{position}] is not bytes-like: {reason}") from None
     vector = ffi.new("struct iovec[]", [(view, len(view)) for view in views])
     return ffi.gc(vector, partial(operator.is_, views)), [*map(len, views)]

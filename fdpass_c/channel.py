@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import operator
 import os
 import socket
 import threading
@@ -18,6 +19,7 @@ from fdpass_c.descriptors import (
     FEW,
     MANY,
     Descriptors,
+    as_list,
     few,
     get_memory,
     many,
@@ -81,6 +83,24 @@ class ChannelOptions(TypedDict, total=False):
     max_fds: int
     allow_uids: Collection[int] | None
     receive_fds: bool
+
+
+def check_options(max_payload: int, max_fds: int, allow_uids: Collection[int] | None) -> None:
+    """Raises the TypeError and ValueError of Channel for options that no connection can have."""
+    for name, limit, most in (
+        ("max_payload", max_payload, 2**64 - 1),
+        ("max_fds", max_fds, 2**32 - 1),
+    ):
+        try:
+            fits = 0 <= operator.index(limit) <= most
+        except TypeError:
+            raise TypeError(f"{name} is an int, not {type(limit).__name__}") from None
+        if not fits:
+            raise ValueError(f"{name} is {limit}, which is not in 0 to {most}")
+    text = isinstance(allow_uids, str | bytes)
+    if allow_uids is not None and (text or not isinstance(allow_uids, Collection)):
+        kind = type(allow_uids).__name__
+        raise TypeError(f"allow_uids is a collection of ints, such as {{1000}}, not {kind}")
 
 
 # Seconds between two tries while too many are in flight: no event reports that they were received.
@@ -147,8 +167,8 @@ class Channel(NotCopied):
                 instead.
 
         Raises:
-            TypeError: sock is not a socket.
-            ValueError: The socket is of another type.
+            TypeError: sock is not a socket, or an option has the wrong type.
+            ValueError: The socket is of another type, or a limit is negative or too large.
             OSError: EAFNOSUPPORT: the socket is of another family. ENOTCONN: it has no peer.
             PermissionError: The peer's user is not in allow_uids. sock is closed.
         """
@@ -158,6 +178,10 @@ class Channel(NotCopied):
             raise_oserror(errno.EAFNOSUPPORT)
         if sock.type not in (socket.SOCK_STREAM, socket.SOCK_SEQPACKET):
             raise ValueError(f"a channel needs a stream or seqpacket socket, not {sock.type!r}")
+        check_options(max_payload, max_fds, allow_uids)
+        if sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+            # It has peer credentials nevertheless: its own.
+            raise_oserror(errno.ENOTCONN, "the socket listens: pass what its accept() returns")
         self._peer = peer_credentials(sock)
         if allow_uids is not None and self._peer.uid not in allow_uids:
             sock.close()
@@ -190,6 +214,8 @@ class Channel(NotCopied):
         receive_fds: bool = True,
     ) -> tuple["Channel", "Channel"]:
         """Makes two connected channels, for a child process or a thread.
+
+        For two that differ in their options, make each of one end of socket.socketpair().
 
         Args:
             max_payload: As for Channel, for both.
@@ -334,7 +360,7 @@ class Channel(NotCopied):
             ProtocolError: A receive found that the peer broke the protocol.
         """
         data = [*payloads]
-        sending = start_many(self._outbox, data, [*fds], start)
+        sending = start_many(self._outbox, data, as_list(fds), start)
         if sending is not None or self._senders:
             self._finish(sending)
         return len(data)

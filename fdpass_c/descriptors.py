@@ -43,10 +43,27 @@ def as_ints(fds: list[Any]) -> Any:
         return ffi.from_buffer(_INTS, array("i", map(operator.index, fds)))
 
 
+def as_list(fds: Iterable[Any]) -> list[Any]:
+    """What a caller gives as several descriptors. TypeError for one without a list around it.
+
+    Iterating a file would read it, and a Channel would receive. The ints in bytes are no
+    descriptors.
+    """
+    if type(fds) is list or type(fds) is tuple:
+        return [*fds]
+    wrong = isinstance(fds, str | bytes | bytearray)
+    wrong = wrong or (hasattr(fds, "fileno") and not isinstance(fds, Descriptors))
+    if wrong or not (hasattr(fds, "__iter__") or hasattr(fds, "__getitem__")):
+        raise TypeError(
+            f"fds is of type {type(fds).__name__}: pass a list, even for one descriptor"
+        )
+    return [*fds]
+
+
 def as_fd_list(fds: Iterable[int | HasFileno]) -> list[int]:
     """A list of ints from descriptors and objects with fileno(); TypeError names the wrong one."""
     listed = []
-    for position, fd in enumerate(fds):
+    for position, fd in enumerate(as_list(fds)):
         try:
             listed.append(fileno(fd))
         except TypeError as error:
@@ -67,7 +84,7 @@ def close_fds(fds: Iterable[int | HasFileno]) -> None:
     Raises:
         TypeError: An element has the wrong type. Nothing was closed.
     """
-    listed: list[Any] = [*fds]
+    listed = as_list(fds)
     try:
         ints = as_ints(listed)
     except TypeError:
@@ -169,7 +186,7 @@ class Descriptors(NotCopied, Sequence[int]):
         """
         self._memory: Any = None
         self._spare: list[Any] | None = None
-        listed = [*fds]
+        listed = as_list(fds)
         ints = as_ints(listed)
         memory = new_memory(len(listed))
         ffi.memmove(memory.fds, ints, len(listed) * ffi.sizeof("int"))
@@ -215,8 +232,12 @@ class Descriptors(NotCopied, Sequence[int]):
     def _find(self, index: int) -> int:
         """index as one from the front; IndexError where there is none."""
         count: int = self._open().count
-        if not -count <= index < count:
-            raise IndexError(f"descriptor {index} of {count}")
+        try:
+            fits = -count <= index < count
+        except TypeError:
+            raise TypeError(f"the position of a descriptor is an int, not {index!r}") from None
+        if not fits:
+            raise IndexError(f"no descriptor at position {index}: there are {count}")
         return index % count
 
     @property

@@ -79,6 +79,7 @@ class DescriptorTableFullError(FdpassError):
 _EXPLANATIONS = {
     errno.ETOOMANYREFS: "the user has as many descriptors in flight as RLIMIT_NOFILE allows; "
     "they count until the receiver takes them",
+    errno.EPERM: "the receiver may refuse descriptors (receive_fds=False, SO_PASSRIGHTS)",
     errno.EAFNOSUPPORT: "descriptors travel over Unix domain sockets only",
 }
 

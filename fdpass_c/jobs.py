@@ -23,7 +23,7 @@ def make_job(
     data: Any = ffi.NULL
     vector: Any = ffi.NULL
     if joined is None:
-        vector, sizes = describe(payloads)
+        vector, sizes = describe(payloads, "payloads")
     else:
         data = ffi.from_buffer("unsigned char[]", joined[0])
         sizes = joined[1]

@@ -8,7 +8,13 @@ import threading
 from collections.abc import Collection, Iterator
 from functools import partial
 
-from fdpass_c.channel import DEFAULT_MAX_FDS, DEFAULT_MAX_PAYLOAD, Channel, refuse_fds
+from fdpass_c.channel import (
+    DEFAULT_MAX_FDS,
+    DEFAULT_MAX_PAYLOAD,
+    Channel,
+    check_options,
+    refuse_fds,
+)
 from fdpass_c.errors import NotCopied, raise_oserror
 from fdpass_c.unix import Path, SocketFile, as_address, is_abstract
 from fdpass_c.waiting import READABLE, Deadline
@@ -40,7 +46,8 @@ class Listener(NotCopied):
             path: The path of the socket file, or a name in Linux's abstract namespace: a NUL
                 followed by the name. An abstract name has no permissions: use allow_uids.
             backlog: How many connections may wait to be accepted.
-            mode: The permissions of the file. Who may write to it may connect (man 7 unix).
+            mode: The permissions of the file, 0 to 0o777. Who may write to it may connect (man 7
+                unix).
             max_payload: As for Channel, for each accepted one.
             max_fds: As for Channel, for each accepted one.
             allow_uids: As for Channel, for each accepted one. Credentials says what a user's number
@@ -51,8 +58,16 @@ class Listener(NotCopied):
             OSError: EADDRINUSE: somebody listens at the path or is about to. Others as for
                 socket.bind.
             FileExistsError: The path is a file, and not a socket.
-            ValueError: The path contains a NUL.
+            ValueError: The path contains a NUL, mode is not in 0 to 0o777, or a limit is negative
+                or too large.
+            TypeError: An option has the wrong type.
         """
+        check_options(max_payload, max_fds, allow_uids)
+        for uid in () if allow_uids is None else allow_uids:
+            if not isinstance(uid, int):
+                raise TypeError(f"allow_uids is a collection of ints, {uid!r} is none")
+        if not 0 <= mode <= 0o777:
+            raise ValueError(f"mode is {mode:#o}, which is not in 0 to 0o777: 600 is not 0o600")
         self._make_channel = partial(
             Channel,
             max_payload=max_payload,

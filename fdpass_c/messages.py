@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 from fdpass_c._native import ffi, lib
 from fdpass_c.batches import recv_one
 from fdpass_c.buffers import Buffer, describe, join
-from fdpass_c.descriptors import Descriptors, as_fd_list, as_ints
+from fdpass_c.descriptors import Descriptors, as_fd_list, as_ints, as_list
 from fdpass_c.errors import (
     ENODATA,
     MAX_FDS,
@@ -74,7 +74,7 @@ def send_fds(
     """
     fd = raw_fileno(sock)
     parts = [*buffers]
-    listed: list[Any] = [*fds]
+    listed = as_list(fds)
     if listed and not is_unix(fd, sock):
         raise_oserror(errno.EAFNOSUPPORT)
     if address is None and len(listed) == 1 and type(listed[0]) is int:
@@ -101,7 +101,7 @@ def _send(sock: int | HasFileno, parts: list[Buffer], fds: Any, count: int, flag
     arguments: tuple[Any, ...]
     joined = join(parts)
     if joined is None:
-        vector, sizes = describe(parts)
+        vector, sizes = describe(parts, "buffers")
         message = ffi.new("struct fdp_message *")
         message.buffers, message.buffer_count = vector, len(sizes)
         message.fds, message.fd_count = fds, count

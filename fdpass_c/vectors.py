@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 
 from fdpass_c._native import ffi, lib
 from fdpass_c.buffers import Buffer
-from fdpass_c.descriptors import as_ints
+from fdpass_c.descriptors import as_ints, as_list
 from fdpass_c.errors import raise_oserror
 from fdpass_c.shapes import UNFIT, Shapes
 from fdpass_c.waiting import WRITABLE, Deadline, HasFileno, fileno, raw_fileno
@@ -271,7 +271,7 @@ def broadcast(fds: Iterable[int | HasFileno], buffers: Iterable[Buffer]) -> list
         TypeError: An element of fds or buffers has the wrong type, or must be written to through
             its own methods, as for writev. Nothing was written.
     """
-    targets: list[Any] = [*fds]
+    targets = as_list(fds)
     if not {*map(type, targets)} <= _INT_ONLY:
         targets = _find_targets(targets)
     listed = [*buffers]

@@ -185,12 +185,77 @@ def test_wrong_buffers(buffers: Any, pair: Pair, file: int) -> None:
     assert_empty(pair[1])
 
 
-@pytest.mark.parametrize("fds", [None, 0, "0"])
-def test_wrong_list_of_descriptors(fds: Any, pair: Pair) -> None:
-    """What is no iterable of descriptors is a TypeError, and nothing is sent."""
-    with pytest.raises(TypeError):
-        fdpass_c.send_fds(pair[0], [b"x"], fds)
+@pytest.mark.parametrize(
+    ("wrong", "reason"),
+    [("text", r"encode\(\) makes bytes of a str"), (memoryview(b"abcd")[::2], "not C-contiguous")],
+)
+def test_payload_that_is_not_bytes_like(wrong: Any, reason: str, stream: Pair, file: int) -> None:
+    """The TypeError for a payload says which one is wrong and why, and nothing is sent."""
+    ours, theirs = fdpass_c.Channel.pair()
+    with ours, theirs:
+        with pytest.raises(TypeError, match=rf"buffers\[1\] is not bytes-like: .*{reason}"):
+            fdpass_c.send_fds(stream[0], [b"x", wrong], [file])
+        with pytest.raises(TypeError, match=rf"payloads\[1\] is not bytes-like: .*{reason}"):
+            fdpass_c.send_many(stream[0], [b"x", wrong], [file, file])
+        with pytest.raises(TypeError, match=rf"payloads\[1\] is not bytes-like: .*{reason}"):
+            ours.send_many([b"x", wrong])
+        with pytest.raises(TypeError, match=rf"payloads\[0\] is not bytes-like: .*{reason}"):
+            ours.send(wrong)
+        assert_empty(stream[1])
+        theirs.settimeout(0)
+        with pytest.raises(BlockingIOError):
+            theirs.recv()
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        pytest.param(lambda sock, fds: fdpass_c.send_fds(sock, [b"x"], fds), id="send_fds"),
+        pytest.param(lambda sock, fds: fdpass_c.send_many(sock, [b"x"], fds), id="send_many"),
+        pytest.param(lambda _, fds: fdpass_c.broadcast(fds, [b"x"]), id="broadcast"),
+        pytest.param(lambda _, fds: fdpass_c.close_fds(fds), id="close_fds"),
+        pytest.param(lambda _, fds: fdpass_c.Descriptors(fds), id="Descriptors"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["None", "int", "str", "bytes", "socket", "file", "Channel"])
+def test_one_descriptor_without_a_list(
+    kind: str, use: Callable[[Any, Any], object], pair: Pair, tmp_path: Path
+) -> None:
+    """One descriptor where a list belongs is a TypeError that says so. Nothing is read from it,
+    sent or closed: a file at its end would be a list of nothing, and bytes one of small ints."""
+    ours, theirs = fdpass_c.Channel.pair()
+    with ours, theirs, open(tmp_path / "empty", "w+b") as file:
+        ours.send(b"unread")
+        wrong: dict[str, Any] = {
+            "None": None,
+            "int": 0,
+            "str": "0",
+            "bytes": b"\0",
+            "socket": pair[0],
+            "file": file,
+            "Channel": theirs,
+        }
+        with pytest.raises(TypeError, match="pass a list, even for one descriptor"):
+            use(pair[0], wrong[kind])
+        with pytest.raises(TypeError, match="pass a list, even for one descriptor"):
+            ours.send(b"x", wrong[kind])
+        with pytest.raises(TypeError, match="pass a list, even for one descriptor"):
+            ours.send_many([b"x"], wrong[kind])
+        assert theirs.recv()[0] == b"unread"
+        theirs.settimeout(0)
+        with pytest.raises(BlockingIOError):
+            theirs.recv()
     assert_empty(pair[1])
+
+
+def test_bytes_for_the_descriptors_of_one_message(stream: Pair) -> None:
+    """Bytes as one of the iterables of a batch are a TypeError, not its descriptors 0 and so on."""
+    ours, theirs = fdpass_c.Channel.pair()
+    with ours, theirs, pytest.raises(TypeError, match="pass a list"):
+        ours.send_many([b"x"], [b"\0"])
+    with pytest.raises(TypeError, match="pass a list"):
+        fdpass_c.send_many(stream[0], [b"x"], [b"\0"])
+    assert_empty(stream[1])
 
 
 def test_failing_iterator(pair: Pair, file: int) -> None:

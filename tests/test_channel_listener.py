@@ -10,6 +10,7 @@ import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -340,6 +341,32 @@ def test_options_hold_for_the_accepted(path: Path) -> None:
             server.recv()
 
 
+@pytest.mark.parametrize(
+    ("mistake", "error", "text"),
+    [
+        ({"allow_uids": 0}, TypeError, "allow_uids is a collection of ints"),
+        ({"allow_uids": "root"}, TypeError, "allow_uids is a collection of ints"),
+        ({"allow_uids": ["root"]}, TypeError, "allow_uids is a collection of ints, 'root' is none"),
+        ({"max_payload": "1"}, TypeError, "max_payload is an int"),
+        ({"max_payload": -1}, ValueError, "max_payload is -1"),
+        ({"max_fds": -1}, ValueError, "max_fds is -1"),
+        ({"max_fds": 2**32}, ValueError, "max_fds is 4294967296"),
+        ({"mode": 600}, ValueError, "600 is not 0o600"),
+    ],
+)
+def test_wrong_options(
+    mistake: dict[str, Any], error: type[Exception], text: str, path: Path
+) -> None:
+    """A wrong option is an exception of the constructor that names it, not one of accept() with
+    the first peer that comes."""
+    with pytest.raises(error, match=text):
+        Listener(path, **mistake)
+    assert not [*path.parent.iterdir()]
+    if "mode" not in mistake and mistake != {"allow_uids": ["root"]}:
+        with pytest.raises(error, match=text):
+            Channel.pair(**mistake)
+
+
 def test_allowed_users(path: Path) -> None:
     """allow_uids lets in whom it names."""
     with (
@@ -416,7 +443,7 @@ def test_peer_pidfd() -> None:
         assert f"Pid:\t{os.getpid()}\n" in info
 
 
-def test_wrong_sockets(file: int) -> None:
+def test_wrong_sockets(file: int, path: Path) -> None:
     """Channel takes connected stream and seqpacket Unix sockets; what it refuses stays open."""
     with socket.socket(socket.AF_INET) as inet, pytest.raises(OSError, match="Unix domain"):
         Channel(inet)
@@ -427,4 +454,11 @@ def test_wrong_sockets(file: int) -> None:
         with pytest.raises(OSError, match=r"[Nn]ot connected") as caught:
             Channel(alone)
         assert caught.value.errno == errno.ENOTCONN
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(path))
+        listening.listen()
+        with pytest.raises(OSError, match="the socket listens") as caught:
+            Channel(listening)
+        assert caught.value.errno == errno.ENOTCONN
+        assert listening.fileno() >= 0
     assert os.fstat(file)

@@ -190,9 +190,18 @@ def test_use_after_take(use: Callable[[Descriptors], object]) -> None:
 def test_take_where_there_is_none(index: int) -> None:
     """A position out of range is an IndexError, and the owner keeps all."""
     with own(2) as fds:
-        with pytest.raises(IndexError):
+        with pytest.raises(IndexError, match=f"no descriptor at position {index}: there are 2"):
             fds.take(index)
         assert len(list(fds)) == 2
+
+
+@pytest.mark.parametrize("use", ["take", "dup", "as_file", "as_socket", "__getitem__"])
+def test_a_mode_for_the_position(use: str) -> None:
+    """What is no position, such as open()'s second argument, is a TypeError that says so."""
+    with own(1) as fds:
+        with pytest.raises(TypeError, match="the position of a descriptor is an int, not 'rb'"):
+            getattr(fds, use)("rb")
+        assert len(list(fds)) == 1
 
 
 @pytest.mark.thread_unsafe

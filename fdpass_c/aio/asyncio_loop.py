@@ -115,7 +115,7 @@ class AsyncioDirection(Direction["asyncio.Future[None]"]):
 
     def check_loop(self) -> None:
         if asyncio.get_running_loop() is not self._loop:
-            raise RuntimeError("used in another event loop than the one in which it was made")
+            raise RuntimeError("used in an event loop other than the one in which it was made")
         self._thread = get_ident()
 
     async def pause(self) -> None:

@@ -12,7 +12,7 @@ from fdpass_c.aio.loops import Direction, Result, growing_pauses, keep_trying, r
 from fdpass_c.batches import NOTHING_SENT, Batch, Progress
 from fdpass_c.buffers import Buffer
 from fdpass_c.channel import IN_FLIGHT_DELAY
-from fdpass_c.descriptors import Descriptors
+from fdpass_c.descriptors import Descriptors, as_list
 from fdpass_c.errors import NotCopied, PeerClosedError, raise_oserror
 from fdpass_c.peer import Credentials
 from fdpass_c.sending import Sending
@@ -198,12 +198,12 @@ class Channel(NotCopied):
         """
         data = [*payloads]
         if self._writing.is_free() and (self._look is None or await self._look()):
-            sending = self._channel.start_sending_many(data, [*fds], start)
+            sending = self._channel.start_sending_many(data, as_list(fds), start)
             if sending is not None:
                 await self._finish(sending)
         else:
             begin = self._channel.start_sending_many
-            await self._finish(None, start, begin, data, [*fds], start)
+            await self._finish(None, start, begin, data, as_list(fds), start)
         return len(data)
 
     async def flush(self) -> None:

@@ -16,7 +16,7 @@ from fdpass_c.batches import (
     start_batch,
 )
 from fdpass_c.buffers import Buffer
-from fdpass_c.descriptors import Descriptors
+from fdpass_c.descriptors import Descriptors, as_list
 from fdpass_c.waiting import HasFileno, raw_fileno
 
 
@@ -101,7 +101,7 @@ async def send_fds(
         ValueError: sock is not in non-blocking mode; others as for fdpass_c.send_fds.
         OSError: As for fdpass_c.send_fds.
     """
-    parts, listed = [*buffers], [*fds]
+    parts, listed = [*buffers], as_list(fds)
 
     def attempt() -> int:
         return fdpass_c.send_fds(sock, parts, listed, flags, address)

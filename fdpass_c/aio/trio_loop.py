@@ -39,7 +39,7 @@ class TrioDirection(Direction[trio.Event]):
 
     def check_loop(self) -> None:
         if current() is not self._token:
-            raise RuntimeError("used in another event loop than the one in which it was made")
+            raise RuntimeError("used in an event loop other than the one in which it was made")
 
     def is_free(self) -> bool:
         if current() is not self._token:

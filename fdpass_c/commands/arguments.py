@@ -3,6 +3,9 @@
 import argparse
 import re
 
+# The longest payload of a file, in bytes: it usually is a name (PATH_MAX).
+MOST_PAYLOAD = 4096
+
 
 def count(text: str) -> int:
     """A positive whole number."""

@@ -40,7 +40,7 @@ def add_parser(commands: Any) -> None:
         nargs="*",
         default=["-"],
         metavar="FILE",
-        help="a file to print; - is standard input",
+        help="a file to print; - is standard input (default: -)",
     )
     parser.set_defaults(run=run)
 

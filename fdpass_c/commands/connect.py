@@ -38,8 +38,17 @@ def add_parser(commands: Any) -> None:
         "--timeout", type=duration, metavar="SECONDS", help="how long to wait for the connection"
     )
     parser.add_argument("host", metavar="HOST", help="a name, an IPv4 or an IPv6 address")
-    parser.add_argument("port", metavar="PORT", help="a number or the name of a service")
+    parser.add_argument(
+        "port", type=_port, metavar="PORT", help="a number or the name of a service"
+    )
     parser.set_defaults(run=run)
+
+
+def _port(text: str) -> str:
+    # getaddrinfo would take the lowest 16 bits: another port.
+    if text.isdecimal() and int(text) > 65535:
+        raise argparse.ArgumentTypeError(f"a port is at most 65535, not {text}")
+    return text
 
 
 def run(options: argparse.Namespace) -> int:

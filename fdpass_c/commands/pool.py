@@ -138,8 +138,8 @@ def _find_asgi(app: Any, options: argparse.Namespace) -> "Callable[..., Pool]":
 
 
 def _load(options: argparse.Namespace) -> Any:
-    module_name, colon, name = options.handler.partition(":")
-    if not colon:
+    module_name, _, name = options.handler.partition(":")
+    if not all(module_name.split(".")) or not name:
         options.parser.error(f"not MODULE:HANDLER: {options.handler!r}")
     # An installed script has its own directory there, python -m the current one.
     if "" not in sys.path and os.getcwd() not in sys.path:

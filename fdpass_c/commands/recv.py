@@ -7,7 +7,7 @@ import socket
 from typing import Any
 
 from fdpass_c.commands import rendezvous
-from fdpass_c.commands.arguments import count, numbers
+from fdpass_c.commands.arguments import MOST_PAYLOAD, count, numbers
 from fdpass_c.commands.copy import copy
 from fdpass_c.commands.errors import complain, describe, escape
 from fdpass_c.commands.signals import restore_for_program
@@ -29,9 +29,6 @@ input, or one for each number of --at. The exit status is then the program's.
   fdpass recv --connect /tmp/s -- wc -l
   fdpass recv --connect /tmp/s --at 3,4 -- diff /dev/fd/3 /dev/fd/4
 """
-
-# The payload is a name: PATH_MAX.
-_BUFSIZE = 4096
 
 
 def add_parser(commands: Any) -> None:
@@ -69,7 +66,7 @@ def add_parser(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     if options.program and (options.names or options.save is not None or options.count):
-        options.parser.error("a program goes with --at only")
+        options.parser.error("--names, --save and --count do not go with a program")
     if options.at and not options.program:
         options.parser.error("--at needs a program, after --")
     if options.save is not None:
@@ -87,16 +84,20 @@ def _receive(sock: socket.socket, options: argparse.Namespace) -> int:
     left = options.count
     while left is None or left > 0:
         try:
-            name, fds = recv_fd(sock, _BUFSIZE)
+            name, fds = recv_fd(sock, MOST_PAYLOAD)
         except PeerClosedError:
             if left:
-                complain("recv", f"the peer closed, {left} of {options.count} files short")
+                _complain_short(left, options.count)
             return 1 if failed or left else 0
         with fds:
             failed |= not _use(name, fds[0], options)
         if left is not None:
             left -= 1
     return 1 if failed else 0
+
+
+def _complain_short(left: int, wanted: int) -> None:
+    complain("recv", f"the peer closed, {left} of {wanted} files short")
 
 
 def _use(name: bytes, fd: int, options: argparse.Namespace) -> bool:
@@ -148,12 +149,16 @@ def _save(path: bytes, fd: int, timeout: float | None) -> OSError | None:
 
 
 def _execute(sock: socket.socket, numbers: list[int], program: list[str]) -> int:
-    """Becomes the program, with the descriptors received at these numbers."""
+    """Becomes the program, with the descriptors received at these numbers. Or returns a status."""
     beyond = max(numbers) + 1
     aside = []
-    for _ in numbers:
-        with recv_fd(sock, _BUFSIZE)[1] as fds:
-            aside.append(fcntl.fcntl(fds[0], fcntl.F_DUPFD_CLOEXEC, beyond))
+    try:
+        for _ in numbers:
+            with recv_fd(sock, MOST_PAYLOAD)[1] as fds:
+                aside.append(fcntl.fcntl(fds[0], fcntl.F_DUPFD_CLOEXEC, beyond))
+    except PeerClosedError:
+        _complain_short(len(numbers) - len(aside), len(numbers))
+        return 1
     for fd, number in zip(aside, numbers, strict=True):
         os.dup2(fd, number)
     restore_for_program()

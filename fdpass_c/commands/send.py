@@ -8,6 +8,7 @@ import time
 from typing import Any
 
 from fdpass_c.commands import rendezvous
+from fdpass_c.commands.arguments import MOST_PAYLOAD
 from fdpass_c.commands.errors import complain, describe
 from fdpass_c.commands.streams import open_input
 from fdpass_c.descriptors import close_fds
@@ -45,7 +46,7 @@ def add_parser(commands: Any) -> None:
     )
     rendezvous.add_arguments(parser)
     parser.add_argument(
-        "--payload", type=_not_empty, metavar="TEXT", help="send this instead of each file's name"
+        "--payload", type=_payload, metavar="TEXT", help="send this instead of each file's name"
     )
     parser.add_argument(
         "files", nargs="+", metavar="FILE", help="a file to pass; - is standard input"
@@ -53,9 +54,11 @@ def add_parser(commands: Any) -> None:
     parser.set_defaults(run=run)
 
 
-def _not_empty(text: str) -> str:
+def _payload(text: str) -> str:
     if not text:
         raise argparse.ArgumentTypeError("a descriptor needs at least one byte to travel with")
+    if len(os.fsencode(text)) > MOST_PAYLOAD:
+        raise argparse.ArgumentTypeError(f"more than the {MOST_PAYLOAD} bytes that recv takes")
     return text
 
 

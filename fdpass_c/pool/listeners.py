@@ -47,7 +47,11 @@ def open_listener(address: Address, backlog: int = 1024) -> socket.socket:
     if isinstance(where, str):
         return bind_unix(where, backlog=backlog)
     host, port = where
-    found = socket.getaddrinfo(host or "0.0.0.0", port, type=socket.SOCK_STREAM)
+    try:
+        found = socket.getaddrinfo(host or "0.0.0.0", port, type=socket.SOCK_STREAM)
+    except socket.gaierror as error:
+        error.filename = host
+        raise
     family, _, _, _, target = found[0]
     return socket.create_server(target[:2], family=family, backlog=backlog)
 

@@ -60,7 +60,7 @@ complete -c fdpass -n _shtab_fdpass_using -s h -l help -d 'show this help messag
 complete -c fdpass -n _shtab_fdpass_using -l version -d 'show program'"'"'s version number and exit'
 complete -c fdpass -n '_shtab_fdpass_using; and test $_shtab_fdpass_npos -eq 0' -a cat -d 'Print files, as cat does, by passing descriptors: a child process opens each file and passes it with'
 complete -c fdpass -n '_shtab_fdpass_using cat' -s h -l help -d 'show this help message and exit'
-complete -c fdpass -n '_shtab_fdpass_using cat; and test $_shtab_fdpass_npos -ge 0' -ka "(__fish_complete_path (commandline -ct))" -d 'a file to print; - is standard input'
+complete -c fdpass -n '_shtab_fdpass_using cat; and test $_shtab_fdpass_npos -ge 0' -ka "(__fish_complete_path (commandline -ct))" -d 'a file to print; - is standard input (default: -)'
 complete -c fdpass -n '_shtab_fdpass_using; and test $_shtab_fdpass_npos -eq 0' -a send -d 'Open files and pass them over a named socket. Each is one plain message: the descriptor, with the'
 complete -c fdpass -n '_shtab_fdpass_using send' -s h -l help -d 'show this help message and exit'
 complete -c fdpass -n '_shtab_fdpass_using send' -l listen -xka "(__fish_complete_path (commandline -ct))" -d 'create the socket, for this user alone, and wait for one peer'
