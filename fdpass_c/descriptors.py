@@ -43,13 +43,17 @@ def as_ints(fds: list[Any]) -> Any:
         return ffi.from_buffer(_INTS, array("i", map(operator.index, fds)))
 
 
+# The types that callers mostly give. Where a call less counts, ask for them before as_list.
+LISTS = (list, tuple)
+
+
 def as_list(fds: Iterable[Any]) -> list[Any]:
     """What a caller gives as several descriptors. TypeError for one without a list around it.
 
     Iterating a file would read it, and a Channel would receive. The ints in bytes are no
     descriptors.
     """
-    if type(fds) is list or type(fds) is tuple:
+    if type(fds) in LISTS:
         return [*fds]
     wrong = isinstance(fds, str | bytes | bytearray)
     wrong = wrong or (hasattr(fds, "fileno") and not isinstance(fds, Descriptors))

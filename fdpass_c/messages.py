@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 from fdpass_c._native import ffi, lib
 from fdpass_c.batches import recv_one
 from fdpass_c.buffers import Buffer, describe, join
-from fdpass_c.descriptors import Descriptors, as_fd_list, as_ints, as_list
+from fdpass_c.descriptors import LISTS, Descriptors, as_fd_list, as_ints, as_list
 from fdpass_c.errors import (
     ENODATA,
     MAX_FDS,
@@ -74,7 +74,7 @@ def send_fds(
     """
     fd = raw_fileno(sock)
     parts = [*buffers]
-    listed = as_list(fds)
+    listed: list[Any] = [*fds] if type(fds) in LISTS else as_list(fds)
     if listed and not is_unix(fd, sock):
         raise_oserror(errno.EAFNOSUPPORT)
     if address is None and len(listed) == 1 and type(listed[0]) is int:

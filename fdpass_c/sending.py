@@ -10,7 +10,7 @@ from typing import Any
 from fdpass_c._native import ffi, lib
 from fdpass_c.batches import NOTHING_SENT, Progress
 from fdpass_c.buffers import Buffer
-from fdpass_c.descriptors import as_list
+from fdpass_c.descriptors import LISTS, as_list
 from fdpass_c.errors import MAX_FDS
 from fdpass_c.jobs import flatten_fds, make_job
 from fdpass_c.shapes import LONGEST_IN_COLUMN, UNFIT, pack_column
@@ -70,7 +70,7 @@ class Sending:
 
 def start_one(outbox: Any, payload: Buffer, fds: Iterable[int | HasFileno]) -> Sending | None:
     """Sends one message without waiting. None if it was sent, or else what is left to do."""
-    listed = as_list(fds)
+    listed: list[Any] = [*fds] if type(fds) in LISTS else as_list(fds)
     if type(payload) is bytes:
         fd = listed[0] if len(listed) == 1 else _NO_FD
         if not listed or (type(fd) is int and 0 <= fd <= _MOST_INT):
