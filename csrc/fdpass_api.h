@@ -409,8 +409,8 @@ int fdp_close_inbox(struct fdp_inbox *inbox);
 /* Up to this size Linux accepts a frame whole or not at all, whatever the socket's buffer is. */
 #define FDP_ATOMIC_SIZE 2000
 
-/* unsent: how many bytes of a begun frame are kept. sender: that of the job that is being sent, or
- * 0. All else is for the core only. */
+/* unsent: how many bytes of a begun frame are kept. job: what is being sent, or NULL, and sender: its
+ * sender, or 0. All else is for the core only. */
 struct fdp_outbox {
     int sock;
     unsigned int busy;

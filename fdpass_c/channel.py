@@ -36,7 +36,7 @@ from fdpass_c.errors import (
 )
 from fdpass_c.peer import Credentials, is_unix, peer_credentials, peer_pidfd
 from fdpass_c.scratch import get_scratch, make_scratch, spare
-from fdpass_c.sending import Sending, is_own, start_many, start_one
+from fdpass_c.sending import Sending, start_many, start_one
 from fdpass_c.turns import Turns
 from fdpass_c.unix import connect_unix
 from fdpass_c.waiting import READABLE, WRITABLE, Deadline, HasFileno, raw_fileno
@@ -397,15 +397,15 @@ class Channel(NotCopied):
     def _drive(self, sending: Sending) -> None:
         deadline = Deadline(self._sock, WRITABLE)
         while (result := sending.step(self._send_flags())) != _DONE:
-            self._wait_to_send(result, deadline)
+            self._wait_to_send(sending, result, deadline)
 
     def _send_flags(self) -> int:
         return 0 if self._sock.gettimeout() is None else socket.MSG_DONTWAIT
 
-    def _wait_to_send(self, result: int, deadline: Deadline) -> None:
+    def _wait_to_send(self, sending: Sending, result: int, deadline: Deadline) -> None:
         """Returns when it is worthwhile to try again to send."""
         if result == -errno.EBUSY:
-            if is_own(self._outbox):
+            if sending.interrupts_own():
                 raise RuntimeError(
                     "a signal handler must not send on a channel whose send it interrupts"
                 )

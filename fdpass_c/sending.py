@@ -52,6 +52,11 @@ class Sending:
             return lib.fdp_send(self._outbox, self._job, flags)
         return lib.fdp_flush(self._outbox, flags) or _DONE
 
+    def interrupts_own(self) -> bool:
+        """Whether it must wait for another that this thread sends, as in a signal handler."""
+        is_other = self._job not in (None, self._outbox.job)
+        return bool(is_other and self._outbox.sender == threading.get_ident())
+
     def give_up(self, error: BaseException) -> bool:
         """Ends it where it stands, and sets error.progress. True if the receiver gets all messages,
         because only the rest of the last frame was not sent in time.
@@ -133,8 +138,3 @@ def _check_whole(start: Progress, count: int) -> int:
     if not 0 <= messages <= count or part != 0:
         raise ValueError(f"start is {start}, outside the {count} payloads or inside of one")
     return messages
-
-
-def is_own(outbox: Any) -> bool:
-    """Whether it is this thread that is sending."""
-    return bool(outbox.sender == threading.get_ident())

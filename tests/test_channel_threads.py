@@ -1,6 +1,7 @@
 """Threads take turns, forks keep to what the documentation says, selectors and timeouts work."""
 
 import contextlib
+import errno
 import gc
 import os
 import selectors
@@ -14,6 +15,7 @@ import pytest
 
 import fdpass_c
 from fdpass_c import Channel
+from fdpass_c.sending import Sending
 from support.channels import channels, raw_pair
 from support.descriptors import identity, is_open
 from support.frames import first, one, pack
@@ -22,6 +24,29 @@ from support.processes import run_in_child
 from support.signals import handling, interrupt_main_thread
 from support.tables import many_allowed
 from support.threads import beside
+
+
+@pytest.mark.parametrize("kind", [socket.SOCK_STREAM, socket.SOCK_SEQPACKET])
+def test_whose_send_it_is(kind: socket.SocketKind) -> None:
+    """A send waits for other threads; another send of its own thread is in its way for good."""
+    with channels(kind, 20_000) as (sender, _):
+        own, other = (sender.start_sending(bytes(1_000_000), []) for _ in range(2))
+        flushing = Sending(sender.outbox, None, 0)
+        assert own is not None
+        assert other is not None
+        assert own.step(socket.MSG_DONTWAIT) < 0
+        for busy in (0, 1):  # 1: a thread is inside, for a moment.
+            sender.outbox.busy = busy
+            assert other.step(socket.MSG_DONTWAIT) == -errno.EBUSY
+            assert other.interrupts_own()
+            assert not own.interrupts_own()
+            assert not flushing.interrupts_own()
+            with beside(other.interrupts_own) as elsewhere:
+                pass
+            assert elsewhere == [False]
+        sender.outbox.busy = 0
+        own.give_up(BlockingIOError())
+        assert not other.interrupts_own()
 
 
 @pytest.mark.thread_unsafe
