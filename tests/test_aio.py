@@ -348,6 +348,34 @@ def test_first_come_first_served(loop: str) -> None:
     run(loop, test)
 
 
+@pytest.mark.untraced
+@pytest.mark.parametrize("loop", ["asyncio"])
+def test_very_many_in_turn(loop: str) -> None:
+    """50,000 tasks that receive from one channel have their turns, or are cancelled, the last one
+    first, within a test's time: each costs the same, however many there are."""
+
+    async def test() -> None:
+        left, right = make_pair()
+
+        async def receive() -> None:
+            take(await right.recv())
+
+        async with left, right:
+            for cancelled in (False, True):
+                tasks = [asyncio.create_task(receive()) for _ in range(50_000)]
+                await asyncio.sleep(0)
+                if cancelled:
+                    for task in reversed(tasks):
+                        task.cancel()
+                else:
+                    for _ in tasks:
+                        await left.send(b"x")
+                results = await asyncio.gather(*tasks, return_exceptions=True)
+                assert all(map(is_cancelled, results)) if cancelled else not any(results)
+
+    run(loop, test)
+
+
 @every_loop
 def test_cancelled_in_the_instant_of_its_turn(loop: str) -> None:
     """A task that is cancelled when its turn has come, and before it runs, passes the turn on."""

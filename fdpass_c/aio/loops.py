@@ -5,7 +5,7 @@ import itertools
 import sys
 import threading
 from abc import ABC, abstractmethod
-from collections import deque
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -54,7 +54,7 @@ class Direction(ABC, Generic[Place]):
 
     def __init__(self) -> None:
         self.holder: object = None
-        self.places: deque[tuple[object, Place]] = deque()
+        self.places: OrderedDict[object, Place] = OrderedDict()
         self._calls = _counter.calls
 
     async def enter(self, me: object, pauses: bool = True) -> None:
@@ -69,19 +69,16 @@ class Direction(ABC, Generic[Place]):
             if pauses:
                 await self.pause()
             return
-        place = self.make_place()
-        waiting = me, place
-        self.places.append(waiting)
+        place = self.places[me] = self.make_place()
         try:
             await self.stay(place)
         finally:
-            if waiting in self.places:
-                self.places.remove(waiting)
+            self.places.pop(me, None)
 
     def pass_on(self) -> None:
         """Makes the one who came next the holder."""
         while self.places:
-            self.holder, place = self.places.popleft()
+            self.holder, place = self.places.popitem(last=False)
             if self.call(place):
                 return
         self.holder = None
