@@ -5,6 +5,7 @@ import atexit
 import contextlib
 import ctypes
 import errno
+import importlib
 import itertools
 import logging
 import os
@@ -224,6 +225,27 @@ def exit_at_start(handler: str, *addresses: str) -> None:
 
     setup = fail if handler == "echo_async" else partial(sys.exit, "no database")
     Pool(getattr(handlers, handler), 1, setup=setup).serve(*addresses)
+
+
+def under_gevent(*addresses: str) -> None:
+    """A pool of two workers in a program that gevent has patched before its imports; a greenlet of
+    each worker runs while the worker waits for connections."""
+    gevent = importlib.import_module("gevent")
+
+    ticks: list[None] = []
+
+    def tick() -> None:
+        while True:
+            ticks.append(None)
+            gevent.sleep(0.001)
+
+    def handle(sock: socket.socket, _address: object) -> None:
+        if sock.recv(1000) == b"slow":
+            with gevent.Timeout(0.01):
+                sock.recv(1000)
+        sock.sendall(f"{os.getpid()} {len(ticks)}".encode())
+
+    Pool(handle, 2, setup=lambda: gevent.spawn(tick)).serve(*addresses)
 
 
 def tell_addresses(gate: str, *addresses: str) -> None:

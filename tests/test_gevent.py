@@ -1,5 +1,7 @@
 """Under gevent, which makes descriptors non-blocking below, calls wait as greenlets do."""
 
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -7,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from support.processes import Program
+from support.server import Server
 
 PATCH = "from gevent import monkey; monkey.patch_all()\n"
 IMPORTS = """
@@ -165,3 +168,30 @@ def test_greenlets(name: str, order: str, timeout: float | None, tmp_path: Path)
     pytest.importorskip("gevent")
     start = PATCH + IMPORTS if order == "patched first" else IMPORTS + PATCH
     run_program(f"{start}\nTIMEOUT = {timeout}\n{PRELUDE}{BODIES[name]}", tmp_path)
+
+
+@pytest.mark.thread_unsafe
+def test_a_pool() -> None:
+    """A pool's plain workers wait for connections as greenlets do, and are replaced as ever."""
+    pytest.importorskip("gevent")
+    code = f"{PATCH}import sys, pool_programs; pool_programs.main(*sys.argv[1:])"
+    with Server(program=("-c", code, "under_gevent")) as server:
+        pids = server.settled(2).pids
+        ticks: dict[int, int] = {}
+        asked = 0
+        while len(ticks) < 2 or min(ticks.values()) < 10:
+            pid, count = map(int, server.ask().split())
+            ticks[pid] = count
+            asked += 1
+        assert server.ask(b"slow") == b""
+        server.wait_for("gevent.timeout.Timeout")
+        os.kill(pids[0], signal.SIGKILL)
+        server.wait_for(f"worker {pids[0]} was killed by SIGKILL")
+        status = server.settled(2)
+        assert (status.failed, status.lost) == (1, 0)
+        assert status.handled == asked + 1
+        server.send_signal(signal.SIGHUP)
+        for _ in range(2):
+            server.wait_for("exited with status 0")
+        assert not {*server.settled(2).pids} & {*status.pids}
+        assert server.stop() == 0

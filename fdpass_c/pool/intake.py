@@ -8,9 +8,10 @@ from typing import Any
 from fdpass_c._native import lib
 from fdpass_c.channel import Channel
 from fdpass_c.descriptors import new_memory
-from fdpass_c.errors import PeerClosedError, raise_oserror
+from fdpass_c.errors import PeerClosedError
 from fdpass_c.pool.connected import ConnectedSocket, Kind, find_origin, read_address
 from fdpass_c.scratch import make_scratch
+from fdpass_c.waiting import READABLE, Deadline
 
 _receive = lib.fdp_receive
 _take = lib.fdp_take_fd
@@ -45,7 +46,8 @@ class Intake:
                 raise PeerClosedError("the master has closed the channel")
             if code not in _AGAIN:
                 self._channel.raise_failure()
-                raise_oserror(-code)
+                # A wait only if gevent has made the socket non-blocking.
+                Deadline(self._channel, READABLE).handle(-code)
         self._payload = self._view[: code & _LENGTH]
 
     def take(self) -> tuple[ConnectedSocket, Any]:
