@@ -280,10 +280,14 @@ def hostile_peers(
 ) -> Iterator[str]:
     """Attacks whoever is at the other end of what connect makes, once for each name.
 
-    connect: makes a connected Unix stream socket, which this closes. seed: of what is random.
-    timeout: seconds that one attack may take where the other end does not read.
+    Args:
+        connect: Makes a connected Unix stream socket, which this function closes.
+        attacks: Names out of ATTACKS.
+        seed: Seeds the random generator of the attacks that are random.
+        timeout: The seconds that one attack may take if the other end does not read.
 
-    Yields each name while its connection is still open: look at your server there.
+    Yields:
+        The name of each attack, while its connection is still open: check your server then.
     """
     chance = random.Random(seed)
     for name in attacks:

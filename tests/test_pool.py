@@ -162,6 +162,18 @@ def test_bad_numbers(arguments: "tuple[int, ...]", options: "dict[str, float]") 
         Pool(echo, *arguments, **options)  # type: ignore[arg-type]
 
 
+def test_a_handler_that_was_called() -> None:
+    """What is not callable is a TypeError of the constructor, not of each connection."""
+    with pytest.raises(TypeError, match="the handler is not callable: None"):
+        Pool(None, 1)  # type: ignore[arg-type]
+
+
+def test_a_port_that_is_none() -> None:
+    """A port beyond 65535 is a ValueError, not the port of its lowest 16 bits."""
+    with pytest.raises(ValueError, match="a port is 0 to 65535"):
+        open_listener(("127.0.0.1", 65536))
+
+
 @pytest.mark.thread_unsafe
 def test_no_listener() -> None:
     """A pool that listens nowhere is refused."""

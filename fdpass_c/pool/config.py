@@ -25,8 +25,10 @@ class Config(NamedTuple):
     loop_factory: Callable[[], asyncio.AbstractEventLoop] | None
 
     def check(self) -> None:
-        """ValueError as for Pool."""
+        """TypeError and ValueError as for Pool."""
         most = self.max_requests
+        if not callable(self.handler):
+            raise TypeError(f"the handler is not callable: {self.handler!r}")
         if self.workers < 1 or self.capacity < 1 or (most is not None and most < 1):
             raise ValueError(
                 "workers, capacity and max_requests are at least 1, "

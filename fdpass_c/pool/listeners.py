@@ -107,6 +107,9 @@ def _remove(path: str, file: tuple[int, int]) -> None:
 def parse_address(address: Address) -> str | tuple[str, int]:
     """Returns a path, or a host and a port. Raises a ValueError for anything else."""
     if isinstance(address, tuple):
+        # getaddrinfo would take the lowest 16 bits: another port.
+        if isinstance(address[1], int) and not 0 <= address[1] <= 65535:
+            raise ValueError(f"a port is 0 to 65535: {address!r}")
         return address
     if not isinstance(address, str) or "/" in address:
         return os.fspath(address)
