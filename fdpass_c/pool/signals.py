@@ -100,14 +100,17 @@ def terminate_children() -> None:
     kept = threading.local()
 
     def block() -> None:
-        # Or one that comes before the child has reset the handler is lost.
-        kept.mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+        kept.mask = None
+        if signal.getsignal(signal.SIGTERM) is operator.is_:
+            # Or one that comes before the child has reset the handler is lost.
+            kept.mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
 
     def unblock() -> None:
-        signal.pthread_sigmask(signal.SIG_SETMASK, kept.mask)
+        if kept.mask is not None:
+            signal.pthread_sigmask(signal.SIG_SETMASK, kept.mask)
 
     def reset() -> None:
-        if signal.getsignal(signal.SIGTERM) is operator.is_:
+        if kept.mask is not None:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
         unblock()
 

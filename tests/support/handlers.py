@@ -224,10 +224,14 @@ def _pause(_writer: Any) -> None:
 def _exit_upon_term(writer: Any) -> None:
     """Has a handler of its own, and so has a child that it forks."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(5))
-    child = multiprocessing.get_context("fork").Process(target=_tell_and_pause, args=[writer])
+    fork = multiprocessing.get_context("fork")
+    ready, child_writer = fork.Pipe(duplex=False)
+    child = fork.Process(target=_tell_and_pause, args=[child_writer])
     child.start()
+    ready.recv()
     try:
-        signal.pause()
+        # Not while it forks: what a handler raises in a function of os.register_at_fork is lost.
+        _tell_and_pause(writer)
     finally:
         child.terminate()
         child.join()
