@@ -240,7 +240,8 @@ def _exit_upon_term(writer: Any) -> None:
 
 def _tell_and_pause(writer: Any) -> None:
     writer.send("ready")
-    signal.pause()
+    while True:
+        time.sleep(0.1)  # pause() would miss a signal that comes just before it.
 
 
 def close_and_wait(sock: socket.socket, _address: object) -> None:
