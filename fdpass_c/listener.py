@@ -110,6 +110,8 @@ class Listener(NotCopied):
         thread = threading.get_ident()
         self._waiting.append(thread)
         try:
+            if self._closed:  # close() may have looked before at who waits.
+                raise_oserror(errno.EBADF)
             return self._accept()
         except OSError:
             if self._closed:
