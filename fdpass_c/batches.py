@@ -300,6 +300,8 @@ def _check_batch(
 
 _INLINE_SIZE = lib.FDP_INLINE_SIZE
 _MSG_PEEK = int(socket.MSG_PEEK)
+# Only the first message is waited for, and a try with this flag receives nothing.
+_LATER = ~int(socket.MSG_WAITALL)
 
 _new_uncleared = ffi.new_allocator(should_clear_after_alloc=False)
 
@@ -381,13 +383,15 @@ def recv_many(
         except ConnectionResetError as reset:
             # The kernel reports this once, and before the queue is empty.
             error = reset
+            arguments = (data, bufsize, maxfds, max_messages, flags & _LATER, scratch, owned)
             code = max(_try_recv_batch(fd, *arguments), 0)
         payloads, counts = read_messages(code, scratch, view, owned)
         lost = _count_lost(code, scratch)
         while code & _MORE and (left := max_messages - len(payloads) - lost) > 0:
             pool = None
             held.append(new_memory(max(room, 1)))
-            code = _try_recv_batch(fd, data, bufsize, maxfds, left, flags, scratch, held[-1])
+            arguments = (data, bufsize, maxfds, left, flags & _LATER, scratch, held[-1])
+            code = _try_recv_batch(fd, *arguments)
             if code == -errno.ECONNRESET:  # As above: it is told once, and there may be more.
                 error = OSError(errno.ECONNRESET, describe_errno(errno.ECONNRESET))
                 code = _MORE

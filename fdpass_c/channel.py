@@ -424,12 +424,13 @@ class Channel(NotCopied):
     def _wait(self, code: int, deadline: Deadline) -> None:
         """Waits after a failure with code, until another try is worthwhile or close() wakes it."""
         thread = threading.get_ident()
-        self._waiting.append(thread)
         try:
+            self._waiting.append(thread)
             self.raise_failure()
             deadline.handle(-code)
         finally:
-            self._waiting.remove(thread)
+            if thread in self._waiting:  # Not if a handler raised before.
+                self._waiting.remove(thread)
 
     def raise_failure(self) -> None:
         """After a failure: raises an exception if the channel is closed or its protocol broken."""

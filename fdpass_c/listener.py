@@ -108,15 +108,18 @@ class Listener(NotCopied):
             OSError: EBADF: the listener is closed. Others as for socket.accept.
         """
         thread = threading.get_ident()
-        self._waiting.append(thread)
         try:
+            self._waiting.append(thread)
+            if self._closed:  # close() may have looked before at who waits.
+                raise_oserror(errno.EBADF)
             return self._accept()
         except OSError:
             if self._closed:
                 raise_oserror(errno.EBADF, "the listener is closed")
             raise
         finally:
-            self._waiting.remove(thread)
+            if thread in self._waiting:  # Not if a handler raised before.
+                self._waiting.remove(thread)
 
     def _accept(self) -> Channel:
         deadline = Deadline(self, READABLE)

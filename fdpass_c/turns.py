@@ -17,11 +17,12 @@ class Turns(deque[Any]):
         # Looked up here: gevent replaces it, and the original lock would block all greenlets.
         lock = threading.Lock()
         lock.acquire()
-        self.append(lock)
         try:
+            self.append(lock)
             lock.acquire(timeout=_AT_MOST)
         finally:
-            self.remove(lock)
+            if lock in self:  # Not if a handler raised before.
+                self.remove(lock)
 
     def pass_on(self) -> None:
         """Wakes the thread that has waited longest."""

@@ -9,7 +9,6 @@ from typing import Any, NoReturn
 from fdpass_c._native import ffi, lib
 from fdpass_c.buffers import Buffer
 from fdpass_c.descriptors import as_ints, as_list
-from fdpass_c.errors import raise_oserror
 from fdpass_c.shapes import UNFIT, Shapes
 from fdpass_c.waiting import WRITABLE, Deadline, HasFileno, fileno, raw_fileno
 
@@ -134,11 +133,10 @@ def _write_all(fd: int | HasFileno, buffers: Iterable[Buffer], offset: int | Non
 
 
 def _refuse(code: int) -> NoReturn:
-    try:
-        raise_oserror(code)
-    except OSError as error:
-        _count_written(error, 0)
-        raise
+    # Not by raise_oserror, whose explanations are about descriptors that travel.
+    error = OSError(code, os.strerror(code))
+    _count_written(error, 0)
+    raise error
 
 
 def _write_part(
@@ -328,7 +326,4 @@ def _find_targets(fds: list[int | HasFileno]) -> list[int]:
 def _as_error(code: int) -> OSError:
     if code == errno.EINTR:
         code = errno.EAGAIN  # The device waited until a signal arrived, so it is full.
-    try:
-        raise_oserror(code)
-    except OSError as error:
-        return error.with_traceback(None)
+    return OSError(code, os.strerror(code))

@@ -154,7 +154,10 @@ class Deadline:
         left = self._left()
         if left is None and os.get_blocking(fileno(self._sock)):
             raise_oserror(code)  # The socket's own SO_RCVTIMEO or SO_SNDTIMEO ran out.
-        if not _wait(fileno(self._sock), self._event, left):
+        fd = fileno(self._sock)
+        if fd < 0:
+            raise_oserror(errno.EBADF)  # Closed meanwhile; poll would call that a ValueError.
+        if not _wait(fd, self._event, left):
             raise TimeoutError("timed out")
 
 

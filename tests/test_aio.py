@@ -689,8 +689,8 @@ def test_close_wakes(loop: str) -> None:
 
 @every_loop
 def test_close_in_another_thread(loop: str, tmp_path: Path) -> None:
-    """close() and detach() in another thread than the loop's are a RuntimeError, and change
-    nothing; so they are where that thread runs a loop of its own."""
+    """close(), detach() and shutdown() in another thread than the loop's are a RuntimeError, and
+    change nothing; so they are where that thread runs a loop of its own."""
 
     async def test() -> None:
         left, right = make_pair()
@@ -698,8 +698,9 @@ def test_close_in_another_thread(loop: str, tmp_path: Path) -> None:
         async with left, right, listener, Group(loop) as group:
 
             def close_all() -> None:
-                for close in (right.close, right.detach, listener.close):
-                    with pytest.raises(RuntimeError, match="another thread"):
+                shut_down = partial(right.shutdown, socket.SHUT_RDWR)
+                for close in (right.close, right.detach, shut_down, listener.close):
+                    with pytest.raises(RuntimeError, match="used in another thread"):
                         close()
 
             async def close_all_in_a_loop() -> None:

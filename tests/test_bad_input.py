@@ -1,5 +1,6 @@
 """What the caller got wrong is a clear error, before anything is sent, received or lost."""
 
+import asyncio
 import errno
 import os
 import socket
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 
 import fdpass_c
+from fdpass_c import aio
 from support.descriptors import Keep, identities, identity
 from support.sockets import Pair, assert_empty
 
@@ -185,10 +187,30 @@ def test_wrong_buffers(buffers: Any, pair: Pair, file: int) -> None:
     assert_empty(pair[1])
 
 
-@pytest.mark.parametrize(
+NOT_BYTES_LIKE = pytest.mark.parametrize(
     ("wrong", "reason"),
     [("text", r"encode\(\) makes bytes of a str"), (memoryview(b"abcd")[::2], "not C-contiguous")],
 )
+
+
+@NOT_BYTES_LIKE
+@pytest.mark.parametrize("function", ["send_fds", "send_fd", "send_many"])
+def test_payload_of_a_coroutine_function(
+    function: str, wrong: Any, reason: str, stream: Pair, file: int
+) -> None:
+    """The functions for event loops say the same of it."""
+    arguments = {
+        "send_fds": ([wrong], [file]),
+        "send_fd": (file, wrong),
+        "send_many": ([wrong], [file]),
+    }
+    stream[0].setblocking(False)
+    with pytest.raises(TypeError, match=rf"\[0\] is not bytes-like: .*{reason}"):
+        asyncio.run(getattr(aio, function)(stream[0], *arguments[function]))
+    assert_empty(stream[1])
+
+
+@NOT_BYTES_LIKE
 def test_payload_that_is_not_bytes_like(wrong: Any, reason: str, stream: Pair, file: int) -> None:
     """The TypeError for a payload says which one is wrong and why, and nothing is sent."""
     ours, theirs = fdpass_c.Channel.pair()

@@ -2,6 +2,7 @@
 
 import array
 import errno
+import fcntl
 import os
 import socket
 import tempfile
@@ -201,6 +202,16 @@ def test_memfd_and_devices() -> None:
     assert os.pread(memory, 200_000, 0) == b"x" * 100_000 + b"y"
     for fd in (memory, full, null):
         os.close(fd)
+
+
+@linux_only
+def test_sealed_memfd() -> None:
+    """A sealed memfd has EPERM in its slot, in the words of the system alone."""
+    fd = os.memfd_create("broadcast", os.MFD_ALLOW_SEALING)
+    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_WRITE)
+    (refused,) = fdpass_c.broadcast([fd], [b"x"])
+    assert_error(refused, PermissionError, errno.EPERM)
+    os.close(fd)
 
 
 @pytest.mark.thread_unsafe

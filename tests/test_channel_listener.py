@@ -10,6 +10,7 @@ import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -80,6 +81,37 @@ def test_close_wakes(timeout: float | None, path: Path) -> None:
     with beside(accept):
         close_once_blocked()
     accept()
+
+
+@pytest.mark.untraced
+def test_close_beside_one_who_comes(path: Path) -> None:
+    """An accept that begins while another thread closes the listener ends too, however far that
+    is."""
+    listener = Listener(path)
+    looked, begun = threading.Event(), threading.Event()
+
+    def accept() -> None:
+        looked.wait()
+        try:
+            with pytest.raises(OSError, match="the listener is closed"):
+                listener.accept()
+        finally:
+            begun.set()
+
+    def stop_before_closing(frame: FrameType, _event: str, _argument: object) -> Any:
+        if frame.f_code is not Listener.close.__code__:
+            return None
+        if "others" in frame.f_locals and not looked.is_set():
+            looked.set()
+            begun.wait()
+        return stop_before_closing
+
+    def close() -> None:
+        sys.settrace(stop_before_closing)
+        listener.close()
+
+    with beside(close):
+        accept()
 
 
 @pytest.mark.thread_unsafe

@@ -283,6 +283,28 @@ def test_raising_at_any_step_of_a_large_send(fds: int, file: int) -> None:
 
 
 @places_known
+@pytest.mark.parametrize(
+    ("use", "timeout"), [(Channel.recv, 1e-6), (lambda channel: channel.send(bytes(99_999)), 0)]
+)
+def test_raising_at_any_step_of_a_wait(use: Callable[[Channel], object], timeout: float) -> None:
+    """At any step of a call that waits, another thread can close the channel afterwards."""
+    for count in itertools.count():
+        with channels(buffer=5000) as (channel, _):
+            channel.settimeout(timeout)
+
+            def wait(channel: Channel = channel) -> None:
+                with contextlib.suppress(BlockingIOError, TimeoutError):
+                    use(channel)
+
+            done = is_done(wait, count)
+            with beside(channel.close):
+                pass
+        if done:
+            break
+    assert count > 10
+
+
+@places_known
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.filterwarnings("ignore:unclosed <Descriptors:ResourceWarning")
 @pytest.mark.parametrize("receive", ["recv", "recv_many"])

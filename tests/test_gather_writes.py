@@ -3,6 +3,7 @@
 import array
 import ctypes
 import errno
+import fcntl
 import mmap
 import os
 import pickle
@@ -456,6 +457,21 @@ def test_not_contiguous(target: IO[bytes]) -> None:
         assert read_back(target) == b""
     else:
         assert read_back(target) == bytes(with_gaps)
+
+
+@linux_only
+@pytest.mark.parametrize("count", [1, 2, 3, 2000])
+def test_sealed_memfd(count: int) -> None:
+    """A refused write has the system's own words, however many buffers there are."""
+    fd = os.memfd_create("sealed", os.MFD_ALLOW_SEALING)
+    try:
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_WRITE)
+        with pytest.raises(PermissionError) as caught:
+            fdpass_c.writev(fd, [b"x"] * count)
+    finally:
+        os.close(fd)
+    assert caught.value.args == (errno.EPERM, os.strerror(errno.EPERM))
+    assert caught.value.characters_written == 0  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("wrong", [None, "text", 1.5])

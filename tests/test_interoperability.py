@@ -262,6 +262,13 @@ def test_receive_waits_for_all(receive: Callable[..., bytes], size: int, stream:
         assert receive(stream[1], size) == half * 2
 
 
+def test_many_receives_wait_for_all(stream: Pair, file: int) -> None:
+    """MSG_WAITALL does not keep recv_many from receiving as many messages as there are."""
+    assert fdpass_c.send_many(stream[0], [b"xx"] * 150, [file] * 150) == 150
+    with fdpass_c.recv_many(stream[1], 150, 2, flags=socket.MSG_WAITALL) as batch:
+        assert batch.payloads == [b"xx"] * 150
+
+
 @pytest.mark.parametrize(
     "address",
     ["receiver", b"receiver", pytest.param(b"\0fdpass-test-receiver", marks=linux_only)],

@@ -179,6 +179,24 @@ def test_an_end_that_goes_wrong(request_text: bytes) -> None:
         assert server.stop() == 0
 
 
+@pytest.mark.thread_unsafe
+def test_a_descriptor_closed_by_a_plain_handler() -> None:
+    """A handler that closes the descriptor of its socket ends this connection, not its worker."""
+    with Server("close_descriptor", "--workers", "1", "--capacity", "1") as server:
+        for _ in range(3):
+            with server.connect() as sock:
+                sock.sendall(b"closes")
+                assert read_until_reset(sock) == 0
+                status = server.settled(1)
+        assert (status.handled, status.failed, status.lost) == (3, 0, 0)
+        assert [worker.restarts for worker in status.workers] == [0]
+        with server.connect() as sock:
+            sock.sendall(b"exit")
+            assert read_until_reset(sock) == 0
+        server.wait_for("exited with status 7")
+        assert server.stop() == 0
+
+
 @pytest.mark.parametrize("end", ["close", "detach", "makefile", "with"])
 def test_an_early_end_wakes_the_master(end: str) -> None:
     """A handler that closes its connection early has the master close its copy, if it has one, for

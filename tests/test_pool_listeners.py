@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -127,6 +128,41 @@ def test_the_mode_that_others_need() -> None:
         for sock in (listener, metrics):
             assert not os.get_blocking(sock.fileno())
             assert sock.gettimeout() is None
+
+
+@pytest.mark.thread_unsafe
+def test_a_listener_whose_descriptor_is_closed() -> None:
+    """Other code may close a listener's descriptor: the pool ends as ever, and finishes what it
+    has."""
+
+    def handle(sock: socket.socket, _address: object) -> None:
+        sock.sendall(b"begun")
+        sock.sendall(sock.recv(100))
+
+    def serve() -> None:
+        pool = Pool(handle, 1)
+
+        def ask(addresses: tuple[tuple[str, int], ...]) -> None:
+            with socket.create_connection(addresses[0]) as client:
+                assert client.recv(100) == b"begun"
+                for sock in (listener, metrics):
+                    os.close(sock.fileno())
+                pool.stop()
+                client.sendall(b"end")
+                assert client.recv(100) == b"end"
+
+        with ThreadPoolExecutor() as threads:
+            asking: list[Future[None]] = []
+            pool.serve(
+                listener,
+                metrics=metrics,
+                ready=lambda addresses: asking.append(threads.submit(ask, addresses)),
+            )
+            asking[0].result()
+        assert pool.status().lost == 0
+
+    with open_listener("127.0.0.1:0") as listener, open_listener("127.0.0.1:0") as metrics:
+        run_in_child(serve)
 
 
 def run_activated(*sockets: socket.socket) -> "subprocess.CompletedProcess[str]":

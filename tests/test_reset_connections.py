@@ -71,6 +71,15 @@ def test_recv_many(
     assert take_batch(fdpass_c.recv_many(connection[1])) == []
 
 
+@pytest.mark.parametrize("count", [3, 150])
+def test_recv_many_waits_for_all(count: int, stream: Pair, make_files: MakeFiles) -> None:
+    """The same with MSG_WAITALL on a blocking socket."""
+    wanted = reset(stream, make_files(count), None)
+    with pytest.raises(ConnectionResetError) as caught:
+        fdpass_c.recv_many(stream[1], 1000, 3, flags=socket.MSG_WAITALL)
+    assert take_batch(caught.value.batch) == wanted  # type: ignore[attr-defined]
+
+
 @pytest.mark.thread_unsafe
 @pytest.mark.untraced
 @pytest.mark.parametrize("count", [64, 100])

@@ -93,6 +93,27 @@ def test_plain(operation: Operation, timeout: float | None, stream: Pair, file: 
     assert stranger.is_untouched(b"hello")
 
 
+class ClosedMeanwhile(socket.socket):
+    """Is closed when a call has found that it must wait, as another thread may do."""
+
+    def gettimeout(self) -> float | None:
+        timeout = super().gettimeout()
+        self.close()
+        return timeout
+
+
+@named(RECEIVES, SENDS)
+def test_closed_before_it_waits(operation: Operation, file: int) -> None:
+    """A socket that is closed just before its call waits is EBADF."""
+    left, right = socket.socketpair()
+    with right, ClosedMeanwhile(fileno=left.detach()) as sock:
+        if operation in SENDS.values():
+            fill(sock)
+        sock.settimeout(1000)
+        with pytest.raises(OSError, match=os.strerror(errno.EBADF)):
+            operation(sock, file)
+
+
 def fill_channel(channel: Channel) -> None:
     """Sends until it would wait."""
     before = channel.gettimeout()

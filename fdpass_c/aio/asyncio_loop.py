@@ -158,7 +158,7 @@ class AsyncioDirection(Direction["asyncio.Future[None]"]):
 
     def stop(self) -> None:
         if self._is_elsewhere():
-            raise RuntimeError("closed in another thread than that of its event loop")
+            raise RuntimeError("used in another thread than that of its event loop")
         self._forget()
         is_ours = self._process is _process and not self._loop.is_closed()
         if self._waiting is not None and is_ours:

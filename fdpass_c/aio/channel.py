@@ -378,6 +378,10 @@ class Channel(NotCopied):
         """Ends one direction or both: see fdpass_c.Channel.shutdown.
 
         Tasks that wait in a call for that direction get the same errors as later calls.
+
+        Raises:
+            RuntimeError: Called in another thread than the loop's.
+            OSError: As for fdpass_c.Channel.shutdown.
         """
         self._writing.stop()  # No loop tells of the end to who waits for room.
         self._channel.shutdown(how)
@@ -386,6 +390,11 @@ class Channel(NotCopied):
         """Hands over the socket, which stays non-blocking: see fdpass_c.Channel.detach.
 
         Tasks that wait in a call get an OSError (EBADF).
+
+        Raises:
+            RuntimeError: Called in another thread than the loop's.
+            ValueError: As for fdpass_c.Channel.detach.
+            OSError: As for fdpass_c.Channel.detach.
         """
         self._channel.check_empty()
         self._reading.stop()

@@ -165,6 +165,9 @@ class Listener(NotCopied):
 
         Calling it again does nothing. Tasks that wait in accept get an OSError (EBADF). In a forked
         child it only closes the child's copy: the parent still listens.
+
+        Raises:
+            RuntimeError: Called in another thread than the loop's.
         """
         if not self.closed:
             self._accepting.stop()

@@ -166,13 +166,13 @@ async def send_fd(sock: int | HasFileno, fd: int | HasFileno, data: Buffer = b"\
         ValueError: sock is not in non-blocking mode, or data is empty on a stream.
         OSError: As for fdpass_c.send_fd.
     """
-    view = memoryview(data).cast("B")
     sent = 0
 
     def attempt() -> None:
         nonlocal sent
         if sent == 0:
-            sent = fdpass_c.send_fds(sock, [view], [fd])
+            sent = fdpass_c.send_fds(sock, [data], [fd])
+        view = memoryview(data).cast("B")
         while sent < len(view):
             sent += fdpass_c.send_fds(sock, [view[sent:]], ())
 

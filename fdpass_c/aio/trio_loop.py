@@ -81,7 +81,7 @@ class TrioDirection(Direction[trio.Event]):
             self._token.run_sync_soon(_do_nothing)
         except trio.RunFinishedError:
             return  # Nobody waits.
-        raise RuntimeError("closed in another thread than that of its event loop")
+        raise RuntimeError("used in another thread than that of its event loop")
 
     def drop(self) -> None:
         """Trio has forgotten it already."""

@@ -22,7 +22,12 @@ from fdpass_c.pool.connected import (
 )
 from fdpass_c.pool.counters import Counters
 from fdpass_c.pool.ending import end_forked
-from fdpass_c.pool.handlers import ENDS_WORKER, is_coroutine_function, note_failure
+from fdpass_c.pool.handlers import (
+    ENDS_WORKER,
+    is_coroutine_function,
+    note_closed,
+    note_failure,
+)
 from fdpass_c.pool.leaving import become_ready, make_event
 from fdpass_c.pool.log import logger
 from fdpass_c.pool.wakeup import Wakeup
@@ -168,7 +173,7 @@ class EventLoopWorker:
             if sock.transport is not None:
                 sock.transport.abort()
         except OSError as error:
-            logger.error("the handler has closed the descriptor of %r: %s", address, error)
+            note_closed(error, address)
         self._finish()
 
     async def _end_connection(self, sock: ConnectedSocket) -> None:

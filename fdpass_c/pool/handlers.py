@@ -38,6 +38,11 @@ def note_failure(error: BaseException, counters: Counters, address: Any) -> None
     logger.error("the handler failed on the connection of %r", address, exc_info=error)
 
 
+def note_closed(error: OSError, address: Any) -> None:
+    """Logs what closing a connection raised. It counts as handled."""
+    logger.error("the handler has closed the descriptor of %r: %s", address, error)
+
+
 def call(handler: Handler, sock: socket.socket, address: Any) -> None:
     """Calls a plain function; TypeError for one that was none, which a lambda or a decorator can
     hide: nothing has run what it returned."""

@@ -1,5 +1,6 @@
 """Listening sockets: TCP, Unix, and those that a service manager passed."""
 
+import contextlib
 import errno
 import os
 import socket
@@ -69,10 +70,12 @@ class Mode:
         sock.setblocking(False)
 
     def restore(self) -> None:
+        # Other code may have closed the socket, or only its descriptor.
         if (fd := self._sock.fileno()) >= 0:
-            self._sock.settimeout(self._timeout)
-            if not self._blocking:
-                os.set_blocking(fd, False)
+            with contextlib.suppress(OSError):
+                self._sock.settimeout(self._timeout)
+                if not self._blocking:
+                    os.set_blocking(fd, False)
 
 
 @contextmanager

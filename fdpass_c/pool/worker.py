@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import faulthandler
 import signal
+import socket
 import sys
 import threading
 from collections.abc import Callable, Coroutine, Sequence
@@ -16,7 +17,13 @@ from fdpass_c.pool.connected import MASTER_GONE, Kind, end_sending, find_unread,
 from fdpass_c.pool.counters import Counters
 from fdpass_c.pool.ending import end_forked
 from fdpass_c.pool.event_loop import EventLoopWorker
-from fdpass_c.pool.handlers import ENDS_WORKER, call, is_coroutine_function, note_failure
+from fdpass_c.pool.handlers import (
+    ENDS_WORKER,
+    call,
+    is_coroutine_function,
+    note_closed,
+    note_failure,
+)
 from fdpass_c.pool.intake import Intake
 from fdpass_c.pool.leaving import become_ready
 from fdpass_c.pool.signals import MASTERS_SIGNALS, ignore, terminate_children
@@ -113,7 +120,7 @@ def _serve(
         counters.begin(1)
         counters.enter_handler()
         sock, address = intake.take()
-        with sock:
+        try:
             sock.on_close = partial(wakeup.wake_for_copy, counters, counters.begun)
             if sock.gettimeout() is not None:  # As socket.setdefaulttimeout says.
                 sock.setblocking(True)
@@ -133,3 +140,12 @@ def _serve(
             # Its peer may come again when it sees the end. The master then finds room already.
             counters.finish()
             end_sending(sock)
+        finally:
+            _close(sock, address)
+
+
+def _close(sock: socket.socket, address: Any) -> None:
+    try:
+        sock.close()
+    except OSError as error:
+        note_closed(error, address)

@@ -312,6 +312,14 @@ async def exit_beside_others(sock: socket.socket, _address: object) -> None:
     await loop.sock_sendall(sock, request)
 
 
+def close_descriptor(sock: socket.socket, _address: object) -> None:
+    """Closes the descriptor behind the socket's back, and says whether to exit."""
+    request = sock.recv(100)
+    os.close(sock.fileno())
+    if request == b"exit":
+        sys.exit(7)
+
+
 _streams: list[object] = []
 
 
