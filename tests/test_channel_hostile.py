@@ -14,8 +14,10 @@ from fdpass_c import Channel, ProtocolError
 from support.channels import raw_pair
 from support.descriptors import identity, list_fds
 from support.frames import FIRST, NEXT, ONE_EACH, PACKED, SAME_LENGTH, WITHDRAWN, first, one, pack
+from support.marks import linux_only
 from support.messages import take
 from support.sockets import set_option
+from support.tables import table_of
 
 SO_PASSRIGHTS = 83
 
@@ -237,6 +239,23 @@ def test_empty_packets(fds: int, inside: bool, file: int) -> None:
         if inside:
             peer.send(first(9, 0))
         send_all(peer, [(b"", fds)], file)
+        with pytest.raises(ProtocolError, match=MALFORMED):
+            channel.recv()
+        assert_poisoned(channel, MALFORMED)
+
+
+@linux_only
+@pytest.mark.thread_unsafe
+@pytest.mark.parametrize("full", [False, True])
+def test_empty_packet_before_the_last(full: bool, file: int) -> None:
+    """An empty packet is not taken for the end while another is queued behind it."""
+    with (
+        table_of(700 if full else 1024),
+        raw_pair(socket.SOCK_SEQPACKET) as (peer, channel),
+    ):
+        send_all(peer, [(one(b"first", 1), 1), (b"", 0), (one(b"last", 1), 1)], file)
+        peer.close()
+        assert take(channel.recv()) == (b"first", [identity(file)])
         with pytest.raises(ProtocolError, match=MALFORMED):
             channel.recv()
         assert_poisoned(channel, MALFORMED)
