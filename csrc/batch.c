@@ -124,7 +124,7 @@ static int has_end(int sock) {
     int type = SOCK_STREAM;
     socklen_t length = sizeof type;
     (void)getsockopt(sock, SOL_SOCKET, SO_TYPE, &type, &length);
-    return type != SOCK_DGRAM;
+    return type == SOCK_STREAM || (type == SOCK_SEQPACKET && fdp_is_shut(sock));
 }
 
 /* Keeps them until they can be closed. */

@@ -186,7 +186,13 @@ size_t fdp_count_queued(int sock) {
 int fdp_is_shut(int sock) {
 #if defined(__linux__)
     struct pollfd peer = {.fd = sock, .events = POLLRDHUP};
-    return poll(&peer, 1, 0) != 0;
+    if (poll(&peer, 1, 0) == 0)
+        return 0;
+    /* What is queued at the end of a stream can only be a byte of MSG_OOB. */
+    int type = SOCK_STREAM;
+    socklen_t size = sizeof type;
+    (void)getsockopt(sock, SOL_SOCKET, SO_TYPE, &type, &size);
+    return type == SOCK_STREAM || fdp_count_queued(sock) == 0;
 #else
     (void)sock;
     return 1;

@@ -260,7 +260,7 @@ size_t fdp_count_queued(int sock);
 /* -- end of file ------------------------------------------------------------------------------- */
 
 /* Whether a receive of no bytes was the end of file and not an empty packet: the peer has closed,
- * or shut down its sending. */
+ * or shut down its sending, and no packet with bytes is queued. */
 int fdp_is_shut(int sock);
 
 /* -- close_range ------------------------------------------------------------------------------- */

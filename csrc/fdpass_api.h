@@ -221,8 +221,8 @@ ssize_t fdp_try_send_messages(int sock, const void *column, size_t count, size_t
  * has room for all, and then has them one after the other. Each may have fd_capacity descriptors;
  * ret_owner has room for all and gets them. Returns what FDP_COUNT_SHIFT and the macros after it
  * describe, 0 at end of file. ret_scratch->lost counts the messages that lost descriptors or bytes;
- * they are closed. On a stream or seqpacket socket, empty messages without descriptors after all
- * others are taken for the end of file, because nothing distinguishes them. */
+ * they are closed. On a seqpacket socket whose peer has closed, empty messages without descriptors
+ * after all others are taken for the end of file, because nothing distinguishes them. */
 ssize_t fdp_recv_batch(int sock, void *ret_data, size_t capacity, size_t fd_capacity,
                        size_t max_messages, int flags, struct fdp_scratch *ret_scratch,
                        struct fdp_owner *ret_owner);

@@ -113,11 +113,16 @@ static ssize_t take_by_peek(struct fdp_inbox *inbox, unsigned char *target, size
     int lost = 0;
     ssize_t received =
         receive_once(inbox->sock, &buffer, 1, MSG_PEEK | MSG_DONTWAIT, ret_arrived, &lost);
-    int is_held = received > 0 && !is_begun && ret_arrived->fd_count > 0 &&
-                  !fdp_may_hold(ret_arrived->fd_count, fdp_count_room());
+    unsigned count = ret_arrived->fd_count;
+    int is_held = 0;
+    if (received > 0 && !is_begun && count > 0) {
+        ssize_t room = fdp_count_room(); /* The copies already use count places. */
+        is_held = !fdp_may_hold(count, room < 0 ? room : room + (ssize_t)count);
+    }
     if (inbox->accept_fds && (lost || is_held)) {
         drop_peeked(ret_arrived);
-        return refuse(inbox, needed > 0 ? needed : 1, fdp_count_room());
+        /* Without a header, all that is known is how many came, and whether more would have. */
+        return refuse(inbox, is_begun ? needed : count + (unsigned)lost, fdp_count_room());
     }
     received = check(inbox, received, lost, ret_arrived);
     int error = received > 0 ? discard(inbox, target, (size_t)received) : 0;

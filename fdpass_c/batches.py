@@ -332,8 +332,9 @@ def recv_many(
 
     It waits for the first message only, as the socket's timeout says. On a stream, messages are
     told apart only by the descriptors that they carry: send at least one with each. On a seqpacket
-    socket an empty message without descriptors cannot be told from the end of file, unless another
-    message was queued behind it.
+    socket whose peer has closed, an empty message without descriptors cannot be told from the end
+    of file, unless another message was queued behind it. Outside of Linux that is so before the
+    peer closes, too.
 
     Args:
         sock: A Unix domain socket of any type.

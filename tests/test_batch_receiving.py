@@ -62,6 +62,22 @@ def test_end_of_file(options: list[int], count: int, connection: Pair, file: int
         assert list(batch) == []
 
 
+@linux_only
+def test_empty_packets(seqpacket: Pair, file: int) -> None:
+    """Empty messages are messages while the peer is there, whatever is queued behind them."""
+    for data in (b"", b"", b"last"):
+        seqpacket[0].send(data)
+    for data in (b"", b"", b"last"):
+        with fdpass_c.recv_many(seqpacket[1], 1) as batch:
+            assert contents(batch) == [(data, [])]
+    fdpass_c.send_many(seqpacket[0], [b"first", b"", b""], [[file], [], []])
+    with fdpass_c.recv_many(seqpacket[1]) as batch:
+        assert contents(batch) == [(b"first", [identity(file)]), (b"", []), (b"", [])]
+    seqpacket[0].close()
+    with fdpass_c.recv_many(seqpacket[1]) as batch:
+        assert len(batch) == 0
+
+
 @quick
 @given(most=st.integers(1, 130), maxfds=st.integers(1, 300))
 @example(most=1, maxfds=253)

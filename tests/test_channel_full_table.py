@@ -12,7 +12,7 @@ import fdpass_c
 from fdpass_c import Channel, DescriptorTableFullError
 from support.channels import channels, raw_pair
 from support.descriptors import identities, identity, open_unique, repeat
-from support.frames import NEXT, first, pack
+from support.frames import NEXT, first, one, pack
 from support.marks import linux_only
 from support.messages import take, take_batch
 from support.processes import run_in_child
@@ -162,6 +162,29 @@ def test_full_in_the_middle_of_a_large_message() -> None:
                 assert identities([*owner]) == identities(sent)
 
     in_child_with_table_of(1500, child)  # Unfinished messages may hold half of it.
+
+
+def test_first_byte_of_a_frame() -> None:
+    """A frame of which one byte is here may come if the reserve stays free, counted once."""
+
+    def child() -> None:
+        file = os.dup(0)
+        frame = one(b"kept", 253)
+        with raw_pair() as (peer, receiver):
+            receiver.setblocking(False)
+            filler = fill_table(253 + 64 - 1)
+            socket.send_fds(peer, [frame[:1]], [file] * 253)
+            with pytest.raises(DescriptorTableFullError) as caught:
+                receiver.recv()
+            assert is_exact(caught.value, 253, 253 + 64 - 1)
+            os.close(filler.pop())
+            with pytest.raises(BlockingIOError):
+                receiver.recv()
+            fdpass_c.close_fds(filler)
+            peer.send(frame[1:])
+            assert take(receiver.recv()) == (b"kept", [identity(file)] * 253)
+
+    in_child_with_table_of(1024, child)
 
 
 def test_batch_then_full() -> None:

@@ -14,8 +14,10 @@ from fdpass_c import Channel, ProtocolError
 from support.channels import raw_pair
 from support.descriptors import identity, list_fds
 from support.frames import FIRST, NEXT, ONE_EACH, PACKED, SAME_LENGTH, WITHDRAWN, first, one, pack
+from support.marks import linux_only
 from support.messages import take
 from support.sockets import set_option
+from support.tables import table_of
 
 SO_PASSRIGHTS = 83
 
@@ -40,6 +42,9 @@ FORGERIES: dict[str, tuple[list[Packet], str]] = {
     "magic": ([(pack(messages=1, body=lengths(0), magic=b"FDQ\1"), 0)], MALFORMED),
     "version": ([(pack(messages=1, body=lengths(0), magic=b"FDP\2"), 0)], MALFORMED),
     "first byte": ([(b"G", 0)], MALFORMED),
+    "second byte": ([(b"FX", 0)], MALFORMED),
+    "third byte": ([(b"FDX", 0)], MALFORMED),
+    "fourth byte": ([(b"FDP\2", 0)], MALFORMED),
     "text": ([(b"GET / HTTP/1.1\r\n\r\n", 0)], MALFORMED),
     "kind 0": ([(pack(0, messages=1, body=lengths(0)), 0)], MALFORMED),
     "kind 5": ([(pack(5), 0)], MALFORMED),
@@ -79,6 +84,19 @@ FORGERIES: dict[str, tuple[list[Packet], str]] = {
     ),
     "one each, but not as many": ([(pack(PACKED, ONE_EACH, 1, 2, lengths(0, 0)), 1)], MALFORMED),
     "one each of none": ([(pack(PACKED, ONE_EACH, 0, 1, lengths(0)), 0)], MALFORMED),
+    "254 of one length, one each": (
+        [(pack(PACKED, SAME_LENGTH | ONE_EACH, 254, 254, lengths(0)), 253)],
+        MALFORMED,
+    ),
+    "counts without descriptors": (
+        [(pack(messages=2, body=lengths(0, 0) + counts(0, 0)), 0)],
+        MALFORMED,
+    ),
+    "counts beside one each": (
+        [(pack(PACKED, ONE_EACH, 2, 2, lengths(0, 0) + counts(1, 1)), 2)],
+        MALFORMED,
+    ),
+    "lengths beside the one": ([(pack(PACKED, SAME_LENGTH, 0, 2, lengths(0, 0)), 0)], MALFORMED),
     "next without first": ([(pack(NEXT, body=b"x"), 0)], MALFORMED),
     "next with descriptors without first": ([(pack(NEXT, 0, 2, 0, b"x"), 2)], MALFORMED),
     "withdrawn without first": ([(pack(WITHDRAWN), 0)], MALFORMED),
@@ -87,6 +105,26 @@ FORGERIES: dict[str, tuple[list[Packet], str]] = {
     "withdrawn with a descriptor": ([(first(9, 1), 0), (pack(WITHDRAWN, 0, 1), 1)], MALFORMED),
     "first inside": ([(first(9, 3, b"x", 2), 2), (first(9, 1, b"x", 1), 1)], MALFORMED),
     "packed inside": ([(first(9, 3, b"x", 2), 2), (one(b"x", 1), 1)], MALFORMED),
+    "flags of a next piece": ([(first(9, 0), 0), (pack(NEXT, 1, body=b"x"), 0)], MALFORMED),
+    "messages of a next piece": ([(first(9, 0), 0), (pack(NEXT, 0, 0, 1, b"x"), 0)], MALFORMED),
+    "flags of a withdrawal": ([(first(9, 0), 0), (pack(WITHDRAWN, 2), 0)], MALFORMED),
+    "messages of a withdrawal": ([(first(9, 0), 0), (pack(WITHDRAWN, messages=1), 0)], MALFORMED),
+    "withdrawn twice": ([(first(9, 0), 0), (pack(WITHDRAWN), 0), (pack(WITHDRAWN), 0)], MALFORMED),
+    "next after withdrawn": (
+        [(first(9, 0), 0), (pack(WITHDRAWN), 0), (pack(NEXT, body=b"x"), 0)],
+        MALFORMED,
+    ),
+    "withdrawn after the last": ([(first(2, 0, b"xy"), 0), (pack(WITHDRAWN), 0)], MALFORMED),
+    "withdrawn with a descriptor that it hides": (
+        [(first(9, 1), 0), (pack(WITHDRAWN), 1)],
+        SURPLUS,
+    ),
+    "next with a descriptor that it hides": (
+        [(first(9, 1), 0), (pack(NEXT, body=b"x"), 1)],
+        SURPLUS,
+    ),
+    "next without its descriptor": ([(first(9, 1), 0), (pack(NEXT, 0, 1), 0)], MISSING),
+    "first of nothing beyond its totals": ([(first(0, 0, b"x"), 0)], MALFORMED),
     "first beyond its totals": ([(first(1, 0, b"xy"), 0)], MALFORMED),
     "first with more descriptors": ([(first(1, 1, b"", 2), 2)], MALFORMED),
     "next beyond the bytes": ([(first(2, 2, b"x", 1), 1), (pack(NEXT, body=b"xy"), 0)], MALFORMED),
@@ -237,6 +275,23 @@ def test_empty_packets(fds: int, inside: bool, file: int) -> None:
         if inside:
             peer.send(first(9, 0))
         send_all(peer, [(b"", fds)], file)
+        with pytest.raises(ProtocolError, match=MALFORMED):
+            channel.recv()
+        assert_poisoned(channel, MALFORMED)
+
+
+@linux_only
+@pytest.mark.thread_unsafe
+@pytest.mark.parametrize("full", [False, True])
+def test_empty_packet_before_the_last(full: bool, file: int) -> None:
+    """An empty packet is not taken for the end while another is queued behind it."""
+    with (
+        table_of(700 if full else 1024),
+        raw_pair(socket.SOCK_SEQPACKET) as (peer, channel),
+    ):
+        send_all(peer, [(one(b"first", 1), 1), (b"", 0), (one(b"last", 1), 1)], file)
+        peer.close()
+        assert take(channel.recv()) == (b"first", [identity(file)])
         with pytest.raises(ProtocolError, match=MALFORMED):
             channel.recv()
         assert_poisoned(channel, MALFORMED)

@@ -1,6 +1,8 @@
 """At every limit of the system: a clear error, and nothing lost or left open in silence."""
 
+import ctypes
 import errno
+import os
 import resource
 import socket
 from pathlib import Path
@@ -8,8 +10,10 @@ from pathlib import Path
 import pytest
 
 import fdpass_c
-from support.descriptors import Keep, MakeFiles, identities
+from fdpass_c import Channel
+from support.descriptors import Keep, MakeFiles, identities, identity
 from support.marks import linux_only
+from support.messages import take
 from support.processes import become_nobody, run_in_child
 from support.sockets import Pair, assert_empty
 from support.tables import leave_free, open_numbers
@@ -154,3 +158,39 @@ def test_too_many_in_flight(stream: Pair, file: int) -> None:
         fdpass_c.send_fds(stream[0], [b"x"], [file])
 
     run_in_child(child)
+
+
+@linux_only
+@pytest.mark.parametrize("count", [1, 254])
+def test_io_uring(count: int, pair: Pair, file: int, keep: Keep) -> None:
+    """The kernel refuses a descriptor of io_uring, and nothing of its message stays."""
+    call = ctypes.CDLL(None, use_errno=True).syscall
+    ring = call(425, 1, ctypes.create_string_buffer(120))  # io_uring_setup
+    if ring < 0:
+        pytest.skip(f"no io_uring: {os.strerror(ctypes.get_errno())}")
+    keep([ring])
+    if count == 1:
+        with pytest.raises(OSError, match=os.strerror(errno.EINVAL)):
+            fdpass_c.send_fd(pair[0], ring)
+        assert_empty(pair[1])
+    if pair[0].type == socket.SOCK_DGRAM:
+        return
+    with Channel(pair[0]) as sender, Channel(pair[1]) as receiver:
+        with pytest.raises(OSError, match=os.strerror(errno.EINVAL)):
+            sender.send(b"x", [file] * (count - 1) + [ring])
+        sender.send(b"fine", [file])
+        assert take(receiver.recv()) == (b"fine", [identity(file)])
+
+
+def test_packet_longer_than_the_buffer(seqpacket: Pair, file: int) -> None:
+    """What is longer than SO_SNDBUF is EMSGSIZE, and the next message of a Channel arrives."""
+    seqpacket[0].setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 20_000)
+    with pytest.raises(OSError, match=os.strerror(errno.EMSGSIZE)):
+        fdpass_c.send_fd(seqpacket[0], file, bytes(60_000))
+    assert_empty(seqpacket[1])
+    with Channel(seqpacket[0]) as sender, Channel(seqpacket[1]) as receiver:
+        for size in (60_000, 200_000):
+            with pytest.raises(OSError, match=os.strerror(errno.EMSGSIZE)):
+                sender.send(bytes(size), [file])
+        sender.send(b"fits", [file])
+        assert take(receiver.recv()) == (b"fits", [identity(file)])

@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 
 import fdpass_c
+from fdpass_c import Channel
 from support.descriptors import MakeFiles, identity
+from support.messages import take
 from support.processes import Program, fork, run_in_child
 from support.sockets import Pair
 
@@ -116,6 +118,30 @@ def test_unrelated_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
                     fdpass_c.send_fd(connection, file, b"answer")
             assert process.wait() == 0
     assert (tmp_path / "from-us").read_text() == "answer"
+
+
+@pytest.mark.thread_unsafe
+def test_channel_as_standard_input(file: int) -> None:
+    """A channel can be a program's standard input."""
+    code = """
+import socket
+from fdpass_c import Channel
+with Channel(socket.socket(fileno=0)) as channel:
+    for payload, fds in channel:
+        with fds:
+            channel.send(payload, fds)
+"""
+    here, there = Channel.pair()
+    with here:
+        with there:
+            program = Program[bytes](
+                [sys.executable, "-W", "error", "-c", code], stdin=there.fileno()
+            )
+        with program:
+            here.send(b"back", [file])
+            assert take(here.recv()) == (b"back", [identity(file)])
+            here.close()
+            assert program.wait() == 0
 
 
 MESSAGES = 300

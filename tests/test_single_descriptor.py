@@ -10,6 +10,7 @@ import pytest
 
 import fdpass_c
 from support.descriptors import MakeFiles, identity
+from support.marks import linux_only
 from support.sockets import Pair, fill
 
 
@@ -84,6 +85,17 @@ def test_empty_datagram(datagram: Pair) -> None:
     datagram[0].send(b"")
     with pytest.raises(fdpass_c.ProtocolError, match="received none with 0 bytes"):
         fdpass_c.recv_fd(datagram[1])
+
+
+@linux_only
+def test_empty_packet(seqpacket: Pair) -> None:
+    """An empty message of a peer that has not closed is none either, and not the end."""
+    seqpacket[0].send(b"")
+    with pytest.raises(fdpass_c.ProtocolError, match="received none with 0 bytes"):
+        fdpass_c.recv_fd(seqpacket[1])
+    seqpacket[0].close()
+    with pytest.raises(fdpass_c.PeerClosedError):
+        fdpass_c.recv_fd(seqpacket[1])
 
 
 def test_datagram_cut_short(datagram: Pair, file: int) -> None:
