@@ -2,6 +2,7 @@
 
 import ast
 import asyncio
+import errno
 import os
 import signal
 import socket
@@ -423,6 +424,27 @@ def test_broken_socket_activation(count: str, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setenv("LISTEN_PID", str(os.getpid()))
     with pytest.raises(ValueError, match=f"LISTEN_FDS is not .*'{count}'"):
         inherit_listeners()
+
+
+@pytest.mark.thread_unsafe
+def test_an_activation_without_its_sockets() -> None:
+    """Where a program in between has closed what the service manager passed, the error says so."""
+    code = (
+        "import os, sys\n"
+        "os.environ.update(LISTEN_FDS='1', LISTEN_PID=str(os.getpid()))\n"
+        "os.execv(sys.executable, [sys.executable, *sys.argv[1:]])\n"
+    )
+    command = [*FDPASS[1:], "pool", "support.handlers:echo"]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *command],
+        cwd=Path(__file__).parent,
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 1
+    why = os.strerror(errno.EBADF)
+    assert done.stderr == f"fdpass: pool: {why}: LISTEN_FDS is 1, but 3 is not open\n"
 
 
 @pytest.mark.thread_unsafe

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from fdpass_c.errors import raise_oserror
 from fdpass_c.pool.log import logger
 from fdpass_c.unix import bind_unix, identify
 
@@ -170,9 +171,11 @@ def inherit_listeners() -> list[InheritedSocket]:
             os.set_inheritable(fd, False)
             if stat.S_ISSOCK(os.fstat(fd).st_mode):
                 listeners.append(InheritedSocket(fd, name))
-    except BaseException:
+    except BaseException as error:
         for listener in listeners:
             listener.close()
+        if isinstance(error, OSError) and error.errno == errno.EBADF:
+            raise_oserror(errno.EBADF, f"LISTEN_FDS is {count}, but {fd} is not open")
         raise
     return listeners
 
