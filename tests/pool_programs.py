@@ -235,6 +235,20 @@ def start_processes(path: str, *addresses: str) -> None:
     own.join()
 
 
+def use_a_manager(*addresses: str) -> None:
+    """A pool of two workers that use a manager at their start, as the program did before."""
+    with multiprocessing.get_context("fork").Manager() as manager:
+        table = manager.dict({0: 0})
+        assert table[0] == 0
+
+        def start() -> None:
+            for number in range(1000):
+                table[os.getpid()] = number
+                assert table[os.getpid()] == number
+
+        Pool(obey, 2, setup=start).serve(*addresses)
+
+
 def fork_in_setup(handler: str, *addresses: str) -> None:
     """A pool of one worker whose setup forks and returns in both processes."""
 

@@ -122,6 +122,15 @@ def test_multiprocessing_ends_with_its_worker(end: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.thread_unsafe
+def test_a_manager_of_the_programs() -> None:
+    """Each worker has a connection of its own to a manager that the program has used before."""
+    with Server(program=("pool_programs.py", "use_a_manager")) as server:
+        server.settled(2)
+        assert server.stop() == 0
+        assert "WARNING" not in server.log
+
+
+@pytest.mark.thread_unsafe
 @pytest.mark.parametrize("end", ["TERM", "HUP", "exit"])
 def test_coroutines_at_start_and_end(end: str, tmp_path: Path) -> None:
     """A setup and a teardown that are coroutine functions run in the handler's loop, before the

@@ -7,6 +7,7 @@ from typing import NoReturn
 
 from fdpass_c.pool.leaving import is_worker
 from fdpass_c.pool.log import logger
+from fdpass_c.pool.multiprocess import end_multiprocessing
 
 
 def end_process(error: BaseException | None, name: str = "the worker") -> NoReturn:
@@ -21,25 +22,10 @@ def end_process(error: BaseException | None, name: str = "the worker") -> NoRetu
             status = error.code or 0
         else:  # A message, which Python would print.
             logger.critical("%s exits: %s", name, error.code)
-        _end_multiprocessing()
+        end_multiprocessing()
         flush_streams()
     finally:
         os._exit(status & 0xFF)
-
-
-def _end_multiprocessing() -> None:
-    """Does what multiprocessing has Python do at its end, which os._exit does not.
-
-    Managers and pools end, queues deliver what was put into them, and daemons are terminated. What
-    belongs to the process that this one was forked from stays.
-    """
-    if (util := sys.modules.get("multiprocessing.util")) is None:
-        return
-    util._run_finalizers(0)
-    for child in [*util.process._children]:
-        if child.daemon and child._parent_pid == os.getpid():
-            child.terminate()
-    util._run_finalizers()
 
 
 def end_forked(error: BaseException | None = None) -> None:
