@@ -54,7 +54,7 @@ def open_listener(address: Address, backlog: int = 1024) -> socket.socket:
         error.filename = host
         raise
     family, _, _, _, target = found[0]
-    return socket.create_server(target[:2], family=family, backlog=backlog)
+    return socket.create_server(target, family=family, backlog=backlog)
 
 
 class Mode:
@@ -200,5 +200,6 @@ def describe_listener(sock: socket.socket) -> str:
     """The address of sock, as people write it."""
     name: Any = sock.getsockname()
     if sock.family == socket.AF_INET6:
-        return f"[{name[0]}]:{name[1]}"
+        host, port, _, scope = name
+        return f"[{host}%{scope}]:{port}" if scope else f"[{host}]:{port}"
     return f"{name[0]}:{name[1]}" if isinstance(name, tuple) else os.fsdecode(name)
