@@ -30,7 +30,8 @@ def open_listener(address: Address, backlog: int = 1024) -> socket.socket:
 
     Args:
         address: Where to listen. The host is a name or an IPv4 or IPv6 address; an empty one means
-            every IPv4 address. The port 0 lets the system choose a free one.
+            every IPv4 address. A name that has several addresses means the first that the system
+            gives: "localhost" may be only ::1. The port 0 lets the system choose a free one.
         backlog: How many connections the kernel keeps until they are accepted. The kernel may have
             a lower limit (somaxconn).
 
