@@ -5,6 +5,7 @@ import atexit
 import contextlib
 import ctypes
 import errno
+import faulthandler
 import importlib
 import itertools
 import logging
@@ -233,6 +234,13 @@ def start_processes(path: str, *addresses: str) -> None:
         file.writelines(f"{number}\n" for number in iter(queue.get, -1))
     own.kill()
     own.join()
+
+
+def tracebacks_to(path: str, *addresses: str) -> None:
+    """A pool of one worker that can hang. The program wants tracebacks in a file."""
+    with open(path, "w") as file:
+        faulthandler.enable(file)
+        Pool(handlers.hang, 1, timeout=0.4).serve(*addresses)
 
 
 def use_a_manager(*addresses: str) -> None:
