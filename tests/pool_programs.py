@@ -5,9 +5,11 @@ import atexit
 import contextlib
 import ctypes
 import errno
+import faulthandler
 import importlib
 import itertools
 import logging
+import multiprocessing
 import os
 import platform
 import selectors
@@ -205,6 +207,54 @@ def teardown(path: str, handler: str, *addresses: str) -> None:
         teardown=note_threads,
         drain=100,
     ).serve(*addresses)
+
+
+def start_processes(path: str, *addresses: str) -> None:
+    """A pool of one worker that leaves a manager, a daemon and a queue to multiprocessing. A file
+    gets whether a daemon of the program's outlives the workers, and what they put into the queue.
+    """
+    queue: multiprocessing.Queue[int] = multiprocessing.Queue()
+    context = multiprocessing.get_context("fork")
+    own = context.Process(target=signal.pause, daemon=True)
+    own.start()
+    kept = []
+
+    def start() -> None:
+        kept.append(context.Manager())
+        context.Process(target=signal.pause, daemon=True).start()
+
+    def end() -> None:
+        for number in range(100):
+            queue.put(number)
+
+    Pool(obey, 1, setup=start, teardown=end).serve(*addresses)
+    with open(path, "a") as file:
+        file.write(f"{own.is_alive()}\n")
+        queue.put(-1)
+        file.writelines(f"{number}\n" for number in iter(queue.get, -1))
+    own.kill()
+    own.join()
+
+
+def tracebacks_to(path: str, *addresses: str) -> None:
+    """A pool of one worker that can hang. The program wants tracebacks in a file."""
+    with open(path, "w") as file:
+        faulthandler.enable(file)
+        Pool(handlers.hang, 1, timeout=0.4).serve(*addresses)
+
+
+def use_a_manager(*addresses: str) -> None:
+    """A pool of two workers that use a manager at their start, as the program did before."""
+    with multiprocessing.get_context("fork").Manager() as manager:
+        table = manager.dict({0: 0})
+        assert table[0] == 0
+
+        def start() -> None:
+            for number in range(1000):
+                table[os.getpid()] = number
+                assert table[os.getpid()] == number
+
+        Pool(obey, 2, setup=start).serve(*addresses)
 
 
 def fork_in_setup(handler: str, *addresses: str) -> None:

@@ -2,6 +2,7 @@
 
 import ast
 import asyncio
+import errno
 import os
 import signal
 import socket
@@ -9,12 +10,14 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator, Sequence
+from ipaddress import IPv6Address
 from pathlib import Path
 from types import FrameType
 
 import pytest
 
 from fdpass_c.pool import Pool, PoolError, inherit_listeners, open_listener
+from fdpass_c.pool.listeners import describe_listener
 from support.handlers import echo
 from support.marks import linux_only
 from support.processes import FDPASS, Program, run_in_child
@@ -148,6 +151,25 @@ def test_address_forms() -> None:
     ):
         with open_listener(address) as listener:
             assert listener.getsockname()[0] == host
+
+
+@linux_only
+def test_a_link_local_address() -> None:
+    """An address that is one only together with its interface: host%interface."""
+    table = Path("/proc/net/if_inet6")
+    known = [line.split() for line in table.read_text().splitlines()] if table.exists() else []
+    local = [(words[0], words[5]) for words in known if words[3] == "20"]
+    if not local:
+        pytest.skip("no interface has a link-local address")
+    digits, interface = local[0]
+    host = f"{IPv6Address(bytes.fromhex(digits))}%{interface}"
+    for address in ((host, 0), f"[{host}]:0"):
+        with open_listener(address) as listener:
+            _, port, _, scope = listener.getsockname()
+            assert scope == socket.if_nametoindex(interface)
+            assert describe_listener(listener) == f"[{host.split('%')[0]}%{scope}]:{port}"
+            with socket.create_connection((host, port)):
+                pass
 
 
 @pytest.mark.parametrize(
@@ -423,6 +445,27 @@ def test_broken_socket_activation(count: str, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setenv("LISTEN_PID", str(os.getpid()))
     with pytest.raises(ValueError, match=f"LISTEN_FDS is not .*'{count}'"):
         inherit_listeners()
+
+
+@pytest.mark.thread_unsafe
+def test_an_activation_without_its_sockets() -> None:
+    """Where a program in between has closed what the service manager passed, the error says so."""
+    code = (
+        "import os, sys\n"
+        "os.environ.update(LISTEN_FDS='1', LISTEN_PID=str(os.getpid()))\n"
+        "os.execv(sys.executable, [sys.executable, *sys.argv[1:]])\n"
+    )
+    command = [*FDPASS[1:], "pool", "support.handlers:echo"]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *command],
+        cwd=Path(__file__).parent,
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 1
+    why = os.strerror(errno.EBADF)
+    assert done.stderr == f"fdpass: pool: {why}: LISTEN_FDS is 1, but 3 is not open\n"
 
 
 @pytest.mark.thread_unsafe

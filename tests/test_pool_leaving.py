@@ -101,6 +101,37 @@ def test_threads_are_waited_for(handler: str, signum: int, tmp_path: Path) -> No
 
 @pytest.mark.thread_unsafe
 @pytest.mark.parametrize("end", ["TERM", "HUP", "exit"])
+def test_multiprocessing_ends_with_its_worker(end: str, tmp_path: Path) -> None:
+    """A worker that ends leaves no manager and no daemon of multiprocessing behind, delivers what
+    it has put into queues, and ends nothing that the program has started before."""
+    notes = tmp_path / "notes"
+    with Server(program=("pool_programs.py", "start_processes", str(notes))) as server:
+        server.settled(1)
+        if end == "exit":
+            with server.connect() as sock:
+                sock.sendall(b"exit")
+                assert read_some(sock) == b""
+            server.wait_for("exited with status 3")
+        elif end == "HUP":
+            server.send_signal(signal.SIGHUP)
+            server.wait_for("exited with status 0")
+        server.settled(1)
+        assert server.stop() == 0
+    whole = ["True", *map(str, range(100))]
+    assert notes.read_text().splitlines() == (whole if end == "TERM" else whole + whole[1:])
+
+
+@pytest.mark.thread_unsafe
+def test_a_manager_of_the_programs() -> None:
+    """Each worker has a connection of its own to a manager that the program has used before."""
+    with Server(program=("pool_programs.py", "use_a_manager")) as server:
+        server.settled(2)
+        assert server.stop() == 0
+        assert "WARNING" not in server.log
+
+
+@pytest.mark.thread_unsafe
+@pytest.mark.parametrize("end", ["TERM", "HUP", "exit"])
 def test_coroutines_at_start_and_end(end: str, tmp_path: Path) -> None:
     """A setup and a teardown that are coroutine functions run in the handler's loop, before the
     first connection and after the last."""

@@ -3,6 +3,7 @@
 import os
 import signal
 from contextlib import ExitStack
+from pathlib import Path
 
 import pytest
 
@@ -37,6 +38,20 @@ def test_a_handler_that_hangs(handler: str, capacity: str) -> None:
         status = server.settled(1)
         assert new == {*status.pids} != {old}
         assert (status.handled, status.lost) == (3, 1)
+        assert server.stop() == 0
+
+
+def test_tracebacks_where_the_program_wants_them(tmp_path: Path) -> None:
+    """A program that has enabled faulthandler with a file of its own finds the tracebacks there."""
+    notes = tmp_path / "notes"
+    with Server(program=("pool_programs.py", "tracebacks_to", str(notes))) as server:
+        (old,) = server.settled(1).pids
+        with connections(server, 1) as (sock,):
+            sock.sendall(b"hang")
+            assert read_some(sock) == b""
+        server.wait_for(f"worker {old} was killed by SIGABRT")
+        assert "in hang\n" in notes.read_text()
+        server.settled(1)
         assert server.stop() == 0
 
 

@@ -7,6 +7,7 @@ from typing import NoReturn
 
 from fdpass_c.pool.leaving import is_worker
 from fdpass_c.pool.log import logger
+from fdpass_c.pool.multiprocess import end_multiprocessing
 
 
 def end_process(error: BaseException | None, name: str = "the worker") -> NoReturn:
@@ -21,6 +22,7 @@ def end_process(error: BaseException | None, name: str = "the worker") -> NoRetu
             status = error.code or 0
         else:  # A message, which Python would print.
             logger.critical("%s exits: %s", name, error.code)
+        end_multiprocessing()
         flush_streams()
     finally:
         os._exit(status & 0xFF)

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from fdpass_c.errors import raise_oserror
 from fdpass_c.pool.log import logger
 from fdpass_c.unix import bind_unix, identify
 
@@ -30,7 +31,8 @@ def open_listener(address: Address, backlog: int = 1024) -> socket.socket:
 
     Args:
         address: Where to listen. The host is a name or an IPv4 or IPv6 address; an empty one means
-            every IPv4 address. The port 0 lets the system choose a free one.
+            every IPv4 address. A name that has several addresses means the first that the system
+            gives: "localhost" may be only ::1. The port 0 lets the system choose a free one.
         backlog: How many connections the kernel keeps until they are accepted. The kernel may have
             a lower limit (somaxconn).
 
@@ -54,7 +56,7 @@ def open_listener(address: Address, backlog: int = 1024) -> socket.socket:
         error.filename = host
         raise
     family, _, _, _, target = found[0]
-    return socket.create_server(target[:2], family=family, backlog=backlog)
+    return socket.create_server(target, family=family, backlog=backlog)
 
 
 class Mode:
@@ -173,9 +175,11 @@ def inherit_listeners() -> list[InheritedSocket]:
             os.set_inheritable(fd, False)
             if stat.S_ISSOCK(os.fstat(fd).st_mode):
                 listeners.append(InheritedSocket(fd, name))
-    except BaseException:
+    except BaseException as error:
         for listener in listeners:
             listener.close()
+        if isinstance(error, OSError) and error.errno == errno.EBADF:
+            raise_oserror(errno.EBADF, f"LISTEN_FDS is {count}, but {fd} is not open")
         raise
     return listeners
 
@@ -200,5 +204,6 @@ def describe_listener(sock: socket.socket) -> str:
     """The address of sock, as people write it."""
     name: Any = sock.getsockname()
     if sock.family == socket.AF_INET6:
-        return f"[{name[0]}]:{name[1]}"
+        host, port, _, scope = name
+        return f"[{host}%{scope}]:{port}" if scope else f"[{host}]:{port}"
     return f"{name[0]}:{name[1]}" if isinstance(name, tuple) else os.fsdecode(name)

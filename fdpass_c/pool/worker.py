@@ -80,9 +80,13 @@ def _call_plain(function: Callable[[], object] | None) -> None:
 
 
 def _write_where_it_hangs() -> None:
-    """SIGABRT has this process write the traceback of every thread before it ends."""
-    with contextlib.suppress(Exception):  # No standard error, or one that is no file.
-        faulthandler.enable()
+    """SIGABRT has this process write the traceback of every thread before it ends.
+
+    Where a program that has enabled this wants it.
+    """
+    if not faulthandler.is_enabled():
+        with contextlib.suppress(Exception):  # No standard error, or one that is no file.
+            faulthandler.enable()
 
 
 def leave_signals_to_master() -> None:

@@ -15,6 +15,7 @@ from fdpass_c.pool.connections import Account
 from fdpass_c.pool.counters import Counters
 from fdpass_c.pool.ending import end_process, flush_streams
 from fdpass_c.pool.log import logger
+from fdpass_c.pool.multiprocess import begin_multiprocessing
 from fdpass_c.pool.status import WorkerStatus
 from fdpass_c.pool.worker import leave_signals_to_master
 
@@ -209,6 +210,7 @@ def _run_child(
     try:
         leave_signals_to_master()
         close_in_child()
+        begin_multiprocessing()
         # It stays open to the end of the process: the master takes its closing for that end.
         channel = Channel(sock)
         work(channel, counters)
