@@ -63,7 +63,8 @@ class Listener(NotCopied):
             TypeError: An option has the wrong type.
         """
         check_options(max_payload, max_fds, allow_uids)
-        for uid in () if allow_uids is None else allow_uids:
+        # A range has nothing else, and may have 2**32 of them.
+        for uid in () if allow_uids is None or isinstance(allow_uids, range) else allow_uids:
             if not isinstance(uid, int):
                 raise TypeError(f"allow_uids is a collection of ints, {uid!r} is none")
         if not 0 <= mode <= 0o777:

@@ -8,6 +8,7 @@ import stat
 import subprocess
 import sys
 import threading
+from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import FrameType
@@ -399,10 +400,11 @@ def test_wrong_options(
             Channel.pair(**mistake)
 
 
-def test_allowed_users(path: Path) -> None:
-    """allow_uids lets in whom it names."""
+@pytest.mark.parametrize("users", [{os.getuid()}, range(2**32)], ids=["one", "all"])
+def test_allowed_users(users: Collection[int], path: Path) -> None:
+    """allow_uids lets in whom it names, however many."""
     with (
-        Listener(path, allow_uids={os.getuid()}) as listener,
+        Listener(path, allow_uids=users) as listener,
         Channel.connect(path) as client,
         listener.accept() as server,
     ):
