@@ -108,7 +108,7 @@ ssize_t fdp_fill(struct fdp_inbox *inbox, size_t most, struct fdp_scratch *scrat
         received = fill_store(inbox, inbox->store);
     else if (inbox->large.is_open && (inbox->large.piece_left > 0 || !FDP_CAN_PEEK_FDS))
         received = fdp_fill_large(inbox);
-    else if (inbox->large.is_open && fdp_begin_in_ample_room()) {
+    else if (inbox->large.is_open && fdp_begin_in_ample_room(NULL)) {
         received = fdp_fill_large(inbox);
         fdp_end_in_ample_room();
     } else

@@ -21,15 +21,14 @@ void fdp_leave_inbox(struct fdp_inbox *inbox) {
     __atomic_store_n(&inbox->busy, 0, __ATOMIC_RELEASE);
 }
 
-/* What incomplete messages hold now. */
+/* What incomplete messages hold now, or will. */
 static void count_held(struct fdp_inbox *inbox) {
     const struct fdp_store *store = inbox->store;
-    unsigned now = inbox->large.is_open ? inbox->large.fd_count : 0;
+    unsigned now = inbox->large.is_open ? inbox->large.total_fds : 0;
     if (store != NULL && store->large == NULL &&
         !(store->has_front && store->front.kind == FDP_PACKED))
         now += store->fd_tail - store->fd_head;
-    fdp_count_held(inbox->held, now);
-    inbox->held = now;
+    fdp_count_held(&inbox->held, now);
 }
 
 static void close_parked(struct fdp_inbox *inbox) {

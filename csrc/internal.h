@@ -35,9 +35,10 @@ size_t fdp_write_piece(unsigned char *ret_head, unsigned kind, size_t fd_count, 
 
 /* Whether a receive may bring FDP_MAX_FDS descriptors without a new check of the table: the last
  * check found room for them, for the receives that are under way and for what other threads can have
- * opened since, and incomplete messages may hold as many. Exact about this core, an estimate about
- * other threads. If so, the receive is under way until fdp_end_in_ample_room. */
-int fdp_begin_in_ample_room(void);
+ * opened since, and fdp_reserve lets an inbox that holds *held have them; held is NULL if they are
+ * reserved. Exact about this core, an estimate about other threads. If so, the receive is under way
+ * until fdp_end_in_ample_room. */
+int fdp_begin_in_ample_room(unsigned *held);
 void fdp_end_in_ample_room(void);
 
 /* In the child of a fork: the receives of the parent's other threads are not under way here. */
@@ -46,12 +47,18 @@ void fdp_forget_receives(void);
 /* Must be called for all descriptors that a receive installed. */
 void fdp_count_received(unsigned fd_count);
 
-/* Whether incomplete messages may hold fd_count more descriptors: together at most half of the soft
- * limit, and some places stay free. room is the result of fdp_count_room. */
-int fdp_may_hold(uint64_t fd_count, ssize_t room);
+/* Whether some places stay free if incomplete messages get fd_count more descriptors. room is the
+ * result of fdp_count_room. */
+int fdp_leaves_some(uint64_t fd_count, ssize_t room);
 
-/* Records how many descriptors of incomplete messages an inbox holds now, and held before. */
-void fdp_count_held(unsigned before, unsigned now);
+/* Reserves fd_count places for the incomplete messages of an inbox, in place of *held. All inboxes
+ * together have at most half of the soft limit. Returns whether *held is now at least fd_count. What a
+ * large message announces is reserved as it begins: two that grew piece by piece could each wait for
+ * ever for the places of the other. */
+int fdp_reserve(unsigned *held, uint64_t fd_count);
+
+/* Reserves exactly as many, which are here or were reserved. */
+void fdp_count_held(unsigned *held, unsigned now);
 
 /* reader.c: from the socket to bytes and descriptors. */
 

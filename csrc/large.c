@@ -21,7 +21,8 @@ static int begin(struct fdp_inbox *inbox, const struct fdp_frame *frame) {
         ssize_t room = fdp_count_room();
         inbox->needed = frame->total_fds - frame->fd_count;
         inbox->room = room > 0 ? (unsigned)room : 0;
-        if (room >= 0 && !fdp_may_hold(inbox->needed, room))
+        if (room >= 0 && !(fdp_leaves_some(inbox->needed, room) &&
+                           fdp_reserve(&inbox->held, frame->total_fds)))
             return -EMFILE;
     }
     if (frame->total_payload >= SIZE_MAX || frame->total_fds >= INT32_MAX / sizeof(int))

@@ -97,7 +97,10 @@ static int fits(struct fdp_inbox *inbox, const struct fdp_frame *front, size_t h
     if (front->total_fds > needed && front->total_fds <= inbox->max_fds)
         needed = front->total_fds;
     int is_whole = front->kind == FDP_PACKED && fdp_count_queued(inbox->sock) + have >= front->size;
-    if ((uint64_t)room >= needed && (is_whole || fdp_may_hold(needed, room)))
+    if (is_whole && (uint64_t)room >= needed)
+        return 1;
+    if (fdp_leaves_some(needed, room) &&
+        (inbox->large.is_open || fdp_reserve(&inbox->held, inbox->held + needed)))
         return 1;
     if (inbox->large.is_open)
         needed = inbox->large.total_fds - inbox->large.fd_count;
@@ -117,7 +120,8 @@ static ssize_t take_by_peek(struct fdp_inbox *inbox, unsigned char *target, size
     int is_held = 0;
     if (received > 0 && !is_begun && count > 0) {
         ssize_t room = fdp_count_room(); /* The copies already use count places. */
-        is_held = !fdp_may_hold(count, room < 0 ? room : room + (ssize_t)count);
+        is_held = !fdp_leaves_some(count, room < 0 ? room : room + (ssize_t)count) ||
+                  !fdp_reserve(&inbox->held, (uint64_t)inbox->held + count);
     }
     if (inbox->accept_fds && (lost || is_held)) {
         drop_peeked(ret_arrived);
@@ -172,7 +176,7 @@ ssize_t fdp_receive_frame(struct fdp_inbox *inbox, const unsigned char *known, s
     /* If its header is here, so are its descriptors. */
     if (known_size >= FDP_HEADER_SIZE || !FDP_CAN_PEEK_FDS || inbox->sender_keeps)
         return take(inbox, &buffer, 1, ret_arrived);
-    if (!fdp_begin_in_ample_room())
+    if (!fdp_begin_in_ample_room(inbox->large.is_open ? NULL : &inbox->held))
         return receive_carefully(inbox, known, known_size, target, ret_arrived);
     ssize_t received = take(inbox, &buffer, 1, ret_arrived);
     fdp_end_in_ample_room();

@@ -22,10 +22,10 @@
 #define MOST_ROOM ((1u << ROOM_BITS) - 1)
 static uint64_t last_look;
 
-/* The soft limit at that check, the descriptors of incomplete messages, and those that receives under
- * way may bring. */
+/* The soft limit at that check, what all inboxes have reserved for incomplete messages, and the
+ * descriptors that receives under way may bring. */
 static uint64_t limit_seen;
-static uint64_t held;
+static uint64_t reserved;
 static uint64_t expected;
 
 static uint64_t clock_us(void) {
@@ -70,9 +70,9 @@ static int has_room(uint64_t needed) {
     return 1;
 }
 
-int fdp_begin_in_ample_room(void) {
+int fdp_begin_in_ample_room(unsigned *held) {
     uint64_t others = __atomic_fetch_add(&expected, FDP_MAX_FDS, __ATOMIC_RELAXED);
-    if (has_room(others + AMPLE_ROOM) && fdp_may_hold(FDP_MAX_FDS, AMPLE_ROOM))
+    if (has_room(others + AMPLE_ROOM) && (held == NULL || fdp_reserve(held, *held + FDP_MAX_FDS)))
         return 1;
     fdp_end_in_ample_room();
     return 0;
@@ -96,13 +96,26 @@ void fdp_forget_receives(void) {
     __atomic_store_n(&expected, 0, __ATOMIC_RELAXED);
 }
 
-int fdp_may_hold(uint64_t fd_count, ssize_t room) {
-    uint64_t most = __atomic_load_n(&limit_seen, __ATOMIC_RELAXED) / 2;
-    return __atomic_load_n(&held, __ATOMIC_RELAXED) + fd_count <= most &&
-           (room < 0 || fd_count + RESERVE <= (uint64_t)room);
+int fdp_leaves_some(uint64_t fd_count, ssize_t room) {
+    return room < 0 || (fd_count <= (uint64_t)room && (uint64_t)room - fd_count >= RESERVE);
 }
 
-void fdp_count_held(unsigned before, unsigned now) {
-    if (now != before)
-        __atomic_fetch_add(&held, (uint64_t)now - before, __ATOMIC_RELAXED);
+int fdp_reserve(unsigned *held, uint64_t fd_count) {
+    uint64_t most = __atomic_load_n(&limit_seen, __ATOMIC_RELAXED) / 2;
+    uint64_t all = __atomic_load_n(&reserved, __ATOMIC_RELAXED);
+    do {
+        if (fd_count <= *held)
+            return 1;
+        if (fd_count > most || all - *held > most - fd_count)
+            return 0;
+    } while (!__atomic_compare_exchange_n(&reserved, &all, all - *held + fd_count, 1,
+                                          __ATOMIC_RELAXED, __ATOMIC_RELAXED));
+    *held = (unsigned)fd_count;
+    return 1;
+}
+
+void fdp_count_held(unsigned *held, unsigned now) {
+    if (now != *held)
+        __atomic_fetch_add(&reserved, (uint64_t)now - *held, __ATOMIC_RELAXED);
+    *held = now;
 }
