@@ -64,10 +64,15 @@ class DescriptorTableFullError(FdpassError):
     """
 
     def __init__(self, needed: int, free: int) -> None:
-        super().__init__(
-            f"the next message brings {needed} descriptors and this process can open {free} more "
-            "(RLIMIT_NOFILE); it stays queued until some are closed"
-        )
+        text = f"the next message brings {needed} descriptors and this process can open {free} more"
+        if needed > free:
+            text += " (RLIMIT_NOFILE); it stays queued until some are closed"
+        else:
+            text += (
+                ", but messages that have arrived only in part hold at most half of RLIMIT_NOFILE "
+                "and leave 64 places free; it stays queued"
+            )
+        super().__init__(text)
         self.needed = needed
         self.free = free
 

@@ -187,6 +187,21 @@ def test_first_byte_of_a_frame() -> None:
     in_child_with_table_of(1024, child)
 
 
+def test_refused_beside_free_places() -> None:
+    """Where places are free, the error says that it is incomplete messages that have no more."""
+
+    def child() -> None:
+        file = os.dup(0)
+        with raw_pair() as (peer, receiver):
+            receiver.setblocking(False)
+            socket.send_fds(peer, [first(0, 513, attached=253)], [file] * 253)
+            with pytest.raises(DescriptorTableFullError, match="half of RLIMIT_NOFILE") as caught:
+                receiver.recv()
+            assert caught.value.needed <= caught.value.free
+
+    in_child_with_table_of(1024, child)
+
+
 def test_batch_then_full() -> None:
     """recv_many hands out what there was room for; the rest stays queued."""
 
