@@ -24,10 +24,12 @@ void fdp_leave_inbox(struct fdp_inbox *inbox) {
 /* What incomplete messages hold now, or will. */
 static void count_held(struct fdp_inbox *inbox) {
     const struct fdp_store *store = inbox->store;
-    unsigned now = inbox->large.is_open ? inbox->large.total_fds : 0;
-    if (store != NULL && store->large == NULL &&
-        !(store->has_front && store->front.kind == FDP_PACKED))
-        now += store->fd_tail - store->fd_head;
+    unsigned now = 0;
+    if (inbox->large.is_open)
+        now = inbox->large.total_fds; /* What is in the store is among them. */
+    else if (store != NULL && store->large == NULL &&
+             !(store->has_front && store->front.kind == FDP_PACKED))
+        now = store->fd_tail - store->fd_head;
     fdp_count_held(&inbox->held, now);
 }
 

@@ -121,7 +121,8 @@ static ssize_t take_by_peek(struct fdp_inbox *inbox, unsigned char *target, size
     if (received > 0 && !is_begun && count > 0) {
         ssize_t room = fdp_count_room(); /* The copies already use count places. */
         is_held = !fdp_leaves_some(count, room < 0 ? room : room + (ssize_t)count) ||
-                  !fdp_reserve(&inbox->held, (uint64_t)inbox->held + count);
+                  !(inbox->large.is_open ||
+                    fdp_reserve(&inbox->held, (uint64_t)inbox->held + count));
     }
     if (inbox->accept_fds && (lost || is_held)) {
         drop_peeked(ret_arrived);

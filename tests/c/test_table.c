@@ -35,7 +35,7 @@ static void test_count_room(void) {
 }
 
 static int has_ample_room(void) {
-    int is_ample = fdp_begin_in_ample_room();
+    int is_ample = fdp_begin_in_ample_room(NULL);
     if (is_ample)
         fdp_end_in_ample_room();
     return is_ample;
@@ -57,7 +57,7 @@ static void test_ample_room(void) {
     CHECK(!has_ample_room());
     fdp_close_fds(fds, 101);
     CHECK(has_ample_room());
-    CHECK(fdp_begin_in_ample_room()); /* Another thread that receives may bring as many. */
+    CHECK(fdp_begin_in_ample_room(NULL)); /* Another thread that receives may bring as many. */
     CHECK(!has_ample_room());
     fdp_forget_receives(); /* A child of a fork has no such thread. */
     CHECK(has_ample_room());
@@ -69,20 +69,35 @@ static void test_ample_room(void) {
     CHECK(has_ample_room());
 }
 
-/* Unfinished messages hold at most half of the limit, and some places stay free. */
-static void test_may_hold(void) {
+/* Whether incomplete messages may have so many more, and not one more. */
+static int may_hold(uint64_t fd_count) {
+    unsigned one = 0, more = 0;
+    int may = fdp_reserve(&one, fd_count);
+    fdp_count_held(&one, 0);
+    int may_more = fdp_reserve(&more, fd_count + 1);
+    fdp_count_held(&more, 0);
+    return may && !may_more;
+}
+
+/* Unfinished messages hold at most half of the limit, all together, and some places stay free. */
+static void test_reserve(void) {
     struct rlimit limit;
+    unsigned held = 0, other = 0;
     CHECK(getrlimit(RLIMIT_NOFILE, &limit) == 0);
     limit_to(400);
-    ssize_t room = fdp_count_room();
-    CHECK(fdp_may_hold(200, room) && !fdp_may_hold(201, room));
-    CHECK(fdp_may_hold(10, 74) && !fdp_may_hold(10, 73));
-    CHECK(!fdp_may_hold(UINT64_MAX, room) && !fdp_may_hold(UINT32_MAX, room));
-    fdp_count_held(0, 150);
-    CHECK(fdp_may_hold(50, room) && !fdp_may_hold(51, room));
-    fdp_count_held(150, 3);
-    CHECK(fdp_may_hold(197, room) && !fdp_may_hold(198, room));
-    fdp_count_held(3, 0);
+    (void)fdp_count_room();
+    CHECK(may_hold(200));
+    CHECK(fdp_leaves_some(10, 74) && !fdp_leaves_some(10, 73) && fdp_leaves_some(10, -1));
+    CHECK(!fdp_leaves_some(UINT64_MAX, 74));
+    CHECK(!fdp_reserve(&held, UINT64_MAX) && !fdp_reserve(&held, UINT32_MAX) && held == 0);
+    CHECK(fdp_reserve(&held, 150) && held == 150 && may_hold(50));
+    CHECK(fdp_reserve(&held, 20) && held == 150); /* It has more. */
+    CHECK(fdp_reserve(&held, 160) && held == 160 && may_hold(40));
+    CHECK(fdp_reserve(&other, 40) && !fdp_reserve(&held, 161) && held == 160);
+    fdp_count_held(&other, 0);
+    fdp_count_held(&held, 3);
+    CHECK(held == 3 && may_hold(197));
+    fdp_count_held(&held, 0);
     CHECK(setrlimit(RLIMIT_NOFILE, &limit) == 0);
 }
 
@@ -200,14 +215,15 @@ static void test_whole_is_not_held(void) {
     CHECK(receive(ends, 1) > 0);
     check_messages(ends, 1, 3, 10, 0);
     limit_to(400);
-    CHECK(fdp_may_hold(200, fdp_count_room()));
+    (void)fdp_count_room();
+    CHECK(may_hold(200));
     send_raw(ends->left, bytes, put_piece(bytes, FDP_FIRST, 20, 2, 4, 20), 20);
     CHECK(receive(ends, 9) > 0);
     check_messages(ends, 4, 3, 10, 1);
     CHECK(receive(ends, 9) == -EAGAIN);
-    CHECK(fdp_may_hold(180, fdp_count_room()) && !fdp_may_hold(181, fdp_count_room()));
+    CHECK(may_hold(180));
     CHECK(fdp_close_inbox(&ends->inbox) == 0);
-    CHECK(fdp_may_hold(200, fdp_count_room()));
+    CHECK(may_hold(200));
     CHECK(setrlimit(RLIMIT_NOFILE, &limit) == 0);
     close_ends(ends);
 }
@@ -240,6 +256,31 @@ static void test_many_unfinished(void) {
         close_ends(ends[i]);
     }
     CHECK(setrlimit(RLIMIT_NOFILE, &limit) == 0);
+}
+
+/* What a large message announces is its own from its beginning: one that begins later waits for its
+ * end, and not both for each other. */
+static void test_two_large(void) {
+    struct ends *one = open_ends(SOCK_STREAM), *other = open_ends(SOCK_STREAM);
+    struct rlimit limit;
+    CHECK(getrlimit(RLIMIT_NOFILE, &limit) == 0);
+    limit_to(400);
+    send_raw(one->left, bytes, put_piece(bytes, FDP_FIRST, 50, 2, 6, 150), 50);
+    send_raw(other->left, bytes, put_piece(bytes, FDP_FIRST, 50, 2, 6, 150), 50);
+    CHECK(receive(one, 1) == -EAGAIN && receive(other, 1) == -EMFILE);
+    size_t next = put_piece(bytes, FDP_NEXT, 50, 2, 0, 0);
+    for (int i = 0; i < 2; i++) {
+        send_raw(one->left, bytes, next, 50);
+        send_raw(other->left, bytes, next, 50);
+        CHECK(receive(other, 1) == -EMFILE && other->inbox.needed == 150);
+        CHECK(receive(one, 1) == (i == 0 ? -EAGAIN : FDP_LARGE));
+    }
+    check_large(one, 6, 150);
+    CHECK(receive(other, 1) == FDP_LARGE);
+    check_large(other, 6, 150);
+    CHECK(setrlimit(RLIMIT_NOFILE, &limit) == 0);
+    close_ends(one);
+    close_ends(other);
 }
 
 /* Where the system does not tell how full the table is, the peek does. An ordinary user is root
@@ -283,13 +324,14 @@ static void test_without_proc(void) {
 int main(void) {
     RUN(test_count_room);
     RUN(test_ample_room);
-    RUN(test_may_hold);
+    RUN(test_reserve);
     RUN(test_full);
     RUN(test_full_large);
     RUN(test_full_behind_begun);
     RUN(test_full_cut_header);
     RUN(test_whole_is_not_held);
     RUN(test_many_unfinished);
+    RUN(test_two_large);
     RUN_IN_CHILD(test_without_proc);
     return 0;
 }
