@@ -166,13 +166,15 @@ def test_the_sender_is_killed_in_the_middle(count: int, file: int, stream: Pair)
         told, tell = os.pipe()
         pid = fork()
         if pid == 0:
-            ours.close()
-            theirs.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 5000)
-            channel = Channel(theirs)
-            channel.send(b"whole")
-            os.write(tell, b"x")
-            channel.send(bytes(10_000_000), [file] * count)
-            os._exit(1)
+            try:
+                ours.close()
+                theirs.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 5000)
+                channel = Channel(theirs)
+                channel.send(b"whole")
+                os.write(tell, b"x")
+                channel.send(bytes(10_000_000), [file] * count)
+            finally:
+                os._exit(1)
         theirs.close()
         with Channel(ours) as receiver:
             assert os.read(told, 1) == b"x"
