@@ -81,6 +81,23 @@ def test_close_wakes(timeout: float | None, path: Path) -> None:
     accept()
 
 
+class ClosedBeforeTheWait(Listener):
+    """As another thread may close it: after a try that found nobody, and before the wait."""
+
+    def gettimeout(self) -> float | None:
+        self.close()
+        return super().gettimeout()
+
+
+def test_close_before_the_wait(path: Path) -> None:
+    """Closing a listener just before accept begins to wait ends the accept as well."""
+    listener = ClosedBeforeTheWait(path)
+    listener.settimeout(50)
+    with pytest.raises(OSError, match="the listener is closed") as caught:
+        listener.accept()
+    assert caught.value.errno == errno.EBADF
+
+
 @pytest.mark.thread_unsafe
 def test_close_in_a_child(path: Path) -> None:
     """A child that closes its copy while the parent waits in accept does not end that."""
