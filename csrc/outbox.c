@@ -128,6 +128,8 @@ ssize_t fdp_try_send_column(struct fdp_outbox *outbox, const void *column, size_
 /* Others read this without being inside. */
 static void set_job(struct fdp_outbox *outbox, struct fdp_job *job) {
     __atomic_store_n(&outbox->job, job, __ATOMIC_RELAXED);
+    /* A thread looks only for its own number here, which no other writes. */
+    outbox->sender = job != NULL ? job->sender : 0;
 }
 
 ssize_t fdp_send(struct fdp_outbox *outbox, struct fdp_job *job, int flags) {
@@ -184,6 +186,6 @@ int fdp_close_outbox(struct fdp_outbox *outbox) {
 void fdp_free_after_fork(struct fdp_inbox *inbox, struct fdp_outbox *outbox) {
     inbox->busy = inbox->waiting = 0;
     outbox->busy = 0;
-    outbox->job = NULL;
+    set_job(outbox, NULL);
     fdp_forget_receives();
 }
