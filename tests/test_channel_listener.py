@@ -15,6 +15,7 @@ import pytest
 
 import fdpass_c
 from fdpass_c import Channel, Listener
+from fdpass_c.channel import ChannelOptions
 from support.descriptors import identity
 from support.marks import linux_only
 from support.messages import take
@@ -404,6 +405,24 @@ def test_nobody_is_allowed() -> None:
         Channel.pair(allow_uids=[])
     with pytest.raises(TypeError):
         Channel.pair(no_such_option=1)  # type: ignore[call-arg]
+
+
+@pytest.mark.parametrize("options", [{"max_payload": 3}, {"max_fds": 0}, {"receive_fds": False}])
+def test_options_are_passed_on(options: ChannelOptions, path: Path, file: int) -> None:
+    """pair() makes both channels with its options, and connect() the one that it returns."""
+    ends = [Channel.pair(**options), Channel.pair(**options)[::-1]]
+    with Listener(path) as listener:
+        connected = Channel.connect(path, **options)
+        ends.append((listener.accept(), connected))
+
+    def exchange(sender: Channel, receiver: Channel) -> None:
+        sender.send(b"long", [file])
+        receiver.recv()[1].close()
+
+    for sender, receiver in ends:
+        # Where the kernel refuses descriptors for a receiver, the send already fails.
+        with sender, receiver, pytest.raises((fdpass_c.ProtocolError, PermissionError)):
+            exchange(sender, receiver)
 
 
 def test_accepted_refuse_descriptors_from_the_first_on(path: Path, file: int) -> None:
