@@ -1,5 +1,6 @@
 """A signal handler that raises never tears the stream: nothing is lost, doubled or left open."""
 
+import array
 import contextlib
 import itertools
 import os
@@ -207,6 +208,31 @@ def test_a_handler_that_sends_inside_a_send() -> None:
             sender.send(data)
         sender.send(b"next")
     assert received == [data, b"next"]
+
+
+@pytest.mark.thread_unsafe
+def test_a_handler_that_resizes_what_is_sent() -> None:
+    """It cannot: memory that the kernel still reads stays where it is."""
+    data = array.array("B", bytes(200_000))
+    refused = threading.Event()
+
+    def handler() -> None:
+        with pytest.raises(BufferError):
+            data.append(1)
+        refused.set()
+
+    def receive() -> None:
+        refused.wait()
+        assert receiver.recv()[0] == bytes(200_000)
+
+    with (
+        channels(buffer=5000) as (sender, receiver),
+        beside(receive),
+        handling(signal.SIGUSR1, handler),
+        once_blocked(sender.fileno(), interrupt_main_thread),
+    ):
+        sender.send(data)
+    data.append(1)
 
 
 def look(channel: Channel) -> None:
