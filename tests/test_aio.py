@@ -5,6 +5,7 @@ import contextvars
 import errno
 import gc
 import importlib.util
+import logging
 import random
 import signal
 import socket
@@ -12,8 +13,10 @@ import sys
 import threading
 import time
 import warnings
+import weakref
 from collections.abc import Callable
 from functools import partial
+from logging.handlers import BufferingHandler
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -21,7 +24,14 @@ from typing import Any
 import pytest
 
 import fdpass_c
-from fdpass_c import DescriptorTableFullError, PeerClosedError, Progress, ProtocolError, aio
+from fdpass_c import (
+    Channel,
+    DescriptorTableFullError,
+    PeerClosedError,
+    Progress,
+    ProtocolError,
+    aio,
+)
 from support.descriptors import identity
 from support.frames import first
 from support.loops import Group, asyncio_loops, every_loop, pause, run
@@ -732,7 +742,9 @@ def test_full_table(loop: str) -> None:
 @linux_only
 @every_loop
 def test_full_table_on_accept(loop: str, tmp_path: Path) -> None:
-    """serve waits where accept finds the table full, without using the CPU, and then serves."""
+    """serve waits where accept finds the table full, without using the CPU, and then serves. It
+    says so once, however long that lasts."""
+    warned = BufferingHandler(1000)
 
     async def handle(channel: aio.Channel) -> None:
         async for payload, fds in channel:
@@ -751,10 +763,12 @@ def test_full_table_on_accept(loop: str, tmp_path: Path) -> None:
             fdpass_c.close_fds(filler)
             async with client:
                 assert take(await client.recv())[0] == b"hello"
+            assert [record.levelname for record in warned.buffer] == ["WARNING"]
             listener.close()
             assert (await serving.wait()).error is None
 
     def child() -> None:
+        logging.getLogger("fdpass_c.aio").addHandler(warned)
         limit_table(100)
         run(loop, test)
 
@@ -815,6 +829,51 @@ def test_serve(loop: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> N
     (record,) = [one for one in caplog.records if one.name == "fdpass_c.aio"]
     assert record.exc_info is not None
     assert "asked to" in str(record.exc_info[1])
+
+
+@pytest.mark.parametrize("turns", range(8))
+def test_serve_in_a_loop_that_ends(turns: int, tmp_path: Path) -> None:
+    """asyncio cancels what still runs; a connection whose handler has not begun is closed too."""
+
+    async def handle(channel: aio.Channel) -> None:
+        await channel.recv()
+
+    async def test() -> tuple[aio.Listener, Channel]:
+        listener = aio.Listener(tmp_path / "socket")
+        serving = asyncio.create_task(listener.serve(handle))
+        client = Channel.connect(tmp_path / "socket")
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        assert not serving.done()
+        return listener, client
+
+    listener, client = asyncio.run(test())
+    listener.close()
+    with client, pytest.raises((PeerClosedError, ConnectionResetError)):
+        client.recv()
+
+
+def test_serve_forgets_what_has_ended(tmp_path: Path) -> None:
+    """Nothing is kept of a connection that has ended, once another has come."""
+    ended: list[weakref.ref[Any]] = []
+
+    async def handle(channel: aio.Channel) -> None:
+        ended.append(weakref.ref(asyncio.current_task()))
+        await channel.send(b"hello")
+
+    async def test() -> None:
+        async with aio.Listener(tmp_path / "socket") as listener:
+            serving = asyncio.create_task(listener.serve(handle))
+            for _ in range(5):
+                async with await aio.Channel.connect(tmp_path / "socket") as client:
+                    assert await receive_all(client) == [b"hello"]
+            await asyncio.sleep(0)
+            gc.collect()
+            assert [task() for task in ended[:-1]] == [None] * 4
+            listener.close()
+            await serving
+
+    asyncio.run(test())
 
 
 @every_loop
