@@ -146,6 +146,21 @@ static void test_full_large(void) {
     close_ends(ends);
 }
 
+/* With ample room for any frame, a message is refused that would hold more than half of the table. */
+static void test_more_than_half(void) {
+    struct ends *ends = open_ends(SOCK_STREAM);
+    struct full_table table;
+    fill_table(&table, 1024, 900);
+    send_raw(ends->left, bytes, put_piece(bytes, FDP_FIRST, 253, 1, 1, 800), 253);
+    for (int again = 0; again < 2; again++) {
+        CHECK(receive(ends, 1) == -EMFILE);
+        CHECK(ends->inbox.needed == 800 - 253 && ends->inbox.room == 900 - 253);
+        CHECK(!ends->inbox.large.is_open);
+    }
+    empty_table(&table);
+    close_ends(ends);
+}
+
 /* The rest of a frame that is begun is taken without a look at the table; what comes behind it has
  * descriptors of its own. */
 static void test_full_behind_begun(void) {
@@ -286,6 +301,7 @@ int main(void) {
     RUN(test_may_hold);
     RUN(test_full);
     RUN(test_full_large);
+    RUN(test_more_than_half);
     RUN(test_full_behind_begun);
     RUN(test_full_cut_header);
     RUN(test_whole_is_not_held);
