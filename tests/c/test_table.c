@@ -125,6 +125,7 @@ static void test_full(void) {
 static void test_full_large(void) {
     struct ends *ends = open_ends(SOCK_STREAM);
     struct full_table table;
+    ends->inbox.max_fds = 40; /* Exactly as many as may come. */
     send_raw(ends->left, bytes, put_piece(bytes, FDP_FIRST, 10, 2, 4, 40), 10);
     fill_table(&table, 200, 60);
     for (int again = 0; again < 2; again++)
