@@ -186,6 +186,17 @@ static void test_full_behind_begun(void) {
     }
 }
 
+/* What must not come is a violation where there is no room for it either. */
+static void test_full_and_malformed(void) {
+    struct ends *ends = open_ends(SOCK_STREAM);
+    struct full_table table;
+    send_raw(ends->left, bytes, put_piece(bytes, FDP_NEXT, 10, 1, 0, 0), 10);
+    fill_table(&table, 64, 2);
+    CHECK(receive(ends, 9) == -EPROTO && ends->inbox.violation == FDP_MALFORMED);
+    empty_table(&table);
+    close_ends(ends);
+}
+
 /* A header that is cut is not let in with descriptors that may stay long, before there is room for
  * such. */
 static void test_full_cut_header(void) {
@@ -196,7 +207,7 @@ static void test_full_cut_header(void) {
     size_t size = put_packed(bytes, 1, 3, 10);
     send_raw(ends->left, bytes, 8, 10);
     for (int again = 0; again < 2; again++)
-        CHECK(receive(ends, 9) == -EMFILE && fdp_count_room() == room);
+        CHECK(receive(ends, 9) == -EMFILE && ends->inbox.needed == 1 && fdp_count_room() == room);
     for (int i = 0; i < 14; i++)
         free_place(&table);
     CHECK(receive(ends, 9) == -EAGAIN && fdp_count_room() == room + 4);
@@ -304,6 +315,7 @@ int main(void) {
     RUN(test_full_large);
     RUN(test_more_than_half);
     RUN(test_full_behind_begun);
+    RUN(test_full_and_malformed);
     RUN(test_full_cut_header);
     RUN(test_whole_is_not_held);
     RUN(test_many_unfinished);
