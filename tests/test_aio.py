@@ -9,6 +9,7 @@ import logging
 import random
 import signal
 import socket
+import stat
 import sys
 import threading
 import time
@@ -874,6 +875,42 @@ def test_serve_forgets_what_has_ended(tmp_path: Path) -> None:
             await serving
 
     asyncio.run(test())
+
+
+@every_loop
+def test_options_are_passed_on(loop: str, tmp_path: Path) -> None:
+    """A listener's file has the mode given, or 0600; connect passes its options to the channel."""
+
+    async def test() -> None:
+        path, other = tmp_path / "socket", tmp_path / "other"
+        async with aio.Listener(path, mode=0o640) as listener, aio.Listener(other):
+            assert stat.S_IMODE(path.stat().st_mode) == 0o640
+            assert stat.S_IMODE(other.stat().st_mode) == 0o600
+            client = await aio.Channel.connect(path, max_payload=3)
+            async with client, await listener.accept() as server:
+                await server.send(b"long")
+                with pytest.raises(ProtocolError, match="max_payload is 3"):
+                    await client.recv()
+
+    run(loop, test)
+
+
+@every_loop
+def test_plain_address(loop: str, tmp_path: Path, file: int) -> None:
+    """send_fds reaches the address given."""
+    address = str(tmp_path / "socket")
+
+    async def test() -> None:
+        assert await aio.send_fds(sender, [b"x"], [file], 0, address) == 1
+
+    with (
+        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender,
+        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as receiver,
+    ):
+        sender.setblocking(False)
+        receiver.bind(address)
+        run(loop, test)
+        assert take(fdpass_c.recv_fd(receiver)) == (b"x", [identity(file)])
 
 
 @every_loop
