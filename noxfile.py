@@ -241,9 +241,10 @@ def mutants(session: nox.Session) -> None:
     log = tree / "mutmut.txt"
     session.log(f"The progress is in {log}")
     # The address of a Unix socket has room for 107 bytes: no path in this folder's depths.
-    with tempfile.TemporaryDirectory() as short, log.open("w") as file:
+    short = {"TMPDIR": tempfile.gettempdir()}
+    with log.open("w") as file:
         command = ["mutmut", "run", *session.posargs]
-        session.run(*command, env={"TMPDIR": short}, stdout=file, stderr=subprocess.STDOUT)
+        session.run(*command, env=short, stdout=file, stderr=subprocess.STDOUT)
     session.run("mutmut", "results")
     session.run("mutmut", "export-cicd-stats", silent=True)
     counts = json.loads(Path("mutants", "mutmut-cicd-stats.json").read_text())
