@@ -245,7 +245,9 @@ def mutants(session: nox.Session) -> None:
     with log.open("w") as file:
         command = ["mutmut", "run", *session.posargs]
         session.run(*command, env=short, stdout=file, stderr=subprocess.STDOUT)
-    session.run("mutmut", "results")
+    # With names of some, all others are listed as well.
+    listed = str(session.run("mutmut", "results", silent=True)).splitlines()
+    session.log("\n".join(line for line in listed if not line.endswith("not checked")))
     session.run("mutmut", "export-cicd-stats", silent=True)
     counts = json.loads(Path("mutants", "mutmut-cicd-stats.json").read_text())
     survived = counts["survived"] + counts["no_tests"]
