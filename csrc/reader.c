@@ -87,16 +87,16 @@ static ssize_t refuse(struct fdp_inbox *inbox, uint64_t needed, ssize_t room) {
     return -EMFILE;
 }
 
-/* Whether the table takes the descriptors of the frame at the front, of which have bytes are here,
+/* Whether the table takes the descriptors of the frame at the front, all of which is still queued,
  * and of what must follow it. Any frame may use the last place if it is whole; others leave room for those. */
-static int fits(struct fdp_inbox *inbox, const struct fdp_frame *front, size_t have) {
+static int fits(struct fdp_inbox *inbox, const struct fdp_frame *front) {
     ssize_t room = fdp_count_room();
     if (room < 0)
         return 1; /* The system does not tell; the peek will. */
     uint64_t needed = front->fd_count;
     if (front->total_fds > needed && front->total_fds <= inbox->max_fds)
         needed = front->total_fds;
-    int is_whole = front->kind == FDP_PACKED && fdp_count_queued(inbox->sock) + have >= front->size;
+    int is_whole = front->kind == FDP_PACKED && fdp_count_queued(inbox->sock) >= front->size;
     if (is_whole && (uint64_t)room >= needed)
         return 1;
     if (fdp_leaves_some(needed, room) &&
@@ -164,7 +164,7 @@ static ssize_t receive_carefully(struct fdp_inbox *inbox, const unsigned char *k
     /* Its descriptors come with its first byte: none will come with later ones. */
     if (front.fd_count == 0 || known_size > 0 || !inbox->accept_fds)
         return take(inbox, &rest, 1, ret_arrived);
-    if (!fits(inbox, &front, known_size))
+    if (!fits(inbox, &front))
         return -EMFILE;
     return take_by_peek(inbox, target, rest.iov_len, front.fd_count, 1, ret_arrived);
 }

@@ -163,6 +163,8 @@ class Deadline:
 
 def _wait(fd: int, event: int, timeout: float | None) -> bool:
     """Whether fd is ready in time. select.poll is looked up here because gevent replaces it."""
+    if fd < 0:
+        raise_oserror(errno.EBADF)  # Closed since the last try; poll would have a ValueError.
     if hasattr(select, "poll"):
         poller = select.poll()
         poller.register(fd, event)

@@ -6,16 +6,20 @@ import contextvars
 import errno
 import gc
 import importlib.util
+import logging
 import os
 import random
 import signal
 import socket
+import stat
 import sys
 import threading
 import time
 import warnings
+import weakref
 from collections.abc import Callable, Iterator
 from functools import partial
+from logging.handlers import BufferingHandler
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -23,7 +27,14 @@ from typing import Any
 import pytest
 
 import fdpass_c
-from fdpass_c import DescriptorTableFullError, PeerClosedError, Progress, ProtocolError, aio
+from fdpass_c import (
+    Channel,
+    DescriptorTableFullError,
+    PeerClosedError,
+    Progress,
+    ProtocolError,
+    aio,
+)
 from support.descriptors import identity
 from support.frames import first, one
 from support.loops import Group, asyncio_loops, every_loop, new_loop, pause, run
@@ -952,7 +963,9 @@ def test_full_table(loop: str) -> None:
 @linux_only
 @every_loop
 def test_full_table_on_accept(loop: str, tmp_path: Path) -> None:
-    """serve waits where accept finds the table full, without using the CPU, and then serves."""
+    """serve waits where accept finds the table full, without using the CPU, and then serves. It
+    says so once, however long that lasts."""
+    warned = BufferingHandler(1000)
 
     async def handle(channel: aio.Channel) -> None:
         async for payload, fds in channel:
@@ -971,10 +984,12 @@ def test_full_table_on_accept(loop: str, tmp_path: Path) -> None:
             fdpass_c.close_fds(filler)
             async with client:
                 assert take(await client.recv())[0] == b"hello"
+            assert [record.levelname for record in warned.buffer] == ["WARNING"]
             listener.close()
             assert (await serving.wait()).error is None
 
     def child() -> None:
+        logging.getLogger("fdpass_c.aio").addHandler(warned)
         limit_table(100)
         run(loop, test)
 
@@ -1035,6 +1050,87 @@ def test_serve(loop: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> N
     (record,) = [one for one in caplog.records if one.name == "fdpass_c.aio"]
     assert record.exc_info is not None
     assert "asked to" in str(record.exc_info[1])
+
+
+@pytest.mark.parametrize("turns", range(8))
+def test_serve_in_a_loop_that_ends(turns: int, tmp_path: Path) -> None:
+    """asyncio cancels what still runs; a connection whose handler has not begun is closed too."""
+
+    async def handle(channel: aio.Channel) -> None:
+        await channel.recv()
+
+    async def test() -> tuple[aio.Listener, Channel]:
+        listener = aio.Listener(tmp_path / "socket")
+        serving = asyncio.create_task(listener.serve(handle))
+        client = Channel.connect(tmp_path / "socket")
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        assert not serving.done()
+        return listener, client
+
+    listener, client = asyncio.run(test())
+    listener.close()
+    with client, pytest.raises((PeerClosedError, ConnectionResetError)):
+        client.recv()
+
+
+def test_serve_forgets_what_has_ended(tmp_path: Path) -> None:
+    """Nothing is kept of a connection that has ended, once another has come."""
+    ended: list[weakref.ref[Any]] = []
+
+    async def handle(channel: aio.Channel) -> None:
+        ended.append(weakref.ref(asyncio.current_task()))
+        await channel.send(b"hello")
+
+    async def test() -> None:
+        async with aio.Listener(tmp_path / "socket") as listener:
+            serving = asyncio.create_task(listener.serve(handle))
+            for _ in range(5):
+                async with await aio.Channel.connect(tmp_path / "socket") as client:
+                    assert await receive_all(client) == [b"hello"]
+            await asyncio.sleep(0)
+            gc.collect()
+            assert [task() for task in ended[:-1]] == [None] * 4
+            listener.close()
+            await serving
+
+    asyncio.run(test())
+
+
+@every_loop
+def test_options_are_passed_on(loop: str, tmp_path: Path) -> None:
+    """A listener's file has the mode given, or 0600; connect passes its options to the channel."""
+
+    async def test() -> None:
+        path, other = tmp_path / "socket", tmp_path / "other"
+        async with aio.Listener(path, mode=0o640) as listener, aio.Listener(other):
+            assert stat.S_IMODE(path.stat().st_mode) == 0o640
+            assert stat.S_IMODE(other.stat().st_mode) == 0o600
+            client = await aio.Channel.connect(path, max_payload=3)
+            async with client, await listener.accept() as server:
+                await server.send(b"long")
+                with pytest.raises(ProtocolError, match="max_payload is 3"):
+                    await client.recv()
+
+    run(loop, test)
+
+
+@every_loop
+def test_plain_address(loop: str, tmp_path: Path, file: int) -> None:
+    """send_fds reaches the address given."""
+    address = str(tmp_path / "socket")
+
+    async def test() -> None:
+        assert await aio.send_fds(sender, [b"x"], [file], 0, address) == 1
+
+    with (
+        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender,
+        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as receiver,
+    ):
+        sender.setblocking(False)
+        receiver.bind(address)
+        run(loop, test)
+        assert take(fdpass_c.recv_fd(receiver)) == (b"x", [identity(file)])
 
 
 @every_loop

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 import fdpass_c
+from support.messages import progress_of
 from support.sockets import Pair, assert_empty
 
 
@@ -107,6 +108,7 @@ def test_another_family(rows: bool) -> None:
         with pytest.raises(OSError, match="Unix domain sockets only") as caught:
             fdpass_c.send_many(left, [b"x"] * 3, [[0]] * 3 if rows else [0] * 3)
         assert caught.value.errno == errno.EAFNOSUPPORT
+        assert progress_of(caught.value) == (0, 0)
         assert_empty(right)
 
 

@@ -405,3 +405,8 @@ def test_any_batch(
         assert_stream(received, described(payloads, rows))
     else:
         assert received == described(payloads, rows)
+
+
+def test_an_error_of_another_call() -> None:
+    """Progress.of an error that has none says that nothing was sent."""
+    assert Progress.of(OSError()) == Progress(0, 0)

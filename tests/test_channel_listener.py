@@ -18,6 +18,7 @@ import pytest
 
 import fdpass_c
 from fdpass_c import Channel, Listener
+from fdpass_c.channel import ChannelOptions
 from support.descriptors import identity
 from support.marks import linux_only
 from support.messages import take
@@ -113,6 +114,23 @@ def test_close_beside_one_who_comes(path: Path) -> None:
 
     with beside(close):
         accept()
+
+
+class ClosedBeforeTheWait(Listener):
+    """As another thread may close it: after a try that found nobody, and before the wait."""
+
+    def gettimeout(self) -> float | None:
+        self.close()
+        return super().gettimeout()
+
+
+def test_close_before_the_wait(path: Path) -> None:
+    """Closing a listener just before accept begins to wait ends the accept as well."""
+    listener = ClosedBeforeTheWait(path)
+    listener.settimeout(50)
+    with pytest.raises(OSError, match="the listener is closed") as caught:
+        listener.accept()
+    assert caught.value.errno == errno.EBADF
 
 
 @pytest.mark.thread_unsafe
@@ -448,6 +466,24 @@ def test_nobody_is_allowed() -> None:
         Channel.pair(allow_uids=[])
     with pytest.raises(TypeError):
         Channel.pair(no_such_option=1)  # type: ignore[call-arg]
+
+
+@pytest.mark.parametrize("options", [{"max_payload": 3}, {"max_fds": 0}, {"receive_fds": False}])
+def test_options_are_passed_on(options: ChannelOptions, path: Path, file: int) -> None:
+    """pair() makes both channels with its options, and connect() the one that it returns."""
+    ends = [Channel.pair(**options), Channel.pair(**options)[::-1]]
+    with Listener(path) as listener:
+        connected = Channel.connect(path, **options)
+        ends.append((listener.accept(), connected))
+
+    def exchange(sender: Channel, receiver: Channel) -> None:
+        sender.send(b"long", [file])
+        receiver.recv()[1].close()
+
+    for sender, receiver in ends:
+        # Where the kernel refuses descriptors for a receiver, the send already fails.
+        with sender, receiver, pytest.raises((fdpass_c.ProtocolError, PermissionError)):
+            exchange(sender, receiver)
 
 
 def test_accepted_refuse_descriptors_from_the_first_on(path: Path, file: int) -> None:

@@ -1,5 +1,6 @@
 """A signal handler that raises never tears the stream: nothing is lost, doubled or left open."""
 
+import array
 import contextlib
 import itertools
 import os
@@ -13,7 +14,7 @@ from types import FrameType
 
 import pytest
 
-from fdpass_c import Channel, batches, channel, descriptors, jobs, turns, waiting
+from fdpass_c import Channel, Progress, batches, channel, descriptors, jobs, turns, waiting
 from support.channels import channels, raw_pair
 from support.descriptors import identity
 from support.frames import first, one, pack
@@ -194,6 +195,75 @@ def test_raising_in_a_column(file: int) -> None:
                 received.append(take(receiver.recv())[0])
     assert 1 < len(received) < len(payloads)
     assert received[:-1] == payloads[: len(received) - 1]
+
+
+@pytest.mark.thread_unsafe
+def test_raising_in_a_column_of_one_frame(file: int) -> None:
+    """If a part of the frame has left when the handler raises, all its messages count as sent."""
+    payloads = [b"%0250d" % number for number in range(40)]
+    with channels(buffer=1) as (sender, receiver):
+        with (
+            handling(signal.SIGUSR1, interrupt),
+            once_blocked(sender.fileno(), interrupt_main_thread),
+            pytest.raises(Interruption) as caught,
+        ):
+            sender.send_many(payloads, [file] * 40, start=Progress(10, 0))
+        assert sender.unsent > 0
+        assert Progress.of(caught.value) == Progress(40, 0)
+        with beside(sender.flush):
+            received = [take(receiver.recv()) for _ in range(30)]
+    assert received == [(payload, [identity(file)]) for payload in payloads[10:]]
+
+
+@pytest.mark.thread_unsafe
+def test_a_handler_that_sends_inside_a_send() -> None:
+    """It is refused if a part of the interrupted message was sent, which then goes on."""
+    data = os.urandom(200_000)
+    refused = threading.Event()
+    received = []
+
+    def handler() -> None:
+        with pytest.raises(RuntimeError, match="a signal handler must not send"):
+            sender.send(b"inside")
+        refused.set()
+
+    def receive() -> None:
+        refused.wait()
+        received.extend([receiver.recv()[0], receiver.recv()[0]])
+
+    with channels(buffer=5000) as (sender, receiver), beside(receive):
+        with (
+            handling(signal.SIGUSR1, handler),
+            once_blocked(sender.fileno(), interrupt_main_thread),
+        ):
+            sender.send(data)
+        sender.send(b"next")
+    assert received == [data, b"next"]
+
+
+@pytest.mark.thread_unsafe
+def test_a_handler_that_resizes_what_is_sent() -> None:
+    """It cannot: memory that the kernel still reads stays where it is."""
+    data = array.array("B", bytes(200_000))
+    refused = threading.Event()
+
+    def handler() -> None:
+        with pytest.raises(BufferError):
+            data.append(1)
+        refused.set()
+
+    def receive() -> None:
+        refused.wait()
+        assert receiver.recv()[0] == bytes(200_000)
+
+    with (
+        channels(buffer=5000) as (sender, receiver),
+        beside(receive),
+        handling(signal.SIGUSR1, handler),
+        once_blocked(sender.fileno(), interrupt_main_thread),
+    ):
+        sender.send(data)
+    data.append(1)
 
 
 def look(channel: Channel) -> None:

@@ -24,6 +24,7 @@ from support.processes import run_in_child
 from support.signals import handling, interrupt_main_thread
 from support.tables import many_allowed
 from support.threads import beside
+from support.waiting import once_blocked
 
 
 @pytest.mark.parametrize("kind", [socket.SOCK_STREAM, socket.SOCK_SEQPACKET])
@@ -137,6 +138,21 @@ def test_child_that_goes_on_alone(file: int) -> None:
 
         with beside(lambda: run_in_child(child)):
             sender.send(b"for the child", [file])
+
+
+@pytest.mark.thread_unsafe
+@pytest.mark.parametrize("timeout", [None, 1000.0])
+def test_child_of_a_thread_beside_one_that_receives(timeout: float | None, file: int) -> None:
+    """It closes its copy, and neither waits for the parent's receive nor ends that."""
+    with channels() as (sender, receiver):
+        receiver.settimeout(timeout)
+
+        def close_in_a_child() -> None:
+            run_in_child(receiver.close)
+            sender.send(b"later", [file])
+
+        with once_blocked(receiver.fileno(), close_in_a_child):
+            assert take(receiver.recv()) == (b"later", [identity(file)])
 
 
 def test_selectors(file: int) -> None:

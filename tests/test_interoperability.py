@@ -298,6 +298,26 @@ def test_send_honours_address(
         assert identities(fds) == identities(files)
 
 
+@pytest.mark.parametrize("as_int", [False, True])
+def test_send_honours_flags_with_an_address(as_int: bool, tmp_path: Path) -> None:
+    """MSG_DONTWAIT does not wait for a full receiver, and leaves a blocking sender as it is."""
+    address = str(tmp_path / "socket")
+    with (
+        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender,
+        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as receiver,
+    ):
+        receiver.bind(address)
+        target = sender.fileno() if as_int else sender
+
+        def send_for_ever() -> None:
+            while True:
+                fdpass_c.send_fds(target, [b"x"], [], socket.MSG_DONTWAIT, address)
+
+        with pytest.raises(BlockingIOError):
+            send_for_ever()
+        assert os.get_blocking(sender.fileno())
+
+
 def test_send_to_nobody(tmp_path: Path, file: int) -> None:
     """An address where nobody listens is a FileNotFoundError."""
     with (

@@ -6,6 +6,7 @@ import os
 import socket
 import warnings
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
 
 import pytest
 
@@ -360,6 +361,25 @@ def test_dropped_with_the_rest_taken() -> None:
     assert is_open(taken)
     assert not is_open(left)
     os.close(taken)
+
+
+@pytest.mark.thread_unsafe
+@pytest.mark.parametrize(
+    "hand_over",
+    [Descriptors.as_socket, lambda fds: fds.as_file(buffering=0)],
+    ids=["as_socket", "as_file"],
+)
+def test_dropped_with_the_rest_handed_over(
+    hand_over: Callable[[Descriptors], AbstractContextManager[object]],
+) -> None:
+    """So does one that handed over the other as an object."""
+    ours, theirs = socket.socketpair()
+    fds = Descriptors([ours.detach(), theirs.detach()])
+    left = fds[1]
+    with hand_over(fds), pytest.warns(ResourceWarning, match="taken"):  # noqa: PT031
+        del fds
+        gc.collect()
+    assert not is_open(left)
 
 
 @pytest.mark.thread_unsafe

@@ -18,6 +18,7 @@ from support.messages import Message, take, take_batch
 from support.processes import run_in_child
 from support.sockets import Pair
 from support.tables import limit_table
+from support.waiting import once_blocked
 
 pytestmark = linux_only
 
@@ -187,3 +188,18 @@ def test_channel(
                         receive(channel)
 
     run_in_child(child)
+
+
+@pytest.mark.thread_unsafe
+@pytest.mark.parametrize("kind", [socket.SOCK_STREAM, socket.SOCK_SEQPACKET])
+@pytest.mark.parametrize("receive", [receive_one, receive_many])
+def test_while_a_channel_waits(
+    receive: Callable[[Channel], list[Message]], kind: socket.SocketKind
+) -> None:
+    """It says so, once, where the error ends the wait of a blocking receive, too."""
+    with raw_pair(kind) as (peer, channel):
+        channel.send(b"never read")
+        with once_blocked(channel.fileno(), peer.close), pytest.raises(ConnectionResetError):
+            receive(channel)
+        with pytest.raises(PeerClosedError):
+            receive(channel)

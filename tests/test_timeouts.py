@@ -1,5 +1,6 @@
 """A socket's blocking, timeout and non-blocking modes fail as in the standard library."""
 
+import errno
 import socket
 import struct
 import threading
@@ -75,6 +76,23 @@ def test_timeout_of_the_kernel(receive: Operation, stream: Pair) -> None:
     """SO_RCVTIMEO on a blocking socket ends in the same error."""
     stream[1].setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", 0, 1000))
     assert_same_error(receive, lambda sock: socket.recv_fds(sock, 1, 1), stream[1])
+
+
+class ClosedBeforeTheWait(socket.socket):
+    """As another thread may close it: after a try that found nothing, and before the wait."""
+
+    def gettimeout(self) -> float | None:
+        timeout = super().gettimeout()
+        self.close()
+        return timeout
+
+
+@receivers
+def test_closed_before_the_wait(receive: Operation, stream: Pair) -> None:
+    """A socket that is closed just before the wait for it is EBADF, as one closed earlier."""
+    with ClosedBeforeTheWait(fileno=stream[1].detach()) as sock:
+        sock.settimeout(50)
+        assert error_of(receive, sock).errno == errno.EBADF
 
 
 def test_receive_within_the_timeout(pair: Pair, file: int, keep: Keep) -> None:

@@ -120,6 +120,22 @@ static void test_order(void) {
     close_pool(pool);
 }
 
+/* Of workers that have equally few in hand, it is the turn of who waited longest, across calls. */
+static void test_turns(void) {
+    struct pool *pool = open_pool(3, 9);
+    for (unsigned i = 0; i < 9; i++) {
+        unsigned *words = pool->words[i % 3];
+        add(pool, i, 1);
+        CHECK(deal(pool) == 1);
+        check_received(pool, i % 3, (const char[]){(char)('a' + i), 0});
+        words[FDP_WORD_BEGUN]++;
+        words[FDP_WORD_HANDLED]++;
+        read_all(pool);
+        CHECK(pool->round.begun == 1);
+    }
+    close_pool(pool);
+}
+
 /* Counters that pass 2^32 are read as they are meant. */
 static void test_wrapping(void) {
     struct pool *pool = open_pool(1, 2);
@@ -184,6 +200,12 @@ static void test_errors(void) {
     pool->ends[0]->outbox.unsent = 0;
     check_received(pool, 1, "b");
     check_received(pool, 1, "a");
+    /* It is told of any worker, whatever the last one did. */
+    add_letters(pool, "cdef");
+    pool->ends[0]->outbox.unsent = 1;
+    read_all(pool);
+    CHECK(deal(pool) == 1 && pool->round.unsent);
+    pool->ends[0]->outbox.unsent = 0;
     close_pool(pool);
 }
 
@@ -218,6 +240,12 @@ static void test_used_up(void) {
     add_letters(pool, "d");
     CHECK(deal(pool) == 1 && pool->round.used_up);
     close_pool(pool);
+
+    pool = open_pool(2, 9);
+    pool->workers[0].most = 1;
+    add_letters(pool, "ab");
+    CHECK(deal(pool) == 2 && pool->round.used_up);
+    close_pool(pool);
 }
 
 /* What a dead worker had not begun comes first. */
@@ -245,6 +273,7 @@ static void test_many(void) {
 int main(void) {
     RUN(test_nothing);
     RUN(test_order);
+    RUN(test_turns);
     RUN(test_wrapping);
     RUN(test_wrong_counts);
     RUN(test_errors);

@@ -202,6 +202,20 @@ static void test_look(void) {
     close_ends(ends);
 }
 
+/* What was withdrawn, and not closed yet because that may take long, is closed with the inbox. */
+static void test_close_after_withdrawal(void) {
+    struct ends *ends = open_ends(SOCK_STREAM);
+    int before = count_open();
+    size_t first = put_piece(bytes, FDP_FIRST, 1, 1, 5, 5);
+    send_raw(ends->left, bytes, first, 1);
+    send_raw(ends->left, bytes, put_piece(bytes, FDP_WITHDRAWN, 0, 0, 0, 0), 0);
+    while (ends->inbox.parked == NULL)
+        CHECK(fdp_try_receive(&ends->inbox, 1, &ends->scratch, ends->owner) == FDP_LOOK);
+    CHECK(count_open() == before + 1);
+    CHECK(fdp_close_inbox(&ends->inbox) == 0 && count_open() == before);
+    close_ends(ends);
+}
+
 static void test_large(void) {
     static const struct {
         size_t size;
@@ -598,6 +612,7 @@ int main(void) {
     RUN(test_several_frames);
     RUN(test_fit);
     RUN(test_look);
+    RUN(test_close_after_withdrawal);
     RUN(test_large);
     RUN(test_violations);
     RUN(test_limits);

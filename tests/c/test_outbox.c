@@ -459,13 +459,16 @@ static void test_busy(void) {
     struct messages *one = make_messages(lengths, counts, 1, 0);
     struct messages *two = make_messages(lengths, counts, 1, 0);
     shrink(ends->left);
-    CHECK(send_on(ends, one) == -EAGAIN);
+    one->job.sender = 7;
+    CHECK(send_on(ends, one) == -EAGAIN && ends->outbox.sender == 7);
     CHECK(fdp_send(&ends->outbox, &two->job, MSG_DONTWAIT) == -EBUSY);
+    CHECK(ends->outbox.sender == 7);
     CHECK(fdp_try_send(&ends->outbox, "", 0, 0) == -EBUSY);
     fdp_abandon(&ends->outbox, &two->job); /* It is not there. */
     CHECK(two->job.at.message == 0 && ends->outbox.job == &one->job);
     CHECK(fdp_flush(&ends->outbox, MSG_DONTWAIT) == 0);
     fdp_abandon(&ends->outbox, &one->job);
+    CHECK(ends->outbox.sender == 0);
     CHECK(fdp_send(&ends->outbox, &two->job, MSG_DONTWAIT) == -EAGAIN);
     check_usable(ends, one, 0);
     CHECK(send_on(ends, two) == -EAGAIN);

@@ -140,6 +140,7 @@ static void test_full(void) {
 static void test_full_large(void) {
     struct ends *ends = open_ends(SOCK_STREAM);
     struct full_table table;
+    ends->inbox.max_fds = 40; /* Exactly as many as may come. */
     send_raw(ends->left, bytes, put_piece(bytes, FDP_FIRST, 10, 2, 4, 40), 10);
     fill_table(&table, 200, 60);
     for (int again = 0; again < 2; again++)
@@ -157,6 +158,21 @@ static void test_full_large(void) {
     ssize_t result = receive(ends, 1);
     CHECK(result == FDP_LARGE);
     check_large(ends, 4, 40);
+    empty_table(&table);
+    close_ends(ends);
+}
+
+/* With ample room for any frame, a message is refused that would hold more than half of the table. */
+static void test_more_than_half(void) {
+    struct ends *ends = open_ends(SOCK_STREAM);
+    struct full_table table;
+    fill_table(&table, 1024, 900);
+    send_raw(ends->left, bytes, put_piece(bytes, FDP_FIRST, 253, 1, 1, 800), 253);
+    for (int again = 0; again < 2; again++) {
+        CHECK(receive(ends, 1) == -EMFILE);
+        CHECK(ends->inbox.needed == 800 - 253 && ends->inbox.room == 900 - 253);
+        CHECK(!ends->inbox.large.is_open);
+    }
     empty_table(&table);
     close_ends(ends);
 }
@@ -185,6 +201,17 @@ static void test_full_behind_begun(void) {
     }
 }
 
+/* What must not come is a violation where there is no room for it either. */
+static void test_full_and_malformed(void) {
+    struct ends *ends = open_ends(SOCK_STREAM);
+    struct full_table table;
+    send_raw(ends->left, bytes, put_piece(bytes, FDP_NEXT, 10, 1, 0, 0), 10);
+    fill_table(&table, 64, 2);
+    CHECK(receive(ends, 9) == -EPROTO && ends->inbox.violation == FDP_MALFORMED);
+    empty_table(&table);
+    close_ends(ends);
+}
+
 /* A header that is cut is not let in with descriptors that may stay long, before there is room for
  * such. */
 static void test_full_cut_header(void) {
@@ -195,7 +222,7 @@ static void test_full_cut_header(void) {
     size_t size = put_packed(bytes, 1, 3, 10);
     send_raw(ends->left, bytes, 8, 10);
     for (int again = 0; again < 2; again++)
-        CHECK(receive(ends, 9) == -EMFILE && fdp_count_room() == room);
+        CHECK(receive(ends, 9) == -EMFILE && ends->inbox.needed == 1 && fdp_count_room() == room);
     for (int i = 0; i < 14; i++)
         free_place(&table);
     CHECK(receive(ends, 9) == -EAGAIN && fdp_count_room() == room + 4);
@@ -327,7 +354,9 @@ int main(void) {
     RUN(test_reserve);
     RUN(test_full);
     RUN(test_full_large);
+    RUN(test_more_than_half);
     RUN(test_full_behind_begun);
+    RUN(test_full_and_malformed);
     RUN(test_full_cut_header);
     RUN(test_whole_is_not_held);
     RUN(test_many_unfinished);
