@@ -129,8 +129,6 @@ ssize_t fdp_try_send_column(struct fdp_outbox *outbox, const void *column, size_
 static void set_job(struct fdp_outbox *outbox, struct fdp_job *job) {
     __atomic_store_n(&outbox->sender, job != NULL ? job->sender : 0, __ATOMIC_RELAXED);
     __atomic_store_n(&outbox->job, job, __ATOMIC_RELAXED);
-    /* A thread looks only for its own number here, which no other writes. */
-    outbox->sender = job != NULL ? job->sender : 0;
 }
 
 ssize_t fdp_send(struct fdp_outbox *outbox, struct fdp_job *job, int flags) {

@@ -154,17 +154,14 @@ class Deadline:
         left = self._left()
         if left is None and os.get_blocking(fileno(self._sock)):
             raise_oserror(code)  # The socket's own SO_RCVTIMEO or SO_SNDTIMEO ran out.
-        fd = fileno(self._sock)
-        if fd < 0:
-            raise_oserror(errno.EBADF)  # Closed meanwhile; poll would call that a ValueError.
-        if not _wait(fd, self._event, left):
+        if not _wait(fileno(self._sock), self._event, left):
             raise TimeoutError("timed out")
 
 
 def _wait(fd: int, event: int, timeout: float | None) -> bool:
     """Whether fd is ready in time. select.poll is looked up here because gevent replaces it."""
     if fd < 0:
-        raise_oserror(errno.EBADF)  # Closed since the last try; poll would have a ValueError.
+        raise_oserror(errno.EBADF)  # Closed since the last try; poll would call that a ValueError.
     if hasattr(select, "poll"):
         poller = select.poll()
         poller.register(fd, event)

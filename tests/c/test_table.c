@@ -222,7 +222,7 @@ static void test_full_cut_header(void) {
     size_t size = put_packed(bytes, 1, 3, 10);
     send_raw(ends->left, bytes, 8, 10);
     for (int again = 0; again < 2; again++)
-        CHECK(receive(ends, 9) == -EMFILE && ends->inbox.needed == 1 && fdp_count_room() == room);
+        CHECK(receive(ends, 9) == -EMFILE && ends->inbox.needed == 10 && fdp_count_room() == room);
     for (int i = 0; i < 14; i++)
         free_place(&table);
     CHECK(receive(ends, 9) == -EAGAIN && fdp_count_room() == room + 4);
