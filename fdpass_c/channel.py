@@ -138,7 +138,7 @@ class Channel(NotCopied):
     received and not handed out, and ends the connection. Every later call raises the same
     ProtocolError.
 
-    The descriptor table: messages that have arrived only in part hold at most half of the soft
+    The descriptor table: messages that have arrived only in part reserve at most half of the soft
     limit (RLIMIT_NOFILE), over all channels of the process together, and leave 64 places free.
     """
 
