@@ -58,7 +58,7 @@ class Supervisor:
         self._gave_up = False
         self._told_to_stop = False
         self.failure: str = ""
-        self.counted = Counted()
+        self.counted: Counted = Counted()
         self._workers = workers
         self._dispatcher = dispatcher
         self._selector = selector
