@@ -86,6 +86,7 @@ class _PureChannel:
     """As much of a Channel as the pool uses: one system call a message, in each direction."""
 
     pending = unsent = 0
+    has_kept = False
 
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
