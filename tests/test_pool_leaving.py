@@ -99,6 +99,20 @@ def test_threads_are_waited_for(handler: str, signum: int, tmp_path: Path) -> No
     assert lines[-1] == "atexit"
 
 
+def end_worker(server: Server, end: str) -> None:
+    """Ends the one worker: with the pool, or before that upon HUP or by its handler's exit."""
+    if end == "exit":
+        with server.connect() as sock:
+            sock.sendall(b"exit")
+            assert read_some(sock) == b""
+        server.wait_for("exited with status 3")
+    elif end == "HUP":
+        server.send_signal(signal.SIGHUP)
+        server.wait_for("exited with status 0")
+    server.settled(1)
+    assert server.stop() == 0
+
+
 @pytest.mark.thread_unsafe
 @pytest.mark.parametrize("end", ["TERM", "HUP", "exit"])
 def test_multiprocessing_ends_with_its_worker(end: str, tmp_path: Path) -> None:
@@ -107,16 +121,7 @@ def test_multiprocessing_ends_with_its_worker(end: str, tmp_path: Path) -> None:
     notes = tmp_path / "notes"
     with Server(program=("pool_programs.py", "start_processes", str(notes))) as server:
         server.settled(1)
-        if end == "exit":
-            with server.connect() as sock:
-                sock.sendall(b"exit")
-                assert read_some(sock) == b""
-            server.wait_for("exited with status 3")
-        elif end == "HUP":
-            server.send_signal(signal.SIGHUP)
-            server.wait_for("exited with status 0")
-        server.settled(1)
-        assert server.stop() == 0
+        end_worker(server, end)
     whole = ["True", *map(str, range(100))]
     assert notes.read_text().splitlines() == (whole if end == "TERM" else whole + whole[1:])
 
@@ -140,16 +145,7 @@ def test_coroutines_at_start_and_end(end: str, tmp_path: Path) -> None:
         server.settled(1)
         assert notes.read_text() == "setup in 1\n"
         server.ask()
-        if end == "exit":
-            with server.connect() as sock:
-                sock.sendall(b"exit")
-                assert read_some(sock) == b""
-            server.wait_for("exited with status 3")
-        elif end == "HUP":
-            server.send_signal(signal.SIGHUP)
-            server.wait_for("exited with status 0")
-        server.settled(1)
-        assert server.stop() == 0
+        end_worker(server, end)
     lines = notes.read_text().splitlines()
     whole = ["setup in 1", "hello in 1", "teardown in 1"]
     if end == "exit":
