@@ -155,13 +155,15 @@ class Acceptors:
 
     @property
     def due_at(self) -> float:
-        return min((acceptor.retry_at for acceptor in self._paused), default=float("inf"))
+        if not self._paused:
+            return float("inf")
+        return min(acceptor.retry_at for acceptor in self._paused)
 
     def resume(self, now: float) -> None:
         """Makes those ready again whose delay is over."""
-        resumed = [acceptor for acceptor in self._paused if acceptor.retry_at <= now]
-        self._paused = [acceptor for acceptor in self._paused if acceptor.retry_at > now]
-        self.ready.extend(resumed)
+        if now >= self.due_at:
+            self.ready.extend(acceptor for acceptor in self._paused if acceptor.retry_at <= now)
+            self._paused = [acceptor for acceptor in self._paused if acceptor.retry_at > now]
 
     def accept(self, room: int, accepted: Connections) -> None:
         """At most room in all, and what came before an error is in accepted.

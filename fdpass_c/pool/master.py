@@ -111,7 +111,7 @@ class Master:
 
     def _run_once(self) -> None:
         due_at = min(
-            self._supervisor.due_at, self._dispatcher.due_at, *(p.due_at for p in self._timed)
+            self._supervisor.due_at, self._dispatcher.due_at, *[p.due_at for p in self._timed]
         )
         wait = min(max(0.0, due_at - time.monotonic()), _LONGEST_WAIT)
         for key, events in self._selector.select(wait):

@@ -52,6 +52,8 @@ class Signals:
         Of a signal that came more than once, only the first is taken unless it is in _COUNTED: so
         many of them in a short time are handled once per round.
         """
+        if not (self._asked or any(self._came.values())):
+            return []
         taken = [self._asked.popleft() for _ in range(len(self._asked))]
         for signum, came in self._came.items():
             if count := len(came):

@@ -1,6 +1,5 @@
 """Waking the master."""
 
-import contextlib
 import mmap
 import os
 
@@ -41,9 +40,10 @@ class Wakeup:
 
     def wake(self) -> None:
         """Wakes the master. From any process, thread or signal handler."""
-        # The pipe is full of wakeups already, or the master has ended.
-        with contextlib.suppress(BlockingIOError, BrokenPipeError):
+        try:
             os.write(self.writer, b"\0")
+        except (BlockingIOError, BrokenPipeError):
+            return  # The pipe is full of wakeups already, or the master has ended.
 
     def wake_for_copy(self, counters: Counters, number: int) -> None:
         """In a worker that has closed its number-th connection: wakes the master if it has a copy.
@@ -55,8 +55,10 @@ class Wakeup:
 
     def clear(self) -> None:
         """In the master: after this it can be woken again."""
-        with contextlib.suppress(BlockingIOError):
+        try:
             os.read(self._reader, 65536)
+        except BlockingIOError:
+            return
 
     def close_in_child(self) -> None:
         """In a worker, which only writes."""

@@ -113,10 +113,6 @@ def _serve(
     intake = Intake(channel, kinds)
     reported = 0
     while True:
-        unreported = counters.handled - reported
-        if wakeup.wanted and (unreported >= report_every or (unreported and not channel.pending)):
-            reported = counters.handled
-            wakeup.wake()
         try:
             intake.receive()
         except MASTER_GONE:
@@ -143,6 +139,11 @@ def _serve(
             counters.leave_handler()
             # Its peer may come again when it sees the end. The master then finds room already.
             counters.finish()
+            if wakeup.wanted and (
+                counters.handled - reported >= report_every or not channel.pending
+            ):
+                reported = counters.handled
+                wakeup.wake()  # First, so that the master works while this process closes.
             end_sending(sock)
         finally:
             _close(sock, address)
