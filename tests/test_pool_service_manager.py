@@ -1,5 +1,6 @@
 """A service manager learns what the pool does, and passes it sockets with names."""
 
+import contextlib
 import os
 import signal
 import socket
@@ -123,6 +124,21 @@ def test_ready_when_all_workers_are(manager: Manager, tmp_path: Path) -> None:
         manager.hear_of("READY")
         assert server.stop() == 0
         assert server.log.count("ready at") == 1
+
+
+def test_a_full_queue(manager: Manager) -> None:
+    """What a busy manager could not take is told when it can, and the pool serves meanwhile."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as other:
+        other.setblocking(False)
+        with contextlib.suppress(BlockingIOError):
+            while other.sendto(b"STATUS=other", manager.sock.getsockname()):
+                pass
+    with Server("begin_and_wait", "--workers", "2") as server:
+        with connections(server, 2) as socks:
+            assert [len(sock.recv(100)) > 0 for sock in socks] == [True, True]
+        assert manager.hear_of("READY")["STATUS"] == "serving, 2 of 2 workers ready"
+        assert server.stop() == 0
+        assert "cannot send" not in server.log
 
 
 def test_a_program_that_is_not_ready() -> None:

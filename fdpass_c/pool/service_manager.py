@@ -8,8 +8,8 @@ import time
 from fdpass_c.pool.log import logger
 from fdpass_c.pool.status import Phase
 
-_SEND_TIMEOUT = 1.0
-"""Seconds for one message. The manager's queue can be full while the system starts."""
+_RETRY_DELAY = 0.1
+"""Seconds until the next try. The manager's queue can be full while the system starts."""
 
 
 class ServiceManager:
@@ -22,6 +22,8 @@ class ServiceManager:
         self._sock: socket.socket | None = None
         self._phase = Phase.STARTING
         self._summary = ""
+        self._unsent: dict[str, str] = {}
+        self._watchdog_at = float("inf")
         self._watchdog_interval: float = float("inf")
         self.due_at: float = float("inf")
         name = os.environ.get("NOTIFY_SOCKET", "")
@@ -33,8 +35,10 @@ class ServiceManager:
             return
         self._address = "\0" + name[1:] if name.startswith("@") else name
         self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-        self._sock.settimeout(_SEND_TIMEOUT)
+        self._sock.setblocking(False)
         self._watchdog_interval = _find_interval()
+        if self._watchdog_interval < float("inf"):
+            self._watchdog_at = 0.0
         self.check()
 
     def follow(self, phase: Phase, summary: str) -> None:
@@ -54,18 +58,35 @@ class ServiceManager:
         self._phase, self._summary = phase, summary
 
     def check(self) -> None:
-        """Called by the master's loop: tells that it turns."""
-        self.due_at = time.monotonic() + self._watchdog_interval
-        if self._watchdog_interval < float("inf"):
+        """Called by the master's loop: tells that it turns, and what was not sent before."""
+        now = time.monotonic()
+        if now >= self._watchdog_at:
+            self._watchdog_at = now + self._watchdog_interval
             self._send("WATCHDOG=1")
+        else:
+            self._send_rest()
 
     def _send(self, *lines: str) -> None:
+        if self._sock is not None:
+            # The newest of a kind replaces an older one that was not sent.
+            kind, _, _ = lines[0].partition("=")
+            self._unsent.pop(kind, None)
+            self._unsent[kind] = "\n".join(lines)
+            self._send_rest()
+
+    def _send_rest(self) -> None:
+        self.due_at = self._watchdog_at
         if self._sock is None:
             return
-        try:
-            self._sock.sendto("\n".join(lines).encode(), self._address)
-        except OSError as error:
-            logger.warning("cannot send %s to the service manager: %s", lines[0], error)
+        for kind, message in [*self._unsent.items()]:
+            try:
+                self._sock.sendto(message.encode(), self._address)
+            except BlockingIOError:
+                self.due_at = min(self.due_at, time.monotonic() + _RETRY_DELAY)
+                return
+            except OSError as error:
+                logger.warning("cannot send %s to the service manager: %s", kind, error)
+            del self._unsent[kind]
 
     def close_in_child(self) -> None:
         """In a forked child, which must not send as the pool."""
