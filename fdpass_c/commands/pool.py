@@ -1,4 +1,4 @@
-"""fdpass pool: serve with a handler of the user's."""
+"""fdpass pool: serve with the user's handler."""
 
 import argparse
 import importlib
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from fdpass_c.commands.arguments import count, duration
 from fdpass_c.commands.errors import complain
 
-# The other commands start sooner without it.
+# The other commands start faster without it.
 if TYPE_CHECKING:
     from fdpass_c.pool import Pool
 
@@ -129,7 +129,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _find_asgi(app: Any, options: argparse.Namespace) -> "Callable[..., Pool]":
-    """What makes the pool of an ASGI application."""
+    """Returns the function that makes the pool of an ASGI application."""
     try:
         from fdpass_c.pool.asgi import AsgiServer
     except ModuleNotFoundError as error:
@@ -141,13 +141,13 @@ def _load(options: argparse.Namespace) -> Any:
     module_name, _, name = options.handler.partition(":")
     if not all(module_name.split(".")) or not name:
         options.parser.error(f"not MODULE:HANDLER: {options.handler!r}")
-    # An installed script has its own directory there, python -m the current one.
+    # An installed script has its own directory in sys.path, python -m the current one.
     if "" not in sys.path and os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
-        # Of what the module itself lacks, the traceback says where.
+        # If an import inside the module failed, the traceback says where.
         if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
             raise
         options.parser.error(str(error))

@@ -1,4 +1,4 @@
-"""fdpass send: pass open files to whoever receives at a named socket."""
+"""fdpass send: pass open files over a named socket."""
 
 import argparse
 import errno
@@ -98,7 +98,8 @@ def _open_some(names: list[str]) -> tuple[list[tuple[str, int]], bool]:
 
 
 def _send(sock: socket.socket, fd: int, payload: bytes) -> None:
-    """Sends. Retries while the user has too many in flight: no selector reports that this ended."""
+    """Sends. Retries while the user has too many in flight: selectors do not report when this
+    ends."""
     timeout = sock.gettimeout()
     until = None if timeout is None else time.monotonic() + timeout
     while True:
