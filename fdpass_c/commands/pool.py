@@ -22,14 +22,14 @@ HANDLER(socket, address) of the Python module MODULE; a coroutine function runs 
 """
 
 _EPILOG = """\
-ADDRESS is HOST:PORT, [IPV6]:PORT or the path of a Unix socket with a slash in it; without one the
-sockets that a service manager passed are served (LISTEN_FDS). Options stand before MODULE:HANDLER
-or after the last ADDRESS, not between them. The log goes to standard error.
+ADDRESS is HOST:PORT, [IPV6]:PORT or the path of a Unix socket with a slash in it. Without an
+ADDRESS, the sockets that a service manager passed are served (LISTEN_FDS). Options stand before
+MODULE:HANDLER or after the last ADDRESS, not between them. The log goes to standard error.
 
 signals:
-  TERM, INT  stop accepting, finish what was accepted, exit with status 0; again: at once
-  HUP        replace the workers one by one; MODULE is not imported anew: for new code start anew
-  TTIN, TTOU one worker more, one less
+  TERM, INT  stop accepting, finish what was accepted, exit with status 0; the second one: at once
+  HUP        replace the workers one by one; for new code, start the pool again
+  TTIN, TTOU add a worker, remove a worker
   USR1       log the status table
 
   fdpass pool http_server:handle 127.0.0.1:8000 '[::1]:8000'
@@ -68,13 +68,13 @@ def add_parser(commands: Any) -> None:
         type=duration,
         default=30.0,
         metavar="SECONDS",
-        help="for a worker to finish before it is killed (default: 30)",
+        help="how long a worker may take to finish before it is killed (default: 30)",
     )
     parser.add_argument(
         "--timeout",
         type=duration,
         metavar="SECONDS",
-        help="replace a worker that has connections and makes no progress for so long",
+        help="replace a worker that has connections and makes no progress for this long",
     )
     parser.add_argument(
         "--metrics",

@@ -21,9 +21,9 @@ file's name as payload. The peer is fdpass recv, or any other program that recei
 """
 
 _EPILOG = """\
-The files are opened before the peer connects: as many as this process can have open, and the others
-when those are passed. A file that cannot be opened is reported, the others are passed, and the exit
-status is 1.
+The files are opened before the peer connects, as many as this process can have open. The others
+are opened when those are passed. A file that cannot be opened is reported, the others are passed,
+and the exit status is 1.
 
   fdpass send --listen /tmp/s notes.txt        and elsewhere  fdpass recv --connect /tmp/s
   fdpass send --connect /tmp/s --payload hello notes.txt

@@ -86,8 +86,8 @@ complete -c fdpass -n '_shtab_fdpass_using pool' -l workers -x -d '(default: CPU
 complete -c fdpass -n '_shtab_fdpass_using pool' -l capacity -x -d 'connections that a worker has in hand at most (default: 1; with --asgi 1000)'
 complete -c fdpass -n '_shtab_fdpass_using pool' -l asgi -d 'MODULE:HANDLER is an ASGI application, for uvicorn (pip install '"'"'fdpass-c[uvicorn]'"'"')'
 complete -c fdpass -n '_shtab_fdpass_using pool' -l max-requests -x -d 'replace a worker after N connections'
-complete -c fdpass -n '_shtab_fdpass_using pool' -l drain -x -d 'for a worker to finish before it is killed (default: 30)'
-complete -c fdpass -n '_shtab_fdpass_using pool' -l timeout -x -d 'replace a worker that has connections and makes no progress for so long'
+complete -c fdpass -n '_shtab_fdpass_using pool' -l drain -x -d 'how long a worker may take to finish before it is killed (default: 30)'
+complete -c fdpass -n '_shtab_fdpass_using pool' -l timeout -x -d 'replace a worker that has connections and makes no progress for this long'
 complete -c fdpass -n '_shtab_fdpass_using pool' -l metrics -xka "(__fish_complete_path (commandline -ct))" -d 'answer GET /metrics (Prometheus) and GET /status (JSON) there'
 complete -c fdpass -n '_shtab_fdpass_using pool' -l quiet -d 'log warnings and errors only'
 complete -c fdpass -n '_shtab_fdpass_using pool; and test $_shtab_fdpass_npos -ge 1' -ka "(__fish_complete_path (commandline -ct))" -d ADDRESS
