@@ -47,7 +47,7 @@ class Listener(NotCopied):
                 followed by the name. An abstract name has no permissions: use allow_uids.
             backlog: How many connections may wait to be accepted.
             mode: The permissions of the file, 0 to 0o777. Connecting needs write permission (man 7
-                unix).
+                unix). By default 0o600: only this user can connect.
             max_payload: As for Channel, for each accepted one.
             max_fds: As for Channel, for each accepted one.
             allow_uids: As for Channel, for each accepted one. Credentials explains users in a user

@@ -288,8 +288,7 @@ def hostile_peers(
         timeout: The seconds that one attack may take if the other end does not read.
 
     Yields:
-        The name of each attack, while its connection is still open, so that you can check your
-        server.
+        The name of each attack, while its connection is still open: check your server then.
     """
     chance = random.Random(seed)
     for name in attacks:

@@ -47,7 +47,11 @@ def add_parser(commands: Any) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "--workers", type=count, default=os.cpu_count() or 1, metavar="N", help="(default: CPUs)"
+        "--workers",
+        type=count,
+        default=os.cpu_count() or 1,
+        metavar="N",
+        help="worker processes (default: one per CPU)",
     )
     parser.add_argument(
         "--capacity",

@@ -26,7 +26,7 @@ def is_leaving() -> bool:
 
     Returns:
         True in a worker that is to end, and in a process that it has forked. False in any other
-        worker, and outside of workers.
+            worker, and outside of workers.
     """
     counters = _ThisWorker.counters
     if counters is None:
@@ -41,8 +41,8 @@ def leaving_event() -> asyncio.Event:
 
     Returns:
         An event of the worker's event loop, the same for every call, which is set when the worker
-        gets no more connections. Outside of a worker that runs coroutines: a new event, which is
-        never set.
+            gets no more connections. Outside of a worker that runs coroutines: a new event, which
+            is never set.
     """
     return _ThisWorker.event or asyncio.Event()
 

@@ -151,8 +151,8 @@ def inherit_listeners() -> list[InheritedSocket]:
 
     Returns:
         The sockets, in their order. The caller owns and closes them. A passed descriptor that is
-        not a socket is not in the list, and stays open for the program. The list is empty if
-        nothing was passed to this process.
+            not a socket is not in the list, and stays open for the program. The list is empty if
+            nothing was passed to this process.
 
     Raises:
         ValueError: LISTEN_FDS is not a number, or LISTEN_FDNAMES has a different number of names.

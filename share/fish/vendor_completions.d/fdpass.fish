@@ -82,7 +82,7 @@ complete -c fdpass -n '_shtab_fdpass_using connect' -s h -l help -d 'show this h
 complete -c fdpass -n '_shtab_fdpass_using connect' -l timeout -x -d 'how long to wait for the connection'
 complete -c fdpass -n '_shtab_fdpass_using; and test $_shtab_fdpass_npos -eq 0' -a pool -d 'Accept connections and pass each to the least busy free worker process, which calls'
 complete -c fdpass -n '_shtab_fdpass_using pool' -s h -l help -d 'show this help message and exit'
-complete -c fdpass -n '_shtab_fdpass_using pool' -l workers -x -d '(default: CPUs)'
+complete -c fdpass -n '_shtab_fdpass_using pool' -l workers -x -d 'worker processes (default: one per CPU)'
 complete -c fdpass -n '_shtab_fdpass_using pool' -l capacity -x -d 'connections that a worker has in hand at most (default: 1; with --asgi 1000)'
 complete -c fdpass -n '_shtab_fdpass_using pool' -l asgi -d 'MODULE:HANDLER is an ASGI application, for uvicorn (pip install '"'"'fdpass-c[uvicorn]'"'"')'
 complete -c fdpass -n '_shtab_fdpass_using pool' -l max-requests -x -d 'replace a worker after N connections'
