@@ -128,7 +128,7 @@ def shorten(sock: socket.socket) -> None:
 
 @contextmanager
 def interrupted(every: float = 0.001) -> Iterator[None]:
-    """Interrupts the main thread's system calls (EINTR) every so many seconds; uses SIGALRM.
+    """Interrupts the main thread's system calls (EINTR) at this interval in seconds, with SIGALRM.
 
     A timer that already runs, such as that of pytest-timeout, is suspended while the block runs.
     """

@@ -56,7 +56,7 @@ class Acceptor:
         self._mode = Mode(sock)
 
     def accept(self, most: int, nonblocking: bool, accepted: Connections) -> bool:
-        """Adds the connections waiting, at most so many, to accepted.
+        """Adds the waiting connections to accepted, but not more than most.
 
         Returns whether more may be waiting. OSError: one of SHORT_OF, or the socket does not
         listen.

@@ -35,7 +35,7 @@ class Connections:
         return int(self.queue.count)
 
     def accept(self, listener: socket.socket, origin: int, nonblocking: bool, most: int) -> int:
-        """Appends those that wait at a listening socket, at most so many.
+        """Appends the connections that wait at a listening socket, but not more than most.
 
         origin: the number of that socket, which is sent to the worker. Returns how many: fewer than
         most and MOST_AT_ONCE if there are no more, or after an error; if it lasts, the next call

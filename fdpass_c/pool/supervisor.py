@@ -51,9 +51,9 @@ class Supervisor:
         drain: float,
         start_timeout: float,
     ) -> None:
-        """workers: none yet, kept up to date. start: takes a slot and the number of workers that
-        had it before; OSError if the system cannot start a process. drain and start_timeout:
-        seconds that a worker may take to finish and to start."""
+        """workers: an empty list, which this keeps up to date. start: takes a slot and the number
+        of workers that had it before; OSError if the system cannot start a process. drain,
+        start_timeout: seconds that a worker may take to finish and to start."""
         self.due_at: float = 0.0
         self.stopping: bool = False
         self._gave_up = False

@@ -73,7 +73,7 @@ class WorkerProcess:
 
     @property
     def needs_replacement(self) -> bool:
-        """Whether it is to be replaced, while it serves on until its successor is ready."""
+        """Whether it must be replaced. It serves until its successor is ready."""
         return self.account.is_used_up
 
     def postpone_replacement(self) -> None:
