@@ -1,8 +1,8 @@
 """A sender listens at a path and passes an open file to the first process that connects.
 
-The receiver needs no permission to open the file, because it gets the descriptor. It is one plain
-message with one descriptor, so the receiver may be a program in C; file_receiver.py is one in
-Python.
+The receiver needs no permission to open the file, because it gets the descriptor. The sender sends
+one plain message with one descriptor, so the receiver may be a program in C. file_receiver.py is
+one in Python.
 
     python examples/file_sender.py [PATH FILE]
 """

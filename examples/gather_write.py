@@ -1,4 +1,4 @@
-"""Gather write: one system call writes several strings to a file, with nothing between them.
+"""Gather write: one system call writes several strings to a file.
 
 python examples/gather_write.py [FILE]
 """

@@ -19,7 +19,8 @@ _LONGEST_HEAD = 16384
 
 
 async def handle(sock: socket.socket, _address: object) -> None:
-    """Answers every GET with the worker's pid until the client closes or asks to."""
+    """Answers every GET with the worker's pid, until the client closes or asks the server to
+    close."""
     reader, writer = await asyncio.open_connection(sock=sock, limit=_LONGEST_HEAD)
     try:
         while head := await _read_head(reader):
@@ -45,8 +46,8 @@ async def handle(sock: socket.socket, _address: object) -> None:
 
 
 async def _read_head(reader: asyncio.StreamReader) -> bytes:
-    """Returns the next request up to its empty line. Returns nothing if the client has closed, or
-    if it is idle while this worker is to leave."""
+    """Returns the next request up to its empty line. Returns b"" if the client has closed, or if it
+    is idle while this worker is to end."""
     reading = asyncio.ensure_future(reader.readuntil(b"\r\n\r\n"))
     leaving = asyncio.ensure_future(leaving_event().wait())
     try:

@@ -1,7 +1,7 @@
 """One message carries two strings and an open file from parent to child.
 
-The child does not open the file itself. It writes the strings through the descriptor that came with
-them, and reads what is in the file then.
+The child does not open the file itself. It writes the strings through the received descriptor, and
+then reads the whole file.
 
     python examples/message_and_file.py [FILE]
 """

@@ -1,4 +1,4 @@
-"""Parent and child send a counter back and forth, and measure what a round trip takes.
+"""Parent and child send a counter back and forth, and measure round trips per second.
 
 python examples/ping_pong.py [TRIPS]
 """

@@ -1,7 +1,7 @@
 """A pool of processes: one accepts connections and passes each to a worker that is free.
 
-Kill a worker: it is replaced, and connections that it had not begun go to another one. Try it with
-pool_client.py. The signal USR1 logs a table of the workers.
+Try it with pool_client.py. Kill a worker: it is replaced, and connections that it had not begun go
+to another one. The signal USR1 logs a table of the workers.
 
     python examples/process_pool.py [ADDRESS WORKERS]
 """

@@ -1,7 +1,7 @@
 """A passed descriptor refers to the same open file: both processes share one position in it.
 
-The child writes to the first file and sends its descriptor. The parent, which did not open that
-file, writes through what it received, and its text stands behind the child's.
+The child writes to the first file and sends its descriptor. The parent writes through the received
+descriptor, and its text follows the child's.
 
     python examples/shared_offset.py [FILE1 FILE2]
 """

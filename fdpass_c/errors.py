@@ -9,11 +9,11 @@ import os
 from typing import Any, NoReturn
 
 MAX_FDS = 253
-"""Descriptors that Linux takes in one message (SCM_MAX_FD)."""
+"""The most descriptors that Linux accepts in one message (SCM_MAX_FD)."""
 
 
 ENODATA: int = getattr(errno, "ENODATA", errno.ENOMSG)
-"""FreeBSD has no such errno: csrc/compat.h puts the other in its place."""
+"""FreeBSD has no such errno; csrc/compat.h uses ENOMSG instead."""
 
 
 class NotCopied:
@@ -37,7 +37,7 @@ class PeerClosedError(FdpassError, EOFError):
 
 
 class TruncatedError(FdpassError):
-    """A message lost descriptors or bytes when it was received. What came of it is closed.
+    """A message lost descriptors or bytes when it was received. What arrived of it is closed.
 
     The kernel reports MSG_CTRUNC if the message carried more descriptors than there was room for,
     if this process's descriptor table is full (RLIMIT_NOFILE), or if a security module refused one.
@@ -77,7 +77,8 @@ class DescriptorTableFullError(FdpassError):
         self.free = free
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # Unpickling calls __init__ otherwise with the text, which ends a whole ProcessPoolExecutor.
+        # Otherwise unpickling calls __init__ with the text, which fails and breaks a
+        # ProcessPoolExecutor.
         return type(self), (self.needed, self.free), self.__dict__
 
 

@@ -1,4 +1,4 @@
-"""What a bug report should carry: versions, what was compiled, what this kernel offers, limits."""
+"""What a bug report should contain: versions, how it was compiled, kernel features, limits."""
 
 import os
 import platform
@@ -34,10 +34,10 @@ _SINCE = {
 
 
 def collect() -> dict[str, Any]:
-    """Everything as plain values that json.dumps takes.
+    """Everything, as plain values for json.dumps.
 
-    A kernel feature is True or False as a harmless try of it turned out, whatever the kernel's
-    version says: a container's seccomp filter hides features too.
+    Each kernel feature is tried in a harmless way. The kernel's version is not enough: a
+    container's seccomp filter hides features too.
     """
     return {
         "fdpass_c": {

@@ -39,23 +39,23 @@ class Listener(NotCopied):
     ) -> None:
         """Binds a new socket and listens.
 
-        A socket file that nobody listens at is replaced. While this is checked, a file of the same
-        name with .lock at its end exists beside it. After an exception nothing is left.
+        A stale socket file, at which no process listens, is replaced. During this check a lock file
+        exists beside it: its name with .lock at the end. After an exception no file is left.
 
         Args:
             path: The path of the socket file, or a name in Linux's abstract namespace: a NUL
                 followed by the name. An abstract name has no permissions: use allow_uids.
             backlog: How many connections may wait to be accepted.
-            mode: The permissions of the file, 0 to 0o777. Who may write to it may connect (man 7
-                unix).
+            mode: The permissions of the file, 0 to 0o777. Connecting needs write permission (man 7
+                unix). By default 0o600: only this user can connect.
             max_payload: As for Channel, for each accepted one.
             max_fds: As for Channel, for each accepted one.
-            allow_uids: As for Channel, for each accepted one. Credentials says what a user's number
-                is worth in a user namespace.
+            allow_uids: As for Channel, for each accepted one. Credentials explains users in a user
+                namespace.
             receive_fds: As for Channel, for each accepted one.
 
         Raises:
-            OSError: EADDRINUSE: somebody listens at the path or is about to. Others as for
+            OSError: EADDRINUSE: another socket listens at the path, or is about to. Others as for
                 socket.bind.
             FileExistsError: The path is a file, and not a socket.
             ValueError: The path contains a NUL, mode is not in 0 to 0o777, or a limit is negative
@@ -63,7 +63,7 @@ class Listener(NotCopied):
             TypeError: An option has the wrong type.
         """
         check_options(max_payload, max_fds, allow_uids)
-        # A range has nothing else, and may have 2**32 of them.
+        # A range has only ints, perhaps 2**32 of them.
         for uid in () if allow_uids is None or isinstance(allow_uids, range) else allow_uids:
             if not isinstance(uid, int):
                 raise TypeError(f"allow_uids is a collection of ints, {uid!r} is none")
@@ -99,19 +99,18 @@ class Listener(NotCopied):
     def accept(self) -> Channel:
         """Waits for the next connection and returns its Channel, which the caller owns and closes.
 
-        A peer whose user is not in allow_uids is disconnected, and the next one is waited for,
+        A peer whose user is not in allow_uids is disconnected. Then accept waits for the next one,
         within the listener's timeout.
 
         Raises:
             TimeoutError: The listener's timeout is over.
-            BlockingIOError: The timeout is 0 and nobody connected, or only a peer that was
-                disconnected.
+            BlockingIOError: The timeout is 0, and no peer connected, or one that was disconnected.
             OSError: EBADF: the listener is closed. Others as for socket.accept.
         """
         thread = threading.get_ident()
         try:
             self._waiting.append(thread)
-            if self._closed:  # close() may have looked before at who waits.
+            if self._closed:  # close() may have read the list before.
                 raise_oserror(errno.EBADF)
             return self._accept()
         except OSError:
@@ -119,7 +118,7 @@ class Listener(NotCopied):
                 raise_oserror(errno.EBADF, "the listener is closed")
             raise
         finally:
-            if thread in self._waiting:  # Not if a handler raised before.
+            if thread in self._waiting:  # It is not there if a handler raised before.
                 self._waiting.remove(thread)
 
     def _accept(self) -> Channel:
@@ -164,10 +163,10 @@ class Listener(NotCopied):
         self._timeout = timeout
 
     def close(self) -> None:
-        """Stops listening, and removes the socket file if it is still this listener's.
+        """Stops listening, and removes the socket file unless another file has replaced it.
 
         Calling it again does nothing. A thread that waits in accept gets an OSError (EBADF). In a
-        forked child it only closes the child's copy: the parent still listens.
+        forked child it only closes the child's copy, and the parent goes on listening.
         """
         self._closed = True
         if self._file is not None:

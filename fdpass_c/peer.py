@@ -12,13 +12,13 @@ from fdpass_c.waiting import HasFileno, fileno
 class Credentials(NamedTuple):
     """The peer as it was when it called connect, listen or socketpair (man 7 unix, SO_PEERCRED).
 
-    The kernel vouches for all three numbers. In a user namespace every user without a number there
-    appears as 65534 (/proc/sys/kernel/overflowuid), and every such group too. That number names
-    nobody: do not put it into allow_uids.
+    The kernel vouches for all three numbers. In a user namespace, every user and group without a
+    number there appears as 65534 (/proc/sys/kernel/overflowuid). That number identifies no user: do
+    not put it into allow_uids.
 
     Attributes:
         pid: The process. 0 if its pid namespace is not visible here, or if the system does not
-            tell. Another process may have that number by now; peer_pidfd avoids this.
+            report it. Another process may have that number by now; peer_pidfd avoids this.
         uid: The effective user.
         gid: The effective group.
     """
@@ -34,7 +34,7 @@ _AF_UNIX = int(socket.AF_UNIX)
 
 
 def is_unix(fd: int, sock: int | HasFileno | None = None) -> bool:
-    """Whether fd is a Unix domain socket; sock, if it is a socket.socket, tells it faster.
+    """Whether fd is a Unix domain socket. It is faster if sock is a socket.socket.
 
     OSError (ENOTSOCK, EBADF) where fd is no socket.
     """
@@ -86,6 +86,6 @@ def peer_pidfd(sock: int | HasFileno) -> int | None:
     if result in (-errno.ENOPROTOOPT, -errno.ENOTSUP):
         return None
     if result < 0:
-        # Linux has another errno for "no peer" here than everywhere else.
+        # Only here Linux returns ENODATA for "no peer".
         raise_oserror(errno.ENOTCONN if result == -ENODATA else -result)
     return result

@@ -1,7 +1,7 @@
 """For tests of programs that pass descriptors: leaks, full tables, short transfers, hostile peers.
 
 The pytest fixture no_fd_leak and the option --no-fd-leak come from the plugin fdpass_c_pytest,
-which is there once this package is installed, and does nothing until it is asked for.
+which is installed with this package and does nothing else.
 """
 
 import array
@@ -41,7 +41,7 @@ def list_fds() -> dict[int, str]:
 
 @dataclass
 class _File:
-    """An open file, equal to itself also after it was renamed or removed."""
+    """An open file. It is equal to itself even after it was renamed or removed."""
 
     what: str = field(compare=False)
     identity: tuple[str, int, int]
@@ -68,8 +68,9 @@ def _look() -> dict[int, _File]:
 def no_leak() -> Iterator[None]:
     """Fails (AssertionError) unless the same descriptors are open after the block as before it.
 
-    The text names what was left open, and where it was opened if tracemalloc is on (-X
-    tracemalloc) and an object still holds it; and what was closed, though it was open before.
+    The text names what was left open, or what was closed though it was open before. If an object
+    holds a leaked descriptor and tracemalloc is on (-X tracemalloc), it says where that object was
+    made.
     """
     gc.collect()
     before = _look()
@@ -99,10 +100,10 @@ def _find_origin(fd: int) -> str:
 
 @contextmanager
 def full_table(free: int = 0) -> Iterator[None]:
-    """Leaves this process room for that many more descriptors while the block runs.
+    """Lets this process open only free more descriptors while the block runs.
 
-    It lowers RLIMIT_NOFILE, which also bounds what an ordinary user may have in flight. For the
-    whole process: no other thread should open anything.
+    It lowers RLIMIT_NOFILE, which also limits what an ordinary user may have in flight. This
+    affects the whole process: no other thread should open anything.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     fillers = [os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)]
@@ -121,15 +122,15 @@ def full_table(free: int = 0) -> Iterator[None]:
 
 
 def shorten(sock: socket.socket) -> None:
-    """Gives sock the smallest send buffer there is: what is longer leaves in several pieces."""
+    """Gives sock the smallest send buffer: longer messages are sent in several pieces."""
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)
 
 
 @contextmanager
 def interrupted(every: float = 0.001) -> Iterator[None]:
-    """Interrupts the main thread's system calls (EINTR) every so many seconds; uses SIGALRM.
+    """Interrupts the main thread's system calls (EINTR) at this interval in seconds, with SIGALRM.
 
-    A timer that runs already, such as that of pytest-timeout, stands still while the block runs.
+    A timer that already runs, such as that of pytest-timeout, is suspended while the block runs.
     """
     timer = signal.setitimer(signal.ITIMER_REAL, 0)
     before = signal.signal(signal.SIGALRM, lambda _signum, _frame: None)
@@ -278,7 +279,7 @@ def hostile_peers(
     seed: int = 0,
     timeout: float = 5,
 ) -> Iterator[str]:
-    """Attacks whoever is at the other end of what connect makes, once for each name.
+    """Attacks the other end of the sockets that connect makes, once for each name.
 
     Args:
         connect: Makes a connected Unix stream socket, which this function closes.
@@ -293,7 +294,7 @@ def hostile_peers(
     for name in attacks:
         with connect() as sock:
             sock.settimeout(timeout)
-            # The other end may have closed, may not read, may refuse descriptors.
+            # The other end may have closed, stopped reading, or refused descriptors.
             with contextlib.suppress(OSError):
                 ATTACKS[name](sock, chance)
             yield name

@@ -14,7 +14,7 @@ from fdpass_c.errors import raise_oserror
 
 Path = str | bytes | os.PathLike[str]
 
-# Seconds between two tries to connect to a full backlog: no selector reports that it has room.
+# Seconds between two tries to connect to a full backlog: selectors do not report that it has room.
 _RETRY = 0.01
 
 # PyPy has no name for it.
@@ -25,7 +25,7 @@ def as_address(path: Path) -> str | bytes:
     """The path or abstract name, as socket.bind and connect take it.
 
     ValueError: a NUL in a path, where the system would end it. FileNotFoundError: an empty path,
-    for which Linux would find an abstract name.
+    for which Linux would choose an abstract name.
     """
     address = os.fspath(path)
     name = os.fsencode(address)
@@ -37,7 +37,7 @@ def as_address(path: Path) -> str | bytes:
 
 
 def read_name(path: bytes) -> str | bytes:
-    """The address that the socket module shows for a sun_path, which is cut to its length."""
+    """The address that the socket module shows for a sun_path of that length."""
     return path if path.startswith(b"\0") else os.fsdecode(path.split(b"\0", 1)[0])
 
 
@@ -61,10 +61,9 @@ class SocketFile:
     def listen(self, sock: socket.socket, *, backlog: int, mode: int) -> None:
         """Binds sock, a new Unix socket, and listens.
 
-        A socket file that nobody listens at any more is replaced. mode: the permissions of the
-        file, whatever the umask; to connect takes write permission. OSError: EADDRINUSE where
-        somebody listens, FileExistsError where the path is no socket; as for socket.bind. No file
-        is left then.
+        A stale socket file is replaced. mode: the permissions of the file, whatever the umask;
+        connecting needs write permission. OSError: EADDRINUSE if another socket listens,
+        FileExistsError if the path is not a socket; as for socket.bind. No file is left then.
         """
         with _locked(self._path):
             try:
@@ -83,9 +82,9 @@ class SocketFile:
                 raise
 
     def remove(self) -> None:
-        """Removes the file, if it is still the same, before sock closes. Again is harmless.
+        """Removes the file, if it is still the same, before sock closes. May be repeated.
 
-        A file that nobody listens at is anybody's to replace. In a forked child it does nothing.
+        After sock closes, another listener may replace the file. In a forked child it does nothing.
         """
         if self._identity is not None and self._pid == os.getpid():
             with contextlib.suppress(OSError):
@@ -106,13 +105,13 @@ class SocketFile:
             sock.bind(self._address)
 
     def _set_mode(self, mode: int) -> None:
-        """Adds what the umask took away. Nobody gets around it: to connect needs listen."""
+        """Adds the permissions that the umask removed. Before listen, no process can connect."""
         if stat.S_IMODE(os.lstat(self._path).st_mode) == mode:
             return
         if sys.platform != "linux":
             os.chmod(self._path, mode, follow_symlinks=False)
             return
-        # Others who can write to the directory may have put another file there, or a link to one.
+        # Other users who can write to the directory may have put another file or a link there.
         flags = _O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
         (handle,) = map(os.open, (self._path,), (flags,))  # As in _locked.
         try:
@@ -138,11 +137,11 @@ def bind_unix(path: Path, *, backlog: int, mode: int = 0o600) -> socket.socket:
 
 
 def connect_unix(path: Path, timeout: float | None) -> socket.socket:
-    """A stream socket connected to whoever listens at path; the caller closes it.
+    """A stream socket connected to the socket that listens at path; the caller closes it.
 
-    timeout: seconds, for connecting, which waits for a place in the backlog, and as the socket's
-    own. OSError as for socket.connect, with the path in it; TimeoutError where there was no place
-    in time, BlockingIOError where there is none and timeout is 0. ValueError as for as_address.
+    timeout: seconds for connecting, which waits for a place in the backlog, and then the socket's
+    timeout. OSError as for socket.connect, with the path in it; TimeoutError if there was no place
+    in time, BlockingIOError if there is none and timeout is 0. ValueError as for as_address.
     """
     address = as_address(path)
     if timeout is not None and not timeout >= 0:  # PyPy's settimeout takes NaN.
@@ -177,7 +176,7 @@ def _connect(sock: socket.socket, address: str | bytes, timeout: float | None) -
                 raise TimeoutError(errno.ETIMEDOUT, "timed out") from None
             time.sleep(min(_RETRY, left))
         except OSError as error:
-            # CPython believes that a connect that a signal interrupted goes on by itself.
+            # CPython assumes that a connect continues by itself after a signal.
             if error.errno != errno.ENOTCONN:
                 raise
 
@@ -192,7 +191,7 @@ def _locked(path: str) -> Iterator[None]:
     name = path + ".lock"
     while True:
         try:
-            # Not by a call, after which a signal handler could raise and leave it open.
+            # With map, so that no signal handler can raise between the call and the assignment.
             (lock,) = map(os.open, (name,), (_LOCK_FLAGS,), (0o600,))
         except BlockingIOError:  # Another process has a lease on it.
             raise_oserror(errno.EADDRINUSE, _SOMEBODY_STARTS)
@@ -212,14 +211,14 @@ def _locked(path: str) -> Iterator[None]:
             os.close(lock)
 
 
-# O_NONBLOCK: open does not wait for a FIFO that is in its place, nor for a lease.
+# O_NONBLOCK: open waits neither for a FIFO in place of the file nor for a lease.
 _LOCK_FLAGS = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 _SOMEBODY_STARTS = "another process is about to listen there"
 
 
 def _try_lock(lock: int, name: str) -> bool:
-    """False if the file has no longer this name, because its owner removed it."""
+    """False if the file no longer has this name, because its owner removed it."""
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         return os.path.samestat(os.fstat(lock), os.lstat(name))
@@ -232,7 +231,7 @@ def _try_lock(lock: int, name: str) -> bool:
 def identify(path: str) -> tuple[int, int]:
     """The device and inode of a socket file: whether it is still the one that was bound.
 
-    FileExistsError where path is something else than a socket.
+    FileExistsError if path is not a socket.
     """
     return _identify_socket(os.lstat(path), path)
 

@@ -27,8 +27,8 @@ _NARROW = 66
 _WIDE = 256
 _WRITTEN = 2**32 - 1
 
-# Other memory may be a mapping, and only the kernel may read it: if the file was cut, the kernel
-# returns EFAULT, and this process would get SIGBUS.
+# Other memory may be a mapping, and only the kernel may read it: if the file was truncated, the
+# kernel returns EFAULT, and this process would get SIGBUS.
 _OWN_TYPES = {bytes, bytearray}
 _INT_ONLY = {int}
 _RESULTS = ffi.typeof("ssize_t[]")
@@ -58,8 +58,8 @@ def writev(fd: int | HasFileno, buffers: Iterable[Buffer], offset: int | None = 
     """Writes all of buffers, one after the other.
 
     It goes on after short writes and signals until everything is written. If there is nothing to
-    write, it writes nothing. The bytes are one stretch of the stream or file, not one message: more
-    than 1024 buffers take several system calls. Small buffers are copied, at most 1 MiB at a time.
+    write, it writes nothing. More than 1024 buffers take several system calls, so the bytes are not
+    one message. Small buffers are copied, at most 1 MiB at a time.
 
     Args:
         fd: A descriptor, a socket, an unbuffered file, or another object whose bytes may be written
@@ -74,9 +74,9 @@ def writev(fd: int | HasFileno, buffers: Iterable[Buffer], offset: int | None = 
     Raises:
         BlockingIOError: fd is in non-blocking mode and full.
         TimeoutError: The socket's timeout is over; it applies to the whole call.
-        OSError: As for os.writev. EFAULT: a buffer is a mapping of a file that was cut. This and
-            the two above say in the attribute characters_written how many bytes were written
-            before.
+        OSError: As for os.writev. EFAULT: a buffer is a mapping of a file that was truncated. The
+            attribute characters_written, here and of the two above, is the number of bytes that
+            were written before.
         TypeError: An element of buffers is not bytes-like; if it is among the first 1024, nothing
             was written. Or fd must be written to through its own methods: a TLS socket, a buffered,
             text or compressed file, a multiprocessing Connection, a Channel. For a file: flush it
@@ -146,7 +146,7 @@ def _write_part(
     offset: int | None,
     deadline: Deadline | None = None,
 ) -> int:
-    """Up to 1024 buffers with one system call, joined or not as their size makes it faster."""
+    """Writes up to 1024 buffers with one system call, joined if that is faster at their size."""
     count = len(buffers)
     if count > 2 and offset is None and type(buffers[0]) is bytes:
         # If the first is small, the others are assumed to be small, and the core joins and writes
@@ -197,7 +197,7 @@ def _write_part(
 
 
 def _count_written(error: OSError, written: int) -> None:
-    """Adds to what error says was written; one that a signal handler raised has no errno."""
+    """Adds to the count in error, unless a signal handler raised it: then it has no errno."""
     if error.errno is not None or type(error) is TimeoutError:
         error.characters_written = getattr(error, "characters_written", 0) + written  # type: ignore[attr-defined]
 
@@ -225,7 +225,7 @@ def _finish(
     offset: int | None,
     deadline: Deadline | None = None,
 ) -> int:
-    """What is left after a short write, or after one that could not even start."""
+    """Writes what is left after a short write, or after one that wrote nothing."""
     deadline = deadline or Deadline(fd, WRITABLE)
     target = fileno(fd)
     rest = _skip(buffers, written)
@@ -250,8 +250,9 @@ def _finish(
 def broadcast(fds: Iterable[int | HasFileno], buffers: Iterable[Buffer]) -> list[int | OSError]:
     """Writes the same buffers to many descriptors, and does not wait for those that are full.
 
-    No target disturbs the others, and no socket's timeout is waited for. A device may wait until a
-    signal comes. If there is nothing to write, nothing is written and each result is 0.
+    A target that fails does not affect the others, and timeouts of sockets have no effect. A device
+    may block until a signal arrives. If there is nothing to write, nothing is written and each
+    result is 0.
 
     Args:
         fds: Descriptors, sockets, unbuffered files, or other objects whose bytes may be written
@@ -260,10 +261,10 @@ def broadcast(fds: Iterable[int | HasFileno], buffers: Iterable[Buffer]) -> list
 
     Returns:
         One result for each of fds, in their order. An int is the number of bytes that it accepted,
-            which is less than all if it filled up, or if they are more than 2 GiB, which Linux
-            writes at most at once. An OSError is what happened to it, BlockingIOError if it was
-            full, BrokenPipeError if its peer has gone, EFAULT if a buffer is a mapping of a file
-            that was cut.
+            which is less than all if it filled up, or if they are more than the 2 GiB that Linux
+            writes at once. An OSError says why it accepted none: BlockingIOError if it was full,
+            BrokenPipeError if its peer has gone, EFAULT if a buffer is a mapping of a file that was
+            truncated.
 
     Raises:
         TypeError: An element of fds or buffers has the wrong type, or must be written to through

@@ -1,9 +1,9 @@
-"""Types of arguments, with errors that say what is wanted."""
+"""Types of arguments, with errors that say what is allowed."""
 
 import argparse
 import re
 
-# The longest payload of a file, in bytes: it usually is a name (PATH_MAX).
+# The longest payload of a file, in bytes: usually it is a name (PATH_MAX).
 MOST_PAYLOAD = 4096
 
 
@@ -14,7 +14,7 @@ def count(text: str) -> int:
     return int(text)
 
 
-# Seconds: poll takes milliseconds, of 31 bits.
+# Seconds: poll takes milliseconds in 31 bits.
 _LONGEST = 2_000_000
 
 

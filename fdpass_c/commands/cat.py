@@ -47,7 +47,7 @@ def add_parser(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     output = find_output()
-    # If the caller had this signal ignored, waitpid would find no child.
+    # If the caller ignored this signal, waitpid would find no child.
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     ours, theirs = Channel.pair()
     with ours, theirs:
@@ -92,7 +92,7 @@ def _end_with_parent(channel: Channel) -> None:
 
 
 def _open_each(channel: Channel, names: list[str]) -> None:
-    """In the child. A message is an errno and a name; if the errno is 0, it has the descriptor."""
+    """In the child. A message is an errno and a name, and the descriptor if the errno is 0."""
     for name in names:
         try:
             fd = open_input(name)
@@ -105,9 +105,10 @@ def _open_each(channel: Channel, names: list[str]) -> None:
 
 
 def _wait_for_child(channel: Channel, output: int) -> None:
-    """In the parent: until the child says something. BrokenPipeError if output has no reader.
+    """In the parent: waits until the child sends something. BrokenPipeError: output has no reader.
 
-    The child may wait in open() for ever, and a pipe without a reader fails only what writes to it.
+    The child may wait in open() for ever, and without this check the parent would not notice that
+    its reader has gone.
     """
     if channel.pending:
         return

@@ -1,4 +1,4 @@
-"""fdpass connect: connect, and hand the connected socket to standard output."""
+"""fdpass connect: connect, and pass the connected socket over standard output."""
 
 import argparse
 import select

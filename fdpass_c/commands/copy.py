@@ -14,12 +14,11 @@ _CHUNK = 1 << 20
 
 
 def copy(source: int, target: int, timeout: float | None = None) -> OSError | None:
-    """Copies from the position of source to its end. Both stay the caller's.
+    """Copies from the position of source to its end. The caller still owns both.
 
-    timeout: how many seconds source may keep this waiting in all. It belongs to a peer, who can
-    send single bytes, read the same pipe, or serve the file system: so each read is limited, and
-    not only the waiting before it. For a regular file each read has the whole time, because a long
-    file is no reason to stop.
+    timeout: how many seconds this may wait for source in all. A peer can send single bytes, read
+    the same pipe, or serve the file system: so each read is limited, and not only the waiting
+    before it. For a regular file each read has the whole time, because a file may be long.
 
     Returns the error that ended reading, or None. OSError if writing failed.
     """
@@ -50,7 +49,8 @@ def _read(source: int) -> bytes:
 
 
 def _would_grow(source: int, found: os.stat_result, target: int) -> bool:
-    """Whether source would grow as fast as it is read, and never end, by the rules of cat(1)."""
+    """Whether source would grow as fast as it is read, and never end. The rules are those of
+    cat(1)."""
     output = os.fstat(target)
     if not stat.S_ISREG(found.st_mode) or not os.path.samestat(found, output):
         return False

@@ -21,7 +21,7 @@ def escape(text: str) -> str:
 
 def _escape(char: str) -> str:
     code = ord(char)
-    # A byte that is no text, as os.fsdecode represents it.
+    # A byte that os.fsdecode could not decode.
     if 0xDC80 <= code <= 0xDCFF:
         return f"\\x{code - 0xDC00:02x}"
     return char.encode("unicode_escape").decode()

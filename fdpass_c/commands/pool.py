@@ -1,4 +1,4 @@
-"""fdpass pool: serve with a handler of the user's."""
+"""fdpass pool: serve with the user's handler."""
 
 import argparse
 import importlib
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from fdpass_c.commands.arguments import count, duration
 from fdpass_c.commands.errors import complain
 
-# The other commands start sooner without it.
+# The other commands start faster without it.
 if TYPE_CHECKING:
     from fdpass_c.pool import Pool
 
@@ -22,14 +22,14 @@ HANDLER(socket, address) of the Python module MODULE; a coroutine function runs 
 """
 
 _EPILOG = """\
-ADDRESS is HOST:PORT, [IPV6]:PORT or the path of a Unix socket with a slash in it; without one the
-sockets that a service manager passed are served (LISTEN_FDS). Options stand before MODULE:HANDLER
-or after the last ADDRESS, not between them. The log goes to standard error.
+ADDRESS is HOST:PORT, [IPV6]:PORT or the path of a Unix socket with a slash in it. Without an
+ADDRESS, the sockets that a service manager passed are served (LISTEN_FDS). Options stand before
+MODULE:HANDLER or after the last ADDRESS, not between them. The log goes to standard error.
 
 signals:
-  TERM, INT  stop accepting, finish what was accepted, exit with status 0; again: at once
-  HUP        replace the workers one by one; MODULE is not imported anew: for new code start anew
-  TTIN, TTOU one worker more, one less
+  TERM, INT  stop accepting, finish what was accepted, exit with status 0; the second one: at once
+  HUP        replace the workers one by one; for new code, start the pool again
+  TTIN, TTOU add a worker, remove a worker
   USR1       log the status table
 
   fdpass pool http_server:handle 127.0.0.1:8000 '[::1]:8000'
@@ -47,7 +47,11 @@ def add_parser(commands: Any) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "--workers", type=count, default=os.cpu_count() or 1, metavar="N", help="(default: CPUs)"
+        "--workers",
+        type=count,
+        default=os.cpu_count() or 1,
+        metavar="N",
+        help="worker processes (default: one per CPU)",
     )
     parser.add_argument(
         "--capacity",
@@ -68,13 +72,13 @@ def add_parser(commands: Any) -> None:
         type=duration,
         default=30.0,
         metavar="SECONDS",
-        help="for a worker to finish before it is killed (default: 30)",
+        help="how long a worker may take to finish before it is killed (default: 30)",
     )
     parser.add_argument(
         "--timeout",
         type=duration,
         metavar="SECONDS",
-        help="replace a worker that has connections and makes no progress for so long",
+        help="replace a worker that has connections and makes no progress for this long",
     )
     parser.add_argument(
         "--metrics",
@@ -129,7 +133,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _find_asgi(app: Any, options: argparse.Namespace) -> "Callable[..., Pool]":
-    """What makes the pool of an ASGI application."""
+    """Returns the function that makes the pool of an ASGI application."""
     try:
         from fdpass_c.pool.asgi import AsgiServer
     except ModuleNotFoundError as error:
@@ -141,13 +145,13 @@ def _load(options: argparse.Namespace) -> Any:
     module_name, _, name = options.handler.partition(":")
     if not all(module_name.split(".")) or not name:
         options.parser.error(f"not MODULE:HANDLER: {options.handler!r}")
-    # An installed script has its own directory there, python -m the current one.
+    # An installed script has its own directory in sys.path, python -m the current one.
     if "" not in sys.path and os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
-        # Of what the module itself lacks, the traceback says where.
+        # If an import inside the module failed, the traceback says where.
         if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
             raise
         options.parser.error(str(error))

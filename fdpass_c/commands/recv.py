@@ -1,4 +1,5 @@
-"""fdpass recv: receive open files at a named socket and print, save or hand them to a program."""
+"""fdpass recv: receive open files at a named socket; print or save them, or run a program on
+them."""
 
 import argparse
 import fcntl
@@ -101,7 +102,7 @@ def _complain_short(left: int, wanted: int) -> None:
 
 
 def _use(name: bytes, fd: int, options: argparse.Namespace) -> bool:
-    """Prints or saves one file; returns whether that went well."""
+    """Prints or saves one file; returns whether that succeeded."""
     if options.names:
         # Backslashes too, so that no two names look the same.
         line = escape(os.fsdecode(name).replace("\\", "\\\\"))
@@ -122,7 +123,7 @@ def _use(name: bytes, fd: int, options: argparse.Namespace) -> bool:
 
 
 def _last_part(name: bytes) -> bytes:
-    """The name without folders: a peer chose it, and it must not leave the directory."""
+    """The name without folders. A peer chose it, and it must not lead out of the directory."""
     last = os.path.basename(name)
     if last in (b"", b".", b"..") or b"\0" in last:
         raise FdpassError(f"{os.fsdecode(name)}: cannot be the name of a file")
@@ -130,14 +131,14 @@ def _last_part(name: bytes) -> bytes:
 
 
 def _save(path: bytes, fd: int, timeout: float | None) -> OSError | None:
-    """Copies fd into a new file. One that is not complete is removed, so that a retry can work."""
+    """Copies fd into a new file. An incomplete file is removed, so that a retry can work."""
     whole = False
     target = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
     try:
         try:
             problem = copy(fd, target, timeout)
         finally:
-            os.close(target)  # Some file systems say only now that there was no room.
+            os.close(target)  # Some file systems report only now that there was no room.
         whole = problem is None
         return problem
     except OSError as error:
@@ -149,7 +150,8 @@ def _save(path: bytes, fd: int, timeout: float | None) -> OSError | None:
 
 
 def _execute(sock: socket.socket, numbers: list[int], program: list[str]) -> int:
-    """Becomes the program, with the descriptors received at these numbers. Or returns a status."""
+    """Executes the program, with the descriptors at these numbers. Returns a status if it
+    cannot."""
     beyond = max(numbers) + 1
     aside = []
     try:

@@ -1,4 +1,4 @@
-"""fdpass send: pass open files to whoever receives at a named socket."""
+"""fdpass send: pass open files over a named socket."""
 
 import argparse
 import errno
@@ -21,9 +21,9 @@ file's name as payload. The peer is fdpass recv, or any other program that recei
 """
 
 _EPILOG = """\
-The files are opened before the peer connects: as many as this process can have open, and the others
-when those are passed. A file that cannot be opened is reported, the others are passed, and the exit
-status is 1.
+The files are opened before the peer connects, as many as this process can have open. The others
+are opened when those are passed. A file that cannot be opened is reported, the others are passed,
+and the exit status is 1.
 
   fdpass send --listen /tmp/s notes.txt        and elsewhere  fdpass recv --connect /tmp/s
   fdpass send --connect /tmp/s --payload hello notes.txt
@@ -98,7 +98,8 @@ def _open_some(names: list[str]) -> tuple[list[tuple[str, int]], bool]:
 
 
 def _send(sock: socket.socket, fd: int, payload: bytes) -> None:
-    """Sends. Retries while the user has too many in flight: no selector reports that this ended."""
+    """Sends. Retries while the user has too many in flight: selectors do not report when this
+    ends."""
     timeout = sock.gettimeout()
     until = None if timeout is None else time.monotonic() + timeout
     while True:

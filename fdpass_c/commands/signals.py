@@ -1,4 +1,4 @@
-"""Signals: those that end a command, the one for time limits, and those that programs inherit."""
+"""Signals that end a command, the one for time limits, and those that programs inherit."""
 
 import errno
 import signal
@@ -17,7 +17,7 @@ _REPEAT = 0.1
 
 
 class Ended(BaseException):
-    """A signal arrived that ends this process, after it has removed what it must remove."""
+    """A signal arrived that ends this process after cleaning up."""
 
     def __init__(self, signum: int) -> None:
         super().__init__(signum)
@@ -36,7 +36,7 @@ def ending() -> Iterator[None]:
     handled = [signum for signum in _ENDING if signal.getsignal(signum) == signal.SIG_DFL]
 
     def end(signum: int, _frame: FrameType | None) -> NoReturn:
-        # Only one: timeout(1) sends two.
+        # Only the first counts: timeout(1) sends two.
         for each in handled:
             signal.signal(each, signal.SIG_IGN)
         raise Ended(signum)
@@ -55,7 +55,7 @@ def ending() -> Iterator[None]:
 def time_limit(seconds: float | None) -> Iterator[None]:
     """Raises TimeoutError in the block after that many seconds; None is no limit.
 
-    What a system call has read at that moment is lost.
+    Bytes that a system call has just read are lost.
     """
     if seconds is None:
         yield

@@ -9,7 +9,8 @@ from fdpass_c.errors import FdpassError
 
 
 def fill_closed() -> None:
-    """Opens /dev/null for each closed standard stream: the next file would get its number.
+    """Opens /dev/null for each closed standard stream. Otherwise the next file would get its
+    number.
 
     It is opened for the wrong direction, so that using it fails. Messages to standard error are
     lost.

@@ -14,12 +14,12 @@ Each of these modules imports only those below it:
     watch            which workers hang
     supervisor       starts, replaces and reaps workers
     dispatch         which worker gets which connection
-    worker_process   the side of the master of one worker
+    worker_process   one worker, as the master sees it
     worker           what runs in a worker: intake receives, event_loop is for coroutine functions
     accepting        the listening sockets, as the master uses them
-    connections      the connections that are accepted, and who has which, in the core's memory
+    connections      the accepted connections and their workers, in memory of the C core
     listeners        opens and inherits listening sockets
-    service_manager  tells systemd what the pool does
+    service_manager  reports to systemd what the pool does
     metrics_server   answers HTTP requests for metrics
 
 And, imported by many: metrics, signals, wakeup (wakes the master), counters (in shared memory),

@@ -37,10 +37,10 @@ _MAY_PASS = {
 
 
 class Acceptor:
-    """Accepts at one listening socket, which somebody else owns.
+    """Accepts at one listening socket, which it borrows.
 
-    address: as from socket.getsockname; name: as people write it. retry_at: no accept before
-    this time, as time.monotonic.
+    address: as from socket.getsockname. name: the address in the usual notation. retry_at: no
+    accept before this time, as time.monotonic.
     """
 
     def __init__(self, sock: socket.socket, origin: int, acceptors: "Acceptors") -> None:
@@ -56,10 +56,10 @@ class Acceptor:
         self._mode = Mode(sock)
 
     def accept(self, most: int, nonblocking: bool, accepted: Connections) -> bool:
-        """Adds the connections waiting, at most so many, to accepted.
+        """Adds the waiting connections to accepted, but not more than most.
 
-        Returns whether more may be waiting. OSError: one of SHORT_OF, and what means that the
-        socket does not listen.
+        Returns whether more may be waiting. OSError: one of SHORT_OF, or the socket does not
+        listen.
         """
         try:
             count = accepted.accept(self._sock, self._origin, nonblocking, most)
@@ -77,7 +77,7 @@ class Acceptor:
 
     def _pause(self, error: OSError) -> None:
         self.retry_at = time.monotonic() + RETRY_DELAY
-        if self._failures == 2:  # Once, however long it lasts.
+        if self._failures == 2:  # Logged once, however long it lasts.
             reason = f"cannot accept at {self.name}: {error.strerror}"
             logger.warning("%s; trying again every %s s", reason, RETRY_DELAY)
 
@@ -107,13 +107,13 @@ class Acceptors:
     """Accepts at all listening sockets of a pool, in turn.
 
     kinds: of the connections, by the number of the listener. ready: those where a connection may be
-    waiting, the next one first. Only the others are watched: a pool that is full, or that always
-    has connections waiting, then makes no system calls to watch and unwatch them. due_at: when to
-    accept again after an error, as time.monotonic.
+    waiting, the next one first. Only the others are watched, so that a pool that is full, or always
+    has connections waiting, needs no system calls to watch and unwatch them. due_at: when to accept
+    again after an error, as time.monotonic.
     """
 
     def __init__(self, selector: selectors.BaseSelector, nonblocking: bool) -> None:
-        """nonblocking: whether the accepted sockets are to be."""
+        """nonblocking: the mode of the accepted sockets."""
         self.selector = selector
         self._nonblocking = nonblocking
         self.ready: deque[Acceptor] = deque()
@@ -160,13 +160,13 @@ class Acceptors:
         return min(acceptor.retry_at for acceptor in self._paused)
 
     def resume(self, now: float) -> None:
-        """Makes those ready again whose delay is over."""
+        """Makes the listeners ready again whose delay is over."""
         if now >= self.due_at:
             self.ready.extend(acceptor for acceptor in self._paused if acceptor.retry_at <= now)
             self._paused = [acceptor for acceptor in self._paused if acceptor.retry_at > now]
 
     def accept(self, room: int, accepted: Connections) -> None:
-        """At most room in all, and what came before an error is in accepted.
+        """Accepts at most room connections. After an error, accepted has those before it.
 
         OSError: one of SHORT_OF.
         """
@@ -177,7 +177,7 @@ class Acceptors:
                 return  # Those that had no turn are the first next time.
             acceptor = self.ready.popleft()
             self._accept(acceptor, -(-(enough - len(accepted)) // left), accepted)
-        # All had a turn, and the first ones have one more than the others.
+        # All had a turn, and the first ones accepted one more than the others.
         self.ready.rotate(-with_more)
 
     def _accept(self, acceptor: Acceptor, most: int, accepted: Connections) -> None:
@@ -202,7 +202,7 @@ class Acceptors:
             self.ready.append(acceptor)
 
     def unwatch(self) -> None:
-        """Before a wait in the selector, which would find the ready ones again."""
+        """Called before a wait in the selector, which would report the ready ones again."""
         for acceptor in self.ready:
             acceptor.watch(False)
         for acceptor in self._paused:
@@ -214,7 +214,7 @@ class Acceptors:
             acceptor.close_in_child()
 
     def close(self) -> None:
-        """Restores the sockets that were given, and closes and removes its own. May be repeated."""
+        """Restores the borrowed sockets, and closes and removes its own. May be repeated."""
         for acceptor in self._all:
             acceptor.close()
         self._all.clear()

@@ -35,14 +35,14 @@ class AsgiServer:
         """Loads the application.
 
         Args:
-            app: An ASGI application, or its place as "module:app".
-            options: Options of uvicorn.Config. Those for the addresses, the number of processes and
-                their end have no effect: the pool has its own. By default uvicorn logs as the
-                program does, and does not log requests.
+            app: An ASGI application, or where to import it from, as "module:app".
+            options: Options of uvicorn.Config. Those for addresses, the number of processes and
+                stopping have no effect, because the pool has its own. By default uvicorn uses the
+                program's logging, and does not log requests.
 
         Raises:
             TypeError: uvicorn.Config has no such option.
-            SystemExit: uvicorn does not find app. It has logged why.
+            SystemExit: uvicorn cannot import app. It has logged why.
         """
         self._config = uvicorn.Config(app, **{"log_config": None, "access_log": False, **options})
         self._config.load()
@@ -63,7 +63,7 @@ class AsgiServer:
 
         Raises:
             ValueError: As for Pool.
-            TypeError: Pool has no such option, or it is one of the three.
+            TypeError: Pool has no such option, or it is setup, teardown or loop_factory.
         """
         return Pool(
             self,
@@ -119,7 +119,7 @@ class AsgiServer:
     async def _leave(self) -> None:
         """Closes idle connections when the worker is to end.
 
-        Those that have had an answer are closed at once. On the others a request may be on its way:
+        Those that have had an answer are closed at once. On the others a request may still arrive:
         they get the time that uvicorn gives to idle connections.
         """
         await leaving_event().wait()
@@ -136,7 +136,7 @@ class AsgiServer:
     async def stop(self) -> None:
         """Stops the application in a worker, after the last connection. The teardown of the pool.
 
-        It first waits for the tasks of answers that are not finished.
+        It first waits for the tasks of unfinished answers.
         """
         self._leaving.cancel()
         if self._state.tasks:

@@ -11,7 +11,7 @@ _CHECKS = 4
 
 
 class Config(NamedTuple):
-    """The arguments of Pool, in its words; timeout is inf for None."""
+    """The arguments of Pool, under the same names; timeout is inf for None."""
 
     handler: Handler
     workers: int

@@ -1,4 +1,4 @@
-"""The socket that a handler gets, and ending it without cutting what it has sent."""
+"""The socket that a handler gets, and closing it without losing what it has sent."""
 
 import asyncio
 import contextlib
@@ -34,7 +34,7 @@ _SCOPE = struct.Struct("=I")
 
 
 class Kind(NamedTuple):
-    """What all connections of a listening socket are."""
+    """What all connections of a listening socket have in common."""
 
     family: int
     type: int
@@ -42,8 +42,8 @@ class Kind(NamedTuple):
 
 
 def find_kind(listener: socket.socket) -> Kind:
-    """The protocol is the kernel's, 6 for TCP, and not the 0 that Python has for most: asyncio
-    sets TCP_NODELAY only with it."""
+    """The protocol is the kernel's number, 6 for TCP, and not Python's 0: asyncio sets TCP_NODELAY
+    only then."""
     fd = os.dup(listener.fileno())
     try:
         same = socket.socket(fileno=fd)
@@ -57,8 +57,8 @@ def find_kind(listener: socket.socket) -> Kind:
 class ConnectedSocket(socket.socket):
     """A socket.socket with a callback for when it has been closed or detached.
 
-    on_close: called then, once; or None. adopted: an event loop has made a
-    transport of it, which closes it; transport: that one, where it is known.
+    on_close: called then, once; or None. adopted: an event loop has made a transport for it, which
+    closes it. transport: this transport, if it is known.
     """
 
     __slots__ = ("adopted", "on_close", "transport")
@@ -104,7 +104,7 @@ def take_connection(
 
 
 def find_origin(payload: bytes, kinds: Sequence[Kind]) -> Kind:
-    """Of which kind the connection of a message is."""
+    """The kind of the connection of a message."""
     return kinds[payload[0] | payload[1] << 8]
 
 
@@ -123,21 +123,21 @@ def read_address(payload: bytes, family: int, sock: socket.socket) -> Any:
 
 
 def find_unread(sock: ConnectedSocket) -> bool:
-    """Whether there are unread bytes: closing at once would reset the connection, and the peer lose
-    what it has not read yet (RFC 1122, 4.2.2.13; Unix sockets likewise).
+    """Whether there are unread bytes: then closing would reset the connection, and the peer would
+    lose what it has not read yet (RFC 1122, 4.2.2.13; Unix sockets likewise).
 
-    It looks once and does not wait, so that an ordinary connection costs no round trip.
+    It checks once and does not wait, so that an ordinary connection needs no further round trip.
     """
     return bool(_find_unread(sock.fileno()))
 
 
 def end_sending(sock: ConnectedSocket) -> None:
-    """Lets the peer see the end now, not when the master closes its copy."""
+    """Shuts down sending, so that the peer sees the end before the master closes its copy."""
     _end_sending(sock.fileno())
 
 
 def read_out(sock: ConnectedSocket) -> None:
-    """Reads and drops until the end, 0.5 s of silence, 2 s or 1 MiB: other connections wait."""
+    """Discards input until its end, 0.5 s of silence, 2 s or 1 MiB: other connections wait."""
     deadline = time.monotonic() + 2
     left = 2**20
     with contextlib.suppress(OSError):
@@ -149,7 +149,8 @@ def read_out(sock: ConnectedSocket) -> None:
 
 
 async def read_out_async(sock: ConnectedSocket) -> None:
-    """Reads and drops until the end, 5 s of silence, 30 s or 16 MiB: nothing waits for it."""
+    """Discards input until its end, 5 s of silence, 30 s or 16 MiB: other connections do not
+    wait."""
     loop = asyncio.get_running_loop()
     deadline = loop.time() + 30
     left = 16 * 2**20

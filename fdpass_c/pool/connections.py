@@ -1,7 +1,7 @@
-"""Accepted connections on their way to a worker, and what each worker has in hand.
+"""Accepted connections that wait for a worker, and the connections of each worker.
 
-All of it is in memory of the C core. It moves connections inside one call, so that a signal handler
-that raises an exception neither loses one nor gives it two owners.
+All of it is in memory of the C core, which moves connections inside one call. So a signal handler
+that raises an exception neither loses a connection nor gives it two owners.
 """
 
 import os
@@ -35,11 +35,11 @@ class Connections:
         return int(self.queue.count)
 
     def accept(self, listener: socket.socket, origin: int, nonblocking: bool, most: int) -> int:
-        """Appends those that wait at a listening socket, at most so many.
+        """Appends the connections that wait at a listening socket, but not more than most.
 
-        origin: the number of that socket, which the worker is told. Returns how many: fewer than
-        most and MOST_AT_ONCE if there are no more, or after an error, which a next call finds
-        again if it lasts. OSError: as from accept.
+        origin: the number of that socket, which is sent to the worker. Returns how many: fewer than
+        most and MOST_AT_ONCE if there are no more, or after an error; if it lasts, the next call
+        raises it. OSError: as from accept.
         """
         accepted: int = _accept_many(listener.fileno(), origin, nonblocking, most, self.queue)
         if accepted < 0:
@@ -57,7 +57,7 @@ class Account:
     def __init__(self, counters: Counters, channel: Channel, most: float) -> None:
         """Borrows both. most: after how many it is used up."""
         self._channel = channel
-        # Not of a memoryview, which the collector may clear before this (Python 3.11 crashes).
+        # Not from a memoryview, which the garbage collector may clear first (Python 3.11 crashes).
         self._words = ffi.from_buffer("unsigned int[]", counters.shared)
         self.record: Any = ffi.gc(ffi.new("struct fdp_worker *"), lib.fdp_free_worker)
         self.record.outbox = channel.outbox
@@ -68,7 +68,7 @@ class Account:
         self.record.most = int(min(most, _MOST))
 
     def set_capacity(self, capacity: int) -> None:
-        """How many it may have in hand from now on; with 0 it gets no more."""
+        """Sets how many it may have in hand from now on. With 0 it gets no more."""
         record = self.record
         record.capacity = capacity = min(capacity, _LARGEST_CAPACITY)
         record.room = max(0, capacity - (record.given - record.handled))
@@ -79,7 +79,7 @@ class Account:
 
     @property
     def begun(self) -> int:
-        """As far as the master has read, as handled."""
+        """As the master has last read it. So is handled."""
         return int(self.record.begun)
 
     @property
@@ -106,7 +106,7 @@ class Account:
 
 
 class Accounts:
-    """The accounts of all workers, and the connections that were given to none yet.
+    """The accounts of all workers, and the connections that no worker was given yet.
 
     round: what the last read or deal has found, a struct fdp_round *. waiting: the connections.
     """
@@ -123,7 +123,7 @@ class Accounts:
         self._pointers = _point_to(self._accounts)
 
     def remove(self, account: Account) -> None:
-        """Queues what the worker had not begun, before all that came later."""
+        """Queues the connections that the worker had not begun, before all later ones."""
         pointer = _point_to([account])
         _try_read_workers(pointer, 1, self._done.queue, self.round)
         copies = ffi.addressof(account.record, "copies")
@@ -133,7 +133,7 @@ class Accounts:
         self._pointers = _point_to(self._accounts)
 
     def read(self) -> None:
-        """Finds out how far the workers are."""
+        """Reads the counters of the workers."""
         _try_read_workers(self._pointers, len(self._accounts), self._done.queue, self.round)
 
     def deal(self) -> int:

@@ -1,4 +1,4 @@
-"""How far a worker is, in memory that it shares with the master."""
+"""What a worker has begun and finished, in memory that it shares with the master."""
 
 import mmap
 import time
@@ -14,18 +14,19 @@ _BYTES_OF_COUNTS = 64
 
 
 class Counters:
-    """Counts that one side raises and the other reads, modulo 2**32, and whether it has started
-    and is to leave.
+    """Counts that the worker increases and the master reads, modulo 2**32, and whether the worker
+    has started and is to leave.
 
-    A message would have to be sent before each handler runs, to be sure that it is there if the
-    worker is killed then. A count in shared memory is, without a system call. Each is an aligned
-    machine word, so that the other process never sees half of a change.
+    A count in shared memory survives if the worker is killed, and needs no system call before each
+    handler, as a message would. Each is an aligned machine word, so that the other process never
+    sees half of a change.
 
-    shared: all of it. words: the counts, which start it, and which the core reads in the master.
+    shared: all of the memory. words: the counts at its beginning, which the C core reads in the
+    master.
     """
 
     def __init__(self) -> None:
-        """To be made before the fork."""
+        """Must be made before the fork."""
         self.shared: mmap.mmap = mmap.mmap(-1, mmap.PAGESIZE)
         shared = memoryview(self.shared)
         self.words: memoryview[int] = shared[:_BYTES_OF_COUNTS].cast("I")
@@ -38,7 +39,7 @@ class Counters:
         self.words[_READY] = 1
 
     def begin(self, count: int) -> None:
-        """In the worker: before the handlers of so many connections run."""
+        """In the worker: before the handlers of that many connections run."""
         self.begun += count
         self.words[_BEGUN] = self.begun & _MASK
 
@@ -61,18 +62,18 @@ class Counters:
 
     def leave_handler(self) -> None:
         busy = self._times[_BUSY] + time.monotonic_ns() - self._times[_SINCE]
-        # In this order a reader finds too little rather than too much.
+        # In this order a reader never counts the same time twice.
         self._times[_SINCE] = 0
         self._times[_BUSY] = busy
 
     def note_cpu_time(self) -> None:
-        """In an event loop's worker: how long it could do nothing else."""
+        """In a worker with an event loop: the CPU time counts as busy."""
         self._times[_BUSY] = time.process_time_ns()
 
     def count_busy(self) -> float:
-        """In any thread of the master: seconds that the worker could do nothing else.
+        """In any thread of the master: seconds in which the worker could do nothing else.
 
-        For a moment it may be less than it was.
+        For a moment it may be less than before.
         """
         busy = self._times[_BUSY]
         if since := self._times[_SINCE]:
@@ -81,7 +82,7 @@ class Counters:
 
     @property
     def progress(self) -> tuple[int, int, int]:
-        """In the master: what changes while the worker does something."""
+        """In the master: the counts that change if the worker makes progress."""
         words = self.words
         return words[_BEGUN], words[_HANDLED], words[_HEARTBEATS]
 
@@ -98,12 +99,12 @@ class Counters:
         return self.words[_LEAVING] != 0
 
     def count_handled(self, before: int) -> int:
-        """In any thread of the master: how many, if it knows of so many."""
+        """In any thread of the master: how many were handled; before is the last known count."""
         return before + ((self.words[_HANDLED] - before) & _MASK)
 
     @property
     def failed(self) -> int:
-        """Of those handled, whose handler raised. In any thread of the master."""
+        """How many handlers raised an exception. In any thread of the master."""
         return self.words[_FAILED]
 
     def has_copy(self, number: int) -> bool:

@@ -12,15 +12,15 @@ from fdpass_c.pool.wakeup import Wakeup
 from fdpass_c.pool.worker_process import WorkerProcess
 
 _SHORTEST_POLL, _LONGEST_POLL = 0.005, 1.0
-"""Seconds after which the master reads the counters without having been woken."""
+"""Seconds after which the master reads the counters even if it was not woken."""
 
 _QUIET = 10.0
-"""Seconds in which an error that lasts is not logged again."""
+"""Seconds in which the same error is not logged again."""
 
 
 class Dispatcher:
-    """Accepts what there is room for, and gives each connection to the worker with the least in
-    hand.
+    """Accepts as many connections as there is room for, and gives each to the worker with the
+    fewest.
 
     waiting: connections accepted and not given to a worker yet. begun: how many the workers have
     begun, in all. due_at: when distribute must be called if nothing happens before, as
@@ -49,8 +49,8 @@ class Dispatcher:
         self._holds_copies = self._needs_supervisor = False
 
     def distribute(self) -> bool:
-        """Returns whether the supervisor must check: a worker was given its last
-        connection, or one that waited was given while no more are accepted."""
+        """Returns whether the supervisor must check: a worker was given its last connection, or a
+        waiting connection was given away and no more are accepted."""
         self._needs_supervisor = False
         now = time.monotonic()
         is_full = self._run_round(now)
@@ -77,7 +77,7 @@ class Dispatcher:
         return room <= waiting
 
     def _read(self) -> int:
-        """Finds out how far the workers are; returns how many connections they have room for."""
+        """Reads the workers' counters; returns how many connections they have room for."""
         self._accounts.read()
         found = self._accounts.round
         self.begun += found.begun
@@ -85,11 +85,11 @@ class Dispatcher:
         return int(found.room)
 
     def add(self, worker: WorkerProcess) -> None:
-        """From now on it is given connections, if it has room."""
+        """From now on the worker gets connections, if it has room."""
         self._accounts.add(worker.account)
 
     def remove(self, worker: WorkerProcess) -> int:
-        """Queues what a dead worker had not begun, before all that came later; returns how many."""
+        """Queues what a dead worker had not begun, before all later ones; returns how many."""
         before = len(self.waiting)
         self._accounts.remove(worker.account)
         self.begun += self._accounts.round.begun
@@ -110,7 +110,8 @@ class Dispatcher:
         elif self._acceptors.ready and not is_full:
             self.due_at = 0.0
         if self._holds_copies or is_full:
-            # Usually a worker wakes the master before. Otherwise it polls more and more rarely.
+            # Usually a worker wakes the master first. If not, the master polls at growing
+            # intervals.
             self.due_at = min(self.due_at, now + self._poll_interval)
             self._poll_interval = min(2 * self._poll_interval, _LONGEST_POLL)
 

@@ -1,4 +1,4 @@
-"""A worker that runs coroutines: as many connections at once as the master gives."""
+"""A worker that runs coroutines, for many connections at once."""
 
 import asyncio
 import socket
@@ -39,8 +39,8 @@ _NONBLOCK = getattr(socket, "SOCK_NONBLOCK", 0)
 _HEARTBEAT_INTERVAL = 1.0
 """Seconds between two heartbeats, unless the watch checks more often."""
 
-# Seconds until the next try where the descriptor table is full, and how many tries a worker makes
-# that has nothing in hand.
+# Seconds until the next try when the descriptor table is full, and how often a worker without
+# connections tries.
 _RETRY_DELAY = 0.1
 _MAX_REFUSALS = 10
 
@@ -48,7 +48,7 @@ _NO_ROOM = "no room for %d more descriptors (RLIMIT_NOFILE); trying again every 
 
 
 class EventLoopWorker:
-    """One task a connection, until its handler has returned and its socket is closed."""
+    """Runs a task for each connection, until its handler has returned and its socket is closed."""
 
     def __init__(
         self,
@@ -63,7 +63,7 @@ class EventLoopWorker:
         self._counters = counters
         self._wakeup = wakeup
         self._config = config
-        # They are non-blocking already, and with the flag Python knows it.
+        # The sockets are non-blocking already; the flag makes Python aware of it.
         self._kinds = [kind._replace(type=kind.type | _NONBLOCK) for kind in kinds]
         self._report_every = max(1, config.capacity // 4)
         self._heartbeat_interval = min(_HEARTBEAT_INTERVAL, config.check_interval)
@@ -93,7 +93,7 @@ class EventLoopWorker:
             await _await_coroutine(self._config.teardown)
 
     async def _receive(self, channel: aio.Channel) -> None:
-        """Everything that comes; the tasks start after it."""
+        """Receives connections, and starts a task for each."""
         refused = 0
         while True:
             try:
@@ -101,7 +101,7 @@ class EventLoopWorker:
             except MASTER_GONE:
                 break
             except DescriptorTableFullError as error:
-                # Connections that end make room; without any, nothing does.
+                # Only connections that end make room.
                 refused = 1 if self._tasks else refused + 1
                 if refused > _MAX_REFUSALS:
                     raise
@@ -140,7 +140,7 @@ class EventLoopWorker:
         self._end_if_done()
 
     def _heartbeat(self) -> None:
-        """Counts while there are connections: all may be idle although the loop turns."""
+        """Shows progress while there are connections, because all may be idle."""
         self._counters.heartbeat()
         self._counters.note_cpu_time()
         self._heartbeat_timer = None
@@ -167,7 +167,7 @@ class EventLoopWorker:
         try:
             await self._end_connection(sock)
         except asyncio.CancelledError:
-            # The program has given the handler a deadline, and it comes after the handler's end.
+            # A deadline that the program set for the handler has come after the handler's end.
             if self._end.done():
                 raise
             if sock.transport is not None:
@@ -188,7 +188,7 @@ class EventLoopWorker:
                     await read_out_async(sock)
 
     async def _wait_until_closed(self, sock: ConnectedSocket) -> None:
-        """A transport may hold more than its peer has read, and closes the socket itself."""
+        """A transport may still have bytes to send. It closes the socket itself."""
         if sock.fileno() < 0:
             return
         closed = self._loop.create_future()
@@ -199,7 +199,7 @@ class EventLoopWorker:
                 wake()
             if threading.get_ident() == self._thread:
                 _resolve(closed)
-            else:  # A transport that was dropped is closed by whichever thread collects it.
+            else:  # A dropped transport is closed in the thread that collects it.
                 self._loop.call_soon_threadsafe(_resolve, closed)
 
         sock.on_close = note_closed
@@ -208,8 +208,8 @@ class EventLoopWorker:
     def _finish(self) -> None:
         """Counts the connection, and wakes the master if it wants that.
 
-        At once if nothing else is in hand or many are finished, otherwise soon: under heavy load
-        one wakeup is for many connections.
+        It wakes it at once if no connection is left or many are finished, otherwise a little later.
+        So under heavy load one wakeup is for many connections.
         """
         counters = self._counters
         counters.finish()
@@ -232,7 +232,7 @@ class EventLoopWorker:
 
 
 async def _await_coroutine(function: Callable[[], Any] | None) -> None:
-    """A plain function is called before the loop, or after it."""
+    """A plain function is called before or after the loop, not here."""
     if function is not None and is_coroutine_function(function):
         await function()
 
@@ -245,8 +245,8 @@ def _resolve(future: "asyncio.Future[None]") -> None:
 def _note_adoption(make_transport: Any) -> Any:
     """Makes a method of the loop note in a given socket that a transport has taken it.
 
-    There is no asking: a loop does not say whether a transport that is closing still has bytes to
-    send. A call that fails before has not made the protocol yet.
+    A loop does not report whether a closing transport still has bytes to send. A call that fails
+    earlier has not made the protocol yet.
     """
 
     async def call(factory: Callable[[], Any], *args: Any, **options: Any) -> Any:

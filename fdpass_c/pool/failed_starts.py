@@ -1,20 +1,21 @@
-"""Counts workers that fail at start, so that the pool does not try for ever."""
+"""Counts workers that fail at start, so that the pool gives up after some."""
 
 import time
 from collections.abc import Iterable
 
 LIMIT = 5
-"""Workers in a row that may die at start, or before they begin any of what they were given."""
+"""The workers in a row that may die at start, or before they begin a connection."""
 
 STABLE_AFTER = 1.0
-"""Seconds after which a worker that is ready, and idle, has started well."""
+"""Seconds after which a ready, idle worker counts as started."""
 
 _FIRST_DELAY = 0.05
-"""Seconds to the second attempt; to each one after it twice as long."""
+"""Seconds until the second attempt. Each later delay is twice as long."""
 
 
 class FailedStarts:
-    """Those in a row: a connection that is begun, or a worker that settles, ends the row.
+    """Counts failures in a row. A connection that is begun, or a worker that is stable, ends the
+    row.
 
     retry_at: no attempt before, as time.monotonic.
     """
@@ -25,8 +26,8 @@ class FailedStarts:
         self._last_at = 0.0
 
     def add(self, begun: int, ready_at: Iterable[float]) -> bool:
-        """Returns whether there are too many. begun: connections that workers have begun until
-        now; ready_at: since when the living ones are ready, as time.monotonic."""
+        """Returns whether there are too many. begun: connections that workers have begun until now.
+        ready_at: when each living worker became ready, as time.monotonic."""
         now = time.monotonic()
         if begun > self._begun or any(self._last_at < at <= now - STABLE_AFTER for at in ready_at):
             self._begun = begun

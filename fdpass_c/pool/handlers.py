@@ -15,21 +15,22 @@ Handler = Callable[[socket.socket, Any], Any]
 
 
 ENDS_WORKER = (SystemExit, KeyboardInterrupt)
-"""Of a handler; every other exception, for instance gevent.Timeout, is one connection's failure."""
+"""Exceptions of a handler that end the worker. Any other, even a BaseException, fails one
+connection."""
 
 _GONE = (ConnectionResetError, ConnectionAbortedError, BrokenPipeError)
 
 
 def is_coroutine_function(handler: Any) -> bool:
-    """Whether it is known, without calling it, that a call gives a coroutine."""
+    """Whether handler is recognizably a coroutine function, without calling it."""
     while isinstance(handler, partial):
         handler = handler.func
     return inspect.iscoroutinefunction(handler) or inspect.iscoroutinefunction(handler.__call__)
 
 
 def note_failure(error: BaseException, counters: Counters, address: Any) -> None:
-    """Logs and counts an exception of a handler, unless it says that the client has gone or that
-    TLS with it failed: that is for debugging only, as in the servers of asyncio."""
+    """Logs and counts an exception of a handler. If it says that the client has gone or that TLS
+    failed, it is not counted, and logged for debugging only, as in the servers of asyncio."""
     ssl = sys.modules.get("ssl")
     if isinstance(error, _GONE) or (ssl is not None and isinstance(error, ssl.SSLError)):
         logger.debug("the connection of %r failed: %s", address, error)
@@ -39,19 +40,19 @@ def note_failure(error: BaseException, counters: Counters, address: Any) -> None
 
 
 def note_closed(error: OSError, address: Any) -> None:
-    """Logs what closing a connection raised. It counts as handled."""
+    """Logs the error of closing a connection, which counts as handled."""
     logger.error("the handler has closed the descriptor of %r: %s", address, error)
 
 
 def call(handler: Handler, sock: socket.socket, address: Any) -> None:
-    """Calls a plain function; TypeError for one that was none, which a lambda or a decorator can
-    hide: nothing has run what it returned."""
+    """Calls a plain function. TypeError: it returned a coroutine or generator, which nothing runs.
+    A lambda or a decorator can hide a coroutine function."""
     result = handler(sock, address)
     if result is None:
         return
     if inspect.isawaitable(result) or inspect.isgenerator(result) or inspect.isasyncgen(result):
         if close := getattr(result, "close", None):
-            close()  # Or Python says that it was never awaited.
+            close()  # Or Python warns that it was never awaited.
         raise TypeError(
             f"{handler!r} returned {result!r}, which the pool does not run: give it the "
             "coroutine function itself, or a plain function that does its work before it returns"

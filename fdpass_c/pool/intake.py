@@ -21,10 +21,10 @@ _AGAIN = {-errno.EINTR, lib.FDP_LOOK}
 
 
 class Intake:
-    """As Channel.recv and take_connection, with one system call where nothing is queued.
+    """Like Channel.recv and take_connection, with one system call if nothing is queued.
 
-    It does not check the descriptor table for room: the master has copies of what is not begun. A
-    worker without room dies of a ProtocolError, and others get them.
+    It does not check the descriptor table for room. A worker without room dies of a ProtocolError,
+    and others get its connections, because the master has copies of them.
     """
 
     def __init__(self, channel: Channel, kinds: Sequence[Kind]) -> None:
@@ -46,7 +46,7 @@ class Intake:
                 raise PeerClosedError("the master has closed the channel")
             if code not in _AGAIN:
                 self._channel.raise_failure()
-                # A wait only if gevent has made the socket non-blocking.
+                # This waits only if gevent has made the socket non-blocking.
                 Deadline(self._channel, READABLE).handle(-code)
         self._payload = self._view[: code & _LENGTH]
 

@@ -26,7 +26,7 @@ def is_leaving() -> bool:
 
     Returns:
         True in a worker that is to end, and in a process that it has forked. False in any other
-        worker, and outside of workers.
+            worker, and outside of workers.
     """
     counters = _ThisWorker.counters
     if counters is None:
@@ -35,14 +35,14 @@ def is_leaving() -> bool:
 
 
 def leaving_event() -> asyncio.Event:
-    """The event that says is_leaving() to coroutine functions.
+    """The event form of is_leaving(), for coroutine functions.
 
     A handler can wait for it and for its client at the same time.
 
     Returns:
         An event of the worker's event loop, the same for every call, which is set when the worker
-        gets no more connections. Outside of a worker that runs coroutines: a new event, which
-        nobody sets.
+            gets no more connections. Outside of a worker that runs coroutines: a new event, which
+            is never set.
     """
     return _ThisWorker.event or asyncio.Event()
 
@@ -62,7 +62,7 @@ def become_worker(counters: Counters, master: int) -> None:
     _ThisWorker.counters = counters
     _ThisWorker.pid = os.getpid()
     _ThisWorker.master = master
-    # Until become_ready it does not look at the channel, where it would see the master's death.
+    # Until become_ready it does not read the channel, which shows that the master has died.
     lib.fdp_end_with_parent(True)
     if os.getppid() != master:
         os._exit(1)
@@ -74,8 +74,8 @@ def is_worker() -> bool:
 
 
 def become_ready(counters: Counters, wakeup: Wakeup) -> None:
-    """Called in a worker that has started: it takes connections, and outlives the master for
-    them."""
+    """Called in a worker that has started. It takes connections, and finishes them even if the
+    master dies."""
     lib.fdp_end_with_parent(False)
     counters.start()
     wakeup.wake()

@@ -26,13 +26,12 @@ def open_listener(address: Address, backlog: int = 1024) -> socket.socket:
     """Opens a listening stream socket.
 
     An IPv6 socket takes no IPv4 connections, so one of each can listen at the same port. A Unix
-    socket gets the mode 0600: only the same user can connect. A file of a socket at which nobody
-    listens any longer is replaced.
+    socket gets the mode 0600: only the same user can connect. A stale socket file is replaced.
 
     Args:
         address: Where to listen. The host is a name or an IPv4 or IPv6 address; an empty one means
-            every IPv4 address. A name that has several addresses means the first that the system
-            gives: "localhost" may be only ::1. The port 0 lets the system choose a free one.
+            every IPv4 address. If a name has several addresses, only the system's first one is
+            used: "localhost" may be only ::1. With port 0 the system chooses a free one.
         backlog: How many connections the kernel keeps until they are accepted. The kernel may have
             a lower limit (somaxconn).
 
@@ -43,7 +42,7 @@ def open_listener(address: Address, backlog: int = 1024) -> socket.socket:
         ValueError: address has none of the forms of Address.
         socket.gaierror: The host is unknown.
         FileExistsError: There is a file at the path, and it is not a socket.
-        PermissionError: The port, or the directory of the path, is not allowed.
+        PermissionError: This user may not use the port, or write to the path's directory.
         OSError: EADDRINUSE: another socket listens there. Others as for socket.bind.
     """
     where = parse_address(address)
@@ -62,7 +61,7 @@ def open_listener(address: Address, backlog: int = 1024) -> socket.socket:
 class Mode:
     """A borrowed socket's mode, which is non-blocking until restore().
 
-    The kernel keeps one mode for all processes that share the socket, which timeout does not tell.
+    All processes that share the socket share this mode, which gettimeout() does not show.
     """
 
     def __init__(self, sock: socket.socket) -> None:
@@ -82,7 +81,7 @@ class Mode:
 
 @contextmanager
 def opened(address: Address) -> Iterator[socket.socket]:
-    """open_listener's socket, for a block; its end closes the socket and removes its file."""
+    """open_listener's socket for a block. The end closes the socket and removes its file."""
     with open_listener(address) as sock:
         if sock.family != socket.AF_UNIX:
             yield sock
@@ -96,7 +95,7 @@ def opened(address: Address) -> Iterator[socket.socket]:
 
 
 def _remove(path: str, file: tuple[int, int]) -> None:
-    """Removes the file at path if it still is this file, which another process may have replaced.
+    """Removes the file at path, unless another process has replaced this file.
 
     While the socket is open, no other file can have the same inode.
     """
@@ -148,12 +147,12 @@ def inherit_listeners() -> list[InheritedSocket]:
 
     They are the descriptors from 3 on. LISTEN_FDS counts them, LISTEN_FDNAMES names them, and
     LISTEN_PID must be this process. The variables are removed and the descriptors made
-    close-on-exec, so that no child process takes them for its own. A second call returns nothing.
+    close-on-exec, so that no child process uses them. A second call returns nothing.
 
     Returns:
         The sockets, in their order. The caller owns and closes them. A passed descriptor that is
-        not a socket is not in the list: it stays open, and is left to the program. The list is
-        empty if nothing was passed to this process.
+            not a socket is not in the list, and stays open for the program. The list is empty if
+            nothing was passed to this process.
 
     Raises:
         ValueError: LISTEN_FDS is not a number, or LISTEN_FDNAMES has a different number of names.
@@ -201,7 +200,7 @@ def check_listener(sock: socket.socket) -> None:
 
 
 def describe_listener(sock: socket.socket) -> str:
-    """The address of sock, as people write it."""
+    """The address of sock, in the usual notation."""
     name: Any = sock.getsockname()
     if sock.family == socket.AF_INET6:
         host, port, _, scope = name

@@ -24,7 +24,7 @@ from fdpass_c.pool.worker import run_worker
 from fdpass_c.pool.worker_process import WorkerProcess, WorkerSettings, fork_worker
 
 _LONGEST_WAIT = 3600.0
-"""Seconds of one wait: a selector refuses what is too long for its system call."""
+"""Seconds of one wait: selectors refuse a timeout that is too long."""
 
 Ready = Callable[[tuple[Any, ...]], object]
 """Called when every worker has started, with the addresses at which the pool listens."""
@@ -84,8 +84,8 @@ class Master:
         selector.register(wakeup, selectors.EVENT_READ, self._on_wakeup)
 
     def run(self) -> str:
-        """Serves until it is to stop and all are done; returns why there could be no workers, or
-        nothing."""
+        """Serves until it is stopped and all workers have ended. Returns why it had to stop, or an
+        empty string."""
         try:
             self._handle_signals()  # A stop may have come before.
             self._check_supervisor()
@@ -165,7 +165,7 @@ class Master:
     def _start(self, slot: int, restarts: int) -> WorkerProcess:
         max_requests = float("inf")
         if limit := self._config.max_requests:
-            # Those that started together, and share evenly, are not all used up together.
+            # Workers that started together should not all be replaced together.
             max_requests = limit - self._random.randrange(limit // 4 + 1)
         settings = WorkerSettings(slot, restarts, self._config.capacity, max_requests)
         return fork_worker(settings, self._close_in_child, self._run_worker)
@@ -175,7 +175,7 @@ class Master:
         run_worker(channel, counters, self._wakeup, self._config, self._acceptors.kinds)
 
     def _close_in_child(self) -> None:
-        """In the worker: closes its copies of what is the master's."""
+        """In the worker: closes its copies of the master's descriptors."""
         with contextlib.suppress(OSError):  # A kqueue is not inherited.
             self._selector.close()
         self._wakeup.close_in_child()

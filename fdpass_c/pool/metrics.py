@@ -1,4 +1,4 @@
-"""What a pool is doing, as text for machines: JSON, and what Prometheus reads."""
+"""The status of a pool as JSON, and in the format of Prometheus."""
 
 import json
 from collections import Counter
@@ -31,7 +31,7 @@ def to_json(status: Status) -> str:
 
 
 def to_prometheus(status: Status) -> str:
-    """The text format, version 0.0.4. A slot has one series, whoever works in it."""
+    """The text format, version 0.0.4. Each slot has one series, for all its workers."""
     parts = [
         _render(name, kind, text, {"": getattr(status, field)})
         for field, name, kind, text in _TOTALS

@@ -67,7 +67,7 @@ class MetricsServer:
         if listens and not self._listens:
             try:
                 self._selector.register(self._listener, selectors.EVENT_READ, self._accept)
-            except OSError as error:  # No room for what it watches.
+            except OSError as error:  # The selector has no room.
                 self._pause(error)
                 listens = False
         elif self._listens and not listens:
@@ -86,7 +86,7 @@ class MetricsServer:
         except BlockingIOError:
             return
         except OSError as error:
-            # One client may have gone before it was accepted. If it happens again, it may last.
+            # One client may have gone before it was accepted. A second error may last.
             if self._failed or not isinstance(error, ConnectionAbortedError):
                 self._pause(error)
             self._failed = True
@@ -109,7 +109,7 @@ class MetricsServer:
         self._retry_at = time.monotonic() + _RETRY_DELAY
 
     def _step(self, client: _Client, _events: int) -> None:
-        with suppress(OSError, StopIteration):  # It has gone, or all is said.
+        with suppress(OSError, StopIteration):  # The client has gone, or all is done.
             events = next(client.steps)
             self._selector.modify(client.sock, events, self._selector.get_key(client.sock).data)
             return
@@ -128,7 +128,7 @@ class MetricsServer:
             client.sock.close()
 
     def close(self) -> None:
-        """Gives the listener back as it was."""
+        """Restores the listener's mode."""
         for client in [*self._clients]:
             self._end(client)
         if self._listens:
@@ -137,7 +137,7 @@ class MetricsServer:
 
 
 def _serve_client(sock: socket.socket, report: Report) -> Iterator[int]:
-    """Yields what it waits for. OSError where the client has gone."""
+    """Yields the events to wait for. OSError: the client has gone."""
     head = b""
     while b"\r\n\r\n" not in head:
         yield selectors.EVENT_READ
@@ -149,7 +149,7 @@ def _serve_client(sock: socket.socket, report: Report) -> Iterator[int]:
     while answer:
         yield selectors.EVENT_WRITE
         answer = answer[sock.send(answer) :]
-    # Closing at once could reset the connection, and cut the answer, where more came than a head.
+    # If more than a head came, closing at once could reset the connection and cut the answer.
     sock.shutdown(socket.SHUT_WR)
     while True:
         yield selectors.EVENT_READ

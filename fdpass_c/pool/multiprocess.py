@@ -1,11 +1,11 @@
-"""What multiprocessing does where a process begins and ends, and os.fork and os._exit do not."""
+"""What multiprocessing does at the start and end of a process, and os.fork and os._exit do not."""
 
 import os
 import sys
 
 
 def begin_multiprocessing() -> None:
-    """In a new worker: what the program has made of multiprocessing is to be used here too.
+    """In a new worker: makes objects of multiprocessing from before the fork usable.
 
     Proxies of managers make connections of their own, and queues start threads of their own.
     """
@@ -17,7 +17,7 @@ def end_multiprocessing() -> None:
     """At the end of a process.
 
     Managers and pools end, queues deliver what was put into them, and daemons are terminated. What
-    belongs to the process that this one was forked from stays.
+    belongs to the parent process stays.
     """
     if (util := sys.modules.get("multiprocessing.util")) is None:
         return

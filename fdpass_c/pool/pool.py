@@ -22,9 +22,9 @@ from fdpass_c.pool.status import Status
 class PoolError(FdpassError):
     """A pool cannot serve any longer.
 
-    Either five workers in a row died at start, or before they began a connection, or could not be
-    started. Or no listener accepts connections any longer. The message says which, and why. Workers
-    that ran have finished the connections that they were given.
+    Either five workers in a row died at start, died before they began a connection, or could not be
+    started, or no listener accepts connections any longer. The message says why. Workers that ran
+    have finished the connections that they were given.
     """
 
 
@@ -72,18 +72,19 @@ class Pool:
             capacity: The largest number of connections that a worker has been given and has not
                 finished. With a plain function, more than 1 makes a queue in the worker: this needs
                 fewer system calls per connection, but a short request can wait behind a long one.
-            max_requests: A worker is replaced after about this number of connections: three
-                quarters of it up to all of it, at random, so that not all workers are replaced at
-                once. A worker serves until its successor is ready. None: never.
+            max_requests: A worker is replaced after about this number of connections: a random
+                number from three quarters of it to all of it, so that not all workers are replaced
+                at once. A worker serves until its successor is ready. None: never.
             drain: Seconds in which a worker that is stopped or replaced must finish. Then it is
                 killed.
             start_timeout: Seconds in which a worker must start, setup included. Then it is killed,
                 and counts as one that died at start.
             timeout: Seconds after which a worker that has connections and makes no progress is
                 replaced. A plain worker makes progress when it begins or finishes a connection or
-                calls note_progress(), an event loop when it turns. The worker gets SIGABRT, on
-                which it writes the tracebacks of its threads to standard error. One second later
-                it is killed. The master checks four times in each timeout. None: never.
+                calls note_progress(), an event loop when it runs callbacks. The worker gets
+                SIGABRT, on which it writes the tracebacks of its threads to standard error. One
+                second later it is killed. The master checks four times in each timeout. None:
+                never.
             setup: Called in each worker before its first connection. If it raises an exception,
                 the worker has died at start.
             teardown: Called in each worker that ends: after its last connection and after its
@@ -127,21 +128,21 @@ class Pool:
         before serve() counts. Only the main thread may call it, and it forks: start other threads
         in setup or in the handler.
 
-        While it serves, it handles these signals. It puts the previous handlers back at its end.
-        SIGTERM and SIGINT are stop(), and a second one kills the workers, unless the same signal
-        comes again within half a second. SIGHUP is reload(), SIGTTIN add_worker() and SIGTTOU
+        While it serves, it handles these signals, and restores the previous handlers at its end.
+        SIGTERM and SIGINT call stop(). A second one kills the workers, unless it is the same signal
+        within half a second. SIGHUP calls reload(), SIGTTIN add_worker() and SIGTTOU
         remove_worker(). SIGUSR1 logs the status as a table.
 
-        If NOTIFY_SOCKET names a service manager, it is told when the pool is ready, reloads and
+        If NOTIFY_SOCKET names a service manager, it is notified when the pool is ready, reloads and
         stops. If WATCHDOG_USEC is set, it gets WATCHDOG=1 twice in that time (man 3 sd_notify).
 
         Args:
             listeners: Listening sockets and addresses, at least one. The caller still owns a
-                socket. The pool makes it non-blocking and restores its mode at the end. The pool
-                opens an address itself, and closes the socket at the end.
+                socket. The pool makes it non-blocking, and restores its mode at the end. The pool
+                opens a socket for each address, and closes it at the end.
             metrics: One more listening socket or address, where the master answers HTTP requests:
                 GET /metrics in the format of Prometheus, GET /status with status() as JSON. Anyone
-                who can connect gets an answer. It is owned as listeners are.
+                who can connect gets an answer. The caller still owns a socket, as for listeners.
             ready: Called once, in the master, when every worker has started. Its argument is a
                 tuple of the addresses of the listeners, each as from socket.getsockname, with the
                 real number of a port that was given as 0. Its exceptions end serve().
@@ -204,7 +205,7 @@ class Pool:
         self._signals.add(signal.SIGTTOU)
 
     def status(self) -> Status:
-        """Counts what the pool has done and is doing.
+        """Returns what the pool has done and is doing.
 
         It may be called in any thread of the master and in a signal handler.
 

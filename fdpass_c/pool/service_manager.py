@@ -1,4 +1,4 @@
-"""Tells a service manager what the pool is doing, as sd_notify(3) does."""
+"""Reports to a service manager what the pool is doing, as sd_notify(3) does."""
 
 import contextlib
 import os
@@ -42,13 +42,13 @@ class ServiceManager:
         self.check()
 
     def follow(self, phase: Phase, summary: str) -> None:
-        """Tells what has changed; summary: a line for people."""
+        """Reports what has changed. summary: a line for people."""
         lines = []
         if phase is not self._phase:
             if phase is Phase.SERVING:
                 lines.append("READY=1")
             elif phase is Phase.RELOADING:
-                # By the time the manager knows that this is the reload that it asked for.
+                # From the time the manager knows that this is the reload that it requested.
                 lines += ["RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}"]
             else:
                 lines.append("STOPPING=1")
@@ -58,7 +58,7 @@ class ServiceManager:
         self._phase, self._summary = phase, summary
 
     def check(self) -> None:
-        """Called by the master's loop: tells that it turns, and what was not sent before."""
+        """Called by the master's loop: reports that it runs, and what was not sent before."""
         now = time.monotonic()
         if now >= self._watchdog_at:
             self._watchdog_at = now + self._watchdog_interval
@@ -89,7 +89,7 @@ class ServiceManager:
             del self._unsent[kind]
 
     def close_in_child(self) -> None:
-        """In a forked child, which must not send as the pool."""
+        """In a forked child, which must not send messages for the pool."""
         self.close()
 
     def close(self) -> None:
@@ -98,8 +98,8 @@ class ServiceManager:
 
 
 def _find_interval() -> float:
-    """Seconds between two WATCHDOG=1: half of the time for which the manager waits; 0 means that it
-    does not."""
+    """Seconds between two WATCHDOG=1: half of the time for which the manager waits. 0 there means
+    no watchdog."""
     if os.environ.get("WATCHDOG_PID", str(os.getpid())) == str(os.getpid()):
         with contextlib.suppress(KeyError, ValueError):
             if (microseconds := int(os.environ["WATCHDOG_USEC"])) > 0:

@@ -1,4 +1,4 @@
-"""Signals of the master: they are queued, and wake it."""
+"""The signals of the master, which are queued and wake it."""
 
 import operator
 import os
@@ -14,11 +14,11 @@ from fdpass_c.pool.wakeup import Wakeup
 _STOPS = (signal.SIGTERM, signal.SIGINT)
 
 _COUNTED = (signal.SIGTTIN, signal.SIGTTOU)
-"""Each one means something, even if more of them came at once."""
+"""Each of these counts, even if several arrive at once."""
 
 _ECHO = 0.5
-"""Seconds after a signal that stops the pool in which the same signal is the same wish: timeout(1)
-and others send it to the process and to its group, so that it comes twice."""
+"""Seconds in which a second TERM or INT counts as the first one: timeout(1) and others send it to
+the process and to its group, so that it arrives twice."""
 
 MASTERS_SIGNALS = (*_STOPS, *_COUNTED, signal.SIGHUP, signal.SIGUSR1)
 
@@ -41,7 +41,7 @@ class Signals:
         self._wakeup: Wakeup | None = None
 
     def add(self, signum: int) -> None:
-        """Queues what a signal means, and always counts. In any thread or signal handler."""
+        """Queues what the signal asks for, and always counts. In any thread or signal handler."""
         self._asked.append(signum)
         if wakeup := self._wakeup:
             wakeup.wake()
@@ -49,8 +49,7 @@ class Signals:
     def take(self) -> list[int]:
         """Takes what was added, and the signals that came until now.
 
-        Of a signal that came more than once, only the first is taken unless it is in _COUNTED: so
-        many of them in a short time are handled once per round.
+        A signal that came more than once is taken once, unless it is in _COUNTED.
         """
         if not (self._asked or any(self._came.values())):
             return []
@@ -97,14 +96,14 @@ class Signals:
 
 
 def terminate_children() -> None:
-    """From now on TERM ends a process that this one forks, unless it handles TERM, as one that this
-    one executes."""
+    """From now on TERM ends the processes that this one forks, unless they handle it. The same
+    holds for those that it executes."""
     kept = threading.local()
 
     def block() -> None:
         kept.mask = None
         if signal.getsignal(signal.SIGTERM) is operator.is_:
-            # Or one that comes before the child has reset the handler is lost.
+            # Otherwise a TERM that arrives before the child has reset the handler is lost.
             kept.mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
 
     def unblock() -> None:
@@ -120,6 +119,6 @@ def terminate_children() -> None:
 
 
 def ignore(signum: int) -> None:
-    """Has a handler that does nothing: an ignored signal would stay ignored in what this process
-    executes."""
+    """Installs a handler that does nothing. With SIG_IGN, the signal would stay ignored in executed
+    programs."""
     signal.signal(signum, operator.is_)

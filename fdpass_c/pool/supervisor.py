@@ -1,4 +1,4 @@
-"""Keeps the number of workers: starts, replaces and reaps them."""
+"""Keeps the number of workers constant: starts, replaces and reaps them."""
 
 import contextlib
 import os
@@ -17,11 +17,12 @@ from fdpass_c.pool.status import Phase
 from fdpass_c.pool.worker_process import State, WorkerProcess, describe_exit
 
 _GRACE = 1.0
-"""Seconds for a worker that has nothing to finish, because it is still starting, or that hangs."""
+"""Seconds for a worker to end that is still starting, or that hangs."""
 
 
 class Counted(NamedTuple):
-    """What another thread must read at once, or it counts a worker that ends twice or not at all.
+    """Values that another thread must read together, or it counts a worker that ends twice or
+    never.
 
     workers: the living ones. handled, failed: by those that have ended. lost: connections that one
     had begun when it died.
@@ -50,9 +51,9 @@ class Supervisor:
         drain: float,
         start_timeout: float,
     ) -> None:
-        """workers: none yet, kept up to date. start: takes a slot and the number of workers that
-        had it before; OSError if the system cannot start a process. drain and start_timeout:
-        seconds that a worker may take to finish and to start."""
+        """workers: an empty list, which this keeps up to date. start: takes a slot and the number
+        of workers that had it before; OSError if the system cannot start a process. drain,
+        start_timeout: seconds that a worker may take to finish and to start."""
         self.due_at: float = 0.0
         self.stopping: bool = False
         self._gave_up = False
@@ -127,7 +128,8 @@ class Supervisor:
         self.due_at = min([self.due_at, self._stop_deadline, *moments])
 
     def _find_missing(self) -> list[int]:
-        """The slots that need a worker: the empty ones, or that of the next to be replaced."""
+        """The slots that need a worker: the empty ones, or the slot of the next worker to
+        replace."""
         active = [worker for worker in self._workers if worker.state is not State.LEAVING]
         if self.stopping:
             return [0] if self._dispatcher.waiting and not active else []
@@ -145,7 +147,7 @@ class Supervisor:
             reason = f"cannot start a worker: {error.strerror}"
             logger.warning("%s", reason)
             if any(worker.state is State.READY for worker in self._workers):
-                # Not a reason to give up: these serve, and the system may have room again.
+                # No reason to give up: these serve, and the system may have room later.
                 self._failed_starts.keep_below_limit()
             self._count_failed_start(reason)
             return False
@@ -171,7 +173,7 @@ class Supervisor:
         return worker
 
     def _on_event(self, worker: WorkerProcess, events: int) -> None:
-        """The selector found that the worker ended, or that its buffer has room."""
+        """The selector reported that the worker ended, or that its socket has room."""
         if worker.channel.closed:
             return  # Reaped earlier in this round.
         if events & selectors.EVENT_WRITE and worker.flush():
@@ -179,7 +181,7 @@ class Supervisor:
                 worker.channel, selectors.EVENT_READ, partial(self._on_event, worker)
             )
         if events & selectors.EVENT_READ:
-            self.reap(worker)  # Workers send nothing: it was the end.
+            self.reap(worker)  # Workers send nothing, so this is the end of the channel.
 
     def note_ready(self) -> None:
         """Gives connections to the workers that are now ready, and stops their predecessors."""
@@ -199,7 +201,8 @@ class Supervisor:
         self.due_at = 0.0
 
     def replace_all(self) -> None:
-        """One by one: a successor is ready before a worker stops taking connections."""
+        """Replaces the workers one by one. Each stops taking connections when its successor is
+        ready."""
         logger.info(
             "replacing the workers; the new ones run the code that the master has already imported"
         )
@@ -208,9 +211,8 @@ class Supervisor:
         self.due_at = 0.0
 
     def replace_hanging(self, worker: WorkerProcess) -> None:
-        """Aborts a worker, which then writes its tracebacks; what it had not begun goes to others.
-
-        A worker that is suspended cannot do that, and is killed.
+        """Aborts a worker, which then writes its tracebacks. One that is suspended cannot, and is
+        killed.
         """
         logger.warning("worker %d makes no progress", worker.pid)
         worker.abort(_GRACE)
@@ -244,7 +246,7 @@ class Supervisor:
         self._begin_to_stop()
 
     def reap_exited(self) -> None:
-        """Finds workers whose channel does not show their end: a child process has it open."""
+        """Finds workers that have ended although a child process keeps their channel open."""
         for worker in [*self._workers]:
             if worker.has_exited():
                 self.reap(worker)

@@ -10,16 +10,16 @@ class Wakeup:
     """A pipe that the master watches, and a shared flag that says whether it wants to be woken.
 
     A master that has room for connections reads the counters when the next one arrives. It need not
-    be woken for each connection that is finished.
+    be woken for each finished connection.
 
     wanted: the master is full, and workers must wake it when they have room again. The master sets
-    it and then reads the counters once more. A worker counts first and then reads it. So one of the
-    two sees the other, except for what processors reorder within nanoseconds. Then the master
-    notices at its next poll.
+    the flag and then reads the counters once more. A worker counts first and then reads the flag.
+    So at least one of them notices the other, unless the processor reorders these accesses. Then
+    the master notices at its next poll.
     """
 
     def __init__(self) -> None:
-        """To be made before the fork."""
+        """Must be made before the fork."""
         self._shared = memoryview(mmap.mmap(-1, mmap.PAGESIZE))
         self.writer: int
         self._reader, self.writer = os.pipe()
@@ -48,7 +48,7 @@ class Wakeup:
     def wake_for_copy(self, counters: Counters, number: int) -> None:
         """In a worker that has closed its number-th connection: wakes the master if it has a copy.
 
-        Only when the copy is closed too does the peer see the end.
+        The peer sees the end only when the copy is closed too.
         """
         if counters.has_copy(number):
             self.wake()

@@ -8,7 +8,7 @@ from fdpass_c.pool.worker_process import State, WorkerProcess
 
 
 class Watch:
-    """Compares the counters of each worker with what they were before.
+    """Compares the counters of each worker with earlier ones.
 
     due_at: when check is to be called, as time.monotonic.
     """
@@ -28,13 +28,13 @@ class Watch:
 
     def check(self) -> None:
         now = time.monotonic()
-        # The master did not run in this time, nor perhaps its workers: all may have been suspended.
+        # The master did not run in this time. Its workers may have been suspended too.
         late = now - self.due_at
         self.due_at = now + self._config.check_interval
         before, self._seen = self._seen, {}
         for worker in [*self._workers]:
             if worker.state is State.STARTING or not worker.count_in_hand():
-                continue  # Its time begins when it has something.
+                continue  # Its time begins with its first connection.
             progress = worker.counters.progress
             seen, since = before.get(worker, (None, now))
             since = since + late if progress == seen else now

@@ -37,7 +37,7 @@ def run_worker(
     config: Config,
     kinds: Sequence[Kind],
 ) -> None:
-    """Serves until the master shuts its side of the channel, and what was given is finished.
+    """Serves until the master shuts down the channel and all connections are finished.
 
     kinds: of the connections, by the number of the listener.
     """
@@ -52,8 +52,7 @@ def run_worker(
         else:
             become_ready(counters, wakeup)
             _serve(channel, counters, wakeup, config, kinds)
-        # As Python does at its end, and multiprocessing at a forked child's: waits for the threads
-        # that are no daemons, and has thread pools end theirs.
+        # As Python does at its end: waits for non-daemon threads and the threads of thread pools.
         threading._shutdown()  # type: ignore[attr-defined]
     finally:
         _call_plain(config.teardown)
@@ -62,13 +61,13 @@ def run_worker(
 def _run_loop(
     main: Coroutine[Any, Any, None], factory: Callable[[], asyncio.AbstractEventLoop] | None
 ) -> None:
-    """As asyncio.run, in a loop of the factory's."""
+    """Like asyncio.run, in a loop that factory makes."""
     if sys.version_info >= (3, 11):
         with asyncio.Runner(loop_factory=factory) as runner:
             runner.run(main)
     else:
         if factory is not None:
-            # asyncio.run asks the policy, which no other code in this process does.
+            # asyncio.run uses the policy, and no other code in this process does.
             asyncio.get_event_loop_policy().new_event_loop = factory
         asyncio.run(main)
 
@@ -80,17 +79,17 @@ def _call_plain(function: Callable[[], object] | None) -> None:
 
 
 def _write_where_it_hangs() -> None:
-    """SIGABRT has this process write the traceback of every thread before it ends.
+    """On SIGABRT, this process writes the traceback of every thread before it ends.
 
-    Where a program that has enabled this wants it.
+    If the program has enabled faulthandler already, its settings stay.
     """
     if not faulthandler.is_enabled():
-        with contextlib.suppress(Exception):  # No standard error, or one that is no file.
+        with contextlib.suppress(Exception):  # There is no standard error, or it is not a file.
             faulthandler.enable()
 
 
 def leave_signals_to_master() -> None:
-    """A terminal and a service manager signal the whole group; the master says what it means."""
+    """Terminals and service managers signal the whole group; only the master acts on it."""
     signal.set_wakeup_fd(-1)
     for signum in MASTERS_SIGNALS:
         ignore(signum)
@@ -107,7 +106,7 @@ def _serve(
 ) -> None:
     """Handles one connection after the other.
 
-    If the master wants that, it is woken when the queue is empty, and for every finished quarter.
+    If the master wants to be woken, that is when the queue is empty and after every quarter of it.
     """
     report_every = max(1, config.capacity // 4)
     intake = Intake(channel, kinds)
@@ -137,7 +136,8 @@ def _serve(
                 end_sending(sock)
                 read_out(sock)
             counters.leave_handler()
-            # Its peer may come again when it sees the end. The master then finds room already.
+            # Counted before the peer sees the end: it may connect again, and the master then has
+            # room.
             counters.finish()
             if wakeup.wanted and (
                 counters.handled - reported >= report_every or not channel.pending

@@ -1,4 +1,4 @@
-"""The master's side of one worker: what it was given, how far it is, how it ended."""
+"""One worker, as the master sees it: its connections, its state, its exit status."""
 
 import contextlib
 import enum
@@ -20,11 +20,11 @@ from fdpass_c.pool.status import WorkerStatus
 from fdpass_c.pool.worker import leave_signals_to_master
 
 Work = Callable[[Channel, Counters], None]
-"""What a worker does, with its end of the channel."""
+"""What a worker runs, with its end of the channel."""
 
 
 TAKEN = -1
-"""In place of a wait status that other code in this process has taken, with waitpid(-1)."""
+"""Stands for a wait status that other code in this process has taken, with waitpid(-1)."""
 
 
 class State(enum.Enum):
@@ -36,9 +36,9 @@ class State(enum.Enum):
 class WorkerSettings(NamedTuple):
     """What a worker is started with.
 
-    slot: the number of its place, which its successor gets too. restarts: how many workers had it
-    before. capacity: how many connections it has in hand at most. max_requests: it is replaced
-    after so many connections.
+    slot: the number of its place, which its successor gets too. restarts: how many workers had the
+    slot before. capacity: the most connections in hand. max_requests: it is replaced after that
+    many connections.
     """
 
     slot: int
@@ -50,13 +50,13 @@ class WorkerSettings(NamedTuple):
 class WorkerProcess:
     """A forked process, as the master sees it.
 
-    deadline: when it is to have done what its state says, and ready_at: when it had started, both
-    as time.monotonic.
+    deadline: when it must have started or finished. ready_at: when it had started. Both as
+    time.monotonic.
     """
 
     def __init__(self, settings: WorkerSettings, sock: socket.socket, counters: Counters) -> None:
-        """To be made before the fork, which sets pid: later nothing may fail. Takes ownership of
-        sock, this side of the connection to the worker."""
+        """Must be made before the fork, after which nothing may fail. Takes ownership of sock, the
+        master's side of the connection to the worker."""
         self.settings = settings
         self.pid = 0
         self.state: State = State.STARTING
@@ -73,11 +73,11 @@ class WorkerProcess:
 
     @property
     def needs_replacement(self) -> bool:
-        """Whether it is to be replaced, while it serves on until its successor is ready."""
+        """Whether it must be replaced. It serves until its successor is ready."""
         return self.account.is_used_up
 
     def postpone_replacement(self) -> None:
-        """There is no successor: it is to be replaced after as many connections again."""
+        """There is no successor: it will be replaced after as many connections again."""
         self.account.set_most(self.account.given + self.settings.max_requests)
 
     def mark_ready(self) -> None:
@@ -96,12 +96,13 @@ class WorkerProcess:
         self.flush()
 
     def abort(self, grace: float) -> None:
-        """Makes it exit at once with SIGABRT, or be killed after grace seconds."""
+        """Sends SIGABRT. If the worker still runs after grace seconds, it is killed."""
         self.drain(min(grace, self.deadline - time.monotonic()))
         self._send_signal(signal.SIGABRT)
 
     def flush(self) -> bool:
-        """Sends what a full buffer did not take. Returns whether nothing is left to send."""
+        """Sends what did not fit into the buffer before. Returns whether nothing is left to
+        send."""
         try:
             self.channel.flush()
             if self.state is State.LEAVING:
@@ -110,7 +111,7 @@ class WorkerProcess:
         except (BlockingIOError, ConnectionError):
             pass
         except OSError as error:
-            # Nothing would tell when to try again, and others can have what it has not begun.
+            # No event would report when to try again. Others get what it has not begun.
             logger.warning("cannot send to worker %d: %s", self.pid, error.strerror)
             self._send_signal(signal.SIGKILL)
         return not self.channel.unsent
@@ -211,7 +212,7 @@ def _run_child(
         leave_signals_to_master()
         close_in_child()
         begin_multiprocessing()
-        # It stays open to the end of the process: the master takes its closing for that end.
+        # It stays open until the process ends: the master reads that from its closing.
         channel = Channel(sock)
         work(channel, counters)
     except BaseException as error:
