@@ -121,10 +121,8 @@ ssize_t fdp_try_send_messages(int sock, const void *column, size_t count, size_t
 
 /* Whether an empty message without descriptors means the end of file. */
 static int has_end(int sock) {
-    int type = SOCK_STREAM;
-    socklen_t length = sizeof type;
-    (void)getsockopt(sock, SOL_SOCKET, SO_TYPE, &type, &length);
-    return type == SOCK_STREAM || (type == SOCK_SEQPACKET && fdp_is_shut(sock));
+    int type = fdp_get_type(sock);
+    return type == SOCK_SEQPACKET ? fdp_is_shut(sock) : type != SOCK_DGRAM;
 }
 
 /* Keeps them until they can be closed. */

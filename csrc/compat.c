@@ -24,7 +24,14 @@ static int is_missing(int code) {
 }
 #endif
 
-/* -- the peer ---------------------------------------------------------------------------------- */
+/* -- sockets and their peers ------------------------------------------------------------------- */
+
+/* An int that a socket tells, or a negative errno. */
+static int get_option(int sock, int name) {
+    int value = -1;
+    socklen_t length = sizeof value;
+    return getsockopt(sock, SOL_SOCKET, name, &value, &length) == 0 ? value : -errno;
+}
 
 int fdp_get_peer(int sock, struct fdp_ucred *ret_peer) {
 #if defined(__linux__)
@@ -51,22 +58,21 @@ int fdp_get_peer(int sock, struct fdp_ucred *ret_peer) {
 
 int fdp_get_peer_pidfd(int sock) {
 #if defined(__linux__)
-    int pidfd = -1;
-    socklen_t length = sizeof pidfd;
-    if (getsockopt(sock, SOL_SOCKET, SO_PEERPIDFD, &pidfd, &length) == 0)
-        return pidfd;
-    return is_missing(errno) ? -ENOTSUP : -errno;
+    int pidfd = get_option(sock, SO_PEERPIDFD);
+    return is_missing(-pidfd) ? -ENOTSUP : pidfd;
 #else
     (void)sock;
     return -ENOTSUP;
 #endif
 }
 
+int fdp_get_type(int sock) {
+    return get_option(sock, SO_TYPE);
+}
+
 int fdp_get_family(int sock) {
 #if defined(__linux__)
-    int family = 0;
-    socklen_t length = sizeof family;
-    return getsockopt(sock, SOL_SOCKET, SO_DOMAIN, &family, &length) == 0 ? family : -errno;
+    return get_option(sock, SO_DOMAIN);
 #else
     struct sockaddr_storage name;
     socklen_t length = sizeof name;
@@ -189,10 +195,7 @@ int fdp_is_shut(int sock) {
     if (poll(&peer, 1, 0) == 0)
         return 0;
     /* What is queued at the end of a stream can only be a byte of MSG_OOB. */
-    int type = SOCK_STREAM;
-    socklen_t size = sizeof type;
-    (void)getsockopt(sock, SOL_SOCKET, SO_TYPE, &type, &size);
-    return type == SOCK_STREAM || fdp_count_queued(sock) == 0;
+    return fdp_get_type(sock) == SOCK_STREAM || fdp_count_queued(sock) == 0;
 #else
     (void)sock;
     return 1;

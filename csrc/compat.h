@@ -110,8 +110,9 @@ int fdp_get_peer(int sock, struct fdp_ucred *ret_peer);
  * negative errno. */
 int fdp_get_peer_pidfd(int sock);
 
-/* The address family of a socket, or a negative errno. */
+/* The address family of a socket, and its type, or a negative errno. */
 int fdp_get_family(int sock);
+int fdp_get_type(int sock);
 
 /* What may stand in a control buffer beside descriptors: SCM_CREDENTIALS (or the larger
  * structures of the BSDs), SCM_SECURITY with its label, SCM_PIDFD. */
