@@ -1,5 +1,6 @@
 /* The bodies of what compat.h declares: system calls that differ from one platform to another. */
 #include "compat.h"
+#include "fdpass.h"
 
 #include <sched.h>
 #include <sys/ioctl.h>
@@ -202,8 +203,7 @@ int fdp_is_shut(int sock) {
 #endif
 }
 
-#if defined(__linux__)
-#ifndef SYS_close_range
+#if defined(__linux__) && !defined(SYS_close_range)
 #if defined(__alpha__)
 #define SYS_close_range 546
 #else
@@ -211,49 +211,35 @@ int fdp_is_shut(int sock) {
 #endif
 #endif
 int fdp_close_range(unsigned first, unsigned last) {
+#if defined(__linux__)
     if (syscall(SYS_close_range, first, last, 0u) == 0)
         return 0;
     return is_missing(errno) ? -ENOSYS : -errno;
-}
 #elif defined(__FreeBSD__)
-int fdp_close_range(unsigned first, unsigned last) {
     return close_range(first, last, 0) == 0 ? 0 : -errno;
-}
 #else
-int fdp_close_range(unsigned first, unsigned last) {
     (void)first;
     (void)last;
     return -ENOSYS;
-}
 #endif
+}
 
 /* -- what the running kernel answers ----------------------------------------------------------- */
 
-/* Calls that can do nothing: a kernel that has them refuses the arguments. */
-int fdp_has_sendmmsg(void) {
+unsigned fdp_find_features(void) {
+    /* Calls that can do nothing: a kernel that has them refuses the arguments. */
+    unsigned found = fdp_close_range(1, 0) != -ENOSYS ? FDP_FEATURE_CLOSE_RANGE : 0;
 #if defined(__linux__)
-    return syscall(SYS_sendmmsg, -1, NULL, 0, 0) == 0 || !is_missing(errno);
-#else
-    return 0;
+    if (syscall(SYS_sendmmsg, -1, NULL, 0, 0) == 0 || !is_missing(errno))
+        found |= FDP_FEATURE_SENDMMSG;
+#if defined(SYS_recvmmsg)
+    if (syscall(SYS_recvmmsg, -1, NULL, 0, 0, NULL) == 0 || !is_missing(errno))
+        found |= FDP_FEATURE_RECVMMSG;
 #endif
-}
-
-int fdp_has_recvmmsg(void) {
-#if defined(__linux__) && defined(SYS_recvmmsg)
-    return syscall(SYS_recvmmsg, -1, NULL, 0, 0, NULL) == 0 || !is_missing(errno);
-#else
-    return 0;
+#if defined(SYS_pwritev2)
+    if (syscall(SYS_pwritev2, -1, NULL, 0, -1L, -1L, 0) == 0 || !is_missing(errno))
+        found |= FDP_FEATURE_PWRITEV2;
 #endif
-}
-
-int fdp_has_pwritev2(void) {
-#if defined(__linux__) && defined(SYS_pwritev2)
-    return syscall(SYS_pwritev2, -1, NULL, 0, -1L, -1L, 0) == 0 || !is_missing(errno);
-#else
-    return 0;
 #endif
-}
-
-int fdp_has_close_range(void) {
-    return fdp_close_range(1, 0) != -ENOSYS;
+    return found;
 }

@@ -270,11 +270,4 @@ int fdp_is_shut(int sock);
  * another negative errno. */
 int fdp_close_range(unsigned first, unsigned last);
 
-/* -- what the running kernel answers ------------------------------------------------------------- */
-
-int fdp_has_sendmmsg(void);
-int fdp_has_recvmmsg(void);
-int fdp_has_pwritev2(void);
-int fdp_has_close_range(void);
-
 #endif

@@ -575,7 +575,7 @@ void fdp_close_fds(const int *fds, size_t fd_count);
  * 0. -ENOTSUP: the system cannot do that. */
 int fdp_end_with_parent(int wanted);
 
-/* feature.c */
+/* compat.c: what the running kernel answers. */
 
 #define FDP_FEATURE_SENDMMSG 1
 #define FDP_FEATURE_RECVMMSG 2
