@@ -2,9 +2,6 @@
 #include "compat.h"
 #include "fdpass.h"
 
-#include <sched.h>
-#include <sys/ioctl.h>
-
 #if defined(__APPLE__)
 #include <sys/ucred.h>
 #define FDP_SOL_LOCAL SOL_LOCAL
@@ -157,8 +154,8 @@ ssize_t fdp_writev_nowait(int fd, const struct iovec *buffers, int count) {
 
 /* -- the descriptor table ---------------------------------------------------------------------- */
 
-/* The number of open descriptors, or -ENOTSUP. A handle kept open would be faster, but it shows
- * the parent's table after a fork, and a daemon that closes everything would close it too. */
+/* A handle kept open would be faster, but it shows the parent's table after a fork, and a daemon that
+ * closes everything would close it too. */
 ssize_t fdp_count_open(void) {
 #if defined(__linux__)
     struct stat table;
@@ -168,21 +165,6 @@ ssize_t fdp_count_open(void) {
         return (ssize_t)table.st_size;
 #endif
     return -ENOTSUP;
-}
-
-unsigned fdp_count_processors(void) {
-    static unsigned known;
-    unsigned count = __atomic_load_n(&known, __ATOMIC_RELAXED);
-    if (count == 0) {
-        long online = sysconf(_SC_NPROCESSORS_ONLN);
-        count = online > 0 ? (unsigned)online : 1;
-        __atomic_store_n(&known, count, __ATOMIC_RELAXED);
-    }
-    return count;
-}
-
-void fdp_yield(void) {
-    (void)sched_yield();
 }
 
 size_t fdp_count_queued(int sock) {

@@ -18,6 +18,7 @@
 #include <fcntl.h>
 #include <limits.h>
 #include <poll.h>
+#include <sched.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <stdlib.h>
@@ -231,13 +232,7 @@ int fdp_recvmmsg(int sock, struct mmsghdr *headers, unsigned count, int flags);
  * -EOPNOTSUPP where it cannot be told so, or another negative errno. */
 ssize_t fdp_writev_nowait(int fd, const struct iovec *buffers, int count);
 
-/* -- the descriptor table, the clock --------------------------------------------------------------- */
-
-static inline int64_t fdp_clock_ns(void) {
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
-}
+/* -- the descriptor table ------------------------------------------------------------------------- */
 
 /* Whether a peek installs copies of the descriptors and leaves the message whole. */
 #if defined(__linux__)
@@ -248,12 +243,6 @@ static inline int64_t fdp_clock_ns(void) {
 
 /* The number of open descriptors, or -ENOTSUP. */
 ssize_t fdp_count_open(void);
-
-/* The number of processors. */
-unsigned fdp_count_processors(void);
-
-/* Lets another thread go on. */
-void fdp_yield(void);
 
 /* The bytes that a socket has queued for its reader. */
 size_t fdp_count_queued(int sock);

@@ -157,7 +157,7 @@ void fdp_abandon(struct fdp_outbox *outbox, struct fdp_job *job) {
     if (__atomic_load_n(&outbox->job, __ATOMIC_RELAXED) != job)
         return;
     while (enter(outbox) < 0)
-        fdp_yield();
+        (void)sched_yield();
     if (outbox->job == job) {
         size_t size = fdp_size_rest(job);
         unsigned char *rest = size > 0 ? start_rest(outbox, size) : NULL;

@@ -37,7 +37,7 @@ void fdp_put_back(struct fdp_inbox *inbox, struct fdp_scratch *scratch, struct f
     if (scratch->count == 0)
         return;
     while (fdp_enter_inbox(inbox) < 0)
-        fdp_yield();
+        (void)sched_yield();
     if (inbox->violation == 0 && inbox->sock >= 0) {
         struct fdp_store *store = take_back(scratch, owner);
         if (store == NULL) {
