@@ -1,6 +1,8 @@
-/* The bodies of what compat.h declares: system calls that differ from one platform to another. */
+/* System calls that differ from one platform to another. */
 #include "compat.h"
 #include "fdpass.h"
+
+#include <signal.h>
 
 #if defined(__APPLE__)
 #include <sys/ucred.h>
@@ -22,7 +24,7 @@ static int is_missing(int code) {
 }
 #endif
 
-/* -- sockets and their peers ------------------------------------------------------------------- */
+/* -- sockets, their peers, the parent ---------------------------------------------------------- */
 
 /* An int that a socket tells, or a negative errno. */
 static int get_option(int sock, int name) {
@@ -31,30 +33,34 @@ static int get_option(int sock, int name) {
     return getsockopt(sock, SOL_SOCKET, name, &value, &length) == 0 ? value : -errno;
 }
 
-int fdp_get_peer(int sock, struct fdp_ucred *ret_peer) {
+int fdp_read_peer(int sock, struct fdp_credentials *ret_credentials) {
 #if defined(__linux__)
-    socklen_t length = sizeof *ret_peer;
-    if (getsockopt(sock, SOL_SOCKET, SO_PEERCRED, ret_peer, &length) != 0)
+    struct ucred peer;
+    socklen_t length = sizeof peer;
+    if (getsockopt(sock, SOL_SOCKET, SO_PEERCRED, &peer, &length) != 0)
         return -errno;
     /* Linux answers uid -1 where there is no peer. */
-    return ret_peer->uid == (uid_t)-1 ? -ENOTCONN : 0;
+    if (peer.uid == (uid_t)-1)
+        return -ENOTCONN;
+    *ret_credentials =
+        (struct fdp_credentials){.pid = (int)peer.pid, .uid = peer.uid, .gid = peer.gid};
 #else
     struct xucred peer;
     socklen_t length = sizeof peer;
     if (getsockopt(sock, FDP_SOL_LOCAL, LOCAL_PEERCRED, &peer, &length) != 0)
         return -errno;
-    *ret_peer = (struct fdp_ucred){.uid = peer.cr_uid, .gid = peer.cr_groups[0]};
+    *ret_credentials = (struct fdp_credentials){.uid = peer.cr_uid, .gid = peer.cr_groups[0]};
 #if defined(__APPLE__)
-    length = sizeof ret_peer->pid;
-    (void)getsockopt(sock, FDP_SOL_LOCAL, LOCAL_PEERPID, &ret_peer->pid, &length);
+    length = sizeof ret_credentials->pid;
+    (void)getsockopt(sock, FDP_SOL_LOCAL, LOCAL_PEERPID, &ret_credentials->pid, &length);
 #elif __FreeBSD_version >= 1300030
-    ret_peer->pid = peer.cr_pid;
+    ret_credentials->pid = peer.cr_pid;
+#endif
 #endif
     return 0;
-#endif
 }
 
-int fdp_get_peer_pidfd(int sock) {
+int fdp_open_peer(int sock) {
 #if defined(__linux__)
     int pidfd = get_option(sock, SO_PEERPIDFD);
     return is_missing(-pidfd) ? -ENOTSUP : pidfd;
@@ -68,13 +74,29 @@ int fdp_get_type(int sock) {
     return get_option(sock, SO_TYPE);
 }
 
-int fdp_get_family(int sock) {
+int fdp_check_family(int sock) {
 #if defined(__linux__)
-    return get_option(sock, SO_DOMAIN);
+    int family = get_option(sock, SO_DOMAIN);
 #else
     struct sockaddr_storage name;
     socklen_t length = sizeof name;
-    return getsockname(sock, (struct sockaddr *)&name, &length) == 0 ? name.ss_family : -errno;
+    int family = getsockname(sock, (struct sockaddr *)&name, &length) == 0 ? name.ss_family : -errno;
+#endif
+    if (family < 0)
+        return family;
+    return family == AF_UNIX ? 0 : -EAFNOSUPPORT;
+}
+
+int fdp_end_with_parent(int wanted) {
+#if defined(__linux__)
+    unsigned long signum = wanted ? SIGKILL : 0;
+    return prctl(PR_SET_PDEATHSIG, signum, 0UL, 0UL, 0UL) == 0 ? 0 : -errno;
+#elif defined(__FreeBSD__)
+    int signum = wanted ? SIGKILL : 0;
+    return procctl(P_PID, 0, PROC_PDEATHSIG_CTL, &signum) == 0 ? 0 : -errno;
+#else
+    (void)wanted;
+    return -ENOTSUP;
 #endif
 }
 

@@ -104,15 +104,7 @@ struct fdp_ucred {
 };
 #endif
 
-/* The peer's credentials; pid 0 where the system does not tell it. Returns 0 or a negative errno. */
-int fdp_get_peer(int sock, struct fdp_ucred *ret_peer);
-
-/* A pidfd of the peer, which the caller owns, -ENOTSUP where there is no such option, or another
- * negative errno. */
-int fdp_get_peer_pidfd(int sock);
-
-/* The address family of a socket, and its type, or a negative errno. */
-int fdp_get_family(int sock);
+/* The type of a socket, or a negative errno. */
 int fdp_get_type(int sock);
 
 /* What may stand in a control buffer beside descriptors: SCM_CREDENTIALS (or the larger
@@ -135,21 +127,6 @@ static inline int fdp_accept(int sock, void *ret_address, socklen_t *length, int
         (void)fcntl(fd, F_SETFL, nonblocking ? mode | O_NONBLOCK : mode & ~O_NONBLOCK);
     }
     return fd;
-#endif
-}
-
-/* -- the parent process -------------------------------------------------------------------------- */
-
-/* Makes the system send signum, or nothing for 0, to this process when the thread that forked it
- * ends. Returns 0, -ENOTSUP or another negative errno. */
-static inline int fdp_set_death_signal(int signum) {
-#if defined(__linux__)
-    return prctl(PR_SET_PDEATHSIG, (unsigned long)signum, 0UL, 0UL, 0UL) == 0 ? 0 : -errno;
-#elif defined(__FreeBSD__)
-    return procctl(P_PID, 0, PROC_PDEATHSIG_CTL, &signum) == 0 ? 0 : -errno;
-#else
-    (void)signum;
-    return -ENOTSUP;
 #endif
 }
 
