@@ -13,14 +13,6 @@ void fdp_start_inbox(struct fdp_inbox *ret_inbox, int sock, uint64_t max_payload
                                     .accept_fds = accept_fds};
 }
 
-int fdp_enter_inbox(struct fdp_inbox *inbox) {
-    return __atomic_exchange_n(&inbox->busy, 1, __ATOMIC_ACQUIRE) ? -EBUSY : 0;
-}
-
-void fdp_leave_inbox(struct fdp_inbox *inbox) {
-    __atomic_store_n(&inbox->busy, 0, __ATOMIC_RELEASE);
-}
-
 /* What incomplete messages hold now, or will. */
 static void count_held(struct fdp_inbox *inbox) {
     const struct fdp_store *store = inbox->store;
@@ -111,33 +103,33 @@ static ssize_t receive(struct fdp_inbox *inbox, size_t most, struct fdp_scratch 
 
 ssize_t fdp_try_receive(struct fdp_inbox *inbox, size_t most, struct fdp_scratch *ret_scratch,
                         struct fdp_owner *ret_owner) {
-    if (fdp_enter_inbox(inbox) < 0)
+    if (fdp_enter(&inbox->busy) < 0)
         return -EBUSY;
     ssize_t result = receive(inbox, most, ret_scratch, ret_owner, 0);
     count_held(inbox);
-    fdp_leave_inbox(inbox);
+    fdp_leave(&inbox->busy);
     return result;
 }
 
 /* One round of fdp_receive. */
 static ssize_t receive_now(struct fdp_inbox *inbox, size_t most, struct fdp_scratch *scratch,
                            struct fdp_owner *owner) {
-    if (fdp_enter_inbox(inbox) < 0)
+    if (fdp_enter(&inbox->busy) < 0)
         return -EBUSY;
     ssize_t result = receive(inbox, most, scratch, owner, 1);
     if (result == -EPROTO)
         drop_all(inbox);
     count_held(inbox);
-    fdp_leave_inbox(inbox);
+    fdp_leave(&inbox->busy);
     return result;
 }
 
 /* Whether another thread has left, or may leave, something here since. */
 static int has_store(struct fdp_inbox *inbox) {
-    if (fdp_enter_inbox(inbox) < 0)
+    if (fdp_enter(&inbox->busy) < 0)
         return 1;
     int has_one = inbox->store != NULL;
-    fdp_leave_inbox(inbox);
+    fdp_leave(&inbox->busy);
     return has_one;
 }
 
@@ -167,21 +159,13 @@ ssize_t fdp_receive(struct fdp_inbox *inbox, size_t most, int wait, struct fdp_s
     return result;
 }
 
-size_t fdp_try_count_pending(struct fdp_inbox *inbox) {
-    if (fdp_enter_inbox(inbox) < 0)
-        return 0;
-    size_t count = fdp_count_pending(inbox);
-    fdp_leave_inbox(inbox);
-    return count;
-}
-
 int fdp_close_inbox(struct fdp_inbox *inbox) {
     int sock = __atomic_exchange_n(&inbox->sock, -1, __ATOMIC_SEQ_CST);
-    if (__atomic_load_n(&inbox->waiting, __ATOMIC_SEQ_CST) > 0 || fdp_enter_inbox(inbox) < 0) {
+    if (__atomic_load_n(&inbox->waiting, __ATOMIC_SEQ_CST) > 0 || fdp_enter(&inbox->busy) < 0) {
         (void)shutdown(sock, SHUT_RDWR); /* So that who waits there goes. */
         return -EBUSY;
     }
     drop_all(inbox);
-    fdp_leave_inbox(inbox);
+    fdp_leave(&inbox->busy);
     return 0;
 }

@@ -4,6 +4,16 @@
 
 #include "fdpass.h"
 
+/* Between these two calls no other thread is inside the inbox or outbox that has this flag. -EBUSY:
+ * another one is. */
+static inline int fdp_enter(unsigned *busy) {
+    return __atomic_exchange_n(busy, 1, __ATOMIC_ACQUIRE) ? -EBUSY : 0;
+}
+
+static inline void fdp_leave(unsigned *busy) {
+    __atomic_store_n(busy, 0, __ATOMIC_RELEASE);
+}
+
 /* frame.c */
 
 /* Reads the header at the start of bytes, and the totals of a first piece if they are there, else 0.
@@ -133,12 +143,6 @@ unsigned fdp_hand_out(struct fdp_store *store, size_t most, struct fdp_scratch *
 /* The result of a receive that left this in scratch. */
 ssize_t fdp_describe(const struct fdp_scratch *scratch);
 
-/* inbox.c */
-
-/* Between these two calls no other thread is inside. -EBUSY: another one is. */
-int fdp_enter_inbox(struct fdp_inbox *inbox);
-void fdp_leave_inbox(struct fdp_inbox *inbox);
-
 /* fill.c */
 
 /* Checks the frame at the front of the store. Returns 1 if it is complete, 0 if not, or -EPROTO for a
@@ -149,9 +153,6 @@ int fdp_find_front(struct fdp_inbox *inbox, struct fdp_store *store);
  * frame is handed out directly. Returns 0 at the end of the connection, or a negative errno. */
 ssize_t fdp_fill(struct fdp_inbox *inbox, size_t most, struct fdp_scratch *scratch,
                  struct fdp_owner *owner);
-
-/* pending.c: as fdp_try_count_pending, for a thread that is inside. */
-size_t fdp_count_pending(struct fdp_inbox *inbox);
 
 /* large.c: the large message that is being received. */
 
