@@ -101,27 +101,21 @@ static ssize_t receive(struct fdp_inbox *inbox, size_t most, struct fdp_scratch 
     return FDP_LOOK;
 }
 
-ssize_t fdp_try_receive(struct fdp_inbox *inbox, size_t most, struct fdp_scratch *ret_scratch,
-                        struct fdp_owner *ret_owner) {
+static ssize_t enter_and_receive(struct fdp_inbox *inbox, size_t most, struct fdp_scratch *scratch,
+                                 struct fdp_owner *owner, int may_close) {
     if (fdp_enter(&inbox->busy) < 0)
         return -EBUSY;
-    ssize_t result = receive(inbox, most, ret_scratch, ret_owner, 0);
+    ssize_t result = receive(inbox, most, scratch, owner, may_close);
+    if (result == -EPROTO && may_close)
+        drop_all(inbox);
     count_held(inbox);
     fdp_leave(&inbox->busy);
     return result;
 }
 
-/* One round of fdp_receive. */
-static ssize_t receive_now(struct fdp_inbox *inbox, size_t most, struct fdp_scratch *scratch,
-                           struct fdp_owner *owner) {
-    if (fdp_enter(&inbox->busy) < 0)
-        return -EBUSY;
-    ssize_t result = receive(inbox, most, scratch, owner, 1);
-    if (result == -EPROTO)
-        drop_all(inbox);
-    count_held(inbox);
-    fdp_leave(&inbox->busy);
-    return result;
+ssize_t fdp_try_receive(struct fdp_inbox *inbox, size_t most, struct fdp_scratch *ret_scratch,
+                        struct fdp_owner *ret_owner) {
+    return enter_and_receive(inbox, most, ret_scratch, ret_owner, 0);
 }
 
 /* Whether another thread has left, or may leave, something here since. */
@@ -140,7 +134,7 @@ ssize_t fdp_receive(struct fdp_inbox *inbox, size_t most, int wait, struct fdp_s
     if (inbox->sender_keeps)
         inbox->waits = wait;
     if (wait != FDP_WAIT_FIRST || has_store(inbox))
-        result = receive_now(inbox, most, ret_scratch, ret_owner);
+        result = enter_and_receive(inbox, most, ret_scratch, ret_owner, 1);
     while (result == -EAGAIN && wait) {
         /* Leaves the inbox during the wait, so that others need not wait too. */
         result = fdp_wait_for_bytes(__atomic_load_n(&inbox->sock, __ATOMIC_SEQ_CST));
@@ -148,7 +142,7 @@ ssize_t fdp_receive(struct fdp_inbox *inbox, size_t most, int wait, struct fdp_s
             break;
         if (result < 0)
             __atomic_store_n(&inbox->was_reset, 1, __ATOMIC_RELAXED);
-        result = receive_now(inbox, most, ret_scratch, ret_owner);
+        result = enter_and_receive(inbox, most, ret_scratch, ret_owner, 1);
     }
     if (inbox->sender_keeps)
         inbox->waits = 0;
