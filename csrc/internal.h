@@ -75,10 +75,11 @@ void fdp_count_held(unsigned *held, unsigned now);
 /* Records a violation, ends the connection, and returns -EPROTO. */
 int fdp_violate(struct fdp_inbox *inbox, int violation);
 
-/* What arrived with one receive besides the bytes. was_cut: a packet was longer. */
+/* What arrived with one receive besides the bytes. flags: MSG_CTRUNC, descriptors were lost, or with a
+ * peek, would be; MSG_TRUNC, a packet was longer. */
 struct fdp_arrived {
     unsigned fd_count;
-    int was_cut;
+    int flags;
     int fds[FDP_MAX_FDS];
 };
 
