@@ -2,6 +2,11 @@
 #include "compat.h"
 #include "internal.h"
 
+int fdp_is_in_order(const struct fdp_inbox *inbox, const struct fdp_frame *frame) {
+    int begins = frame->kind == FDP_PACKED || frame->kind == FDP_FIRST;
+    return begins != inbox->large.is_open;
+}
+
 /* Checks the frame at the start of bytes, with which fd_count descriptors came so far. Returns 1 if
  * it is whole, 0 if more must come, or a violation's -EPROTO. */
 static int check_frame(struct fdp_inbox *inbox, const unsigned char *bytes, size_t size,
@@ -18,8 +23,7 @@ static int check_frame(struct fdp_inbox *inbox, const unsigned char *bytes, size
         return fdp_violate(inbox, FDP_MISSING);
     if (fd_count > ret_frame->fd_count && (size <= ret_frame->size || fd_count > 2 * FDP_MAX_FDS))
         return fdp_violate(inbox, FDP_SURPLUS);
-    int begins = ret_frame->kind == FDP_PACKED || ret_frame->kind == FDP_FIRST;
-    if (begins == inbox->large.is_open)
+    if (!fdp_is_in_order(inbox, ret_frame))
         return fdp_violate(inbox, FDP_MALFORMED);
     if (!found || ret_frame->kind != FDP_PACKED)
         return found;

@@ -75,6 +75,9 @@ void fdp_count_held(unsigned *held, unsigned now);
 /* Records a violation, ends the connection, and returns -EPROTO. */
 int fdp_violate(struct fdp_inbox *inbox, int violation);
 
+/* Records that the table has room for so many, and not for what is needed. Returns -EMFILE. */
+int fdp_refuse(struct fdp_inbox *inbox, uint64_t needed, ssize_t room);
+
 /* What arrived with one receive besides the bytes. flags: MSG_CTRUNC, descriptors were lost, or with a
  * peek, would be; MSG_TRUNC, a packet was longer. */
 struct fdp_arrived {
@@ -145,6 +148,9 @@ unsigned fdp_hand_out(struct fdp_store *store, size_t most, struct fdp_scratch *
 ssize_t fdp_describe(const struct fdp_scratch *scratch);
 
 /* fill.c */
+
+/* Whether this frame may come next: the pieces of a large message follow each other. */
+int fdp_is_in_order(const struct fdp_inbox *inbox, const struct fdp_frame *frame);
 
 /* Checks the frame at the front of the store. Returns 1 if it is complete, 0 if not, or -EPROTO for a
  * violation. */

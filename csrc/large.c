@@ -19,11 +19,10 @@ static int begin(struct fdp_inbox *inbox, const struct fdp_frame *frame) {
         return fdp_violate(inbox, FDP_UNWANTED);
     if (frame->total_fds > frame->fd_count) {
         ssize_t room = fdp_count_room();
-        inbox->needed = frame->total_fds - frame->fd_count;
-        inbox->room = room > 0 ? (unsigned)room : 0;
-        if (room >= 0 && !(fdp_leaves_some(inbox->needed, room) &&
-                           fdp_reserve(&inbox->held, frame->total_fds)))
-            return -EMFILE;
+        uint64_t needed = frame->total_fds - frame->fd_count;
+        if (room >= 0 &&
+            !(fdp_leaves_some(needed, room) && fdp_reserve(&inbox->held, frame->total_fds)))
+            return fdp_refuse(inbox, needed, room);
     }
     if (frame->total_payload >= SIZE_MAX || frame->total_fds >= INT32_MAX / sizeof(int))
         return -ENOMEM;

@@ -79,7 +79,7 @@ static void drop_peeked(struct fdp_arrived *arrived) {
     arrived->fd_count = 0;
 }
 
-static ssize_t refuse(struct fdp_inbox *inbox, uint64_t needed, ssize_t room) {
+int fdp_refuse(struct fdp_inbox *inbox, uint64_t needed, ssize_t room) {
     inbox->needed = needed;
     inbox->room = room > 0 ? (unsigned)room : 0;
     return -EMFILE;
@@ -91,24 +91,22 @@ static int may_hold(struct fdp_inbox *inbox, uint64_t fd_count, ssize_t room) {
            (inbox->large.is_open || fdp_reserve(&inbox->held, inbox->held + fd_count));
 }
 
-/* Whether the table takes the descriptors of the frame at the front, all of which is still queued,
- * and of what must follow it. Any frame may use the last place if it is whole; others leave room for those. */
-static int fits(struct fdp_inbox *inbox, const struct fdp_frame *front) {
+/* Checks that the table takes the descriptors of the frame at the front, all of which is still queued,
+ * and of what must follow it. Any frame may use the last place if it is whole; others leave room for
+ * those. Returns 0, or -EMFILE. */
+static int check_room(struct fdp_inbox *inbox, const struct fdp_frame *front) {
     ssize_t room = fdp_count_room();
     if (room < 0)
-        return 1; /* The system does not tell; the peek will. */
+        return 0; /* The system does not tell; the peek will. */
     uint64_t needed = front->fd_count;
     if (front->total_fds > needed && front->total_fds <= inbox->max_fds)
         needed = front->total_fds;
     int is_whole = front->kind == FDP_PACKED && fdp_count_queued(inbox->sock) >= front->size;
-    if (is_whole && (uint64_t)room >= needed)
-        return 1;
-    if (may_hold(inbox, needed, room))
-        return 1;
+    if ((is_whole && (uint64_t)room >= needed) || may_hold(inbox, needed, room))
+        return 0;
     if (inbox->large.is_open)
         needed = inbox->large.total_fds - inbox->large.fd_count;
-    (void)refuse(inbox, needed, room);
-    return 0;
+    return fdp_refuse(inbox, needed, room);
 }
 
 /* Takes a copy of the descriptors, by a peek, and then the bytes: where the table proves too full,
@@ -127,7 +125,7 @@ static ssize_t take_by_peek(struct fdp_inbox *inbox, unsigned char *target, size
     if (inbox->accept_fds && !has_room) {
         drop_peeked(ret_arrived);
         /* Without a header, all that is known is how many came, and whether more would have. */
-        return refuse(inbox, is_begun ? needed : count + lost, fdp_count_room());
+        return fdp_refuse(inbox, is_begun ? needed : count + lost, fdp_count_room());
     }
     received = check(inbox, received, ret_arrived);
     int error = received > 0 ? discard(inbox, target, (size_t)received) : 0;
@@ -157,16 +155,15 @@ static ssize_t receive_carefully(struct fdp_inbox *inbox, const unsigned char *k
         return fdp_violate(inbox, FDP_MALFORMED);
     if (found == 0)
         return take_by_peek(inbox, target, (size_t)seen, 0, 0, ret_arrived);
-    if (front.kind == FDP_PACKED ? inbox->large.is_open
-                                 : (front.kind == FDP_FIRST) == inbox->large.is_open)
+    if (!fdp_is_in_order(inbox, &front))
         return fdp_violate(inbox, FDP_MALFORMED);
     struct iovec rest = {.iov_base = target, .iov_len = front.size - known_size};
     /* Its descriptors come with its first byte: none will come with later ones. */
     if (front.fd_count == 0 || known_size > 0 || !inbox->accept_fds)
         return take(inbox, &rest, 1, ret_arrived);
-    if (!fits(inbox, &front))
-        return -EMFILE;
-    return take_by_peek(inbox, target, rest.iov_len, front.fd_count, 1, ret_arrived);
+    int error = check_room(inbox, &front);
+    return error < 0 ? error
+                     : take_by_peek(inbox, target, rest.iov_len, front.fd_count, 1, ret_arrived);
 }
 
 ssize_t fdp_receive_frame(struct fdp_inbox *inbox, const unsigned char *known, size_t known_size,
