@@ -97,12 +97,8 @@ static ssize_t fill_scratch(struct fdp_inbox *inbox, size_t most, struct fdp_scr
             received = found;
     }
     size_t size = received > 0 ? (size_t)received : 0;
-    if ((size > 0 || arrived.fd_count > 0) &&
-        fdp_keep(inbox, scratch->bytes, size, arrived.fds, arrived.fd_count) < 0) {
-        fdp_close_fds(arrived.fds, arrived.fd_count);
-        return fdp_violate(inbox, FDP_NO_MEMORY);
-    }
-    return received;
+    int error = fdp_keep(inbox, scratch->bytes, size, arrived.fds, arrived.fd_count);
+    return error < 0 ? error : received;
 }
 
 ssize_t fdp_fill(struct fdp_inbox *inbox, size_t most, struct fdp_scratch *scratch,

@@ -129,7 +129,8 @@ struct fdp_store {
 struct fdp_store *fdp_new_store(size_t byte_capacity, size_t fd_capacity);
 void fdp_free_store(struct fdp_store *store);
 
-/* Appends what was received. -ENOMEM. */
+/* Appends what was received, if anything. -EPROTO: there is no memory; that is a violation, and the
+ * descriptors are closed. */
 int fdp_keep(struct fdp_inbox *inbox, const unsigned char *bytes, size_t size, const int *fds,
              unsigned fd_count);
 

@@ -24,11 +24,15 @@ void fdp_free_store(struct fdp_store *store) {
 
 int fdp_keep(struct fdp_inbox *inbox, const unsigned char *bytes, size_t size, const int *fds,
              unsigned fd_count) {
+    if (size == 0 && fd_count == 0)
+        return 0;
     if (inbox->store == NULL)
         inbox->store = fdp_new_store(FDP_FRAME_SIZE, 2 * FDP_MAX_FDS);
     struct fdp_store *store = inbox->store;
-    if (store == NULL)
-        return -ENOMEM;
+    if (store == NULL) {
+        fdp_close_fds(fds, fd_count);
+        return fdp_violate(inbox, FDP_NO_MEMORY);
+    }
     memcpy(store->bytes + store->tail, bytes, size);
     store->tail += (unsigned)size;
     memcpy(store->fds + store->fd_tail, fds, fd_count * sizeof *fds);
