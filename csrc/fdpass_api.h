@@ -455,7 +455,8 @@ ssize_t fdp_flush(struct fdp_outbox *outbox, int flags);
 /* Frees what is kept. -EBUSY: another thread is inside, and will return -EBADF soon: call again. */
 int fdp_close_outbox(struct fdp_outbox *outbox);
 
-/* In the child of a fork: clears the marks of threads that were inside in the parent. */
+/* In the child of a fork: clears the marks of threads that were inside in the parent, and what their
+ * receives have reserved. */
 void fdp_free_after_fork(struct fdp_inbox *inbox, struct fdp_outbox *outbox);
 
 /* connection.c: connections that a server accepts and passes on. */

@@ -163,3 +163,12 @@ int fdp_close_inbox(struct fdp_inbox *inbox) {
     fdp_leave(&inbox->busy);
     return 0;
 }
+
+void fdp_free_after_fork(struct fdp_inbox *inbox, struct fdp_outbox *outbox) {
+    inbox->busy = inbox->waiting = outbox->busy = 0;
+    inbox->waits = 0;
+    outbox->job = NULL;
+    outbox->sender = 0;
+    fdp_forget_receives();
+    count_held(inbox); /* Without what the receive of such a thread might have brought. */
+}

@@ -173,10 +173,3 @@ int fdp_close_outbox(struct fdp_outbox *outbox) {
     fdp_leave(&outbox->busy);
     return 0;
 }
-
-void fdp_free_after_fork(struct fdp_inbox *inbox, struct fdp_outbox *outbox) {
-    inbox->busy = inbox->waiting = 0;
-    outbox->busy = 0;
-    set_job(outbox, NULL);
-    fdp_forget_receives();
-}
