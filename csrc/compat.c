@@ -78,9 +78,9 @@ int fdp_check_family(int sock) {
 #if defined(__linux__)
     int family = get_option(sock, SO_DOMAIN);
 #else
-    struct sockaddr_storage name;
-    socklen_t length = sizeof name;
-    int family = getsockname(sock, (struct sockaddr *)&name, &length) == 0 ? name.ss_family : -errno;
+    struct sockaddr_storage own;
+    socklen_t length = sizeof own;
+    int family = getsockname(sock, (struct sockaddr *)&own, &length) == 0 ? own.ss_family : -errno;
 #endif
     if (family < 0)
         return family;

@@ -362,8 +362,8 @@ struct fdp_inbox {
     int sender_keeps;
     int waits;
     unsigned int held;
-    unsigned int parked_count;
     int *parked;
+    size_t parked_count;
     struct fdp_store *store;
     struct fdp_large large;
 };

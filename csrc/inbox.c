@@ -25,17 +25,8 @@ static void count_held(struct fdp_inbox *inbox) {
     fdp_count_held(&inbox->held, now);
 }
 
-static void close_parked(struct fdp_inbox *inbox) {
-    int *parked = inbox->parked;
-    unsigned count = inbox->parked_count;
-    inbox->parked = NULL;
-    inbox->parked_count = 0;
-    fdp_close_fds(parked, count);
-    free(parked);
-}
-
 static void drop_all(struct fdp_inbox *inbox) {
-    close_parked(inbox);
+    fdp_close_set_aside(&inbox->parked, &inbox->parked_count);
     while (inbox->store != NULL) {
         struct fdp_store *store = inbox->store;
         inbox->store = store->behind;
@@ -84,7 +75,7 @@ static ssize_t receive(struct fdp_inbox *inbox, size_t most, struct fdp_scratch 
         if (inbox->parked != NULL) {
             if (!may_close)
                 return FDP_LOOK;
-            close_parked(inbox);
+            fdp_close_set_aside(&inbox->parked, &inbox->parked_count);
         }
         ssize_t result = hand_out_kept(inbox, most, scratch, owner);
         if (result == 0 && scratch->count == 0)

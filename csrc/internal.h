@@ -14,6 +14,9 @@ static inline void fdp_leave(unsigned *busy) {
     __atomic_store_n(busy, 0, __ATOMIC_RELEASE);
 }
 
+/* descriptor.c: closes descriptors that were set aside to be closed here, and frees their memory. */
+void fdp_close_set_aside(int **fds, size_t *count);
+
 /* frame.c */
 
 /* Reads the header at the start of bytes, and the totals of a first piece if they are there, else 0.
