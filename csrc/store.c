@@ -51,16 +51,13 @@ void fdp_drop_empty(struct fdp_inbox *inbox) {
 void fdp_drop_front(struct fdp_store *store) {
     store->head += store->front.size;
     store->has_front = 0;
-    store->next = 0;
 }
 
 static unsigned hand_out_large(struct fdp_store *store, struct fdp_scratch *scratch,
                                struct fdp_owner *owner) {
-    if (scratch->count > 0)
-        return 0; /* It travels alone. */
     unsigned fd_count = store->fd_tail;
-    if (fd_count > owner->capacity)
-        return 0;
+    if (scratch->count > 0 || fd_count > owner->capacity)
+        return 0; /* It travels alone. */
     memcpy(owner->fds, store->fds, fd_count * sizeof(int));
     owner->count = fd_count;
     store->fd_head = fd_count;
