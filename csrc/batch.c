@@ -2,16 +2,15 @@
 #include "compat.h"
 #include "internal.h"
 
-/* Messages per system call, and the stack for their control data. */
-#define CHUNK FDP_BATCH
+/* The stack for the control data of FDP_BATCH messages. */
 #define ARENA 6144
 
 /* Messages per call of fdp_send_batch, so that a signal does not wait for a million of them. */
 #define LONGEST_CALL 1024
 
 struct chunk {
-    struct mmsghdr headers[CHUNK];
-    struct iovec buffers[CHUNK];
+    struct mmsghdr headers[FDP_BATCH];
+    struct iovec buffers[FDP_BATCH];
     FDP_CONTROL(arena, ARENA);
 };
 
@@ -44,7 +43,7 @@ static int fill_chunk(struct chunk *chunk, int sock, const struct fdp_job *job) 
     struct fdp_position at = job->at;
     size_t used = 0;
     int filled = 0;
-    for (; at.message < job->count && filled < CHUNK; filled++) {
+    for (; at.message < job->count && filled < FDP_BATCH; filled++) {
         struct iovec payload = fdp_get_payload(job, &at);
         /* If the message was sent in part, its descriptors went with the first byte. */
         size_t fd_count = at.bytes > 0 ? 0 : fdp_count_fds(job, at.message);
@@ -101,7 +100,7 @@ ssize_t fdp_try_send_messages(int sock, const void *column, size_t count, size_t
     size_t length = count > 0 ? *row : 0;
     size_t used = 0;
     /* A short message is sent whole or not at all, so no position has to be remembered. */
-    if (length == 0 || count > CHUNK || width > FDP_ATOMIC_SIZE)
+    if (length == 0 || count > FDP_BATCH || width > FDP_ATOMIC_SIZE)
         return -EMSGSIZE;
     for (size_t i = 0; i < count; i++, row += width) {
         int fd;
@@ -121,10 +120,8 @@ ssize_t fdp_try_send_messages(int sock, const void *column, size_t count, size_t
 
 /* Whether an empty message without descriptors means the end of file. */
 static int has_end(int sock) {
-    int type = SOCK_STREAM;
-    socklen_t length = sizeof type;
-    (void)getsockopt(sock, SOL_SOCKET, SO_TYPE, &type, &length);
-    return type == SOCK_STREAM || (type == SOCK_SEQPACKET && fdp_is_shut(sock));
+    int type = fdp_get_type(sock);
+    return type == SOCK_SEQPACKET ? fdp_is_shut(sock) : type != SOCK_DGRAM;
 }
 
 /* Keeps them until they can be closed. */
@@ -141,14 +138,7 @@ static void add_surplus(struct fdp_scratch *scratch, const int *fds, size_t coun
 }
 
 void fdp_close_surplus(struct fdp_scratch *scratch) {
-    if (scratch->surplus == NULL)
-        return;
-    int *fds = scratch->surplus;
-    size_t count = scratch->surplus_count;
-    scratch->surplus = NULL;
-    scratch->surplus_count = 0;
-    fdp_close_fds(fds, count);
-    free(fds);
+    fdp_close_set_aside(&scratch->surplus, &scratch->surplus_count);
 }
 
 /* Appends one received message to scratch, owner and data; if it lost something, what arrived of it
@@ -191,14 +181,15 @@ static void cut_end(struct fdp_scratch *scratch, int sock) {
 static ssize_t receive(int sock, void *ret_data, size_t capacity, size_t fd_capacity,
                        size_t max_messages, int flags, struct fdp_scratch *ret_scratch,
                        struct fdp_owner *ret_owner) {
-    struct mmsghdr headers[CHUNK];
-    struct iovec buffers[CHUNK];
+    struct mmsghdr headers[FDP_BATCH];
+    struct iovec buffers[FDP_BATCH];
     /* With room for all that a message may have, as in fdp_try_recv. */
     size_t offered = fdp_size_control(FDP_MAX_FDS);
     size_t stride = FDP_ALIGN_CONTROL(offered);
-    size_t count = max_messages < CHUNK ? max_messages : CHUNK;
+    size_t count = max_messages < FDP_BATCH ? max_messages : FDP_BATCH;
     _Static_assert(offsetof(struct fdp_scratch, bytes) % _Alignof(struct cmsghdr) == 0, "bytes");
-    _Static_assert(sizeof ret_scratch->bytes >= CHUNK * FDP_ALIGN_CONTROL(FDP_CONTROL_SIZE), "bytes");
+    _Static_assert(sizeof ret_scratch->bytes >= FDP_BATCH * FDP_ALIGN_CONTROL(FDP_CONTROL_SIZE),
+                   "bytes");
     for (size_t i = 0; i < count; i++) {
         buffers[i] = (struct iovec){.iov_base = (unsigned char *)ret_data + i * capacity,
                                     .iov_len = capacity};

@@ -1,8 +1,8 @@
-/* The bodies of what compat.h declares: system calls that differ from one platform to another. */
+/* System calls that differ from one platform to another. */
 #include "compat.h"
+#include "fdpass.h"
 
-#include <sched.h>
-#include <sys/ioctl.h>
+#include <signal.h>
 
 #if defined(__APPLE__)
 #include <sys/ucred.h>
@@ -24,53 +24,79 @@ static int is_missing(int code) {
 }
 #endif
 
-/* -- the peer ---------------------------------------------------------------------------------- */
+/* -- sockets, their peers, the parent ---------------------------------------------------------- */
 
-int fdp_get_peer(int sock, struct fdp_ucred *ret_peer) {
+/* An int that a socket tells, or a negative errno. */
+static int get_option(int sock, int name) {
+    int value = -1;
+    socklen_t length = sizeof value;
+    return getsockopt(sock, SOL_SOCKET, name, &value, &length) == 0 ? value : -errno;
+}
+
+int fdp_read_peer(int sock, struct fdp_credentials *ret_credentials) {
 #if defined(__linux__)
-    socklen_t length = sizeof *ret_peer;
-    if (getsockopt(sock, SOL_SOCKET, SO_PEERCRED, ret_peer, &length) != 0)
+    struct ucred peer;
+    socklen_t length = sizeof peer;
+    if (getsockopt(sock, SOL_SOCKET, SO_PEERCRED, &peer, &length) != 0)
         return -errno;
     /* Linux answers uid -1 where there is no peer. */
-    return ret_peer->uid == (uid_t)-1 ? -ENOTCONN : 0;
+    if (peer.uid == (uid_t)-1)
+        return -ENOTCONN;
+    *ret_credentials =
+        (struct fdp_credentials){.pid = (int)peer.pid, .uid = peer.uid, .gid = peer.gid};
 #else
     struct xucred peer;
     socklen_t length = sizeof peer;
     if (getsockopt(sock, FDP_SOL_LOCAL, LOCAL_PEERCRED, &peer, &length) != 0)
         return -errno;
-    *ret_peer = (struct fdp_ucred){.uid = peer.cr_uid, .gid = peer.cr_groups[0]};
+    *ret_credentials = (struct fdp_credentials){.uid = peer.cr_uid, .gid = peer.cr_groups[0]};
 #if defined(__APPLE__)
-    length = sizeof ret_peer->pid;
-    (void)getsockopt(sock, FDP_SOL_LOCAL, LOCAL_PEERPID, &ret_peer->pid, &length);
+    length = sizeof ret_credentials->pid;
+    (void)getsockopt(sock, FDP_SOL_LOCAL, LOCAL_PEERPID, &ret_credentials->pid, &length);
 #elif __FreeBSD_version >= 1300030
-    ret_peer->pid = peer.cr_pid;
+    ret_credentials->pid = peer.cr_pid;
+#endif
 #endif
     return 0;
-#endif
 }
 
-int fdp_get_peer_pidfd(int sock) {
+int fdp_open_peer(int sock) {
 #if defined(__linux__)
-    int pidfd = -1;
-    socklen_t length = sizeof pidfd;
-    if (getsockopt(sock, SOL_SOCKET, SO_PEERPIDFD, &pidfd, &length) == 0)
-        return pidfd;
-    return is_missing(errno) ? -ENOTSUP : -errno;
+    int pidfd = get_option(sock, SO_PEERPIDFD);
+    return is_missing(-pidfd) ? -ENOTSUP : pidfd;
 #else
     (void)sock;
     return -ENOTSUP;
 #endif
 }
 
-int fdp_get_family(int sock) {
+int fdp_get_type(int sock) {
+    return get_option(sock, SO_TYPE);
+}
+
+int fdp_check_family(int sock) {
 #if defined(__linux__)
-    int family = 0;
-    socklen_t length = sizeof family;
-    return getsockopt(sock, SOL_SOCKET, SO_DOMAIN, &family, &length) == 0 ? family : -errno;
+    int family = get_option(sock, SO_DOMAIN);
 #else
-    struct sockaddr_storage name;
-    socklen_t length = sizeof name;
-    return getsockname(sock, (struct sockaddr *)&name, &length) == 0 ? name.ss_family : -errno;
+    struct sockaddr_storage own;
+    socklen_t length = sizeof own;
+    int family = getsockname(sock, (struct sockaddr *)&own, &length) == 0 ? own.ss_family : -errno;
+#endif
+    if (family < 0)
+        return family;
+    return family == AF_UNIX ? 0 : -EAFNOSUPPORT;
+}
+
+int fdp_end_with_parent(int wanted) {
+#if defined(__linux__)
+    unsigned long signum = wanted ? SIGKILL : 0;
+    return prctl(PR_SET_PDEATHSIG, signum, 0UL, 0UL, 0UL) == 0 ? 0 : -errno;
+#elif defined(__FreeBSD__)
+    int signum = wanted ? SIGKILL : 0;
+    return procctl(P_PID, 0, PROC_PDEATHSIG_CTL, &signum) == 0 ? 0 : -errno;
+#else
+    (void)wanted;
+    return -ENOTSUP;
 #endif
 }
 
@@ -150,8 +176,8 @@ ssize_t fdp_writev_nowait(int fd, const struct iovec *buffers, int count) {
 
 /* -- the descriptor table ---------------------------------------------------------------------- */
 
-/* The number of open descriptors, or -ENOTSUP. A handle kept open would be faster, but it shows
- * the parent's table after a fork, and a daemon that closes everything would close it too. */
+/* A handle kept open would be faster, but it shows the parent's table after a fork, and a daemon that
+ * closes everything would close it too. */
 ssize_t fdp_count_open(void) {
 #if defined(__linux__)
     struct stat table;
@@ -161,21 +187,6 @@ ssize_t fdp_count_open(void) {
         return (ssize_t)table.st_size;
 #endif
     return -ENOTSUP;
-}
-
-unsigned fdp_count_processors(void) {
-    static unsigned known;
-    unsigned count = __atomic_load_n(&known, __ATOMIC_RELAXED);
-    if (count == 0) {
-        long online = sysconf(_SC_NPROCESSORS_ONLN);
-        count = online > 0 ? (unsigned)online : 1;
-        __atomic_store_n(&known, count, __ATOMIC_RELAXED);
-    }
-    return count;
-}
-
-void fdp_yield(void) {
-    (void)sched_yield();
 }
 
 size_t fdp_count_queued(int sock) {
@@ -189,18 +200,14 @@ int fdp_is_shut(int sock) {
     if (poll(&peer, 1, 0) == 0)
         return 0;
     /* What is queued at the end of a stream can only be a byte of MSG_OOB. */
-    int type = SOCK_STREAM;
-    socklen_t size = sizeof type;
-    (void)getsockopt(sock, SOL_SOCKET, SO_TYPE, &type, &size);
-    return type == SOCK_STREAM || fdp_count_queued(sock) == 0;
+    return fdp_get_type(sock) == SOCK_STREAM || fdp_count_queued(sock) == 0;
 #else
     (void)sock;
     return 1;
 #endif
 }
 
-#if defined(__linux__)
-#ifndef SYS_close_range
+#if defined(__linux__) && !defined(SYS_close_range)
 #if defined(__alpha__)
 #define SYS_close_range 546
 #else
@@ -208,49 +215,35 @@ int fdp_is_shut(int sock) {
 #endif
 #endif
 int fdp_close_range(unsigned first, unsigned last) {
+#if defined(__linux__)
     if (syscall(SYS_close_range, first, last, 0u) == 0)
         return 0;
     return is_missing(errno) ? -ENOSYS : -errno;
-}
 #elif defined(__FreeBSD__)
-int fdp_close_range(unsigned first, unsigned last) {
     return close_range(first, last, 0) == 0 ? 0 : -errno;
-}
 #else
-int fdp_close_range(unsigned first, unsigned last) {
     (void)first;
     (void)last;
     return -ENOSYS;
-}
 #endif
+}
 
 /* -- what the running kernel answers ----------------------------------------------------------- */
 
-/* Calls that can do nothing: a kernel that has them refuses the arguments. */
-int fdp_has_sendmmsg(void) {
+unsigned fdp_find_features(void) {
+    /* Calls that can do nothing: a kernel that has them refuses the arguments. */
+    unsigned found = fdp_close_range(1, 0) != -ENOSYS ? FDP_FEATURE_CLOSE_RANGE : 0;
 #if defined(__linux__)
-    return syscall(SYS_sendmmsg, -1, NULL, 0, 0) == 0 || !is_missing(errno);
-#else
-    return 0;
+    if (syscall(SYS_sendmmsg, -1, NULL, 0, 0) == 0 || !is_missing(errno))
+        found |= FDP_FEATURE_SENDMMSG;
+#if defined(SYS_recvmmsg)
+    if (syscall(SYS_recvmmsg, -1, NULL, 0, 0, NULL) == 0 || !is_missing(errno))
+        found |= FDP_FEATURE_RECVMMSG;
 #endif
-}
-
-int fdp_has_recvmmsg(void) {
-#if defined(__linux__) && defined(SYS_recvmmsg)
-    return syscall(SYS_recvmmsg, -1, NULL, 0, 0, NULL) == 0 || !is_missing(errno);
-#else
-    return 0;
+#if defined(SYS_pwritev2)
+    if (syscall(SYS_pwritev2, -1, NULL, 0, -1L, -1L, 0) == 0 || !is_missing(errno))
+        found |= FDP_FEATURE_PWRITEV2;
 #endif
-}
-
-int fdp_has_pwritev2(void) {
-#if defined(__linux__) && defined(SYS_pwritev2)
-    return syscall(SYS_pwritev2, -1, NULL, 0, -1L, -1L, 0) == 0 || !is_missing(errno);
-#else
-    return 0;
 #endif
-}
-
-int fdp_has_close_range(void) {
-    return fdp_close_range(1, 0) != -ENOSYS;
+    return found;
 }

@@ -18,6 +18,7 @@
 #include <fcntl.h>
 #include <limits.h>
 #include <poll.h>
+#include <sched.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <stdlib.h>
@@ -103,15 +104,8 @@ struct fdp_ucred {
 };
 #endif
 
-/* The peer's credentials; pid 0 where the system does not tell it. Returns 0 or a negative errno. */
-int fdp_get_peer(int sock, struct fdp_ucred *ret_peer);
-
-/* A pidfd of the peer, which the caller owns, -ENOTSUP where there is no such option, or another
- * negative errno. */
-int fdp_get_peer_pidfd(int sock);
-
-/* The address family of a socket, or a negative errno. */
-int fdp_get_family(int sock);
+/* The type of a socket, or a negative errno. */
+int fdp_get_type(int sock);
 
 /* What may stand in a control buffer beside descriptors: SCM_CREDENTIALS (or the larger
  * structures of the BSDs), SCM_SECURITY with its label, SCM_PIDFD. */
@@ -133,21 +127,6 @@ static inline int fdp_accept(int sock, void *ret_address, socklen_t *length, int
         (void)fcntl(fd, F_SETFL, nonblocking ? mode | O_NONBLOCK : mode & ~O_NONBLOCK);
     }
     return fd;
-#endif
-}
-
-/* -- the parent process -------------------------------------------------------------------------- */
-
-/* Makes the system send signum, or nothing for 0, to this process when the thread that forked it
- * ends. Returns 0, -ENOTSUP or another negative errno. */
-static inline int fdp_set_death_signal(int signum) {
-#if defined(__linux__)
-    return prctl(PR_SET_PDEATHSIG, (unsigned long)signum, 0UL, 0UL, 0UL) == 0 ? 0 : -errno;
-#elif defined(__FreeBSD__)
-    return procctl(P_PID, 0, PROC_PDEATHSIG_CTL, &signum) == 0 ? 0 : -errno;
-#else
-    (void)signum;
-    return -ENOTSUP;
 #endif
 }
 
@@ -230,13 +209,7 @@ int fdp_recvmmsg(int sock, struct mmsghdr *headers, unsigned count, int flags);
  * -EOPNOTSUPP where it cannot be told so, or another negative errno. */
 ssize_t fdp_writev_nowait(int fd, const struct iovec *buffers, int count);
 
-/* -- the descriptor table, the clock --------------------------------------------------------------- */
-
-static inline int64_t fdp_clock_ns(void) {
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
-}
+/* -- the descriptor table ------------------------------------------------------------------------- */
 
 /* Whether a peek installs copies of the descriptors and leaves the message whole. */
 #if defined(__linux__)
@@ -247,12 +220,6 @@ static inline int64_t fdp_clock_ns(void) {
 
 /* The number of open descriptors, or -ENOTSUP. */
 ssize_t fdp_count_open(void);
-
-/* The number of processors. */
-unsigned fdp_count_processors(void);
-
-/* Lets another thread go on. */
-void fdp_yield(void);
 
 /* The bytes that a socket has queued for its reader. */
 size_t fdp_count_queued(int sock);
@@ -268,12 +235,5 @@ int fdp_is_shut(int sock);
 /* Closes the descriptors from first to last. Returns 0, -ENOSYS where there is no such call, or
  * another negative errno. */
 int fdp_close_range(unsigned first, unsigned last);
-
-/* -- what the running kernel answers ------------------------------------------------------------- */
-
-int fdp_has_sendmmsg(void);
-int fdp_has_recvmmsg(void);
-int fdp_has_pwritev2(void);
-int fdp_has_close_range(void);
 
 #endif

@@ -1,6 +1,6 @@
 /* Closing many descriptors. */
 #include "compat.h"
-#include "fdpass.h"
+#include "internal.h"
 
 /* For fewer, close_range takes as long as the calls of close that it replaces. */
 #define SHORTEST_RANGE 3
@@ -24,4 +24,15 @@ void fdp_close_fds(const int *fds, size_t fd_count) {
         }
         at = end;
     }
+}
+
+void fdp_close_set_aside(int **fds, size_t *count) {
+    int *closing = *fds;
+    size_t closing_count = *count;
+    if (closing == NULL)
+        return;
+    *fds = NULL;
+    *count = 0;
+    fdp_close_fds(closing, closing_count);
+    free(closing);
 }

@@ -254,7 +254,7 @@ size_t fdp_broadcast_bytes(const int *fds, size_t fd_count, const void *data, si
  * write, which may wait, and raises SIGPIPE if there is no reader. */
 int64_t fdp_write_rows(int fd, void *rows, size_t width, size_t count);
 
-/* peer.c: who is at the other end. */
+/* compat.c: who is at the other end. */
 
 /* The credentials that the peer had when it connected or called listen (man 7 unix, SO_PEERCRED).
  * pid is 0 if the system does not tell it, or if the peer's pid namespace is not visible here.
@@ -362,8 +362,8 @@ struct fdp_inbox {
     int sender_keeps;
     int waits;
     unsigned int held;
-    unsigned int parked_count;
     int *parked;
+    size_t parked_count;
     struct fdp_store *store;
     struct fdp_large large;
 };
@@ -455,7 +455,8 @@ ssize_t fdp_flush(struct fdp_outbox *outbox, int flags);
 /* Frees what is kept. -EBUSY: another thread is inside, and will return -EBADF soon: call again. */
 int fdp_close_outbox(struct fdp_outbox *outbox);
 
-/* In the child of a fork: clears the marks of threads that were inside in the parent. */
+/* In the child of a fork: clears the marks of threads that were inside in the parent, and what their
+ * receives have reserved. */
 void fdp_free_after_fork(struct fdp_inbox *inbox, struct fdp_outbox *outbox);
 
 /* connection.c: connections that a server accepts and passes on. */
@@ -569,13 +570,11 @@ ssize_t fdp_count_room(void);
  * closed anyway (man 2 close), and close_range does not report one that was not open. */
 void fdp_close_fds(const int *fds, size_t fd_count);
 
-/* process.c */
+/* compat.c: the parent, and what the running kernel answers. */
 
 /* Whether this process is killed when its parent ends; more exactly, the thread that forked it. Returns
  * 0. -ENOTSUP: the system cannot do that. */
 int fdp_end_with_parent(int wanted);
-
-/* feature.c */
 
 #define FDP_FEATURE_SENDMMSG 1
 #define FDP_FEATURE_RECVMMSG 2

@@ -2,6 +2,11 @@
 #include "compat.h"
 #include "internal.h"
 
+int fdp_is_in_order(const struct fdp_inbox *inbox, const struct fdp_frame *frame) {
+    int begins = frame->kind == FDP_PACKED || frame->kind == FDP_FIRST;
+    return begins != inbox->large.is_open;
+}
+
 /* Checks the frame at the start of bytes, with which fd_count descriptors came so far. Returns 1 if
  * it is whole, 0 if more must come, or a violation's -EPROTO. */
 static int check_frame(struct fdp_inbox *inbox, const unsigned char *bytes, size_t size,
@@ -18,8 +23,7 @@ static int check_frame(struct fdp_inbox *inbox, const unsigned char *bytes, size
         return fdp_violate(inbox, FDP_MISSING);
     if (fd_count > ret_frame->fd_count && (size <= ret_frame->size || fd_count > 2 * FDP_MAX_FDS))
         return fdp_violate(inbox, FDP_SURPLUS);
-    int begins = ret_frame->kind == FDP_PACKED || ret_frame->kind == FDP_FIRST;
-    if (begins == inbox->large.is_open)
+    if (!fdp_is_in_order(inbox, ret_frame))
         return fdp_violate(inbox, FDP_MALFORMED);
     if (!found || ret_frame->kind != FDP_PACKED)
         return found;
@@ -93,12 +97,8 @@ static ssize_t fill_scratch(struct fdp_inbox *inbox, size_t most, struct fdp_scr
             received = found;
     }
     size_t size = received > 0 ? (size_t)received : 0;
-    if ((size > 0 || arrived.fd_count > 0) &&
-        fdp_keep(inbox, scratch->bytes, size, arrived.fds, arrived.fd_count) < 0) {
-        fdp_close_fds(arrived.fds, arrived.fd_count);
-        return fdp_violate(inbox, FDP_NO_MEMORY);
-    }
-    return received;
+    int error = fdp_keep(inbox, scratch->bytes, size, arrived.fds, arrived.fd_count);
+    return error < 0 ? error : received;
 }
 
 ssize_t fdp_fill(struct fdp_inbox *inbox, size_t most, struct fdp_scratch *scratch,

@@ -13,14 +13,6 @@ void fdp_start_inbox(struct fdp_inbox *ret_inbox, int sock, uint64_t max_payload
                                     .accept_fds = accept_fds};
 }
 
-int fdp_enter_inbox(struct fdp_inbox *inbox) {
-    return __atomic_exchange_n(&inbox->busy, 1, __ATOMIC_ACQUIRE) ? -EBUSY : 0;
-}
-
-void fdp_leave_inbox(struct fdp_inbox *inbox) {
-    __atomic_store_n(&inbox->busy, 0, __ATOMIC_RELEASE);
-}
-
 /* What incomplete messages hold now, or will. */
 static void count_held(struct fdp_inbox *inbox) {
     const struct fdp_store *store = inbox->store;
@@ -33,17 +25,8 @@ static void count_held(struct fdp_inbox *inbox) {
     fdp_count_held(&inbox->held, now);
 }
 
-static void close_parked(struct fdp_inbox *inbox) {
-    int *parked = inbox->parked;
-    unsigned count = inbox->parked_count;
-    inbox->parked = NULL;
-    inbox->parked_count = 0;
-    fdp_close_fds(parked, count);
-    free(parked);
-}
-
 static void drop_all(struct fdp_inbox *inbox) {
-    close_parked(inbox);
+    fdp_close_set_aside(&inbox->parked, &inbox->parked_count);
     while (inbox->store != NULL) {
         struct fdp_store *store = inbox->store;
         inbox->store = store->behind;
@@ -92,7 +75,7 @@ static ssize_t receive(struct fdp_inbox *inbox, size_t most, struct fdp_scratch 
         if (inbox->parked != NULL) {
             if (!may_close)
                 return FDP_LOOK;
-            close_parked(inbox);
+            fdp_close_set_aside(&inbox->parked, &inbox->parked_count);
         }
         ssize_t result = hand_out_kept(inbox, most, scratch, owner);
         if (result == 0 && scratch->count == 0)
@@ -109,35 +92,29 @@ static ssize_t receive(struct fdp_inbox *inbox, size_t most, struct fdp_scratch 
     return FDP_LOOK;
 }
 
-ssize_t fdp_try_receive(struct fdp_inbox *inbox, size_t most, struct fdp_scratch *ret_scratch,
-                        struct fdp_owner *ret_owner) {
-    if (fdp_enter_inbox(inbox) < 0)
+static ssize_t enter_and_receive(struct fdp_inbox *inbox, size_t most, struct fdp_scratch *scratch,
+                                 struct fdp_owner *owner, int may_close) {
+    if (fdp_enter(&inbox->busy) < 0)
         return -EBUSY;
-    ssize_t result = receive(inbox, most, ret_scratch, ret_owner, 0);
+    ssize_t result = receive(inbox, most, scratch, owner, may_close);
+    if (result == -EPROTO && may_close)
+        drop_all(inbox);
     count_held(inbox);
-    fdp_leave_inbox(inbox);
+    fdp_leave(&inbox->busy);
     return result;
 }
 
-/* One round of fdp_receive. */
-static ssize_t receive_now(struct fdp_inbox *inbox, size_t most, struct fdp_scratch *scratch,
-                           struct fdp_owner *owner) {
-    if (fdp_enter_inbox(inbox) < 0)
-        return -EBUSY;
-    ssize_t result = receive(inbox, most, scratch, owner, 1);
-    if (result == -EPROTO)
-        drop_all(inbox);
-    count_held(inbox);
-    fdp_leave_inbox(inbox);
-    return result;
+ssize_t fdp_try_receive(struct fdp_inbox *inbox, size_t most, struct fdp_scratch *ret_scratch,
+                        struct fdp_owner *ret_owner) {
+    return enter_and_receive(inbox, most, ret_scratch, ret_owner, 0);
 }
 
 /* Whether another thread has left, or may leave, something here since. */
 static int has_store(struct fdp_inbox *inbox) {
-    if (fdp_enter_inbox(inbox) < 0)
+    if (fdp_enter(&inbox->busy) < 0)
         return 1;
     int has_one = inbox->store != NULL;
-    fdp_leave_inbox(inbox);
+    fdp_leave(&inbox->busy);
     return has_one;
 }
 
@@ -148,7 +125,7 @@ ssize_t fdp_receive(struct fdp_inbox *inbox, size_t most, int wait, struct fdp_s
     if (inbox->sender_keeps)
         inbox->waits = wait;
     if (wait != FDP_WAIT_FIRST || has_store(inbox))
-        result = receive_now(inbox, most, ret_scratch, ret_owner);
+        result = enter_and_receive(inbox, most, ret_scratch, ret_owner, 1);
     while (result == -EAGAIN && wait) {
         /* Leaves the inbox during the wait, so that others need not wait too. */
         result = fdp_wait_for_bytes(__atomic_load_n(&inbox->sock, __ATOMIC_SEQ_CST));
@@ -156,7 +133,7 @@ ssize_t fdp_receive(struct fdp_inbox *inbox, size_t most, int wait, struct fdp_s
             break;
         if (result < 0)
             __atomic_store_n(&inbox->was_reset, 1, __ATOMIC_RELAXED);
-        result = receive_now(inbox, most, ret_scratch, ret_owner);
+        result = enter_and_receive(inbox, most, ret_scratch, ret_owner, 1);
     }
     if (inbox->sender_keeps)
         inbox->waits = 0;
@@ -167,21 +144,22 @@ ssize_t fdp_receive(struct fdp_inbox *inbox, size_t most, int wait, struct fdp_s
     return result;
 }
 
-size_t fdp_try_count_pending(struct fdp_inbox *inbox) {
-    if (fdp_enter_inbox(inbox) < 0)
-        return 0;
-    size_t count = fdp_count_pending(inbox);
-    fdp_leave_inbox(inbox);
-    return count;
-}
-
 int fdp_close_inbox(struct fdp_inbox *inbox) {
     int sock = __atomic_exchange_n(&inbox->sock, -1, __ATOMIC_SEQ_CST);
-    if (__atomic_load_n(&inbox->waiting, __ATOMIC_SEQ_CST) > 0 || fdp_enter_inbox(inbox) < 0) {
+    if (__atomic_load_n(&inbox->waiting, __ATOMIC_SEQ_CST) > 0 || fdp_enter(&inbox->busy) < 0) {
         (void)shutdown(sock, SHUT_RDWR); /* So that who waits there goes. */
         return -EBUSY;
     }
     drop_all(inbox);
-    fdp_leave_inbox(inbox);
+    fdp_leave(&inbox->busy);
     return 0;
+}
+
+void fdp_free_after_fork(struct fdp_inbox *inbox, struct fdp_outbox *outbox) {
+    inbox->busy = inbox->waiting = outbox->busy = 0;
+    inbox->waits = 0;
+    outbox->job = NULL;
+    outbox->sender = 0;
+    fdp_forget_receives();
+    count_held(inbox); /* Without what the receive of such a thread might have brought. */
 }

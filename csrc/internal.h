@@ -4,6 +4,19 @@
 
 #include "fdpass.h"
 
+/* Between these two calls no other thread is inside the inbox or outbox that has this flag. -EBUSY:
+ * another one is. */
+static inline int fdp_enter(unsigned *busy) {
+    return __atomic_exchange_n(busy, 1, __ATOMIC_ACQUIRE) ? -EBUSY : 0;
+}
+
+static inline void fdp_leave(unsigned *busy) {
+    __atomic_store_n(busy, 0, __ATOMIC_RELEASE);
+}
+
+/* descriptor.c: closes descriptors that were set aside to be closed here, and frees their memory. */
+void fdp_close_set_aside(int **fds, size_t *count);
+
 /* frame.c */
 
 /* Reads the header at the start of bytes, and the totals of a first piece if they are there, else 0.
@@ -65,10 +78,14 @@ void fdp_count_held(unsigned *held, unsigned now);
 /* Records a violation, ends the connection, and returns -EPROTO. */
 int fdp_violate(struct fdp_inbox *inbox, int violation);
 
-/* What arrived with one receive besides the bytes. was_cut: a packet was longer. */
+/* Records that the table has room for so many, and not for what is needed. Returns -EMFILE. */
+int fdp_refuse(struct fdp_inbox *inbox, uint64_t needed, ssize_t room);
+
+/* What arrived with one receive besides the bytes. flags: MSG_CTRUNC, descriptors were lost, or with a
+ * peek, would be; MSG_TRUNC, a packet was longer. */
 struct fdp_arrived {
     unsigned fd_count;
-    int was_cut;
+    int flags;
     int fds[FDP_MAX_FDS];
 };
 
@@ -115,7 +132,8 @@ struct fdp_store {
 struct fdp_store *fdp_new_store(size_t byte_capacity, size_t fd_capacity);
 void fdp_free_store(struct fdp_store *store);
 
-/* Appends what was received. -ENOMEM. */
+/* Appends what was received, if anything. -EPROTO: there is no memory; that is a violation, and the
+ * descriptors are closed. */
 int fdp_keep(struct fdp_inbox *inbox, const unsigned char *bytes, size_t size, const int *fds,
              unsigned fd_count);
 
@@ -133,13 +151,10 @@ unsigned fdp_hand_out(struct fdp_store *store, size_t most, struct fdp_scratch *
 /* The result of a receive that left this in scratch. */
 ssize_t fdp_describe(const struct fdp_scratch *scratch);
 
-/* inbox.c */
-
-/* Between these two calls no other thread is inside. -EBUSY: another one is. */
-int fdp_enter_inbox(struct fdp_inbox *inbox);
-void fdp_leave_inbox(struct fdp_inbox *inbox);
-
 /* fill.c */
+
+/* Whether this frame may come next: the pieces of a large message follow each other. */
+int fdp_is_in_order(const struct fdp_inbox *inbox, const struct fdp_frame *frame);
 
 /* Checks the frame at the front of the store. Returns 1 if it is complete, 0 if not, or -EPROTO for a
  * violation. */
@@ -149,9 +164,6 @@ int fdp_find_front(struct fdp_inbox *inbox, struct fdp_store *store);
  * frame is handed out directly. Returns 0 at the end of the connection, or a negative errno. */
 ssize_t fdp_fill(struct fdp_inbox *inbox, size_t most, struct fdp_scratch *scratch,
                  struct fdp_owner *owner);
-
-/* pending.c: as fdp_try_count_pending, for a thread that is inside. */
-size_t fdp_count_pending(struct fdp_inbox *inbox);
 
 /* large.c: the large message that is being received. */
 

@@ -19,11 +19,10 @@ static int begin(struct fdp_inbox *inbox, const struct fdp_frame *frame) {
         return fdp_violate(inbox, FDP_UNWANTED);
     if (frame->total_fds > frame->fd_count) {
         ssize_t room = fdp_count_room();
-        inbox->needed = frame->total_fds - frame->fd_count;
-        inbox->room = room > 0 ? (unsigned)room : 0;
-        if (room >= 0 && !(fdp_leaves_some(inbox->needed, room) &&
-                           fdp_reserve(&inbox->held, frame->total_fds)))
-            return -EMFILE;
+        uint64_t needed = frame->total_fds - frame->fd_count;
+        if (room >= 0 &&
+            !(fdp_leaves_some(needed, room) && fdp_reserve(&inbox->held, frame->total_fds)))
+            return fdp_refuse(inbox, needed, room);
     }
     if (frame->total_payload >= SIZE_MAX || frame->total_fds >= INT32_MAX / sizeof(int))
         return -ENOMEM;
@@ -42,11 +41,12 @@ static int begin(struct fdp_inbox *inbox, const struct fdp_frame *frame) {
     return 0;
 }
 
-/* A complete message becomes a store of its own, in front of all others. */
+/* If the message is complete, it becomes a store of its own, in front of all others. Returns 1, or
+ * -EPROTO. */
 static int finish(struct fdp_inbox *inbox) {
     struct fdp_large *large = &inbox->large;
     if (large->size < large->total_payload || large->fd_count < large->total_fds)
-        return 0;
+        return 1;
     struct fdp_store *whole = fdp_new_store(0, large->fd_count);
     if (whole == NULL)
         return fdp_violate(inbox, FDP_NO_MEMORY);
@@ -83,7 +83,7 @@ static void add_fds(struct fdp_large *large, const int *fds, unsigned fd_count) 
 int fdp_add_piece(struct fdp_inbox *inbox, struct fdp_store *store) {
     const struct fdp_frame *front = &store->front;
     size_t size = front->size - front->payload_offset;
-    if (front->kind == FDP_FIRST && !inbox->large.is_open) {
+    if (front->kind == FDP_FIRST) {
         int error = begin(inbox, front);
         if (error < 0)
             return error;
@@ -103,10 +103,10 @@ int fdp_add_piece(struct fdp_inbox *inbox, struct fdp_store *store) {
         withdraw(inbox);
         return 1;
     }
-    int finished = finish(inbox);
-    if (finished > 0 && was_scanned && inbox->store->behind != NULL)
+    int result = finish(inbox);
+    if (!large->is_open && was_scanned && inbox->store->behind != NULL)
         inbox->store->behind->scanned_count--;
-    return finished < 0 ? finished : 1;
+    return result;
 }
 
 /* What came behind the header of a piece: its payload is where it belongs, the rest is kept. */
@@ -120,13 +120,8 @@ static ssize_t sort_piece(struct fdp_inbox *inbox, const struct fdp_frame *piece
     large->piece_left = body - here;
     add_fds(large, arrived->fds, piece->fd_count);
     unsigned more = arrived->fd_count - piece->fd_count;
-    if ((size > here || more > 0) &&
-        fdp_keep(inbox, rest, size - here, arrived->fds + piece->fd_count, more) < 0) {
-        fdp_close_fds(arrived->fds + piece->fd_count, more);
-        return fdp_violate(inbox, FDP_NO_MEMORY);
-    }
-    int finished = finish(inbox);
-    return finished < 0 ? finished : 1;
+    int error = fdp_keep(inbox, rest, size - here, arrived->fds + piece->fd_count, more);
+    return error < 0 ? error : finish(inbox);
 }
 
 static ssize_t continue_piece(struct fdp_inbox *inbox) {
@@ -143,10 +138,7 @@ static ssize_t continue_piece(struct fdp_inbox *inbox) {
         fdp_close_fds(arrived.fds, arrived.fd_count);
         return fdp_violate(inbox, FDP_SURPLUS);
     }
-    if (received <= 0)
-        return received;
-    int finished = large->piece_left == 0 ? finish(inbox) : 0;
-    return finished < 0 ? finished : 1;
+    return received > 0 ? finish(inbox) : received;
 }
 
 ssize_t fdp_fill_large(struct fdp_inbox *inbox) {
@@ -169,12 +161,8 @@ ssize_t fdp_fill_large(struct fdp_inbox *inbox) {
         (arrived.fd_count == piece.fd_count || size > piece.size))
         return sort_piece(inbox, &piece, size - head, &arrived);
     /* Whatever else it is, the store knows what to do. */
-    if (size == 0 && arrived.fd_count == 0)
-        return received;
-    if (fdp_keep(inbox, header, head, arrived.fds, arrived.fd_count) < 0) {
-        fdp_close_fds(arrived.fds, arrived.fd_count);
-        return fdp_violate(inbox, FDP_NO_MEMORY);
-    }
-    (void)fdp_keep(inbox, target, size - head, arrived.fds, 0);
-    return received;
+    int error = fdp_keep(inbox, header, head, arrived.fds, arrived.fd_count);
+    if (error == 0)
+        error = fdp_keep(inbox, target, size - head, arrived.fds, 0);
+    return error < 0 ? error : received;
 }

@@ -3,11 +3,10 @@
 #include "fdpass.h"
 
 int fdp_check_empty(int sock) {
-    int type = 0;
-    socklen_t length = sizeof type;
-    if (getsockopt(sock, SOL_SOCKET, SO_TYPE, &type, &length) != 0)
-        return -errno;
-    return type == SOCK_STREAM ? -ENODATA : 0;
+    int type = fdp_get_type(sock);
+    if (type == SOCK_STREAM)
+        return -ENODATA;
+    return type < 0 ? type : 0;
 }
 
 ssize_t fdp_send_message(int sock, const struct fdp_message *message, int flags) {

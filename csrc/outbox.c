@@ -6,14 +6,6 @@ void fdp_start_outbox(struct fdp_outbox *ret_outbox, int sock) {
     *ret_outbox = (struct fdp_outbox){.sock = sock};
 }
 
-static int enter(struct fdp_outbox *outbox) {
-    return __atomic_exchange_n(&outbox->busy, 1, __ATOMIC_ACQUIRE) ? -EBUSY : 0;
-}
-
-static void leave(struct fdp_outbox *outbox) {
-    __atomic_store_n(&outbox->busy, 0, __ATOMIC_RELEASE);
-}
-
 /* Allocates memory for the rest of a frame. Without it the stream cannot go on, and is ended. */
 static unsigned char *start_rest(struct fdp_outbox *outbox, size_t size) {
     unsigned char *rest = malloc(size);
@@ -56,10 +48,10 @@ static ssize_t flush_rest(struct fdp_outbox *outbox, int flags) {
 }
 
 ssize_t fdp_flush(struct fdp_outbox *outbox, int flags) {
-    if (enter(outbox) < 0)
+    if (fdp_enter(&outbox->busy) < 0)
         return -EBUSY;
     ssize_t result = outbox->sock < 0 && outbox->unsent > 0 ? -EBADF : flush_rest(outbox, flags);
-    leave(outbox);
+    fdp_leave(&outbox->busy);
     return result;
 }
 
@@ -82,10 +74,10 @@ static ssize_t try_inside(struct fdp_outbox *outbox, const struct iovec *parts, 
 
 ssize_t fdp_try_frame(struct fdp_outbox *outbox, const struct iovec *parts, const int *fds,
                       size_t fd_count) {
-    if (enter(outbox) < 0)
+    if (fdp_enter(&outbox->busy) < 0)
         return -EBUSY;
     ssize_t result = try_inside(outbox, parts, fds, fd_count);
-    leave(outbox);
+    fdp_leave(&outbox->busy);
     return result;
 }
 
@@ -132,7 +124,7 @@ static void set_job(struct fdp_outbox *outbox, struct fdp_job *job) {
 }
 
 ssize_t fdp_send(struct fdp_outbox *outbox, struct fdp_job *job, int flags) {
-    if (enter(outbox) < 0)
+    if (fdp_enter(&outbox->busy) < 0)
         return -EBUSY;
     ssize_t result = -EBUSY;
     if (outbox->sock < 0) {
@@ -148,7 +140,7 @@ ssize_t fdp_send(struct fdp_outbox *outbox, struct fdp_job *job, int flags) {
         if (result < 0 && outbox->sock < 0)
             result = -EBADF; /* Another thread has closed it meanwhile. */
     }
-    leave(outbox);
+    fdp_leave(&outbox->busy);
     return result;
 }
 
@@ -156,8 +148,8 @@ void fdp_abandon(struct fdp_outbox *outbox, struct fdp_job *job) {
     /* Who waits inside with another job may do so for long. */
     if (__atomic_load_n(&outbox->job, __ATOMIC_RELAXED) != job)
         return;
-    while (enter(outbox) < 0)
-        fdp_yield();
+    while (fdp_enter(&outbox->busy) < 0)
+        (void)sched_yield();
     if (outbox->job == job) {
         size_t size = fdp_size_rest(job);
         unsigned char *rest = size > 0 ? start_rest(outbox, size) : NULL;
@@ -165,12 +157,12 @@ void fdp_abandon(struct fdp_outbox *outbox, struct fdp_job *job) {
             fdp_end_job(job, rest);
         set_job(outbox, NULL);
     }
-    leave(outbox);
+    fdp_leave(&outbox->busy);
 }
 
 int fdp_close_outbox(struct fdp_outbox *outbox) {
     int sock = __atomic_exchange_n(&outbox->sock, -1, __ATOMIC_SEQ_CST);
-    if (enter(outbox) < 0) {
+    if (fdp_enter(&outbox->busy) < 0) {
         (void)shutdown(sock, SHUT_RDWR); /* So that who waits there goes. */
         return -EBUSY;
     }
@@ -178,13 +170,6 @@ int fdp_close_outbox(struct fdp_outbox *outbox) {
     outbox->rest = NULL;
     outbox->unsent = 0;
     set_job(outbox, NULL);
-    leave(outbox);
+    fdp_leave(&outbox->busy);
     return 0;
-}
-
-void fdp_free_after_fork(struct fdp_inbox *inbox, struct fdp_outbox *outbox) {
-    inbox->busy = inbox->waiting = 0;
-    outbox->busy = 0;
-    set_job(outbox, NULL);
-    fdp_forget_receives();
 }

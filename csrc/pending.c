@@ -32,7 +32,7 @@ static size_t scan(const struct fdp_large *large, struct fdp_store *store) {
     return store->scanned_count;
 }
 
-size_t fdp_count_pending(struct fdp_inbox *inbox) {
+static size_t count_complete(struct fdp_inbox *inbox) {
     size_t count = 0;
     if (inbox->violation != 0)
         return 0;
@@ -44,5 +44,13 @@ size_t fdp_count_pending(struct fdp_inbox *inbox) {
         if (store->large == NULL && store->behind == NULL)
             count += scan(&inbox->large, store);
     }
+    return count;
+}
+
+size_t fdp_try_count_pending(struct fdp_inbox *inbox) {
+    if (fdp_enter(&inbox->busy) < 0)
+        return 0;
+    size_t count = count_complete(inbox);
+    fdp_leave(&inbox->busy);
     return count;
 }

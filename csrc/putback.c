@@ -36,8 +36,8 @@ static struct fdp_store *take_back(struct fdp_scratch *scratch, const struct fdp
 void fdp_put_back(struct fdp_inbox *inbox, struct fdp_scratch *scratch, struct fdp_owner *owner) {
     if (scratch->count == 0)
         return;
-    while (fdp_enter_inbox(inbox) < 0)
-        fdp_yield();
+    while (fdp_enter(&inbox->busy) < 0)
+        (void)sched_yield();
     if (inbox->violation == 0 && inbox->sock >= 0) {
         struct fdp_store *store = take_back(scratch, owner);
         if (store == NULL) {
@@ -49,5 +49,5 @@ void fdp_put_back(struct fdp_inbox *inbox, struct fdp_scratch *scratch, struct f
         }
     }
     scratch->count = 0;
-    fdp_leave_inbox(inbox);
+    fdp_leave(&inbox->busy);
 }

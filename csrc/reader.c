@@ -9,10 +9,9 @@ int fdp_violate(struct fdp_inbox *inbox, int violation) {
     return -EPROTO;
 }
 
-/* One recvmsg into iov. Returns the bytes, or a negative errno. *ret_lost: descriptors were lost,
- * or with MSG_PEEK, would be. */
+/* One recvmsg into iov. Returns the bytes, or a negative errno. */
 static ssize_t receive_once(int sock, struct iovec *iov, size_t iov_count, int flags,
-                            struct fdp_arrived *ret_arrived, int *ret_lost) {
+                            struct fdp_arrived *ret_arrived) {
     FDP_CONTROL(control, FDP_CONTROL_SIZE);
     struct msghdr header = {
         .msg_iov = iov,
@@ -21,6 +20,7 @@ static ssize_t receive_once(int sock, struct iovec *iov, size_t iov_count, int f
         .msg_controllen = (fdp_controllen_t)fdp_size_control(FDP_MAX_FDS),
     };
     ret_arrived->fd_count = 0;
+    ret_arrived->flags = 0;
     ssize_t received = recvmsg(sock, &header, FDP_RECV_FLAGS | flags);
     if (received < 0)
         return -errno;
@@ -28,22 +28,21 @@ static ssize_t receive_once(int sock, struct iovec *iov, size_t iov_count, int f
     fdp_parse_control(control, (size_t)header.msg_controllen, header.msg_flags, ret_arrived->fds,
                       FDP_MAX_FDS, &arrival);
     ret_arrived->fd_count = arrival.fd_count;
-    ret_arrived->was_cut = (arrival.flags & MSG_TRUNC) != 0;
-    *ret_lost = (arrival.flags & MSG_CTRUNC) != 0;
+    ret_arrived->flags = arrival.flags;
     fdp_count_received(arrival.fd_count);
     return received;
 }
 
 /* Checks that every receive of a channel needs. */
-static ssize_t check(struct fdp_inbox *inbox, ssize_t received, int lost,
-                     const struct fdp_arrived *arrived) {
+static ssize_t check(struct fdp_inbox *inbox, ssize_t received, const struct fdp_arrived *arrived) {
     if (received < 0)
         return received;
+    int lost = arrived->flags & MSG_CTRUNC;
     if ((arrived->fd_count > 0 || lost) && !inbox->accept_fds)
         return fdp_violate(inbox, FDP_UNWANTED);
     if (lost)
         return fdp_violate(inbox, FDP_TRUNCATED);
-    if (arrived->was_cut)
+    if (arrived->flags & MSG_TRUNC)
         return fdp_violate(inbox, FDP_MALFORMED);
     if (received == 0 && (arrived->fd_count > 0 || !fdp_is_shut(inbox->sock)))
         return fdp_violate(inbox, FDP_MALFORMED); /* An empty packet. */
@@ -52,10 +51,9 @@ static ssize_t check(struct fdp_inbox *inbox, ssize_t received, int lost,
 
 static ssize_t take(struct fdp_inbox *inbox, struct iovec *iov, size_t iov_count,
                     struct fdp_arrived *ret_arrived) {
-    int lost = 0;
     ssize_t received = receive_once(inbox->sock, iov, iov_count, inbox->waits ? 0 : MSG_DONTWAIT,
-                                    ret_arrived, &lost);
-    return check(inbox, received, lost, ret_arrived);
+                                    ret_arrived);
+    return check(inbox, received, ret_arrived);
 }
 
 /* Reads the bytes again that a peek has brought, without their control data: that frees the
@@ -81,31 +79,34 @@ static void drop_peeked(struct fdp_arrived *arrived) {
     arrived->fd_count = 0;
 }
 
-static ssize_t refuse(struct fdp_inbox *inbox, uint64_t needed, ssize_t room) {
+int fdp_refuse(struct fdp_inbox *inbox, uint64_t needed, ssize_t room) {
     inbox->needed = needed;
     inbox->room = room > 0 ? (unsigned)room : 0;
     return -EMFILE;
 }
 
-/* Whether the table takes the descriptors of the frame at the front, all of which is still queued,
- * and of what must follow it. Any frame may use the last place if it is whole; others leave room for those. */
-static int fits(struct fdp_inbox *inbox, const struct fdp_frame *front) {
+/* Whether an incomplete message may have fd_count more descriptors; those of a large one are reserved. */
+static int may_hold(struct fdp_inbox *inbox, uint64_t fd_count, ssize_t room) {
+    return fdp_leaves_some(fd_count, room) &&
+           (inbox->large.is_open || fdp_reserve(&inbox->held, inbox->held + fd_count));
+}
+
+/* Checks that the table takes the descriptors of the frame at the front, all of which is still queued,
+ * and of what must follow it. Any frame may use the last place if it is whole; others leave room for
+ * those. Returns 0, or -EMFILE. */
+static int check_room(struct fdp_inbox *inbox, const struct fdp_frame *front) {
     ssize_t room = fdp_count_room();
     if (room < 0)
-        return 1; /* The system does not tell; the peek will. */
+        return 0; /* The system does not tell; the peek will. */
     uint64_t needed = front->fd_count;
     if (front->total_fds > needed && front->total_fds <= inbox->max_fds)
         needed = front->total_fds;
     int is_whole = front->kind == FDP_PACKED && fdp_count_queued(inbox->sock) >= front->size;
-    if (is_whole && (uint64_t)room >= needed)
-        return 1;
-    if (fdp_leaves_some(needed, room) &&
-        (inbox->large.is_open || fdp_reserve(&inbox->held, inbox->held + needed)))
-        return 1;
+    if ((is_whole && (uint64_t)room >= needed) || may_hold(inbox, needed, room))
+        return 0;
     if (inbox->large.is_open)
         needed = inbox->large.total_fds - inbox->large.fd_count;
-    (void)refuse(inbox, needed, room);
-    return 0;
+    return fdp_refuse(inbox, needed, room);
 }
 
 /* Takes a copy of the descriptors, by a peek, and then the bytes: where the table proves too full,
@@ -113,23 +114,20 @@ static int fits(struct fdp_inbox *inbox, const struct fdp_frame *front) {
 static ssize_t take_by_peek(struct fdp_inbox *inbox, unsigned char *target, size_t size,
                             size_t needed, int is_begun, struct fdp_arrived *ret_arrived) {
     struct iovec buffer = {.iov_base = target, .iov_len = size};
-    int lost = 0;
-    ssize_t received =
-        receive_once(inbox->sock, &buffer, 1, MSG_PEEK | MSG_DONTWAIT, ret_arrived, &lost);
+    ssize_t received = receive_once(inbox->sock, &buffer, 1, MSG_PEEK | MSG_DONTWAIT, ret_arrived);
     unsigned count = ret_arrived->fd_count;
-    int is_held = 0;
+    unsigned lost = (ret_arrived->flags & MSG_CTRUNC) != 0;
+    int has_room = !lost;
     if (received > 0 && !is_begun && count > 0) {
         ssize_t room = fdp_count_room(); /* The copies already use count places. */
-        is_held = !fdp_leaves_some(count, room < 0 ? room : room + (ssize_t)count) ||
-                  !(inbox->large.is_open ||
-                    fdp_reserve(&inbox->held, (uint64_t)inbox->held + count));
+        has_room = has_room && may_hold(inbox, count, room < 0 ? room : room + (ssize_t)count);
     }
-    if (inbox->accept_fds && (lost || is_held)) {
+    if (inbox->accept_fds && !has_room) {
         drop_peeked(ret_arrived);
         /* Without a header, all that is known is how many came, and whether more would have. */
-        return refuse(inbox, is_begun ? needed : count + (unsigned)lost, fdp_count_room());
+        return fdp_refuse(inbox, is_begun ? needed : count + lost, fdp_count_room());
     }
-    received = check(inbox, received, lost, ret_arrived);
+    received = check(inbox, received, ret_arrived);
     int error = received > 0 ? discard(inbox, target, (size_t)received) : 0;
     if (error == -EPROTO)
         return fdp_violate(inbox, FDP_TORN);
@@ -157,16 +155,15 @@ static ssize_t receive_carefully(struct fdp_inbox *inbox, const unsigned char *k
         return fdp_violate(inbox, FDP_MALFORMED);
     if (found == 0)
         return take_by_peek(inbox, target, (size_t)seen, 0, 0, ret_arrived);
-    if (front.kind == FDP_PACKED ? inbox->large.is_open
-                                 : (front.kind == FDP_FIRST) == inbox->large.is_open)
+    if (!fdp_is_in_order(inbox, &front))
         return fdp_violate(inbox, FDP_MALFORMED);
     struct iovec rest = {.iov_base = target, .iov_len = front.size - known_size};
     /* Its descriptors come with its first byte: none will come with later ones. */
     if (front.fd_count == 0 || known_size > 0 || !inbox->accept_fds)
         return take(inbox, &rest, 1, ret_arrived);
-    if (!fits(inbox, &front))
-        return -EMFILE;
-    return take_by_peek(inbox, target, rest.iov_len, front.fd_count, 1, ret_arrived);
+    int error = check_room(inbox, &front);
+    return error < 0 ? error
+                     : take_by_peek(inbox, target, rest.iov_len, front.fd_count, 1, ret_arrived);
 }
 
 ssize_t fdp_receive_frame(struct fdp_inbox *inbox, const unsigned char *known, size_t known_size,

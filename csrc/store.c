@@ -24,11 +24,15 @@ void fdp_free_store(struct fdp_store *store) {
 
 int fdp_keep(struct fdp_inbox *inbox, const unsigned char *bytes, size_t size, const int *fds,
              unsigned fd_count) {
+    if (size == 0 && fd_count == 0)
+        return 0;
     if (inbox->store == NULL)
         inbox->store = fdp_new_store(FDP_FRAME_SIZE, 2 * FDP_MAX_FDS);
     struct fdp_store *store = inbox->store;
-    if (store == NULL)
-        return -ENOMEM;
+    if (store == NULL) {
+        fdp_close_fds(fds, fd_count);
+        return fdp_violate(inbox, FDP_NO_MEMORY);
+    }
     memcpy(store->bytes + store->tail, bytes, size);
     store->tail += (unsigned)size;
     memcpy(store->fds + store->fd_tail, fds, fd_count * sizeof *fds);
@@ -47,16 +51,13 @@ void fdp_drop_empty(struct fdp_inbox *inbox) {
 void fdp_drop_front(struct fdp_store *store) {
     store->head += store->front.size;
     store->has_front = 0;
-    store->next = 0;
 }
 
 static unsigned hand_out_large(struct fdp_store *store, struct fdp_scratch *scratch,
                                struct fdp_owner *owner) {
-    if (scratch->count > 0)
-        return 0; /* It travels alone. */
     unsigned fd_count = store->fd_tail;
-    if (fd_count > owner->capacity)
-        return 0;
+    if (scratch->count > 0 || fd_count > owner->capacity)
+        return 0; /* It travels alone. */
     memcpy(owner->fds, store->fds, fd_count * sizeof(int));
     owner->count = fd_count;
     store->fd_head = fd_count;

@@ -29,7 +29,20 @@ static uint64_t reserved;
 static uint64_t expected;
 
 static uint64_t clock_us(void) {
-    return (uint64_t)fdp_clock_ns() / 1000;
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (uint64_t)now.tv_sec * 1000000 + (uint64_t)now.tv_nsec / 1000;
+}
+
+static unsigned count_processors(void) {
+    static unsigned known;
+    unsigned count = __atomic_load_n(&known, __ATOMIC_RELAXED);
+    if (count == 0) {
+        long online = sysconf(_SC_NPROCESSORS_ONLN);
+        count = online > 0 ? (unsigned)online : 1;
+        __atomic_store_n(&known, count, __ATOMIC_RELAXED);
+    }
+    return count;
 }
 
 ssize_t fdp_count_room(void) {
@@ -52,7 +65,7 @@ static uint64_t estimate_room(void) {
     uint64_t age = (clock_us() - (look >> ROOM_BITS)) & MOST_US;
     if (age > FRESH_US)
         return 0;
-    uint64_t taken = age * 1000 / NS_A_PLACE * fdp_count_processors();
+    uint64_t taken = age * 1000 / NS_A_PLACE * count_processors();
     uint64_t room = look & MOST_ROOM;
     return room > taken ? room - taken : 0;
 }

@@ -255,6 +255,31 @@ static void test_whole_is_not_held(void) {
     close_ends(ends);
 }
 
+/* A child of a fork has what its channels hold, and not what receives of other threads of the parent
+ * might have brought. */
+static void test_fork_inside_a_receive(void) {
+    struct ends *ends = open_ends(SOCK_STREAM);
+    struct rlimit limit;
+    CHECK(getrlimit(RLIMIT_NOFILE, &limit) == 0);
+    if (limit.rlim_max >= 2048) {
+        limit_to(2048);
+        send_raw(ends->left, bytes, put_piece(bytes, FDP_FIRST, 10, 2, 4, 20), 10);
+        CHECK(receive(ends, 9) == -EAGAIN && ends->inbox.held == 20);
+        CHECK(fdp_enter(&ends->inbox.busy) == 0);
+        CHECK(fdp_begin_in_ample_room(&ends->inbox.held) && ends->inbox.held == 20 + FDP_MAX_FDS);
+        ends->inbox.waits = 1;
+        fdp_free_after_fork(&ends->inbox, &ends->outbox);
+        CHECK(fdp_try_receive(&ends->inbox, 9, &ends->scratch, ends->owner) == -EAGAIN);
+        CHECK(fdp_enter(&ends->inbox.busy) == 0);
+        fdp_leave(&ends->inbox.busy);
+        limit_to(400);
+        (void)fdp_count_room();
+        CHECK(may_hold(180));
+    }
+    CHECK(setrlimit(RLIMIT_NOFILE, &limit) == 0);
+    close_ends(ends);
+}
+
 /* All unfinished messages together hold no more than half, over all inboxes. */
 static void test_many_unfinished(void) {
     enum { MANY = 20 };
@@ -359,6 +384,7 @@ int main(void) {
     RUN(test_full_and_malformed);
     RUN(test_full_cut_header);
     RUN(test_whole_is_not_held);
+    RUN(test_fork_inside_a_receive);
     RUN(test_many_unfinished);
     RUN(test_two_large);
     RUN_IN_CHILD(test_without_proc);
