@@ -30,7 +30,7 @@ from fdpass_c.errors import (
 )
 from fdpass_c.jobs import flatten_fds, make_job
 from fdpass_c.peer import is_unix
-from fdpass_c.scratch import make_scratch
+from fdpass_c.scratch import LAST, Spare, make_scratch, new_uncleared
 from fdpass_c.shapes import LONGEST_IN_COLUMN, UNFIT, cut, pack_column
 from fdpass_c.waiting import READABLE, WRITABLE, Deadline, HasFileno, fileno, persist, raw_fileno
 
@@ -303,22 +303,14 @@ _MSG_PEEK = int(socket.MSG_PEEK)
 # Only the first message is waited for, and a try with this flag receives nothing.
 _LATER = ~int(socket.MSG_WAITALL)
 
-_new_uncleared = ffi.new_allocator(should_clear_after_alloc=False)
-
-# Memory to receive one batch: its description, and the bytes.
-_idle: list[tuple[Any, Any, Any]] = []
-
 
 def _make_memory() -> tuple[Any, Any, Any]:
-    data = _new_uncleared("char[]", _BATCH * _INLINE_SIZE)
+    """Memory to receive one batch: its description, and the bytes."""
+    data = new_uncleared("char[]", _BATCH * _INLINE_SIZE)
     return make_scratch()[0], data, ffi.buffer(data)
 
 
-def _get_memory() -> tuple[Any, Any, Any]:
-    try:
-        return _idle.pop()
-    except IndexError:
-        return _make_memory()
+_idle = Spare(_make_memory)
 
 
 def recv_many(
@@ -365,10 +357,10 @@ def recv_many(
     if flags & _MSG_PEEK:
         max_messages = 1  # The kernel would show the first one again and again.
     fd = raw_fileno(sock)
-    scratch, data, view = memory = _get_memory()
+    scratch, data, view = memory = _idle.get()
     most = max_messages if max_messages < _BATCH else _BATCH
     if bufsize > _INLINE_SIZE:
-        data = _new_uncleared("char[]", most * bufsize)
+        data = new_uncleared("char[]", most * bufsize)
         view = ffi.buffer(data)
     room = most * (maxfds if maxfds < MAX_FDS else MAX_FDS)
     pool = many if room <= MANY else None
@@ -412,13 +404,12 @@ def recv_many(
         elif lost:
             error = TruncatedBatchError(lost, batch)
         # From here on there is no call after which a signal handler could run.
-        stack = _idle
-        stack += (memory,)
+        _idle[LAST:] = (memory,)
     except BaseException:
         lib.fdp_close_surplus(scratch)
         for owned in held:
             recycle(owned, pool)
-        _idle.append(memory)
+        _idle[LAST:] = (memory,)
         raise
     if error is not None:
         raise error
@@ -449,9 +440,9 @@ def recv_one(
 
     The payload is None at end of file, and if something was lost.
     """
-    scratch, data, view = memory = _get_memory()
+    scratch, data, view = memory = _idle.get()
     if bufsize > _BATCH * _INLINE_SIZE:
-        data = _new_uncleared("char[]", bufsize)
+        data = new_uncleared("char[]", bufsize)
         view = ffi.buffer(data)
     owned = get_memory(many, MANY)
     arguments = (data, bufsize, maxfds, 1, 0, scratch, owned)
@@ -463,13 +454,12 @@ def recv_one(
         flags = scratch.lost_flags if _count_lost(code, scratch) else 0
         owner = own(owned, many)
         # From here on there is no call after which a signal handler could run.
-        stack = _idle
-        stack += (memory,)
+        _idle[LAST:] = (memory,)
         return payloads[0] if payloads else None, owner, flags
     except BaseException:
         lib.fdp_close_surplus(scratch)
         recycle(owned, many)
-        _idle.append(memory)
+        _idle[LAST:] = (memory,)
         raise
 
 

@@ -35,7 +35,7 @@ from fdpass_c.errors import (
     raise_oserror,
 )
 from fdpass_c.peer import Credentials, is_unix, peer_credentials, peer_pidfd
-from fdpass_c.scratch import get_scratch, make_scratch, spare
+from fdpass_c.scratch import LAST, make_scratch, spare
 from fdpass_c.sending import Sending, start_many, start_one
 from fdpass_c.turns import Turns
 from fdpass_c.unix import connect_unix
@@ -485,7 +485,7 @@ class Channel(NotCopied):
                 All that it sent was received before.
             OSError: EBADF: the channel is closed. Others as for socket.recvmsg.
         """
-        scratch, view = pair = get_scratch()
+        scratch, view = pair = spare.get()
         memory, pool = get_memory(few, FEW), few
         held: list[Any] = []
         try:
@@ -503,8 +503,7 @@ class Channel(NotCopied):
                 self._receivers.pass_on()
             owner = own(memory, pool)
             # From here on there is no call after which a signal handler could run.
-            stack = spare
-            stack += (pair,)
+            spare[LAST:] = (pair,)
             return payload, owner
         except BaseException:
             self._undo(scratch, pair, *(held or (memory, few)))
@@ -530,7 +529,7 @@ class Channel(NotCopied):
         """
         if max_messages < 1:
             raise ValueError(f"max_messages must be at least 1, got {max_messages}")
-        scratch, view = pair = get_scratch()
+        scratch, view = pair = spare.get()
         memory, pool = get_memory(many, MANY), many
         held: list[Any] = []
         try:
@@ -545,8 +544,7 @@ class Channel(NotCopied):
                 pair = make_scratch()  # The core frees the old one with the payload.
             if self._receivers:
                 self._receivers.pass_on()
-            stack = spare
-            stack += (pair,)
+            spare[LAST:] = (pair,)
             return batch
         except BaseException:
             self._undo(scratch, pair, *(held or (memory, many)))
@@ -557,7 +555,7 @@ class Channel(NotCopied):
         lib.fdp_put_back(self._inbox, scratch, memory)
         recycle(memory, pool)
         # Not earlier: another thread would receive into it.
-        spare.append(pair)
+        spare[LAST:] = (pair,)
 
     def _receive(self, code: int, most: int, scratch: Any, held: list[Any]) -> int:
         """Receives after a first try that received nothing, and waits as the timeout says.

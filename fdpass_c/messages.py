@@ -20,6 +20,7 @@ from fdpass_c.errors import (
     raise_oserror,
 )
 from fdpass_c.peer import is_unix
+from fdpass_c.scratch import LAST, Spare, new_uncleared
 from fdpass_c.unix import read_name
 from fdpass_c.waiting import READABLE, WRITABLE, HasFileno, fileno, persist, raw_fileno
 
@@ -132,19 +133,16 @@ def _send_to(sock: Any, parts: list[Buffer], fds: Any, flags: int, address: str 
 _FDS_AT = ffi.offsetof("struct fdp_received", "fds") // ffi.sizeof("int")
 _COUNT_AT = ffi.offsetof("struct fdp_received", "arrival", "fd_count") // ffi.sizeof("int")
 
-# Memory to receive one message, used again because allocating it takes as long as a receive: a
-# struct fdp_received, its data, and all of it as ints. The list is a stack: pop and append are
-# atomic, so threads and signal handlers that receive at the same time get memory of their own.
-_idle: list[tuple[Any, Any, Any]] = []
-
-_new_uncleared = ffi.new_allocator(should_clear_after_alloc=False)
-
 
 def _make_memory() -> tuple[Any, Any, Any]:
+    """Memory to receive one message: a struct fdp_received, its data, and all of it as ints."""
     # Dropping it closes what is in it, so an exception leaks nothing.
     received = ffi.gc(ffi.new("struct fdp_received *"), lib.fdp_drop_received)
     ints = memoryview(ffi.buffer(received)).cast("i")
     return received, ffi.buffer(received.data), ints
+
+
+_idle = Spare(_make_memory)
 
 
 def recv_fds(
@@ -183,11 +181,7 @@ def recv_fds(
         OSError: As for socket.recvmsg.
     """
     fd = raw_fileno(sock)
-    try:
-        memory = _idle.pop()
-    except IndexError:
-        memory = _make_memory()
-    received, view, ints = memory
+    received, view, ints = memory = _idle.get()
     try:
         code = _try_recv(fd, bufsize, maxfds, flags, received)
     except OverflowError:
@@ -198,27 +192,25 @@ def recv_fds(
         count = code & 255
         fds = [ints[_FDS_AT]] if count == 1 else ints[_FDS_AT : _FDS_AT + count].tolist()
         answer = view[: code >> _SIZE_SHIFT], fds, 0, None
-        back: tuple[Any, ...] = (memory,)
-        stack = _idle
         # From here on there is no call after which a signal handler could run.
         ints[_COUNT_AT] = 0
-        try:
-            stack += back
+        try:  # noqa: SIM105
+            _idle[LAST:] = (memory,)
         except MemoryError:
-            back = ()  # Then it is not used again.
+            pass  # Then it is not used again.
         return answer
     if code >= 0:
         size = code >> _SIZE_SHIFT
     else:
         if bufsize > _INLINE_SIZE:
-            data = _new_uncleared("char[]", bufsize)
+            data = new_uncleared("char[]", bufsize)
             view = ffi.buffer(data)
         else:
             data = received.data
         try:
             size = _receive(sock, code, data, bufsize, maxfds, flags, received)
         except OSError:
-            _idle.append(memory)
+            _idle[LAST:] = (memory,)
             raise
     arrival = received.arrival
     if arrival.fd_count > maxfds:
@@ -230,13 +222,11 @@ def recv_fds(
     count = arrival.fd_count
     fds = ints[_FDS_AT : _FDS_AT + count].tolist()
     answer = result, fds, msg_flags, address
-    back = (memory,)
-    stack = _idle
     ints[_COUNT_AT] = 0
-    try:
-        stack += back
+    try:  # noqa: SIM105
+        _idle[LAST:] = (memory,)
     except MemoryError:
-        back = ()
+        pass
     return answer
 
 
