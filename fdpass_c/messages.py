@@ -188,20 +188,9 @@ def recv_fds(
         if bufsize >= 0 <= maxfds:
             raise
         raise ValueError(f"negative bufsize {bufsize} or maxfds {maxfds}") from None
-    if code >= 0 and not code & _HAS_MORE:
-        count = code & 255
-        fds = [ints[_FDS_AT]] if count == 1 else ints[_FDS_AT : _FDS_AT + count].tolist()
-        answer = view[: code >> _SIZE_SHIFT], fds, 0, None
-        # From here on there is no call after which a signal handler could run.
-        ints[_COUNT_AT] = 0
-        try:  # noqa: SIM105
-            _idle[LAST:] = (memory,)
-        except MemoryError:
-            pass  # Then it is not used again.
-        return answer
-    if code >= 0:
-        size = code >> _SIZE_SHIFT
-    else:
+    size, count = code >> _SIZE_SHIFT, code & 255
+    msg_flags, address = 0, None
+    if code < 0:
         if bufsize > _INLINE_SIZE:
             data = new_uncleared("char[]", bufsize)
             view = ffi.buffer(data)
@@ -212,21 +201,21 @@ def recv_fds(
         except OSError:
             _idle[LAST:] = (memory,)
             raise
-    arrival = received.arrival
-    if arrival.fd_count > maxfds:
-        lib.fdp_trim_received(received, maxfds)
-    msg_flags = arrival.flags
-    length = received.address_length
-    address = _read_address(received, length) if length else None
-    result = view[: min(size, bufsize)]
-    count = arrival.fd_count
-    fds = ints[_FDS_AT : _FDS_AT + count].tolist()
-    answer = result, fds, msg_flags, address
+    if code < 0 or code & _HAS_MORE:
+        arrival = received.arrival
+        if arrival.fd_count > maxfds:
+            lib.fdp_trim_received(received, maxfds)
+        size, count, msg_flags = min(size, bufsize), arrival.fd_count, arrival.flags
+        length = received.address_length
+        address = _read_address(received, length) if length else None
+    fds = [ints[_FDS_AT]] if count == 1 else ints[_FDS_AT : _FDS_AT + count].tolist()
+    answer = view[:size], fds, msg_flags, address
+    # From here on there is no call after which a signal handler could run.
     ints[_COUNT_AT] = 0
     try:  # noqa: SIM105
         _idle[LAST:] = (memory,)
     except MemoryError:
-        pass
+        pass  # Then it is not used again.
     return answer
 
 
