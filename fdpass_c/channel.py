@@ -37,7 +37,7 @@ from fdpass_c.errors import (
 from fdpass_c.peer import Credentials, is_unix, peer_credentials, peer_pidfd
 from fdpass_c.scratch import LAST, make_scratch, spare
 from fdpass_c.sending import Sending, start_many, start_one
-from fdpass_c.turns import Turns
+from fdpass_c.turns import Turns, while_listed
 from fdpass_c.unix import connect_unix
 from fdpass_c.waiting import READABLE, WRITABLE, Deadline, HasFileno, raw_fileno
 
@@ -423,14 +423,11 @@ class Channel(NotCopied):
 
     def _wait(self, code: int, deadline: Deadline) -> None:
         """Waits after a failure with code, until another try is worthwhile or close() wakes it."""
-        thread = threading.get_ident()
-        try:
-            self._waiting.append(thread)
-            self.raise_failure()
-            deadline.handle(-code)
-        finally:
-            if thread in self._waiting:  # Not if a handler raised before.
-                self._waiting.remove(thread)
+        while_listed(self._waiting, threading.get_ident(), self._handle, code, deadline)
+
+    def _handle(self, code: int, deadline: Deadline) -> None:
+        self.raise_failure()
+        deadline.handle(-code)
 
     def raise_failure(self) -> None:
         """After a failure: raises an exception if the channel is closed or its protocol broken."""
