@@ -222,7 +222,8 @@ def start_batch(
                 return None
             if sent > 0:
                 start = Progress(sent)
-        job, lengths, flat, counts, _ = make_job(data, *flatten_fds(listed))
+        flat, counts = flatten_fds(listed)
+        job, lengths, _ = make_job(data, flat, counts)
         _check_start(start, lengths)
         _check_batch(sock, fd, lengths, flat, counts)
     except OSError as error:
