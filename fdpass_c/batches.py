@@ -32,7 +32,7 @@ from fdpass_c.jobs import flatten_fds, make_job
 from fdpass_c.peer import is_unix
 from fdpass_c.scratch import LAST, Spare, make_scratch, new_uncleared
 from fdpass_c.shapes import cut, pack_column
-from fdpass_c.waiting import READABLE, WRITABLE, Deadline, HasFileno, fileno, persist, raw_fileno
+from fdpass_c.waiting import WRITABLE, Deadline, HasFileno, raw_fileno, receive
 
 _try_recv_batch = lib.fdp_try_recv_batch
 _try_send_messages = lib.fdp_try_send_messages
@@ -366,7 +366,7 @@ def recv_many(
             code = _try_recv_batch(fd, data, bufsize, maxfds, max_messages, flags, scratch, owned)
             if code < 0:
                 arguments = (data, bufsize, maxfds, max_messages, flags, scratch, owned)
-                code = _wait_to_receive(sock, code, flags, *arguments)
+                code = receive(sock, code, flags, lib.fdp_recv_batch, *arguments)
         except ConnectionResetError as reset:
             # The kernel reports this once, and before the queue is empty.
             error = reset
@@ -418,15 +418,6 @@ def _count_lost(code: int, scratch: Any) -> int:
     return int(scratch.lost)
 
 
-def _wait_to_receive(sock: int | HasFileno, code: int, flags: int, *arguments: Any) -> int:
-    """Waits, as the socket's timeout says, after a try that brought nothing."""
-    if code == -errno.EAGAIN:
-        code = lib.fdp_recv_batch(fileno(sock), *arguments)
-    if code < 0:
-        code = persist(sock, READABLE, code, flags, lib.fdp_recv_batch, *arguments)
-    return code
-
-
 def recv_one(
     sock: int | HasFileno, bufsize: int, maxfds: int
 ) -> tuple[bytes | None, Descriptors, int]:
@@ -443,7 +434,7 @@ def recv_one(
     try:
         code = _try_recv_batch(raw_fileno(sock), *arguments)
         if code < 0:
-            code = _wait_to_receive(sock, code, 0, *arguments)
+            code = receive(sock, code, 0, lib.fdp_recv_batch, *arguments)
         payloads, _ = read_messages(code, scratch, view, owned)
         flags = scratch.lost_flags if _count_lost(code, scratch) else 0
         owner = own(owned, many)

@@ -22,7 +22,7 @@ from fdpass_c.errors import (
 from fdpass_c.peer import is_unix
 from fdpass_c.scratch import LAST, Spare, new_uncleared
 from fdpass_c.unix import read_name
-from fdpass_c.waiting import READABLE, WRITABLE, HasFileno, fileno, persist, raw_fileno
+from fdpass_c.waiting import WRITABLE, HasFileno, fileno, persist, raw_fileno, receive
 
 # Looked up once: reading an attribute of lib takes as long as passing an argument.
 _try_send_fd = lib.fdp_try_send_fd
@@ -197,7 +197,8 @@ def recv_fds(
         else:
             data = received.data
         try:
-            size = _receive(sock, code, data, bufsize, maxfds, flags, received)
+            arguments = (data, bufsize, maxfds, flags, received)
+            size = receive(sock, code, flags, lib.fdp_recv_bytes, *arguments)
         except OSError:
             _idle[LAST:] = (memory,)
             raise
@@ -217,24 +218,6 @@ def recv_fds(
     except MemoryError:
         pass  # Then it is not used again.
     return answer
-
-
-def _receive(
-    sock: int | HasFileno,
-    code: int,
-    data: Any,
-    bufsize: int,
-    maxfds: int,
-    flags: int,
-    received: Any,
-) -> int:
-    """Waits, as the socket's timeout says, after a try that brought nothing."""
-    arguments = (data, bufsize, maxfds, flags, received)
-    if code in (-errno.EAGAIN, -errno.EMSGSIZE):
-        code = lib.fdp_recv_bytes(fileno(sock), *arguments)
-    if code < 0:
-        code = persist(sock, READABLE, code, flags, lib.fdp_recv_bytes, *arguments)
-    return code
 
 
 def _read_address(received: Any, length: int) -> Any:

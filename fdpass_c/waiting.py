@@ -172,6 +172,15 @@ def _wait(fd: int, event: int, timeout: float | None) -> bool:
     return any(select.select([], wanted, [], timeout))
 
 
+def receive(
+    sock: int | HasFileno, code: int, flags: int, call: Callable[..., int], *arguments: Any
+) -> int:
+    """As persist, for a call that receives, after a try without waiting that returned code."""
+    if code in (-errno.EAGAIN, -errno.EMSGSIZE):  # A blocking socket waits in the call itself.
+        code = call(fileno(sock), *arguments)
+    return persist(sock, READABLE, code, flags, call, *arguments) if code < 0 else code
+
+
 def persist(
     sock: int | HasFileno,
     event: int,
