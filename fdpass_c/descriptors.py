@@ -75,6 +75,14 @@ def as_fd_list(fds: Iterable[int | HasFileno]) -> list[int]:
     return listed
 
 
+def as_fd_ints(fds: list[Any]) -> Any:
+    """As as_ints, for objects with fileno() too."""
+    try:
+        return as_ints(fds)
+    except TypeError:
+        return as_ints(as_fd_list(fds))
+
+
 def close_fds(fds: Iterable[int | HasFileno]) -> None:
     """Closes descriptors with few system calls: runs of consecutive numbers are closed together.
 
@@ -89,11 +97,7 @@ def close_fds(fds: Iterable[int | HasFileno]) -> None:
         TypeError: An element has the wrong type. Nothing was closed.
     """
     listed = as_list(fds)
-    try:
-        ints = as_ints(listed)
-    except TypeError:
-        ints = as_fd_list(listed)
-    lib.fdp_close_fds(ints, len(listed))
+    lib.fdp_close_fds(as_fd_ints(listed), len(listed))
 
 
 # Capacities of recycled memory: enough for most messages, and for any frame.

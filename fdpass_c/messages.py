@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 from fdpass_c._native import ffi, lib
 from fdpass_c.batches import recv_one
 from fdpass_c.buffers import Buffer, describe, join
-from fdpass_c.descriptors import LISTS, Descriptors, as_fd_list, as_ints, as_list
+from fdpass_c.descriptors import LISTS, Descriptors, as_fd_ints, as_list
 from fdpass_c.errors import (
     ENODATA,
     MAX_FDS,
@@ -88,10 +88,7 @@ def send_fds(
         raise_oserror(
             errno.EINVAL, f"{len(listed)} descriptors, one message takes at most {MAX_FDS}"
         )
-    try:
-        ints = as_ints(listed)
-    except TypeError:
-        ints = as_ints(as_fd_list(listed))
+    ints = as_fd_ints(listed)
     if address is not None:
         return _send_to(sock, parts, ints, flags, address)
     return _send(sock, parts, ints, len(listed), flags)
