@@ -369,9 +369,7 @@ def recv_many(
                 code = receive(sock, code, flags, lib.fdp_recv_batch, *arguments)
         except ConnectionResetError as reset:
             # The kernel reports this once, and before the queue is empty.
-            error = reset
-            arguments = (data, bufsize, maxfds, max_messages, flags & _LATER, scratch, owned)
-            code = max(_try_recv_batch(fd, *arguments), 0)
+            error, code = reset, _MORE
         payloads, counts = read_messages(code, scratch, view, owned)
         lost = _count_lost(code, scratch)
         while code & _MORE and (left := max_messages - len(payloads) - lost) > 0:
