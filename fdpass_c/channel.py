@@ -226,7 +226,7 @@ class Channel(NotCopied):
         Returns:
             Two channels, which the caller owns and closes.
         """
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        ends = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         make = partial(
             cls,
             max_payload=max_payload,
@@ -236,13 +236,11 @@ class Channel(NotCopied):
         )
         made: list[Channel] = []
         try:
-            made.append(make(ours))
-            made.append(make(theirs))
+            for end in ends:
+                made.append(make(end))
         except BaseException:
-            for channel in made:
-                channel.close()
-            ours.close()
-            theirs.close()
+            for each in (*made, *ends):
+                each.close()
             raise
         return made[0], made[1]
 
@@ -396,11 +394,12 @@ class Channel(NotCopied):
 
     def _drive(self, sending: Sending) -> None:
         deadline = Deadline(self._sock, WRITABLE)
-        while (result := sending.step(self._send_flags())) != _DONE:
+        while True:
+            waits = self._sock.gettimeout() is None
+            result = sending.step(0 if waits else socket.MSG_DONTWAIT)
+            if result == _DONE:
+                return
             self._wait_to_send(sending, result, deadline)
-
-    def _send_flags(self) -> int:
-        return 0 if self._sock.gettimeout() is None else socket.MSG_DONTWAIT
 
     def _wait_to_send(self, sending: Sending, result: int, deadline: Deadline) -> None:
         """Returns when it is worthwhile to try again to send."""
@@ -433,7 +432,7 @@ class Channel(NotCopied):
         """After a failure: raises an exception if the channel is closed or its protocol broken."""
         if self._inbox.violation:
             self._raise_violation()
-        if self._inbox.sock < 0:
+        if self.closed:
             raise_oserror(errno.EBADF, "the channel is closed")
 
     @property
@@ -712,8 +711,7 @@ class Channel(NotCopied):
     def check_empty(self) -> None:
         """Raises the exceptions of detach."""
         self.raise_failure()
-        inbox = self._inbox
-        if inbox.store != ffi.NULL or inbox.large.is_open or self._outbox.unsent:
+        if self.has_kept or self._inbox.large.is_open or self.unsent:
             raise ValueError(
                 "received messages or unsent bytes would be lost: "
                 "receive until pending is 0, and flush()"
@@ -743,12 +741,11 @@ class Channel(NotCopied):
         self.close()
 
     def __del__(self) -> None:
-        if not hasattr(self, "_sock") or self._inbox.sock < 0:
-            return
-        try:
-            warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=2)
-        finally:
-            self.close()
+        if hasattr(self, "_sock") and not self.closed:
+            try:
+                warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=2)
+            finally:
+                self.close()
 
     def __repr__(self) -> str:
         state = "closed" if self.closed else f"fd={self.fileno()}, peer pid={self._peer.pid}"
