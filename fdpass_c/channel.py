@@ -239,8 +239,10 @@ class Channel(NotCopied):
             for end in ends:
                 made.append(make(end))
         except BaseException:
-            for each in (*made, *ends):
-                each.close()
+            for channel in made:
+                channel.close()
+            for end in ends:
+                end.close()
             raise
         return made[0], made[1]
 
