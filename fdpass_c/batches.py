@@ -32,7 +32,7 @@ from fdpass_c.jobs import flatten_fds, make_job
 from fdpass_c.peer import is_unix
 from fdpass_c.scratch import LAST, Spare, make_scratch, new_uncleared
 from fdpass_c.shapes import cut, pack_column
-from fdpass_c.waiting import WRITABLE, Deadline, HasFileno, raw_fileno, receive
+from fdpass_c.waiting import WRITABLE, Deadline, HasFileno, fileno, raw_fileno, receive
 
 _try_recv_batch = lib.fdp_try_recv_batch
 _try_send_messages = lib.fdp_try_send_messages
@@ -242,15 +242,13 @@ def send_rest(sock: int | HasFileno, job: Any, flags: int) -> None:
     After an exception it may be called again, and goes on.
     """
     at, count = job.at, job.count
+    deadline = Deadline(sock, WRITABLE, flags)
     try:
-        fd = raw_fileno(sock)
-        deadline = None
         while at.message < count:
-            sent = lib.fdp_send_batch(fd, job, flags)
+            # Asked for every time: a signal handler may have closed it, and another has its number.
+            sent = lib.fdp_send_batch(raw_fileno(sock), job, flags)
             if sent < 0:
-                deadline = deadline or Deadline(sock, WRITABLE, flags)
                 deadline.handle(-sent)
-                fd = raw_fileno(sock)
     except OSError as error:
         error.progress = read_progress(job)  # type: ignore[attr-defined]
         raise
@@ -376,7 +374,7 @@ def recv_many(
             pool = None
             held.append(new_memory(max(room, 1)))
             arguments = (data, bufsize, maxfds, left, flags & _LATER, scratch, held[-1])
-            code = _try_recv_batch(fd, *arguments)
+            code = _try_recv_batch(fileno(sock), *arguments)
             if code == -errno.ECONNRESET:  # As above: it is told once, and there may be more.
                 error = OSError(errno.ECONNRESET, describe_errno(errno.ECONNRESET))
                 code = _MORE

@@ -127,7 +127,8 @@ def _write_all(fd: int | HasFileno, buffers: Iterable[Buffer], offset: int | Non
             part = buffers[start : start + _MAX_BUFFERS]
             try:
                 at = None if offset is None else offset + done
-                done += _write_part(fd, target, part, at, deadline)
+                # Asked for every time: a signal handler may have closed it.
+                done += _write_part(fd, fileno(fd), part, at, deadline)
             except OSError as error:
                 _count_written(error, done)
                 raise
@@ -232,15 +233,14 @@ def _finish(
 ) -> int:
     """What is left after a short write, or after one that could not even start."""
     deadline = deadline or Deadline(fd, WRITABLE)
-    target = fileno(fd)
     rest = _skip(buffers, written)
     try:
         while rest:
             try:
                 if offset is None:
-                    now = _writev(target, rest)
+                    now = _writev(fileno(fd), rest)
                 else:
-                    now = _pwritev(target, rest, offset + written)
+                    now = _pwritev(fileno(fd), rest, offset + written)
             except BlockingIOError:
                 deadline.handle(errno.EAGAIN)
                 continue
