@@ -457,7 +457,11 @@ class Channel(NotCopied):
         """
         sending = self.start_flushing()
         if sending is not None:
-            self._drive(sending)
+            try:
+                self._drive(sending)
+            finally:
+                if self._senders:
+                    self._senders.pass_on()
 
     def recv(self) -> tuple[bytes, Descriptors]:
         """Receives one message.
