@@ -192,14 +192,12 @@ class Descriptors(NotCopied, Sequence[int]):
         Raises:
             TypeError: An element is not an int.
         """
-        self._memory: Any = None
-        self._spare: list[Any] | None = None
         listed = as_list(fds)
         ints = as_ints(listed)
-        memory = new_memory(len(listed))
-        ffi.memmove(memory.fds, ints, len(listed) * ffi.sizeof("int"))
-        memory.count = len(listed)
-        self._memory = memory
+        self._memory: Any = new_memory(len(listed))
+        self._spare: list[Any] | None = None
+        ffi.memmove(self._memory.fds, ints, len(listed) * ffi.sizeof("int"))
+        self._memory.count = len(listed)
 
     def __len__(self) -> int:
         """The number of descriptors received, including those taken; 0 after close()."""

@@ -100,7 +100,6 @@ class Channel(NotCopied):
         Raises:
             RuntimeError: No event loop is running.
         """
-        running()
         adopted = cls.__new__(cls)
         adopted._take_over(channel)
         return adopted
