@@ -30,7 +30,7 @@ from fdpass_c.errors import (
 )
 from fdpass_c.jobs import flatten_fds, make_job
 from fdpass_c.peer import is_unix
-from fdpass_c.scratch import LAST, Spare, make_scratch, new_uncleared
+from fdpass_c.scratch import MOST, make_scratch, new_uncleared, recycling
 from fdpass_c.shapes import cut, pack_column
 from fdpass_c.waiting import WRITABLE, Deadline, HasFileno, fileno, raw_fileno, receive
 
@@ -302,7 +302,7 @@ def _make_memory() -> tuple[Any, Any, Any]:
     return make_scratch()[0], data, ffi.buffer(data)
 
 
-_idle = Spare(_make_memory)
+_idle, _get_memory = recycling(_make_memory)
 
 
 def recv_many(
@@ -349,7 +349,7 @@ def recv_many(
     if flags & _MSG_PEEK:
         max_messages = 1  # The kernel would show the first one again and again.
     fd = raw_fileno(sock)
-    scratch, data, view = memory = _idle.get()
+    scratch, data, view = memory = _get_memory()
     most = max_messages if max_messages < _BATCH else _BATCH
     if bufsize > _INLINE_SIZE:
         data = new_uncleared("char[]", most * bufsize)
@@ -363,6 +363,7 @@ def recv_many(
         try:
             code = _try_recv_batch(fd, data, bufsize, maxfds, max_messages, flags, scratch, owned)
             if code < 0:
+                del _idle[MOST:]
                 arguments = (data, bufsize, maxfds, max_messages, flags, scratch, owned)
                 code = receive(sock, code, flags, lib.fdp_recv_batch, *arguments)
         except ConnectionResetError as reset:
@@ -394,12 +395,13 @@ def recv_many(
         elif lost:
             error = TruncatedBatchError(lost, batch)
         # From here on there is no call after which a signal handler could run.
-        _idle[LAST:] = (memory,)
+        stack = _idle
+        stack += (memory,)
     except BaseException:
         lib.fdp_close_surplus(scratch)
         for owned in held:
             recycle(owned, pool)
-        _idle[LAST:] = (memory,)
+        _idle.append(memory)
         raise
     if error is not None:
         raise error
@@ -421,7 +423,7 @@ def recv_one(
 
     The payload is None at end of file, and if something was lost.
     """
-    scratch, data, view = memory = _idle.get()
+    scratch, data, view = memory = _get_memory()
     if bufsize > _BATCH * _INLINE_SIZE:
         data = new_uncleared("char[]", bufsize)
         view = ffi.buffer(data)
@@ -430,17 +432,19 @@ def recv_one(
     try:
         code = _try_recv_batch(raw_fileno(sock), *arguments)
         if code < 0:
+            del _idle[MOST:]
             code = receive(sock, code, 0, lib.fdp_recv_batch, *arguments)
         payloads, _ = read_messages(code, scratch, view, owned)
         flags = scratch.lost_flags if _count_lost(code, scratch) else 0
         owner = own(owned, many)
         # From here on there is no call after which a signal handler could run.
-        _idle[LAST:] = (memory,)
+        stack = _idle
+        stack += (memory,)
         return payloads[0] if payloads else None, owner, flags
     except BaseException:
         lib.fdp_close_surplus(scratch)
         recycle(owned, many)
-        _idle[LAST:] = (memory,)
+        _idle.append(memory)
         raise
 
 

@@ -35,7 +35,7 @@ from fdpass_c.errors import (
     raise_oserror,
 )
 from fdpass_c.peer import Credentials, is_unix, peer_credentials, peer_pidfd
-from fdpass_c.scratch import LAST, make_scratch, spare
+from fdpass_c.scratch import MOST, get_scratch, make_scratch, spare
 from fdpass_c.sending import Sending, start_many, start_one
 from fdpass_c.turns import Turns, while_listed
 from fdpass_c.unix import connect_unix
@@ -487,7 +487,7 @@ class Channel(NotCopied):
                 All that it sent was received before.
             OSError: EBADF: the channel is closed. Others as for socket.recvmsg.
         """
-        scratch, view = pair = spare.get()
+        scratch, view = pair = get_scratch()
         memory, pool = get_memory(few, FEW), few
         held: list[Any] = []
         try:
@@ -505,7 +505,8 @@ class Channel(NotCopied):
                 self._receivers.pass_on()
             owner = own(memory, pool)
             # From here on there is no call after which a signal handler could run.
-            spare[LAST:] = (pair,)
+            stack = spare
+            stack += (pair,)
             return payload, owner
         except BaseException:
             self._undo(scratch, pair, *(held or (memory, few)))
@@ -531,7 +532,7 @@ class Channel(NotCopied):
         """
         if max_messages < 1:
             raise ValueError(f"max_messages must be at least 1, got {max_messages}")
-        scratch, view = pair = spare.get()
+        scratch, view = pair = get_scratch()
         memory, pool = get_memory(many, MANY), many
         held: list[Any] = []
         try:
@@ -546,7 +547,8 @@ class Channel(NotCopied):
                 pair = make_scratch()  # The core frees the old one with the payload.
             if self._receivers:
                 self._receivers.pass_on()
-            spare[LAST:] = (pair,)
+            stack = spare
+            stack += (pair,)
             return batch
         except BaseException:
             self._undo(scratch, pair, *(held or (memory, many)))
@@ -557,7 +559,7 @@ class Channel(NotCopied):
         lib.fdp_put_back(self._inbox, scratch, memory)
         recycle(memory, pool)
         # Not earlier: another thread would receive into it.
-        spare[LAST:] = (pair,)
+        spare.append(pair)
 
     def _receive(self, code: int, most: int, scratch: Any, held: list[Any]) -> int:
         """Receives after a first try that received nothing, and waits as the timeout says.
@@ -575,6 +577,7 @@ class Channel(NotCopied):
         if code == -errno.EAGAIN and self._sock.gettimeout() == 0:
             # As below, but an event loop's usual case.
             raise BlockingIOError(errno.EAGAIN, _NOTHING)
+        del spare[MOST:]
         inbox = self._inbox
         deadline = Deadline(self._sock, READABLE)
         # If the first try could not decide by itself, its result means nothing yet.

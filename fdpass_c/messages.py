@@ -20,7 +20,7 @@ from fdpass_c.errors import (
     raise_oserror,
 )
 from fdpass_c.peer import is_unix
-from fdpass_c.scratch import LAST, Spare, new_uncleared
+from fdpass_c.scratch import MOST, new_uncleared, recycling
 from fdpass_c.unix import read_name
 from fdpass_c.waiting import WRITABLE, HasFileno, fileno, persist, raw_fileno, receive
 
@@ -139,7 +139,7 @@ def _make_memory() -> tuple[Any, Any, Any]:
     return received, ffi.buffer(received.data), ints
 
 
-_idle = Spare(_make_memory)
+_idle, _get_memory = recycling(_make_memory)
 
 
 def recv_fds(
@@ -178,7 +178,7 @@ def recv_fds(
         OSError: As for socket.recvmsg.
     """
     fd = raw_fileno(sock)
-    received, view, ints = memory = _idle.get()
+    received, view, ints = memory = _get_memory()
     try:
         code = _try_recv(fd, bufsize, maxfds, flags, received)
     except OverflowError:
@@ -188,6 +188,7 @@ def recv_fds(
     size, count = code >> _SIZE_SHIFT, code & 255
     msg_flags, address = 0, None
     if code < 0:
+        del _idle[MOST:]
         if bufsize > _INLINE_SIZE:
             data = new_uncleared("char[]", bufsize)
             view = ffi.buffer(data)
@@ -197,7 +198,7 @@ def recv_fds(
             arguments = (data, bufsize, maxfds, flags, received)
             size = receive(sock, code, flags, lib.fdp_recv_bytes, *arguments)
         except OSError:
-            _idle[LAST:] = (memory,)
+            _idle.append(memory)
             raise
     if code < 0 or code & _HAS_MORE:
         arrival = received.arrival
@@ -208,12 +209,14 @@ def recv_fds(
         address = _read_address(received, length) if length else None
     fds = [ints[_FDS_AT]] if count == 1 else ints[_FDS_AT : _FDS_AT + count].tolist()
     answer = view[:size], fds, msg_flags, address
+    back: tuple[Any, ...] = (memory,)
+    stack = _idle
     # From here on there is no call after which a signal handler could run.
     ints[_COUNT_AT] = 0
-    try:  # noqa: SIM105
-        _idle[LAST:] = (memory,)
+    try:
+        stack += back
     except MemoryError:
-        pass  # Then it is not used again.
+        back = ()  # Then it is not used again.
     return answer
 
 

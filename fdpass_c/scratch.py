@@ -7,29 +7,26 @@ from fdpass_c._native import ffi, lib
 
 new_uncleared: Callable[..., Any] = ffi.new_allocator(should_clear_after_alloc=False)
 
-LAST = 63
-"""The last position of a Spare: see there."""
+MOST = 64
+"""How much of each is kept after a time with many receiving threads. A receive that has to wait
+deletes what is more: del spare[MOST:] is one step, as pop and append are."""
 
 
-class Spare(list[Any]):
-    """Memory to be used again, a stack. It goes back by
+def recycling(make: Callable[[], Any]) -> tuple[list[Any], Callable[[], Any]]:
+    """A list for memory that make makes, to be used again, and a function that takes some from it.
 
-        spare[LAST:] = (memory,)
-
-    which appends, or replaces the last: so no more is kept of a time with many receiving threads.
-    Both this and pop are atomic, so threads and signal handlers that receive at the same time get
-    memory of their own. And it is no call, after which a signal handler could run.
+    The list is a stack: pop and append are atomic, so threads and signal handlers that receive at
+    the same time get memory of their own.
     """
+    spare: list[Any] = []
 
-    def __init__(self, make: Callable[[], Any]) -> None:
-        self._make = make
-
-    def get(self) -> Any:
-        """Used memory, or new where there is none."""
+    def get() -> Any:
         try:
-            return self.pop()
+            return spare.pop()
         except IndexError:
-            return self._make()
+            return make()
+
+    return spare, get
 
 
 def make_scratch() -> tuple[Any, Any]:
@@ -42,4 +39,4 @@ def make_scratch() -> tuple[Any, Any]:
     return scratch, ffi.buffer(scratch.bytes + lib.FDP_COLUMN_SIZE, lib.FDP_LONGEST_PACKED)
 
 
-spare: Spare = Spare(make_scratch)
+spare, get_scratch = recycling(make_scratch)

@@ -66,9 +66,8 @@ def _nest(receive: Callable[[Meanwhile], object], depth: int) -> None:
     ids=["Channel.recv", "Channel.recv_many", "recv_fds", "recv_many", "recv_fd"],
 )
 def test_many_at_one_time(receive: Callable[[Meanwhile], object], spare: list[Any]) -> None:
-    """After 80 receives at one time, memory for 64 is left, and the next ones use it."""
+    """After 80 receives at one time, the next one that waits leaves memory for few of them."""
     _nest(receive, 80)
-    assert len(spare) == 64
-    left = [*map(id, spare)]
-    _nest(receive, 64)
-    assert sorted(map(id, spare)) == sorted(left)
+    assert len(spare) >= 80
+    _nest(receive, 1)
+    assert len(spare) <= scratch.MOST + 1
