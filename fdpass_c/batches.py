@@ -31,7 +31,7 @@ from fdpass_c.errors import (
 from fdpass_c.jobs import flatten_fds, make_job
 from fdpass_c.peer import is_unix
 from fdpass_c.scratch import MOST, make_scratch, new_uncleared, recycling
-from fdpass_c.shapes import cut, pack_column
+from fdpass_c.shapes import LONGEST_IN_COLUMN, UNFIT, cut, pack_column
 from fdpass_c.waiting import WRITABLE, Deadline, HasFileno, fileno, raw_fileno, receive
 
 _try_recv_batch = lib.fdp_try_recv_batch
@@ -213,15 +213,22 @@ def start_batch(
     try:
         fd = raw_fileno(sock)
         listed = as_list(fds)
-        if start is NOTHING_SENT and (packed := pack_column(listed, data, _BATCH)):
-            if not is_unix(fd, sock):
-                raise_oserror(errno.EAFNOSUPPORT)
-            column, width = packed
-            sent = _try_send_messages(fd, column, len(data), width, flags)
-            if sent == len(data):
-                return None
-            if sent > 0:
-                start = Progress(sent)
+        count = len(data)
+        if start is NOTHING_SENT and 0 < count == len(listed) and type(data[0]) is bytes:
+            width = len(data[0]) + 2
+            if count <= _BATCH and width <= LONGEST_IN_COLUMN + 2:
+                try:
+                    column = pack_column[count, width](*listed, *data)
+                except UNFIT:
+                    pass  # Not ints, or not bytes.
+                else:
+                    if not is_unix(fd, sock):
+                        raise_oserror(errno.EAFNOSUPPORT)
+                    sent = _try_send_messages(fd, column, count, width, flags)
+                    if sent == count:
+                        return None
+                    if sent > 0:
+                        start = Progress(sent, 0)
         flat, counts = flatten_fds(listed)
         job, lengths, _ = make_job(data, flat, counts)
         _check_start(start, lengths)

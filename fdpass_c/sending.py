@@ -13,7 +13,7 @@ from fdpass_c.buffers import Buffer
 from fdpass_c.descriptors import LISTS, as_list
 from fdpass_c.errors import MAX_FDS
 from fdpass_c.jobs import flatten_fds, make_job
-from fdpass_c.shapes import pack_column
+from fdpass_c.shapes import LONGEST_IN_COLUMN, UNFIT, pack_column
 from fdpass_c.waiting import HasFileno
 
 # Looked up once: reading an attribute of lib takes as long as passing an argument.
@@ -100,13 +100,19 @@ def start_many(
         before = _check_whole(start, len(payloads))
         payloads, fds = payloads[before:], fds[before:]
     count = len(payloads)
-    if packed := pack_column(fds, payloads, MAX_FDS):
-        column, width = packed
-        result = _try_send_column(outbox, column, count, width)
-        if result == _DONE:
-            return None
-        if result == _BEGUN:
-            return Sending(outbox, None, count, before)
+    if 0 < len(fds) == count <= MAX_FDS and type(payloads[0]) is bytes:
+        width = len(payloads[0]) + 2
+        if width <= LONGEST_IN_COLUMN + 2:
+            try:
+                column = pack_column[count, width](*fds, *payloads)
+            except UNFIT:
+                pass  # Not ints, or not bytes.
+            else:
+                result = _try_send_column(outbox, column, count, width)
+                if result == _DONE:
+                    return None
+                if result == _BEGUN:
+                    return Sending(outbox, None, count, before)
     if fds:
         flat, counts = flatten_fds(fds)
     else:

@@ -29,7 +29,7 @@ def _make_cut(shape: tuple[int, int]) -> Callable[..., Any]:
     return struct.Struct(f"{length}s" * count).unpack_from
 
 
-def _make_pack(shape: tuple[int, int]) -> Callable[..., Any]:
+def _make_pack_column(shape: tuple[int, int]) -> Callable[..., Any]:
     count, width = shape
     return struct.Struct(f"{count}i" + f"{width}p" * count).pack
 
@@ -37,25 +37,9 @@ def _make_pack(shape: tuple[int, int]) -> Callable[..., Any]:
 cut: Shapes = Shapes(_make_cut)
 """cut[count, length](memory): that many payloads of one length."""
 
-packers: Shapes = Shapes(_make_pack)
-"""packers[count, width](*fds, *payloads): a column. UNFIT for what is no int or no bytes."""
+pack_column: Shapes = Shapes(_make_pack_column)
+"""pack_column[count, width](*fds, *payloads): a column for the C core. UNFIT for what is no
+int or no bytes."""
 
-# A row holds a payload's length, which is one byte, its bytes, and room for one more, so that a
-# longer payload is seen to be cut.
-_WIDEST = 255
-
-
-def pack_column(fds: list[Any], payloads: list[Any], most: int) -> tuple[bytes, int] | None:
-    """A column for the C core and the width of its rows, or None: there are more than most, they
-    are not ints and bytes, one each, or the payloads are too long. Their lengths may still differ,
-    which the core finds out.
-    """
-    count = len(payloads)
-    if 0 < count == len(fds) and count <= most and type(payloads[0]) is bytes:
-        width = len(payloads[0]) + 2
-        if width <= _WIDEST:
-            try:
-                return packers[count, width](*fds, *payloads), width
-            except UNFIT:
-                pass  # Not ints, or not bytes.
-    return None
+LONGEST_IN_COLUMN = 253
+"""The longest payload of a column, in bytes: its length fits one byte, and is seen to be cut."""

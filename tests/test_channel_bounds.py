@@ -24,7 +24,7 @@ from fdpass_c import (
     PeerClosedError,
     ProtocolError,
 )
-from fdpass_c.shapes import packers
+from fdpass_c.shapes import pack_column
 from support.channels import channels, raw_pair
 from support.descriptors import identities, open_unique, repeat
 from support.frames import NEXT, WITHDRAWN, first, one, pack
@@ -531,9 +531,9 @@ def receive_within(channel: Channel, tries: int) -> tuple[bytes, Descriptors]:
 @pytest.mark.parametrize("count", [253, 254, 100_000])
 def test_what_a_large_batch_leaves_behind(count: int, file: int) -> None:
     """What is kept for the next batch of the same shape is not larger for a larger batch."""
-    packers.clear()
+    pack_column.clear()
     here, there = Channel.pair()
     there.close()
     with here, pytest.raises(BrokenPipeError):
         here.send_many([b"x"] * count, [file] * count)
-    assert all(kept <= 253 for kept, _ in packers)
+    assert all(kept <= 253 for kept, _ in pack_column)

@@ -68,6 +68,5 @@ def _nest(receive: Callable[[Meanwhile], object], depth: int) -> None:
 def test_many_at_one_time(receive: Callable[[Meanwhile], object], spare: list[Any]) -> None:
     """After 80 receives at one time, the next one that waits leaves memory for few of them."""
     _nest(receive, 80)
-    assert len(spare) >= 80
     _nest(receive, 1)
     assert len(spare) <= scratch.MOST + 1
