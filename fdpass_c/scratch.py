@@ -39,4 +39,6 @@ def make_scratch() -> tuple[Any, Any]:
     return scratch, ffi.buffer(scratch.bytes + lib.FDP_COLUMN_SIZE, lib.FDP_LONGEST_PACKED)
 
 
+spare: list[Any]
+get_scratch: Callable[[], Any]
 spare, get_scratch = recycling(make_scratch)
