@@ -30,9 +30,9 @@ from fdpass_c.errors import (
 )
 from fdpass_c.jobs import flatten_fds, make_job
 from fdpass_c.peer import is_unix
-from fdpass_c.scratch import make_scratch
+from fdpass_c.scratch import MOST, make_scratch, new_uncleared, recycling
 from fdpass_c.shapes import LONGEST_IN_COLUMN, UNFIT, cut, pack_column
-from fdpass_c.waiting import READABLE, WRITABLE, Deadline, HasFileno, fileno, persist, raw_fileno
+from fdpass_c.waiting import WRITABLE, Deadline, HasFileno, fileno, raw_fileno, receive
 
 _try_recv_batch = lib.fdp_try_recv_batch
 _try_send_messages = lib.fdp_try_send_messages
@@ -189,7 +189,7 @@ def send_many(
             a stream, or start is outside the batch.
         TypeError: An element has the wrong type.
         OSError: EINVAL: more than 253 descriptors in a message. EFAULT: a payload is a mapping of a
-            file that has shrunk. Others as for send_fds.
+            truncated file. Others as for send_fds.
         BlockingIOError: The socket is in non-blocking mode and has no room.
         TimeoutError: The socket's timeout is over.
     """
@@ -229,7 +229,8 @@ def start_batch(
                         return None
                     if sent > 0:
                         start = Progress(sent, 0)
-        job, lengths, flat, counts, _ = make_job(data, *flatten_fds(listed))
+        flat, counts = flatten_fds(listed)
+        job, lengths, _ = make_job(data, flat, counts)
         _check_start(start, lengths)
         _check_batch(sock, fd, lengths, flat, counts)
     except OSError as error:
@@ -248,15 +249,13 @@ def send_rest(sock: int | HasFileno, job: Any, flags: int) -> None:
     After an exception it may be called again, and goes on.
     """
     at, count = job.at, job.count
+    deadline = Deadline(sock, WRITABLE, flags)
     try:
-        fd = raw_fileno(sock)
-        deadline = None
         while at.message < count:
-            sent = lib.fdp_send_batch(fd, job, flags)
+            # Asked for every time: a signal handler may have closed it, and another has its number.
+            sent = lib.fdp_send_batch(raw_fileno(sock), job, flags)
             if sent < 0:
-                deadline = deadline or Deadline(sock, WRITABLE, flags)
                 deadline.handle(-sent)
-                fd = raw_fileno(sock)
     except OSError as error:
         error.progress = read_progress(job)  # type: ignore[attr-defined]
         raise
@@ -303,22 +302,14 @@ _MSG_PEEK = int(socket.MSG_PEEK)
 # Only the first message is waited for, and a try with this flag receives nothing.
 _LATER = ~int(socket.MSG_WAITALL)
 
-_new_uncleared = ffi.new_allocator(should_clear_after_alloc=False)
-
-# Memory to receive one batch: its description, and the bytes.
-_idle: list[tuple[Any, Any, Any]] = []
-
 
 def _make_memory() -> tuple[Any, Any, Any]:
-    data = _new_uncleared("char[]", _BATCH * _INLINE_SIZE)
+    """Memory to receive one batch: its description, and the bytes."""
+    data = new_uncleared("char[]", _BATCH * _INLINE_SIZE)
     return make_scratch()[0], data, ffi.buffer(data)
 
 
-def _get_memory() -> tuple[Any, Any, Any]:
-    try:
-        return _idle.pop()
-    except IndexError:
-        return _make_memory()
+_idle, _get_memory = recycling(_make_memory)
 
 
 def recv_many(
@@ -332,8 +323,8 @@ def recv_many(
 
     It waits for the first message only, as the socket's timeout says. On a stream, messages are
     told apart only by the descriptors that they carry: send at least one with each. On a seqpacket
-    socket whose peer has closed, an empty message without descriptors cannot be told from the end
-    of file, unless another message was queued behind it. Outside of Linux that is so before the
+    socket whose peer has closed, an empty message without descriptors looks like the end of file,
+    unless another message was queued behind it. Outside of Linux that is so before the
     peer closes, too.
 
     Args:
@@ -348,8 +339,8 @@ def recv_many(
 
     Raises:
         TruncatedBatchError: A message carried more than maxfds descriptors, was a datagram longer
-            than bufsize, or found the descriptor table full. What came of it is closed. The
-            messages that arrived whole are in the error's attribute batch, which the caller closes.
+            than bufsize, or found the descriptor table full. The descriptors that arrived
+            with it are closed. The messages that arrived whole are in the error's attribute batch, which the caller closes.
         ConnectionResetError: The peer closed without receiving everything that was sent to it. What
             it had sent is in the error's attribute batch, which the caller closes.
         ValueError: max_messages or bufsize is less than 1, or maxfds is negative.
@@ -368,7 +359,7 @@ def recv_many(
     scratch, data, view = memory = _get_memory()
     most = max_messages if max_messages < _BATCH else _BATCH
     if bufsize > _INLINE_SIZE:
-        data = _new_uncleared("char[]", most * bufsize)
+        data = new_uncleared("char[]", most * bufsize)
         view = ffi.buffer(data)
     room = most * (maxfds if maxfds < MAX_FDS else MAX_FDS)
     pool = many if room <= MANY else None
@@ -379,20 +370,19 @@ def recv_many(
         try:
             code = _try_recv_batch(fd, data, bufsize, maxfds, max_messages, flags, scratch, owned)
             if code < 0:
+                del _idle[MOST:]
                 arguments = (data, bufsize, maxfds, max_messages, flags, scratch, owned)
-                code = _wait_to_receive(sock, code, flags, *arguments)
+                code = receive(sock, code, flags, lib.fdp_recv_batch, *arguments)
         except ConnectionResetError as reset:
             # The kernel reports this once, and before the queue is empty.
-            error = reset
-            arguments = (data, bufsize, maxfds, max_messages, flags & _LATER, scratch, owned)
-            code = max(_try_recv_batch(fd, *arguments), 0)
+            error, code = reset, _MORE
         payloads, counts = read_messages(code, scratch, view, owned)
         lost = _count_lost(code, scratch)
         while code & _MORE and (left := max_messages - len(payloads) - lost) > 0:
             pool = None
             held.append(new_memory(max(room, 1)))
             arguments = (data, bufsize, maxfds, left, flags & _LATER, scratch, held[-1])
-            code = _try_recv_batch(fd, *arguments)
+            code = _try_recv_batch(fileno(sock), *arguments)
             if code == -errno.ECONNRESET:  # As above: it is told once, and there may be more.
                 error = OSError(errno.ECONNRESET, describe_errno(errno.ECONNRESET))
                 code = _MORE
@@ -433,15 +423,6 @@ def _count_lost(code: int, scratch: Any) -> int:
     return int(scratch.lost)
 
 
-def _wait_to_receive(sock: int | HasFileno, code: int, flags: int, *arguments: Any) -> int:
-    """Waits, as the socket's timeout says, after a try that brought nothing."""
-    if code == -errno.EAGAIN:
-        code = lib.fdp_recv_batch(fileno(sock), *arguments)
-    if code < 0:
-        code = persist(sock, READABLE, code, flags, lib.fdp_recv_batch, *arguments)
-    return code
-
-
 def recv_one(
     sock: int | HasFileno, bufsize: int, maxfds: int
 ) -> tuple[bytes | None, Descriptors, int]:
@@ -451,14 +432,15 @@ def recv_one(
     """
     scratch, data, view = memory = _get_memory()
     if bufsize > _BATCH * _INLINE_SIZE:
-        data = _new_uncleared("char[]", bufsize)
+        data = new_uncleared("char[]", bufsize)
         view = ffi.buffer(data)
     owned = get_memory(many, MANY)
     arguments = (data, bufsize, maxfds, 1, 0, scratch, owned)
     try:
         code = _try_recv_batch(raw_fileno(sock), *arguments)
         if code < 0:
-            code = _wait_to_receive(sock, code, 0, *arguments)
+            del _idle[MOST:]
+            code = receive(sock, code, 0, lib.fdp_recv_batch, *arguments)
         payloads, _ = read_messages(code, scratch, view, owned)
         flags = scratch.lost_flags if _count_lost(code, scratch) else 0
         owner = own(owned, many)

@@ -13,24 +13,27 @@ else:
     # bytes, bytearray, memoryview or anything else with a C-contiguous buffer. Python 3.12 has it.
     Buffer = Any
 
-_PLAIN: set[type] = {bytes, bytearray}
+PLAIN: set[type] = {bytes, bytearray}
+"""Python's own memory. Other memory may be a mapping, and only the kernel may read it: if the file
+was truncated, the kernel returns EFAULT, and this process would get SIGBUS."""
+
+NOT_BYTES_LIKE = (TypeError, ValueError, BufferError)
+"""What an object raises that has no C-contiguous buffer, if it is asked for it."""
+
 _join = b"".join
 
 
-def _is_plain(buffer: Buffer) -> bool:
+def is_plain(buffer: Buffer) -> bool:
+    """Whether it is Python's own memory, or a view of that without gaps."""
     if isinstance(buffer, memoryview):
-        return type(buffer.obj) in _PLAIN and buffer.c_contiguous
-    return type(buffer) in _PLAIN
+        return type(buffer.obj) in PLAIN and buffer.c_contiguous
+    return type(buffer) in PLAIN
 
 
 def join(buffers: Sequence[Buffer]) -> tuple[bytes, list[int]] | None:
-    """All bytes in a row and how many each buffer has; None where one must not be copied.
-
-    Only Python's own bytes are: other memory may be large, or a mapping of a file that has shrunk,
-    which the kernel may touch (EFAULT) but a copy may not (SIGBUS).
-    """
-    if not {*map(type, buffers)} <= _PLAIN:
-        if not all(map(_is_plain, buffers)):
+    """All bytes in a row and how many each buffer has; None where one is not PLAIN."""
+    if not {*map(type, buffers)} <= PLAIN:
+        if not all(map(is_plain, buffers)):
             return None
         views = [memoryview(buffer) for buffer in buffers]  # None of them can be resized now.
         return _join(views), [view.nbytes for view in views]
@@ -39,8 +42,8 @@ def join(buffers: Sequence[Buffer]) -> tuple[bytes, list[int]] | None:
     return _join(copies), [*map(len, copies)]
 
 
-def describe(buffers: Sequence[Buffer], name: str) -> tuple[Any, list[int]]:
-    """A struct iovec[] of buffers, which it keeps alive and unresized, and the size of each.
+def view_each(buffers: Sequence[Buffer], name: str) -> list[Any]:
+    """A view of each buffer, which it keeps alive and unresized.
 
     TypeError for what has no C-contiguous buffer, with the name that the caller has for buffers.
     """
@@ -48,8 +51,14 @@ def describe(buffers: Sequence[Buffer], name: str) -> tuple[Any, list[int]]:
     for position, buffer in enumerate(buffers):
         try:
             views.append(ffi.from_buffer(buffer))
-        except (TypeError, ValueError, BufferError) as error:
+        except NOT_BYTES_LIKE as error:
             reason = "encode() makes bytes of a str" if isinstance(buffer, str) else error
             raise TypeError(f"{name}[{position}] is not bytes-like: {reason}") from None
+    return views
+
+
+def describe(buffers: Sequence[Buffer], name: str) -> tuple[Any, list[int]]:
+    """A struct iovec[] of buffers, with a view of each, and the size of each. As view_each."""
+    views = view_each(buffers, name)
     vector = ffi.new("struct iovec[]", [(view, len(view)) for view in views])
     return ffi.gc(vector, partial(operator.is_, views)), [*map(len, views)]

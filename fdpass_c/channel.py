@@ -35,9 +35,9 @@ from fdpass_c.errors import (
     raise_oserror,
 )
 from fdpass_c.peer import Credentials, is_unix, peer_credentials, peer_pidfd
-from fdpass_c.scratch import get_scratch, make_scratch, spare
+from fdpass_c.scratch import MOST, get_scratch, make_scratch, spare
 from fdpass_c.sending import Sending, start_many, start_one
-from fdpass_c.turns import Turns
+from fdpass_c.turns import Turns, while_listed
 from fdpass_c.unix import connect_unix
 from fdpass_c.waiting import READABLE, WRITABLE, Deadline, HasFileno, raw_fileno
 
@@ -124,7 +124,7 @@ class Channel(NotCopied):
 
     Threads: one may send while another receives. If several send, or several receive, they take
     turns, and messages are never mixed. A signal handler must not send on a channel whose send it
-    has interrupted: that is a RuntimeError if a part of the message was sent.
+    has interrupted: it gets a RuntimeError if a part of the message was sent.
 
     Fork: the child has a copy of the channel, and of messages that were received and not handed
     out. What arrives later goes to whichever process reads first. So let only one process use an
@@ -226,7 +226,7 @@ class Channel(NotCopied):
         Returns:
             Two channels, which the caller owns and closes.
         """
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        ends = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         make = partial(
             cls,
             max_payload=max_payload,
@@ -236,13 +236,13 @@ class Channel(NotCopied):
         )
         made: list[Channel] = []
         try:
-            made.append(make(ours))
-            made.append(make(theirs))
+            for end in ends:
+                made.append(make(end))
         except BaseException:
             for channel in made:
                 channel.close()
-            ours.close()
-            theirs.close()
+            for end in ends:
+                end.close()
             raise
         return made[0], made[1]
 
@@ -277,7 +277,7 @@ class Channel(NotCopied):
         Raises:
             ValueError: The path contains a NUL.
             FileNotFoundError: There is no such file. The attribute filename has the path.
-            ConnectionRefusedError: Nobody listens there.
+            ConnectionRefusedError: No process listens there.
             PermissionError: The file's mode does not allow it, or the peer's user is not in
                 allow_uids.
             BlockingIOError: The timeout is 0 and the backlog is full.
@@ -316,7 +316,7 @@ class Channel(NotCopied):
             TimeoutError: The channel's timeout is over.
             OSError: EBADF: a descriptor is not open, or the channel is closed. ETOOMANYREFS: the
                 user already has RLIMIT_NOFILE descriptors in flight. EFAULT: payload is a mapping
-                of a file that has shrunk.
+                of a truncated file.
             PermissionError: The peer refuses descriptors.
             BrokenPipeError: The peer has closed.
             ProtocolError: A receive found that the peer broke the protocol.
@@ -396,11 +396,12 @@ class Channel(NotCopied):
 
     def _drive(self, sending: Sending) -> None:
         deadline = Deadline(self._sock, WRITABLE)
-        while (result := sending.step(self._send_flags())) != _DONE:
+        while True:
+            waits = self._sock.gettimeout() is None
+            result = sending.step(0 if waits else socket.MSG_DONTWAIT)
+            if result == _DONE:
+                return
             self._wait_to_send(sending, result, deadline)
-
-    def _send_flags(self) -> int:
-        return 0 if self._sock.gettimeout() is None else socket.MSG_DONTWAIT
 
     def _wait_to_send(self, sending: Sending, result: int, deadline: Deadline) -> None:
         """Returns when it is worthwhile to try again to send."""
@@ -423,20 +424,17 @@ class Channel(NotCopied):
 
     def _wait(self, code: int, deadline: Deadline) -> None:
         """Waits after a failure with code, until another try is worthwhile or close() wakes it."""
-        thread = threading.get_ident()
-        try:
-            self._waiting.append(thread)
-            self.raise_failure()
-            deadline.handle(-code)
-        finally:
-            if thread in self._waiting:  # Not if a handler raised before.
-                self._waiting.remove(thread)
+        while_listed(self._waiting, threading.get_ident(), self._handle, code, deadline)
+
+    def _handle(self, code: int, deadline: Deadline) -> None:
+        self.raise_failure()
+        deadline.handle(-code)
 
     def raise_failure(self) -> None:
         """After a failure: raises an exception if the channel is closed or its protocol broken."""
         if self._inbox.violation:
             self._raise_violation()
-        if self._inbox.sock < 0:
+        if self.closed:
             raise_oserror(errno.EBADF, "the channel is closed")
 
     @property
@@ -459,7 +457,11 @@ class Channel(NotCopied):
         """
         sending = self.start_flushing()
         if sending is not None:
-            self._drive(sending)
+            try:
+                self._drive(sending)
+            finally:
+                if self._senders:
+                    self._senders.pass_on()
 
     def recv(self) -> tuple[bytes, Descriptors]:
         """Receives one message.
@@ -575,6 +577,7 @@ class Channel(NotCopied):
         if code == -errno.EAGAIN and self._sock.gettimeout() == 0:
             # As below, but an event loop's usual case.
             raise BlockingIOError(errno.EAGAIN, _NOTHING)
+        del spare[MOST:]
         inbox = self._inbox
         deadline = Deadline(self._sock, READABLE)
         # If the first try could not decide by itself, its result means nothing yet.
@@ -717,8 +720,7 @@ class Channel(NotCopied):
     def check_empty(self) -> None:
         """Raises the exceptions of detach."""
         self.raise_failure()
-        inbox = self._inbox
-        if inbox.store != ffi.NULL or inbox.large.is_open or self._outbox.unsent:
+        if self.has_kept or self._inbox.large.is_open or self.unsent:
             raise ValueError(
                 "received messages or unsent bytes would be lost: "
                 "receive until pending is 0, and flush()"
@@ -748,12 +750,11 @@ class Channel(NotCopied):
         self.close()
 
     def __del__(self) -> None:
-        if not hasattr(self, "_sock") or self._inbox.sock < 0:
-            return
-        try:
-            warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=2)
-        finally:
-            self.close()
+        if hasattr(self, "_sock") and not self.closed:
+            try:
+                warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=2)
+            finally:
+                self.close()
 
     def __repr__(self) -> str:
         state = "closed" if self.closed else f"fd={self.fileno()}, peer pid={self._peer.pid}"

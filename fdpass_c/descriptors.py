@@ -75,25 +75,29 @@ def as_fd_list(fds: Iterable[int | HasFileno]) -> list[int]:
     return listed
 
 
+def as_fd_ints(fds: list[Any]) -> Any:
+    """As as_ints, for objects with fileno() too."""
+    try:
+        return as_ints(fds)
+    except TypeError:
+        return as_ints(as_fd_list(fds))
+
+
 def close_fds(fds: Iterable[int | HasFileno]) -> None:
     """Closes descriptors with few system calls: runs of consecutive numbers are closed together.
 
-    It does not report descriptors that were not open: close_range (Linux 5.9) does not tell, and
-    after an error of close() on Linux the descriptor is closed anyway (man 2 close).
+    It does not report descriptors that were not open: close_range (Linux 5.9) succeeds for
+    them too, and after an error of close() on Linux the descriptor is closed anyway (man 2 close).
 
     Args:
-        fds: Ints or objects with fileno(). Negative ints are skipped. An object does not notice:
-            close or detach a socket.socket or a file through its own methods instead.
+        fds: Ints or objects with fileno(). Negative ints are skipped. An object is not told
+            that its descriptor was closed: close or detach a socket or file by its own methods.
 
     Raises:
         TypeError: An element has the wrong type. Nothing was closed.
     """
     listed = as_list(fds)
-    try:
-        ints = as_ints(listed)
-    except TypeError:
-        ints = as_fd_list(listed)
-    lib.fdp_close_fds(ints, len(listed))
+    lib.fdp_close_fds(as_fd_ints(listed), len(listed))
 
 
 # Capacities of recycled memory: enough for most messages, and for any frame.
@@ -188,14 +192,12 @@ class Descriptors(NotCopied, Sequence[int]):
         Raises:
             TypeError: An element is not an int.
         """
-        self._memory: Any = None
-        self._spare: list[Any] | None = None
         listed = as_list(fds)
         ints = as_ints(listed)
-        memory = new_memory(len(listed))
-        ffi.memmove(memory.fds, ints, len(listed) * ffi.sizeof("int"))
-        memory.count = len(listed)
-        self._memory = memory
+        self._memory: Any = new_memory(len(listed))
+        self._spare: list[Any] | None = None
+        ffi.memmove(self._memory.fds, ints, len(listed) * ffi.sizeof("int"))
+        self._memory.count = len(listed)
 
     def __len__(self) -> int:
         """The number of descriptors received, including those taken; 0 after close()."""

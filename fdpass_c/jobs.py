@@ -15,10 +15,10 @@ from fdpass_c.descriptors import Descriptors, as_fd_list
 
 def make_job(
     payloads: list[Buffer], fds: "array[int]", counts: "array[int] | None"
-) -> tuple[Any, list[int], "array[int]", "array[int] | None", object]:
+) -> tuple[Any, list[int], object]:
     """A struct fdp_job * that stands at its start and keeps alive what it points to, the bytes of
-    each payload, the descriptors as they were given, and all that memory once more, for a finaliser
-    that uses it. ValueError for unequal lengths."""
+    each payload, and all that memory once more, for a finaliser that uses it. ValueError for
+    unequal lengths."""
     joined = join(payloads)
     data: Any = ffi.NULL
     vector: Any = ffi.NULL
@@ -38,7 +38,7 @@ def make_job(
     plain.fds, plain.fd_counts, plain.count = ints, numbers, len(payloads)
     kept = (data, lengths, vector, ints, numbers)
     job = ffi.gc(plain, partial(operator.is_, kept))
-    return job, sizes, fds, counts, (plain, kept)
+    return job, sizes, (plain, kept)
 
 
 def flatten_fds(fds: Sequence[Any]) -> tuple["array[int]", "array[int] | None"]:

@@ -16,6 +16,7 @@ from fdpass_c.channel import (
     refuse_fds,
 )
 from fdpass_c.errors import NotCopied, raise_oserror
+from fdpass_c.turns import while_listed
 from fdpass_c.unix import Path, SocketFile, as_address, is_abstract
 from fdpass_c.waiting import READABLE, Deadline
 
@@ -107,21 +108,16 @@ class Listener(NotCopied):
             BlockingIOError: The timeout is 0, and no peer connected, or one that was disconnected.
             OSError: EBADF: the listener is closed. Others as for socket.accept.
         """
-        thread = threading.get_ident()
         try:
-            self._waiting.append(thread)
-            if self._closed:  # close() may have read the list before.
-                raise_oserror(errno.EBADF)
-            return self._accept()
+            return while_listed(self._waiting, threading.get_ident(), self._accept)
         except OSError:
             if self._closed:
                 raise_oserror(errno.EBADF, "the listener is closed")
             raise
-        finally:
-            if thread in self._waiting:  # It is not there if a handler raised before.
-                self._waiting.remove(thread)
 
     def _accept(self) -> Channel:
+        if self._closed:  # close() may have read the list before.
+            raise_oserror(errno.EBADF)
         deadline = Deadline(self, READABLE)
         while True:
             try:

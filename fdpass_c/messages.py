@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 from fdpass_c._native import ffi, lib
 from fdpass_c.batches import recv_one
 from fdpass_c.buffers import Buffer, describe, join
-from fdpass_c.descriptors import LISTS, Descriptors, as_fd_list, as_ints, as_list
+from fdpass_c.descriptors import LISTS, Descriptors, as_fd_ints, as_list
 from fdpass_c.errors import (
     ENODATA,
     MAX_FDS,
@@ -20,8 +20,9 @@ from fdpass_c.errors import (
     raise_oserror,
 )
 from fdpass_c.peer import is_unix
+from fdpass_c.scratch import MOST, new_uncleared, recycling
 from fdpass_c.unix import read_name
-from fdpass_c.waiting import READABLE, WRITABLE, HasFileno, fileno, persist, raw_fileno
+from fdpass_c.waiting import WRITABLE, HasFileno, fileno, persist, raw_fileno, receive
 
 # Looked up once: reading an attribute of lib takes as long as passing an argument.
 _try_send_fd = lib.fdp_try_send_fd
@@ -66,7 +67,7 @@ def send_fds(
         OSError: EINVAL: more than 253 descriptors. EBADF: one of them is not open. ETOOMANYREFS:
             the user already has RLIMIT_NOFILE descriptors in flight. EAFNOSUPPORT: sock is not a
             Unix domain socket. EPERM: the receiver refuses descriptors (SO_PASSRIGHTS, Linux 6.16).
-            EFAULT: a buffer is a mapping of a file that has shrunk. Others as for socket.sendmsg.
+            EFAULT: a buffer is a mapping of a truncated file. Others as for socket.sendmsg.
         BrokenPipeError: The peer has closed.
         BlockingIOError: The socket is in non-blocking mode and has no room.
         TimeoutError: The socket's timeout is over.
@@ -87,10 +88,7 @@ def send_fds(
         raise_oserror(
             errno.EINVAL, f"{len(listed)} descriptors, one message takes at most {MAX_FDS}"
         )
-    try:
-        ints = as_ints(listed)
-    except TypeError:
-        ints = as_ints(as_fd_list(listed))
+    ints = as_fd_ints(listed)
     if address is not None:
         return _send_to(sock, parts, ints, flags, address)
     return _send(sock, parts, ints, len(listed), flags)
@@ -132,19 +130,16 @@ def _send_to(sock: Any, parts: list[Buffer], fds: Any, flags: int, address: str 
 _FDS_AT = ffi.offsetof("struct fdp_received", "fds") // ffi.sizeof("int")
 _COUNT_AT = ffi.offsetof("struct fdp_received", "arrival", "fd_count") // ffi.sizeof("int")
 
-# Memory to receive one message, used again because allocating it takes as long as a receive: a
-# struct fdp_received, its data, and all of it as ints. The list is a stack: pop and append are
-# atomic, so threads and signal handlers that receive at the same time get memory of their own.
-_idle: list[tuple[Any, Any, Any]] = []
-
-_new_uncleared = ffi.new_allocator(should_clear_after_alloc=False)
-
 
 def _make_memory() -> tuple[Any, Any, Any]:
+    """Memory to receive one message: a struct fdp_received, its data, and all of it as ints."""
     # Dropping it closes what is in it, so an exception leaks nothing.
     received = ffi.gc(ffi.new("struct fdp_received *"), lib.fdp_drop_received)
     ints = memoryview(ffi.buffer(received)).cast("i")
     return received, ffi.buffer(received.data), ints
+
+
+_idle, _get_memory = recycling(_make_memory)
 
 
 def recv_fds(
@@ -183,79 +178,46 @@ def recv_fds(
         OSError: As for socket.recvmsg.
     """
     fd = raw_fileno(sock)
-    try:
-        memory = _idle.pop()
-    except IndexError:
-        memory = _make_memory()
-    received, view, ints = memory
+    received, view, ints = memory = _get_memory()
     try:
         code = _try_recv(fd, bufsize, maxfds, flags, received)
     except OverflowError:
         if bufsize >= 0 <= maxfds:
             raise
         raise ValueError(f"negative bufsize {bufsize} or maxfds {maxfds}") from None
-    if code >= 0 and not code & _HAS_MORE:
-        count = code & 255
-        fds = [ints[_FDS_AT]] if count == 1 else ints[_FDS_AT : _FDS_AT + count].tolist()
-        answer = view[: code >> _SIZE_SHIFT], fds, 0, None
-        back: tuple[Any, ...] = (memory,)
-        stack = _idle
-        # From here on there is no call after which a signal handler could run.
-        ints[_COUNT_AT] = 0
-        try:
-            stack += back
-        except MemoryError:
-            back = ()  # Then it is not used again.
-        return answer
-    if code >= 0:
-        size = code >> _SIZE_SHIFT
-    else:
+    size, count = code >> _SIZE_SHIFT, code & 255
+    msg_flags, address = 0, None
+    if code < 0:
+        del _idle[MOST:]
         if bufsize > _INLINE_SIZE:
-            data = _new_uncleared("char[]", bufsize)
+            data = new_uncleared("char[]", bufsize)
             view = ffi.buffer(data)
         else:
             data = received.data
         try:
-            size = _receive(sock, code, data, bufsize, maxfds, flags, received)
+            arguments = (data, bufsize, maxfds, flags, received)
+            size = receive(sock, code, flags, lib.fdp_recv_bytes, *arguments)
         except OSError:
             _idle.append(memory)
             raise
-    arrival = received.arrival
-    if arrival.fd_count > maxfds:
-        lib.fdp_trim_received(received, maxfds)
-    msg_flags = arrival.flags
-    length = received.address_length
-    address = _read_address(received, length) if length else None
-    result = view[: min(size, bufsize)]
-    count = arrival.fd_count
-    fds = ints[_FDS_AT : _FDS_AT + count].tolist()
-    answer = result, fds, msg_flags, address
-    back = (memory,)
+    if code < 0 or code & _HAS_MORE:
+        arrival = received.arrival
+        if arrival.fd_count > maxfds:
+            lib.fdp_trim_received(received, maxfds)
+        size, count, msg_flags = min(size, bufsize), arrival.fd_count, arrival.flags
+        length = received.address_length
+        address = _read_address(received, length) if length else None
+    fds = [ints[_FDS_AT]] if count == 1 else ints[_FDS_AT : _FDS_AT + count].tolist()
+    answer = view[:size], fds, msg_flags, address
+    back: tuple[Any, ...] = (memory,)
     stack = _idle
+    # From here on there is no call after which a signal handler could run.
     ints[_COUNT_AT] = 0
     try:
         stack += back
     except MemoryError:
-        back = ()
+        back = ()  # Then it is not used again.
     return answer
-
-
-def _receive(
-    sock: int | HasFileno,
-    code: int,
-    data: Any,
-    bufsize: int,
-    maxfds: int,
-    flags: int,
-    received: Any,
-) -> int:
-    """Waits, as the socket's timeout says, after a try that brought nothing."""
-    arguments = (data, bufsize, maxfds, flags, received)
-    if code in (-errno.EAGAIN, -errno.EMSGSIZE):
-        code = lib.fdp_recv_bytes(fileno(sock), *arguments)
-    if code < 0:
-        code = persist(sock, READABLE, code, flags, lib.fdp_recv_bytes, *arguments)
-    return code
 
 
 def _read_address(received: Any, length: int) -> Any:

@@ -1,33 +1,44 @@
 """Memory for one receive, used again: new pages would cost more than the messages."""
 
+from collections.abc import Callable
 from typing import Any
 
 from fdpass_c._native import ffi, lib
 
-_new_uncleared = ffi.new_allocator(should_clear_after_alloc=False)
+new_uncleared: Callable[..., Any] = ffi.new_allocator(should_clear_after_alloc=False)
 
-# The list is a stack: pop and append are atomic, so threads and signal handlers that receive at
-# the same time get memory of their own.
-spare: list[tuple[Any, Any]] = []
-
-
-def _view(scratch: Any) -> Any:
-    return ffi.buffer(scratch.bytes + lib.FDP_COLUMN_SIZE, lib.FDP_LONGEST_PACKED)
+MOST = 64
+"""How much of each is kept after a time with many receiving threads. A receive that has to wait
+deletes what is more: del spare[MOST:] is one step, as pop and append are."""
 
 
-def get_scratch() -> tuple[Any, Any]:
-    """As make_scratch, but returns used memory if there is some."""
-    try:
-        return spare.pop()
-    except IndexError:
-        return make_scratch()
+def recycling(make: Callable[[], Any]) -> tuple[list[Any], Callable[[], Any]]:
+    """A list for memory that make makes, to be used again, and a function that takes some from it.
+
+    The list is a stack: pop and append are atomic, so threads and signal handlers that receive at
+    the same time get memory of their own.
+    """
+    spare: list[Any] = []
+
+    def get() -> Any:
+        try:
+            return spare.pop()
+        except IndexError:
+            return make()
+
+    return spare, get
 
 
 def make_scratch() -> tuple[Any, Any]:
     """A struct fdp_scratch *, and the bytes of the payloads in it."""
-    plain = _new_uncleared("struct fdp_scratch *")
+    plain = new_uncleared("struct fdp_scratch *")
     plain.count = 0
     plain.large = plain.surplus = ffi.NULL
     plain.surplus_count = 0
     scratch = ffi.gc(plain, lib.fdp_drop_scratch)
-    return scratch, _view(scratch)
+    return scratch, ffi.buffer(scratch.bytes + lib.FDP_COLUMN_SIZE, lib.FDP_LONGEST_PACKED)
+
+
+spare: list[Any]
+get_scratch: Callable[[], Any]
+spare, get_scratch = recycling(make_scratch)

@@ -127,7 +127,7 @@ def _start(
     counts: "array[int] | None",
     before: int = 0,
 ) -> Sending:
-    job, _, _, _, kept = make_job(payloads, flat, counts)
+    job, _, kept = make_job(payloads, flat, counts)
     job.sender = threading.get_ident()
     return Sending(outbox, job, len(payloads), before, kept)
 

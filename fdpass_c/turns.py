@@ -1,12 +1,28 @@
-"""The order in which threads use one direction of a Channel."""
+"""Threads that wait, and the order in which they use one direction of a Channel."""
 
 import contextlib
 import threading
 from collections import deque
-from typing import Any
+from collections.abc import Callable, MutableSequence
+from typing import Any, TypeVar
 
 # A signal handler that raises an exception can lose a wake-up. Seconds until another try then.
 _AT_MOST = 0.05
+
+
+Result = TypeVar("Result")
+
+
+def while_listed(
+    waiting: MutableSequence[Any], me: Any, call: Callable[..., Result], *arguments: Any
+) -> Result:
+    """What the call returns, during which me is in waiting; a signal handler may raise anywhere."""
+    try:
+        waiting.append(me)
+        return call(*arguments)
+    finally:
+        if me in waiting:  # It is not there if a handler raised before.
+            waiting.remove(me)
 
 
 class Turns(deque[Any]):
@@ -17,12 +33,7 @@ class Turns(deque[Any]):
         # Looked up here: gevent replaces it, and the original lock would block all greenlets.
         lock = threading.Lock()
         lock.acquire()
-        try:
-            self.append(lock)
-            lock.acquire(timeout=_AT_MOST)
-        finally:
-            if lock in self:  # Not if a handler raised before.
-                self.remove(lock)
+        while_listed(self, lock, lock.acquire, True, _AT_MOST)
 
     def pass_on(self) -> None:
         """Wakes the thread that has waited longest."""

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NoReturn
 
 from fdpass_c._native import ffi, lib
-from fdpass_c.buffers import Buffer
+from fdpass_c.buffers import NOT_BYTES_LIKE, PLAIN, Buffer, is_plain, view_each
 from fdpass_c.descriptors import as_ints, as_list
 from fdpass_c.shapes import UNFIT, Shapes
 from fdpass_c.waiting import WRITABLE, Deadline, HasFileno, fileno, raw_fileno
@@ -27,9 +27,6 @@ _NARROW = 66
 _WIDE = 256
 _WRITTEN = 2**32 - 1
 
-# Other memory may be a mapping, and only the kernel may read it: if the file was truncated, the
-# kernel returns EFAULT, and this process would get SIGBUS.
-_OWN_TYPES = {bytes, bytearray}
 _INT_ONLY = {int}
 _RESULTS = ffi.typeof("ssize_t[]")
 _MOST_COPIED = 2**20
@@ -107,7 +104,11 @@ def writev(fd: int | HasFileno, buffers: Iterable[Buffer], offset: int | None = 
                         raise
                     return size if written == size else _finish(fd, listed, written, None)
             elif count <= _MAX_BUFFERS:
-                return _write_part(fd, fd, listed, None)
+                try:
+                    return _write_part(fd, fd, listed, None)
+                except NOT_BYTES_LIKE:
+                    view_each(listed, "buffers")  # Says which.
+                    raise
     return _write_all(fd, buffers, offset)
 
 
@@ -117,19 +118,24 @@ def _write_all(fd: int | HasFileno, buffers: Iterable[Buffer], offset: int | Non
     target = raw_fileno(fd)
     if offset is not None and offset < 0:
         _refuse(errno.EINVAL)  # For Linux, -1 means the position (man 2 pwritev2).
-    if len(buffers) <= _MAX_BUFFERS:
-        return _write_part(fd, target, buffers, offset)
-    deadline = Deadline(fd, WRITABLE)
-    done = 0
-    for start in range(0, len(buffers), _MAX_BUFFERS):
-        part = buffers[start : start + _MAX_BUFFERS]
-        try:
-            at = None if offset is None else offset + done
-            done += _write_part(fd, target, part, at, deadline)
-        except OSError as error:
-            _count_written(error, done)
-            raise
-    return done
+    try:
+        if len(buffers) <= _MAX_BUFFERS:
+            return _write_part(fd, target, buffers, offset)
+        deadline = Deadline(fd, WRITABLE)
+        done = 0
+        for start in range(0, len(buffers), _MAX_BUFFERS):
+            part = buffers[start : start + _MAX_BUFFERS]
+            try:
+                at = None if offset is None else offset + done
+                # Asked for every time: a signal handler may have closed it.
+                done += _write_part(fd, fileno(fd), part, at, deadline)
+            except OSError as error:
+                _count_written(error, done)
+                raise
+        return done
+    except NOT_BYTES_LIKE:
+        view_each(buffers, "buffers")  # Says which.
+        raise
 
 
 def _refuse(code: int) -> NoReturn:
@@ -227,15 +233,14 @@ def _finish(
 ) -> int:
     """Writes what is left after a short write, or after one that wrote nothing."""
     deadline = deadline or Deadline(fd, WRITABLE)
-    target = fileno(fd)
     rest = _skip(buffers, written)
     try:
         while rest:
             try:
                 if offset is None:
-                    now = _writev(target, rest)
+                    now = _writev(fileno(fd), rest)
                 else:
-                    now = _pwritev(target, rest, offset + written)
+                    now = _pwritev(fileno(fd), rest, offset + written)
             except BlockingIOError:
                 deadline.handle(errno.EAGAIN)
                 continue
@@ -275,9 +280,9 @@ def broadcast(fds: Iterable[int | HasFileno], buffers: Iterable[Buffer]) -> list
         targets = _find_targets(targets)
     listed = [*buffers]
     results = ffi.new(_RESULTS, len(targets))
-    if {*map(type, listed)} <= _OWN_TYPES:
+    if {*map(type, listed)} <= PLAIN:
         size = sum(map(_length, listed))
-    elif all(map(_is_own, listed)):
+    elif all(map(is_plain, listed)):
         size = sum(map(_size, listed))
     else:
         size = None
@@ -285,7 +290,7 @@ def broadcast(fds: Iterable[int | HasFileno], buffers: Iterable[Buffer]) -> list
         data = _join(listed)  # Another thread can have resized a bytearray since it was measured.
         _write_to_each(targets, _broadcast_bytes, data, len(data), results)
     else:
-        held = [ffi.from_buffer("char[]", buffer) for buffer in listed]
+        held = view_each(listed, "buffers")
         try:
             vector = ffi.new("struct iovec[]", [(memory, len(memory)) for memory in held])
             _write_to_each(targets, lib.fdp_broadcast, vector, len(held), results)
@@ -308,10 +313,6 @@ def _write_to_each(
         numbers = ffi.new("int[]", targets)
         while done < count:
             done += write(numbers + done, count - done, memory, size, results + done)
-
-
-def _is_own(buffer: Buffer) -> bool:
-    return type(buffer.obj if type(buffer) is memoryview else buffer) in _OWN_TYPES
 
 
 def _find_targets(fds: list[int | HasFileno]) -> list[int]:

@@ -24,8 +24,6 @@ _TRANSFORMS = "buffers or compresses what goes through it: write through it, or 
 # An int: a flag's & builds another flag, in Python.
 _DONTWAIT = int(socket.MSG_DONTWAIT)
 
-_WOULD_BLOCK = {errno.EAGAIN, errno.EWOULDBLOCK}
-
 
 class HasFileno(Protocol):
     """A socket, a file or any other object that has a descriptor."""
@@ -131,8 +129,6 @@ class Deadline:
 
     def look(self) -> None:
         """Raises TimeoutError or BlockingIOError if a call that goes on has to end."""
-        if not hasattr(self._sock, "gettimeout"):
-            return
         self._left()
 
     def pause(self, seconds: float) -> None:
@@ -149,7 +145,7 @@ class Deadline:
         if code == errno.EINTR:
             # Python has run the handler before it came back here (PEP 475).
             return
-        if code not in _WOULD_BLOCK or self._never or not hasattr(self._sock, "gettimeout"):
+        if code != errno.EAGAIN or self._never or not hasattr(self._sock, "gettimeout"):
             raise_oserror(code)
         left = self._left()
         if left is None and os.get_blocking(fileno(self._sock)):
@@ -166,10 +162,17 @@ def _wait(fd: int, event: int, timeout: float | None) -> bool:
         poller = select.poll()
         poller.register(fd, event)
         return bool(poller.poll(None if timeout is None else timeout * 1000))
-    wanted = [fd]
-    if event == READABLE:
-        return any(select.select(wanted, [], [], timeout))
-    return any(select.select([], wanted, [], timeout))
+    readers, writers = ([fd], []) if event == READABLE else ([], [fd])
+    return any(select.select(readers, writers, [], timeout))
+
+
+def receive(
+    sock: int | HasFileno, code: int, flags: int, call: Callable[..., int], *arguments: Any
+) -> int:
+    """As persist, for a call that receives, after a try without waiting that returned code."""
+    if code in (-errno.EAGAIN, -errno.EMSGSIZE):  # A blocking socket waits in the call itself.
+        code = call(fileno(sock), *arguments)
+    return persist(sock, READABLE, code, flags, call, *arguments) if code < 0 else code
 
 
 def persist(

@@ -211,6 +211,28 @@ def test_payload_of_a_coroutine_function(
 
 
 @NOT_BYTES_LIKE
+@pytest.mark.parametrize(
+    ("position", "count", "first"),
+    [(0, 1, b"x"), (1, 2, b"x"), (2, 3, b"x"), (2, 3, b""), (1023, 1024, b"x"), (2000, 3000, b"x")],
+)
+def test_buffer_that_is_not_bytes_like(
+    position: int, count: int, first: bytes, wrong: Any, reason: str
+) -> None:
+    """The TypeError of writev and broadcast says which buffer is wrong, and why."""
+    buffers: list[Any] = [first] * count
+    buffers[position] = wrong
+    text = rf"^buffers\[{position}\] is not bytes-like: .*{reason}"
+    with open(os.devnull, "wb", buffering=0) as target:
+        with pytest.raises(TypeError, match=text):
+            fdpass_c.broadcast([target], buffers)
+        for fd in (target, target.fileno()):
+            with pytest.raises(TypeError, match=text):
+                fdpass_c.writev(fd, buffers)
+            with pytest.raises(TypeError, match=text):
+                fdpass_c.writev(fd, iter(buffers))
+
+
+@NOT_BYTES_LIKE
 def test_payload_that_is_not_bytes_like(wrong: Any, reason: str, stream: Pair, file: int) -> None:
     """The TypeError for a payload says which one is wrong and why, and nothing is sent."""
     ours, theirs = fdpass_c.Channel.pair()

@@ -360,3 +360,20 @@ def test_a_peer_that_has_closed(file: int) -> None:
             with pytest.raises(BrokenPipeError):
                 receiver.send(bytes(100_000), [file] * 300)
         assert [*receiver] == []
+
+
+def test_flush_wakes_a_sender() -> None:
+    """A thread whose send waits for a flush of another goes on when that is over."""
+    with channels(socket.SOCK_STREAM, 20_000) as (sender, receiver):
+        sender.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            sender.send(bytes(10_000_000))
+        assert sender.unsent > 0
+        receiver.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            receiver.recv()
+        waiting = threading.Lock()
+        waiting.acquire()
+        sender._senders.append(waiting)
+        sender.flush()
+        assert not waiting.locked()

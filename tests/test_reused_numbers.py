@@ -4,14 +4,16 @@ import errno
 import os
 import signal
 import socket
-from collections.abc import Callable
-from contextlib import suppress
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from types import FrameType
 from typing import Any
 
 import pytest
 
 import fdpass_c
-from fdpass_c import Channel
+from fdpass_c import Channel, batches, vectors
 from support.channels import raw_pair
 from support.frames import one
 from support.processes import run_in_child
@@ -35,6 +37,12 @@ SENDS: dict[str, Operation] = {
     "send_fd": lambda sock, fd: fdpass_c.send_fd(sock, fd),
     "send_many": lambda sock, fd: fdpass_c.send_many(sock, [b"x"], [fd]),
     "send_many, long": lambda sock, fd: fdpass_c.send_many(sock, [bytes(99_999)] * 3, [fd] * 3),
+}
+
+LONG: dict[str, Operation] = {
+    "send_fd": lambda sock, fd: fdpass_c.send_fd(sock, fd, bytes(3_000_000)),
+    "send_many": lambda sock, fd: fdpass_c.send_many(sock, [bytes(99_999)] * 30, [fd] * 30),
+    "writev": lambda sock, _: fdpass_c.writev(sock, [bytes(3_000_000)]),
 }
 
 CHANNEL_RECEIVES: dict[str, Operation] = {
@@ -91,6 +99,69 @@ def test_plain(operation: Operation, timeout: float | None, stream: Pair, file: 
     ):
         operation(stream[0], file)
     assert stranger.is_untouched(b"hello")
+
+
+@pytest.mark.parametrize("timeout", [None, 1000])
+@named(LONG)
+def test_after_a_part(operation: Operation, timeout: float | None, stream: Pair, file: int) -> None:
+    """The same after a part was sent: the rest does not go to who has the number now."""
+    stream[0].settimeout(timeout)
+    stranger = Stranger(b"hello")
+    stranger.ours.setblocking(False)
+    with (
+        handling(signal.SIGUSR1, lambda: stranger.replace(stream[0])),
+        once_blocked(stream[0].fileno(), interrupt_main_thread),
+        pytest.raises(OSError, match=os.strerror(errno.EBADF)),
+    ):
+        operation(stream[0], file)
+    assert stream[1].recv(1)
+    assert stranger.is_untouched(b"hello")
+
+
+@contextmanager
+def once_over(function: Callable[..., object], action: Callable[[], object]) -> Iterator[None]:
+    """Runs action as the first call of function ends, as a signal handler may run there."""
+    actions = [action]
+
+    def trace(frame: FrameType, event: str, _argument: object) -> Any:
+        if frame.f_code is not function.__code__:
+            return None
+        if event == "return" and actions:
+            actions.pop()()
+        return trace
+
+    sys.settrace(trace)
+    try:
+        yield
+    finally:
+        sys.settrace(None)
+
+
+@pytest.mark.untraced
+def test_between_two_writes(stream: Pair) -> None:
+    """The same where the handler runs when one write of several is over."""
+    stranger = Stranger(b"hello")
+    with (
+        once_over(vectors._write_part, lambda: stranger.replace(stream[0])),
+        pytest.raises(OSError, match=os.strerror(errno.EBADF)) as raised,
+    ):
+        fdpass_c.writev(stream[0], [b"x"] * 3000)
+    assert raised.value.characters_written == 1024  # type: ignore[attr-defined]
+    assert stranger.is_untouched(b"hello")
+
+
+@pytest.mark.untraced
+def test_between_two_receives(file: int) -> None:
+    """The same where it runs when a part of a batch is here, which is returned."""
+    left, right = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with left, right:
+        fdpass_c.send_many(left, [b"x"] * 100, [file] * 100)
+        stranger = Stranger(b"hello")
+        with once_over(batches.read_messages, lambda: stranger.replace(right)):
+            batch = fdpass_c.recv_many(right, 200)
+        with batch:
+            assert [*batch.payloads] == [b"x"] * 64
+        assert stranger.is_untouched(b"hello")
 
 
 class ClosedMeanwhile(socket.socket):

@@ -89,7 +89,7 @@ class _Waiting:
 class AsyncioDirection(Direction["asyncio.Future[None]"]):
     """One direction of a descriptor in the loop that runs.
 
-    The loop refers to this object only, and this one to nobody who uses it.
+    The loop refers to this object only, and this one to none of its users.
     """
 
     def __init__(self, source: HasFileno, writes: bool) -> None:

@@ -100,7 +100,6 @@ class Channel(NotCopied):
         Raises:
             RuntimeError: No event loop is running.
         """
-        running()
         adopted = cls.__new__(cls)
         adopted._take_over(channel)
         return adopted
@@ -383,7 +382,7 @@ class Channel(NotCopied):
             RuntimeError: Called in another thread than the loop's.
             OSError: As for fdpass_c.Channel.shutdown.
         """
-        self._writing.stop()  # No loop tells of the end to who waits for room.
+        self._writing.stop()  # No loop wakes a task that waits for room.
         self._channel.shutdown(how)
 
     def detach(self) -> socket.socket:

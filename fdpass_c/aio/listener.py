@@ -161,7 +161,7 @@ class Listener(NotCopied):
         return self._listener.fileno() < 0
 
     def close(self) -> None:
-        """Stops listening, and removes the socket file if it is still this listener's.
+        """Stops listening, and removes the socket file unless another file has replaced it.
 
         Calling it again does nothing. Tasks that wait in accept get an OSError (EBADF). In a forked
         child it only closes the child's copy: the parent still listens.

@@ -45,7 +45,7 @@ class Direction(ABC, Generic[Place]):
                 direction.pass_on()
 
     which is written out where it is needed: a signal handler that raises an exception in a function
-    would leave the turn to nobody.
+    would never end the turn.
     """
 
     look: Callable[[], Awaitable[bool]] | None = None
@@ -60,7 +60,7 @@ class Direction(ABC, Generic[Place]):
     async def enter(self, me: object, pauses: bool = True) -> None:
         """Returns when me is the holder. The loop turns before, and a cancellation shows.
 
-        pauses: False where the caller is going to wait, so that it need not if nobody is inside.
+        pauses: False where the caller is going to wait, so that it need not if no other is inside.
         RuntimeError as for is_free.
         """
         self.check_loop()
@@ -85,7 +85,7 @@ class Direction(ABC, Generic[Place]):
 
     @abstractmethod
     def is_free(self) -> bool:
-        """Whether the caller may try at once: it is nobody's turn, and the loop has turned lately.
+        """Whether the caller may try at once: no task has the turn, and the loop ran lately.
 
         It is what every call does first. RuntimeError in another loop than the one in which this
         was made.
@@ -105,12 +105,12 @@ class Direction(ABC, Generic[Place]):
 
     @abstractmethod
     def stop(self) -> None:
-        """Has the loop forget the descriptor and wakes who waits. To be called before closing it:
+        """Makes the loop forget the descriptor, and wakes the tasks that wait. To be called before closing it:
         otherwise a loop burns the CPU or, uvloop, aborts."""
 
     @abstractmethod
     def drop(self) -> None:
-        """As stop, where nobody waits and any thread may call it: the collector does."""
+        """As stop, where no task waits. Any thread may call it: the garbage collector does."""
 
     @abstractmethod
     def make_place(self) -> Place:
