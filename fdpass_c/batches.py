@@ -339,8 +339,9 @@ def recv_many(
 
     Raises:
         TruncatedBatchError: A message carried more than maxfds descriptors, was a datagram longer
-            than bufsize, or found the descriptor table full. The descriptors that arrived
-            with it are closed. The messages that arrived whole are in the error's attribute batch, which the caller closes.
+            than bufsize, or found the descriptor table full. The descriptors that arrived with it
+            are closed. The messages that arrived whole are in the error's attribute batch, which
+            the caller closes.
         ConnectionResetError: The peer closed without receiving everything that was sent to it. What
             it had sent is in the error's attribute batch, which the caller closes.
         ValueError: max_messages or bufsize is less than 1, or maxfds is negative.

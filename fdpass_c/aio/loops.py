@@ -105,8 +105,10 @@ class Direction(ABC, Generic[Place]):
 
     @abstractmethod
     def stop(self) -> None:
-        """Makes the loop forget the descriptor, and wakes the tasks that wait. To be called before closing it:
-        otherwise a loop burns the CPU or, uvloop, aborts."""
+        """Makes the loop forget the descriptor, and wakes the tasks that wait.
+
+        To be called before closing it: otherwise a loop burns the CPU or, uvloop, aborts.
+        """
 
     @abstractmethod
     def drop(self) -> None:
