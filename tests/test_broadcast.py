@@ -48,15 +48,16 @@ def test_no_target() -> None:
     assert fdpass_c.broadcast([], [b"x"]) == []
 
 
-@pytest.mark.parametrize("buffers", [[], [b""], [b"", b""]])
-def test_nothing_to_write(buffers: list[bytes], pairs: list[Pair]) -> None:
+def test_nothing_to_write(pairs: list[Pair]) -> None:
     """Without a byte every target takes none of it."""
-    assert fdpass_c.broadcast(senders(pairs), buffers) == [0] * 5
+    buffers: list[bytes]
+    for buffers in ([], [b""], [b"", b""]):
+        assert fdpass_c.broadcast(senders(pairs), buffers) == [0] * 5
     for _, right in pairs:
         assert_empty(right)
 
 
-@pytest.mark.parametrize("count", [1, 2, 255, 256, 257, 1024, 1025, 10_000])
+@pytest.mark.parametrize("count", [256, 257, 1024, 1025])
 def test_many_buffers(count: int, pairs: list[Pair]) -> None:
     """Any number of buffers arrives in order."""
     buffers = [b"%d," % k for k in range(count)]
@@ -113,12 +114,12 @@ def test_closed_object(pairs: list[Pair]) -> None:
     assert results[:1] + results[2:] == [1] * 4
 
 
-@pytest.mark.parametrize("timeout", [None, 0, 60])
+@pytest.mark.parametrize("timeout", [None, 0])
 def test_never_waits(timeout: float | None, pairs: list[Pair]) -> None:
     """A blocking socket that fills up on the way takes what it can, one that is full nothing."""
     for left, _ in pairs:
         left.settimeout(timeout)
-    data = os.urandom(5_000_000)
+    data = os.urandom(1_000_000)
     results = fdpass_c.broadcast(senders(pairs), [data])
     for (left, right), taken in zip(pairs, results, strict=True):
         assert isinstance(taken, int)
@@ -239,31 +240,31 @@ def test_same_target_twice(stream: Pair) -> None:
     assert stream[1].recv(10) == b"xxx"
 
 
-@pytest.mark.parametrize("count", [64, 1000])
-def test_many_targets(count: int) -> None:
+def test_many_targets() -> None:
     """Any number of targets."""
     fd = os.open(os.devnull, os.O_WRONLY)
-    assert fdpass_c.broadcast([fd] * count, [b"four"]) == [4] * count
+    assert fdpass_c.broadcast([fd] * 1000, [b"four"]) == [4] * 1000
     os.close(fd)
 
 
-@pytest.mark.parametrize("position", [0, 2, 5])
-@pytest.mark.parametrize("wrong", [None, "text", 1.5, [0], object()])
-def test_wrong_target(wrong: Any, position: int, pairs: list[Pair]) -> None:
+def test_wrong_target(pairs: list[Pair]) -> None:
     """What is no descriptor is a TypeError that says where it stands; nothing is written."""
-    targets: list[Any] = [*senders(pairs)]
-    targets.insert(position, wrong)
-    with pytest.raises(TypeError, match=rf"fds\[{position}\]"):
-        fdpass_c.broadcast(targets, [b"x"])
+    for position in (0, 2, 5):
+        for wrong in (None, "text", 1.5, [0], object()):
+            targets: list[Any] = [*senders(pairs)]
+            targets.insert(position, wrong)
+            with pytest.raises(TypeError, match=rf"fds\[{position}\]"):
+                fdpass_c.broadcast(targets, [b"x"])
     for _, right in pairs:
         assert_empty(right)
 
 
-@pytest.mark.parametrize("wrong", [[None], ["text"], [b"x", 1], [b"x", [b"y"]], 5, "text"])
-def test_wrong_buffer(wrong: Any, pairs: list[Pair]) -> None:
+def test_wrong_buffer(pairs: list[Pair]) -> None:
     """What has no buffer is a TypeError, and nothing is written."""
-    with pytest.raises(TypeError):
-        fdpass_c.broadcast(senders(pairs), wrong)
+    wrong: Any
+    for wrong in ([None], ["text"], [b"x", 1], [b"x", [b"y"]], 5, "text"):
+        with pytest.raises(TypeError):
+            fdpass_c.broadcast(senders(pairs), wrong)
     for _, right in pairs:
         assert_empty(right)
 
