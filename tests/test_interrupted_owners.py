@@ -151,9 +151,17 @@ def receive_many(receiver: Channel) -> list[bytes]:
 @places_known
 @pytest.mark.untraced
 @pytest.mark.usefixtures("warnings_are")
-@pytest.mark.parametrize("payload", [b"x", bytes(100_000)], ids=["small", "large"])
-@pytest.mark.parametrize("count", [0, 1, 20])
-@pytest.mark.parametrize("waits", [False, True])
+@pytest.mark.parametrize(
+    ("payload", "count", "waits"),
+    [
+        (b"x", 0, False),
+        (b"x", 1, True),
+        (b"x", 20, False),
+        (bytes(100_000), 0, True),
+        (bytes(100_000), 20, False),
+    ],
+    ids=["plain", "one", "several", "large", "large with several"],
+)
 @pytest.mark.parametrize("receive", [receive_one, receive_many])
 def test_receive_puts_back(
     receive: Callable[[Channel], list[bytes]], waits: bool, count: int, payload: bytes, file: int
@@ -216,8 +224,7 @@ def take_all(fds: Descriptors) -> None:
 
 @places_known
 @pytest.mark.untraced
-@pytest.mark.parametrize("count", [1, 7])
-@pytest.mark.parametrize("end", [close, hand_over, take_all])
+@pytest.mark.parametrize(("end", "count"), [(close, 1), (close, 7), (hand_over, 7), (take_all, 7)])
 def test_closed_owners_swallow_nothing(
     end: Callable[[Descriptors], None], count: int, file: int
 ) -> None:
