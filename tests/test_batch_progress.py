@@ -6,6 +6,7 @@ import resource
 import signal
 import socket
 from collections.abc import Sequence
+from itertools import product
 from typing import Any
 
 import pytest
@@ -293,17 +294,15 @@ class Broken:
         raise OSError(errno.EBADF, "gone")
 
 
-@pytest.mark.parametrize("kind", ["number", "rows", "many", "object"])
-def test_found_before_sending(kind: str, file: int, stream: Pair) -> None:
+def test_found_before_sending(file: int, stream: Pair) -> None:
     """An error that is found before anything is sent leaves the progress where it was."""
-    kinds: dict[str, tuple[Any, Any]] = {
-        "number": (file, [file] * 3),
-        "rows": (file, [[file]] * 3),
-        "many": (stream[0], [[file] * 300] * 3),
-        "object": (stream[0], [Broken()] * 3),
-    }
-    sock, fds = kinds[kind]
-    for start in (NOTHING_SENT, Progress(1), Progress(1, 2)):
+    calls: list[tuple[Any, Any]] = [
+        (file, [file] * 3),
+        (file, [[file]] * 3),
+        (stream[0], [[file] * 300] * 3),
+        (stream[0], [Broken()] * 3),
+    ]
+    for (sock, fds), start in product(calls, (NOTHING_SENT, Progress(1), Progress(1, 2))):
         with pytest.raises(OSError) as caught:  # noqa: PT011
             fdpass_c.send_many(sock, [b"xyz"] * 3, fds, start=start)
         assert progress_of(caught.value) == start

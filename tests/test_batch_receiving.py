@@ -217,13 +217,13 @@ def test_other_control_data(connection: Pair, make_files: MakeFiles) -> None:
             assert contents(batch) == described(payloads, [[fd] for fd in fds])
 
 
-def test_peek(connection: Pair, make_files: MakeFiles) -> None:
+def test_peek(stream: Pair, make_files: MakeFiles) -> None:
     """MSG_PEEK shows the first message once, with descriptors of its own, and leaves it."""
     files = make_files(2)
-    fdpass_c.send_many(connection[0], [b"a", b"b"], files)
-    with fdpass_c.recv_many(connection[1], flags=socket.MSG_PEEK) as batch:
+    fdpass_c.send_many(stream[0], [b"a", b"b"], files)
+    with fdpass_c.recv_many(stream[1], flags=socket.MSG_PEEK) as batch:
         assert contents(batch) == described([b"a"], [files[:1]])
-    with fdpass_c.recv_many(connection[1]) as batch:
+    with fdpass_c.recv_many(stream[1]) as batch:
         assert contents(batch) == described([b"a", b"b"], [files[:1], files[1:]])
 
 

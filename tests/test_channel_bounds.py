@@ -400,7 +400,7 @@ def test_two_processes_at_one_end(file: int) -> None:
                     pass
 
     def child() -> None:
-        for _ in range(30):
+        for _ in range(10):
             with raw_pair() as (peer, channel):
                 for _ in range(20):
                     socket.send_fds(peer, [one(b"x", 2)], [file] * 2)

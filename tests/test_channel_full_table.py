@@ -229,7 +229,7 @@ def test_batch_then_full() -> None:
 @pytest.mark.parametrize("limit", [120, 700])
 def test_threads_race_for_descriptors(limit: int) -> None:
     """Others open and close as fast as they can, up to EMFILE: each message arrives once."""
-    total = 700
+    total = 350
 
     def child() -> None:
         files = open_unique(5)

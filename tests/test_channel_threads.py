@@ -27,10 +27,9 @@ from support.threads import beside
 from support.waiting import once_blocked
 
 
-@pytest.mark.parametrize("kind", [socket.SOCK_STREAM, socket.SOCK_SEQPACKET])
-def test_whose_send_it_is(kind: socket.SocketKind) -> None:
+def test_whose_send_it_is() -> None:
     """A send waits for other threads; another send of its own thread is in its way for good."""
-    with channels(kind, 20_000) as (sender, _):
+    with channels(buffer=20_000) as (sender, _):
         own, other = (sender.start_sending(bytes(1_000_000), []) for _ in range(2))
         flushing = Sending(sender.outbox, None, 0)
         assert own is not None

@@ -34,9 +34,9 @@ def test_writev(pair: Pair) -> None:
 
 
 @pytest.mark.thread_unsafe
-def test_writev_full(pair: Pair) -> None:
+def test_writev_full(seqpacket: Pair) -> None:
     """writev of no byte needs no room."""
-    left, _ = pair
+    left, _ = seqpacket
     left.setblocking(False)
     fill(left)
     for buffers in EMPTY:
@@ -63,9 +63,9 @@ def test_no_byte_among_many(seqpacket: Pair) -> None:
 
 
 @pytest.mark.thread_unsafe
-def test_broadcast(pair: Pair) -> None:
+def test_broadcast(seqpacket: Pair) -> None:
     """broadcast of no byte gives 0 for each target, and no packet leaves."""
-    left, right = pair
+    left, right = seqpacket
     for buffers in EMPTY:
         assert fdpass_c.broadcast([left, left.fileno()], buffers) == [0, 0]
     assert_empty(right)

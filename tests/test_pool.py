@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from ipaddress import IPv6Address
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import pytest
 
@@ -177,16 +178,20 @@ def test_a_link_local_address() -> None:
                 pass
 
 
-@pytest.mark.parametrize(
-    ("arguments", "options"),
-    [((0,), {}), ((1, 0), {}), ((1,), {"max_requests": 0}), ((1,), {"drain": -1})]
-    + [((1,), {name: float("nan")}) for name in ("drain", "start_timeout")],
-)
-def test_bad_numbers(arguments: "tuple[int, ...]", options: "dict[str, float]") -> None:
+def test_bad_numbers() -> None:
     """No workers, no capacity, no requests, a negative time and one that is no number are
     refused."""
-    with pytest.raises(ValueError, match=r"at least 1|not negative"):
-        Pool(echo, *arguments, **options)  # type: ignore[arg-type]
+    wrong: list[tuple[tuple[int, ...], dict[str, Any]]] = [
+        ((0,), {}),
+        ((1, 0), {}),
+        ((1,), {"max_requests": 0}),
+        ((1,), {"drain": -1}),
+        ((1,), {"drain": float("nan")}),
+        ((1,), {"start_timeout": float("nan")}),
+    ]
+    for arguments, options in wrong:
+        with pytest.raises(ValueError, match=r"at least 1|not negative"):
+            Pool(echo, *arguments, **options)
 
 
 def test_a_handler_that_was_called() -> None:

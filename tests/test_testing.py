@@ -114,6 +114,8 @@ def test_shorten(stream: Pair) -> None:
 def test_interrupted(stream: Pair) -> None:
     """System calls end in EINTR again and again; a receive that waits goes on."""
     with interrupted(), beside(lambda: None), Channel(stream[0]) as channel:
+        for _ in range(3):
+            signal.pause()  # Without a signal it would wait for ever.
         channel.settimeout(0.05)
         with pytest.raises(TimeoutError):
             channel.recv()
