@@ -56,24 +56,6 @@ def endless_nothing(peer: socket.socket) -> Iterator[None]:
             peer.shutdown(socket.SHUT_RDWR)
 
 
-def test_one_call_looks_at_a_bounded_number_of_frames() -> None:
-    """A call that does not wait gives up after some frames, and later ones find the message."""
-    with raw_pair() as (peer, channel):
-        channel.setblocking(False)
-        peer.sendall(NOTHING * 3000 + one(b"at last"))
-        calls = 0
-        while True:
-            calls += 1
-            try:
-                payload, fds = channel.recv()
-            except BlockingIOError:
-                continue
-            break
-        fds.close()
-        assert payload == b"at last"
-        assert 2 < calls <= 3000
-
-
 @pytest.mark.parametrize(
     ("receive", "timeout", "expected"),
     [("recv", 0, BlockingIOError), ("recv", 0.1, TimeoutError), ("recv_many", 0, BlockingIOError)],
@@ -328,6 +310,7 @@ def test_peers_may_park_half_of_the_table(name: str, file: int) -> None:
                         channel.recv()
             after = len(open_numbers())
             assert after - before <= limit // 2
+            assert after > before or limit // 2 < 253
             assert limit - after >= 64
         # What was held is given back, and counts no more.
         with channels() as (sender, receiver):

@@ -68,7 +68,8 @@ def test_what_unfinished_messages_hold(kind: str) -> None:
                     with contextlib.suppress(BlockingIOError, DescriptorTableFullError):
                         channel.recv()
             held = len(list_fds()) - before
-            assert held <= limit // 2
+            # Not far from it, either: whatever fits is received.
+            assert limit // 2 - 253 < held <= limit // 2
             assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] - before - held >= 64
             # A message that is whole still comes, to whom they left alone.
             peer, channel = stack.enter_context(raw_pair())
