@@ -174,10 +174,10 @@ def test_bytes_without_descriptors_on_a_stream(stream: Pair, file: int) -> None:
     [("recv_fds", "stream"), ("recv_many", "stream"), ("recv_many", "seqpacket")],
 )
 def test_payloads_of_mixed_sizes(
-    receiver: str, kind: str, request: pytest.FixtureRequest, make_files: MakeFiles
+    receiver: str, kind: str, stream: Pair, seqpacket: Pair, make_files: MakeFiles
 ) -> None:
     """Payloads of one byte and of nearly all that the socket takes arrive whole and in order."""
-    pair: Pair = request.getfixturevalue(kind)
+    pair = stream if kind == "stream" else seqpacket
     sizes = [1, 7, 4095, 4096, 4097, 100_000, 2, 65_537] * 4
     payloads = [bytes([k]) * size for k, size in enumerate(sizes)]
     fds = numbered(len(sizes), make_files(7))[1]

@@ -163,10 +163,10 @@ def test_too_many_in_flight(stream: Pair, file: int) -> None:
 @linux_only
 @pytest.mark.parametrize(("kind", "count"), [("stream", 1), ("stream", 254), ("datagram", 1)])
 def test_io_uring(
-    kind: str, count: int, request: pytest.FixtureRequest, file: int, keep: Keep
+    kind: str, count: int, stream: Pair, datagram: Pair, file: int, keep: Keep
 ) -> None:
     """The kernel refuses a descriptor of io_uring, and nothing of its message stays."""
-    pair: Pair = request.getfixturevalue(kind)
+    pair = stream if kind == "stream" else datagram
     call = ctypes.CDLL(None, use_errno=True).syscall
     ring = call(425, 1, ctypes.create_string_buffer(120))  # io_uring_setup
     if ring < 0:
