@@ -48,23 +48,23 @@ def test_no_target() -> None:
     assert fdpass_c.broadcast([], [b"x"]) == []
 
 
-@pytest.mark.parametrize("buffers", [[], [b""], [b"", b""]])
-def test_nothing_to_write(buffers: list[bytes], pairs: list[Pair]) -> None:
+def test_nothing_to_write(pairs: list[Pair]) -> None:
     """Without a byte every target takes none of it."""
-    assert fdpass_c.broadcast(senders(pairs), buffers) == [0] * 5
+    buffers: list[bytes]
+    for buffers in ([], [b""], [b"", b""]):
+        assert fdpass_c.broadcast(senders(pairs), buffers) == [0] * 5
     for _, right in pairs:
         assert_empty(right)
 
 
-@pytest.mark.parametrize("count", [1, 2, 255, 256, 257, 1024, 1025, 10_000])
-def test_many_buffers(count: int, pairs: list[Pair]) -> None:
+def test_many_buffers(stream: Pair) -> None:
     """Any number of buffers arrives in order."""
-    buffers = [b"%d," % k for k in range(count)]
-    data = b"".join(buffers)
-    assert fdpass_c.broadcast(senders(pairs), iter(buffers)) == [len(data)] * 5
-    for left, right in pairs:
-        left.close()
-        assert right.recv(len(data) + 1, socket.MSG_WAITALL) == data
+    for count in (1, 2, 255, 256, 257, 1024, 1025, 10_000):
+        buffers = [b"%d," % k for k in range(count)]
+        data = b"".join(buffers)
+        assert fdpass_c.broadcast([stream[0]], iter(buffers)) == [len(data)]
+        assert stream[1].recv(len(data), socket.MSG_WAITALL) == data
+    assert_empty(stream[1])
 
 
 def test_buffers_of_any_type(pairs: list[Pair]) -> None:
@@ -113,12 +113,12 @@ def test_closed_object(pairs: list[Pair]) -> None:
     assert results[:1] + results[2:] == [1] * 4
 
 
-@pytest.mark.parametrize("timeout", [None, 0, 60])
+@pytest.mark.parametrize("timeout", [None, 0])
 def test_never_waits(timeout: float | None, pairs: list[Pair]) -> None:
     """A blocking socket that fills up on the way takes what it can, one that is full nothing."""
     for left, _ in pairs:
         left.settimeout(timeout)
-    data = os.urandom(5_000_000)
+    data = os.urandom(1_000_000)
     results = fdpass_c.broadcast(senders(pairs), [data])
     for (left, right), taken in zip(pairs, results, strict=True):
         assert isinstance(taken, int)
@@ -130,14 +130,14 @@ def test_never_waits(timeout: float | None, pairs: list[Pair]) -> None:
         assert received in (data[:taken],)
 
 
-@pytest.mark.parametrize("blocking", [True, False])
-def test_full_stays_blocking(blocking: bool, stream: Pair) -> None:
+def test_full_stays_blocking(stream: Pair) -> None:
     """A target keeps its own mode."""
-    stream[0].setblocking(blocking)
     filled = fill(stream[0])
-    (result,) = fdpass_c.broadcast([stream[0]], [b"x"])
-    assert isinstance(result, BlockingIOError)
-    assert os.get_blocking(stream[0].fileno()) is blocking
+    for blocking in (True, False):
+        stream[0].setblocking(blocking)
+        (result,) = fdpass_c.broadcast([stream[0]], [b"x"])
+        assert isinstance(result, BlockingIOError)
+        assert os.get_blocking(stream[0].fileno()) is blocking
     stream[0].close()
     received = 0
     while piece := stream[1].recv(1 << 20):
@@ -239,31 +239,31 @@ def test_same_target_twice(stream: Pair) -> None:
     assert stream[1].recv(10) == b"xxx"
 
 
-@pytest.mark.parametrize("count", [64, 1000])
-def test_many_targets(count: int) -> None:
+def test_many_targets() -> None:
     """Any number of targets."""
     fd = os.open(os.devnull, os.O_WRONLY)
-    assert fdpass_c.broadcast([fd] * count, [b"four"]) == [4] * count
+    assert fdpass_c.broadcast([fd] * 1000, [b"four"]) == [4] * 1000
     os.close(fd)
 
 
-@pytest.mark.parametrize("position", [0, 2, 5])
-@pytest.mark.parametrize("wrong", [None, "text", 1.5, [0], object()])
-def test_wrong_target(wrong: Any, position: int, pairs: list[Pair]) -> None:
+def test_wrong_target(pairs: list[Pair]) -> None:
     """What is no descriptor is a TypeError that says where it stands; nothing is written."""
-    targets: list[Any] = [*senders(pairs)]
-    targets.insert(position, wrong)
-    with pytest.raises(TypeError, match=rf"fds\[{position}\]"):
-        fdpass_c.broadcast(targets, [b"x"])
+    for position in (0, 2, 5):
+        for wrong in (None, "text", 1.5, [0], object()):
+            targets: list[Any] = [*senders(pairs)]
+            targets.insert(position, wrong)
+            with pytest.raises(TypeError, match=rf"fds\[{position}\]"):
+                fdpass_c.broadcast(targets, [b"x"])
     for _, right in pairs:
         assert_empty(right)
 
 
-@pytest.mark.parametrize("wrong", [[None], ["text"], [b"x", 1], [b"x", [b"y"]], 5, "text"])
-def test_wrong_buffer(wrong: Any, pairs: list[Pair]) -> None:
+def test_wrong_buffer(pairs: list[Pair]) -> None:
     """What has no buffer is a TypeError, and nothing is written."""
-    with pytest.raises(TypeError):
-        fdpass_c.broadcast(senders(pairs), wrong)
+    wrong: Any
+    for wrong in ([None], ["text"], [b"x", 1], [b"x", [b"y"]], 5, "text"):
+        with pytest.raises(TypeError):
+            fdpass_c.broadcast(senders(pairs), wrong)
     for _, right in pairs:
         assert_empty(right)
 

@@ -14,7 +14,7 @@ pytestmark = [pytest.mark.thread_unsafe, pytest.mark.untraced]
 
 TESTS = sorted((ROOT / "tests" / "c").glob("test_*.c"))
 
-compilers = pytest.mark.parametrize("compiler", ["cc", "gcc", "clang"])
+compilers = pytest.mark.parametrize("compiler", ["cc", "clang"])
 
 
 @compilers
@@ -24,13 +24,12 @@ def test_compiles_without_a_warning(compiler: str, tmp_path: Path) -> None:
     run(compiler, *STRICT, "-O2", "-c", *SOURCES, cwd=tmp_path)
 
 
-@compilers
-def test_header_stands_alone(compiler: str, tmp_path: Path) -> None:
+def test_header_stands_alone(tmp_path: Path) -> None:
     """A C program needs to include fdpass.h and nothing before it."""
-    require(compiler)
+    require("cc")
     program = tmp_path / "program.c"
     program.write_text('#include "fdpass.h"\nint main(void) { return FDP_MAX_FDS != 253; }\n')
-    run(compiler, *STRICT, f"-I{CORE}", program, "-o", tmp_path / "program")
+    run("cc", *STRICT, f"-I{CORE}", program, "-o", tmp_path / "program")
     run(tmp_path / "program")
 
 
@@ -50,18 +49,18 @@ def test_under_sanitizers(compiler: str, test: Path, tmp_path: Path) -> None:
     run_sanitized(compiler, tmp_path / test.stem, test, [])
 
 
-@pytest.mark.parametrize("level", ["-O0", "-O2"])
 @pytest.mark.parametrize("compiler", ["gcc", "clang"])
-def test_stack_of_a_function(compiler: str, level: str, tmp_path: Path) -> None:
+def test_stack_of_a_function(compiler: str, tmp_path: Path) -> None:
     """No function takes more than 12 KiB of the stack, and none takes an unknown amount."""
     require(compiler)
-    run(compiler, "-std=c11", level, "-fstack-usage", "-c", *SOURCES, cwd=tmp_path)
-    lines = [line for file in tmp_path.glob("*.su") for line in file.read_text().splitlines()]
-    assert len(lines) > len(SOURCES)
-    for line in lines:
-        function, size, kind = line.split("\t")
-        assert int(size) <= 12 * 1024, function
-        assert kind in ("static", "dynamic,bounded"), function
+    for level in ("-O0", "-O2"):
+        run(compiler, "-std=c11", level, "-fstack-usage", "-c", *SOURCES, cwd=tmp_path)
+        lines = [line for file in tmp_path.glob("*.su") for line in file.read_text().splitlines()]
+        assert len(lines) > len(SOURCES)
+        for line in lines:
+            function, size, kind = line.split("\t")
+            assert int(size) <= 12 * 1024, function
+            assert kind in ("static", "dynamic,bounded"), function
 
 
 NODE = re.compile(r'node: { title: "(.+?)" .*\\n(\d+) bytes')

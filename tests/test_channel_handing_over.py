@@ -118,12 +118,12 @@ def receive_all(channel: Channel) -> list[bytes]:
             assert len(owner) == 1
 
 
-@pytest.mark.parametrize("start", [(-1, 0), (3, 0), (0, 1)])
-def test_a_start_outside_of_the_batch(start: tuple[int, int], file: int) -> None:
+def test_a_start_outside_of_the_batch(file: int) -> None:
     """What no error of the batch could have said sends nothing."""
     with channels() as (sender, receiver):
-        with pytest.raises(ValueError, match="start"):
-            sender.send_many([b"one", b"two"], [file] * 2, start=Progress(*start))
+        for start in (Progress(-1, 0), Progress(3, 0), Progress(0, 1)):
+            with pytest.raises(ValueError, match="start"):
+                sender.send_many([b"one", b"two"], [file] * 2, start=start)
         receiver.setblocking(False)
         with pytest.raises(BlockingIOError):
             receiver.recv()
@@ -132,11 +132,12 @@ def test_a_start_outside_of_the_batch(start: tuple[int, int], file: int) -> None
             receiver.recv()
 
 
-@pytest.mark.parametrize("wrong", [3, "socket", None])
-def test_what_is_no_socket(wrong: Any) -> None:
+def test_what_is_no_socket() -> None:
     """A number, too: its timeout would be nobody's."""
-    with pytest.raises(TypeError):
-        Channel(wrong)
+    wrong: Any
+    for wrong in (3, "socket", None):
+        with pytest.raises(TypeError):
+            Channel(wrong)
 
 
 def test_identity_of_a_copy(file: int) -> None:

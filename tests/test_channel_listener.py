@@ -33,21 +33,22 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "socket"
 
 
-@pytest.mark.parametrize("as_type", [str, os.fsencode, Path])
-def test_accepts(as_type: type, path: Path, file: int) -> None:
+def test_accepts(path: Path, file: int) -> None:
     """What connects by path, str, bytes or Path, exchanges messages with what was accepted."""
-    with (
-        Listener(as_type(path)) as listener,
-        Channel.connect(as_type(path)) as client,
-        listener.accept() as server,
-    ):
-        client.send(b"up", [file])
-        server.send(b"down")
-        assert take(server.recv()) == (b"up", [identity(file)])
-        assert take(client.recv()) == (b"down", [])
-        assert server.peer.pid == os.getpid()
-        assert server.gettimeout() is None
-    assert not path.exists()
+    address: Any
+    for address in (str(path), os.fsencode(path), path):
+        with (
+            Listener(address) as listener,
+            Channel.connect(address) as client,
+            listener.accept() as server,
+        ):
+            client.send(b"up", [file])
+            server.send(b"down")
+            assert take(server.recv()) == (b"up", [identity(file)])
+            assert take(client.recv()) == (b"down", [])
+            assert server.peer.pid == os.getpid()
+            assert server.gettimeout() is None
+        assert not path.exists()
 
 
 def test_iterates(path: Path) -> None:
@@ -162,13 +163,13 @@ def test_abstract_name() -> None:
 
 
 @pytest.mark.thread_unsafe
-@pytest.mark.parametrize("mode", [0o600, 0o660, 0o666])
-def test_mode(mode: int, path: Path) -> None:
+def test_mode(path: Path) -> None:
     """The socket file has the permissions asked for, whatever the umask."""
     before = os.umask(0o077)
     try:
-        with Listener(path, mode=mode):
-            assert stat.S_IMODE(path.stat().st_mode) == mode
+        for mode in (0o600, 0o660, 0o666):
+            with Listener(path, mode=mode):
+                assert stat.S_IMODE(path.stat().st_mode) == mode
     finally:
         os.umask(before)
 
@@ -392,9 +393,10 @@ def test_options_hold_for_the_accepted(path: Path) -> None:
             server.recv()
 
 
-@pytest.mark.parametrize(
-    ("mistake", "error", "text"),
-    [
+def test_wrong_options(path: Path) -> None:
+    """A wrong option is an exception of the constructor that names it, not one of accept() with
+    the first peer that comes."""
+    mistakes: list[tuple[dict[str, Any], type[Exception], str]] = [
         ({"allow_uids": 0}, TypeError, "allow_uids is a collection of ints"),
         ({"allow_uids": "root"}, TypeError, "allow_uids is a collection of ints"),
         ({"allow_uids": ["root"]}, TypeError, "allow_uids is a collection of ints, 'root' is none"),
@@ -403,19 +405,14 @@ def test_options_hold_for_the_accepted(path: Path) -> None:
         ({"max_fds": -1}, ValueError, "max_fds is -1"),
         ({"max_fds": 2**32}, ValueError, "max_fds is 4294967296"),
         ({"mode": 600}, ValueError, "600 is not 0o600"),
-    ],
-)
-def test_wrong_options(
-    mistake: dict[str, Any], error: type[Exception], text: str, path: Path
-) -> None:
-    """A wrong option is an exception of the constructor that names it, not one of accept() with
-    the first peer that comes."""
-    with pytest.raises(error, match=text):
-        Listener(path, **mistake)
-    assert not [*path.parent.iterdir()]
-    if "mode" not in mistake and mistake != {"allow_uids": ["root"]}:
+    ]
+    for mistake, error, text in mistakes:
         with pytest.raises(error, match=text):
-            Channel.pair(**mistake)
+            Listener(path, **mistake)
+        assert not [*path.parent.iterdir()]
+        if "mode" not in mistake and mistake != {"allow_uids": ["root"]}:
+            with pytest.raises(error, match=text):
+                Channel.pair(**mistake)
 
 
 @pytest.mark.parametrize("users", [{os.getuid()}, range(2**32)], ids=["one", "all"])

@@ -29,8 +29,9 @@ OURS = {module.__file__ for module in (batches, channel, descriptors, jobs, turn
 
 
 @pytest.mark.thread_unsafe
-@pytest.mark.parametrize("timeout", [None, 1000.0])
-@pytest.mark.parametrize("receive", ["recv", "recv_many"])
+@pytest.mark.parametrize(
+    ("receive", "timeout"), [("recv", None), ("recv", 1000.0), ("recv_many", None)]
+)
 def test_raising_while_receiving(receive: str, timeout: float | None, file: int) -> None:
     """A handler ends a receive that waits; the message still comes, once."""
     with channels() as (sender, receiver):
@@ -88,8 +89,7 @@ def test_a_handler_that_receives_inside_a_receive(timeout: float | None) -> None
 
 @pytest.mark.thread_unsafe
 @pytest.mark.parametrize("timeout", [None, 1000.0])
-@pytest.mark.parametrize("size", [100_000, 1_000_000])
-def test_a_handler_that_sends_on_what_it_interrupts(size: int, timeout: float | None) -> None:
+def test_a_handler_that_sends_on_what_it_interrupts(timeout: float | None) -> None:
     """A handler that sends inside a send is told so, at once, and the send goes on."""
     with channels(buffer=5000) as (sender, receiver):
         sender.settimeout(timeout)
@@ -98,14 +98,14 @@ def test_a_handler_that_sends_on_what_it_interrupts(size: int, timeout: float | 
         def send() -> None:
             try:
                 for use in (lambda: sender.send(b"inner"), lambda: sender.send_many([b"inner"])):
-                    with pytest.raises(RuntimeError, match="whose send it interrupts"):
+                    with pytest.raises(RuntimeError, match=r"must not send .* send it interrupts"):
                         use()
             finally:
                 told.set()
 
         def receive() -> None:
             told.wait()
-            for wanted in (bytes(size), b"next"):
+            for wanted in (bytes(1_000_000), b"next"):
                 assert take(receiver.recv()) == (wanted, [])
 
         with (
@@ -113,7 +113,7 @@ def test_a_handler_that_sends_on_what_it_interrupts(size: int, timeout: float | 
             once_blocked(sender.fileno(), interrupt_main_thread),
             beside(receive),
         ):
-            sender.send(bytes(size))
+            sender.send(bytes(1_000_000))
             sender.send(b"next")
 
 
@@ -213,32 +213,6 @@ def test_raising_in_a_column_of_one_frame(file: int) -> None:
         with beside(sender.flush):
             received = [take(receiver.recv()) for _ in range(30)]
     assert received == [(payload, [identity(file)]) for payload in payloads[10:]]
-
-
-@pytest.mark.thread_unsafe
-def test_a_handler_that_sends_inside_a_send() -> None:
-    """It is refused if a part of the interrupted message was sent, which then goes on."""
-    data = os.urandom(200_000)
-    refused = threading.Event()
-    received = []
-
-    def handler() -> None:
-        with pytest.raises(RuntimeError, match="a signal handler must not send"):
-            sender.send(b"inside")
-        refused.set()
-
-    def receive() -> None:
-        refused.wait()
-        received.extend([receiver.recv()[0], receiver.recv()[0]])
-
-    with channels(buffer=5000) as (sender, receiver), beside(receive):
-        with (
-            handling(signal.SIGUSR1, handler),
-            once_blocked(sender.fileno(), interrupt_main_thread),
-        ):
-            sender.send(data)
-        sender.send(b"next")
-    assert received == [data, b"next"]
 
 
 @pytest.mark.thread_unsafe

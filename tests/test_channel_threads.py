@@ -27,10 +27,9 @@ from support.threads import beside
 from support.waiting import once_blocked
 
 
-@pytest.mark.parametrize("kind", [socket.SOCK_STREAM, socket.SOCK_SEQPACKET])
-def test_whose_send_it_is(kind: socket.SocketKind) -> None:
+def test_whose_send_it_is() -> None:
     """A send waits for other threads; another send of its own thread is in its way for good."""
-    with channels(kind, 20_000) as (sender, _):
+    with channels(buffer=20_000) as (sender, _):
         own, other = (sender.start_sending(bytes(1_000_000), []) for _ in range(2))
         flushing = Sending(sender.outbox, None, 0)
         assert own is not None
@@ -185,18 +184,18 @@ def test_selectors(file: int) -> None:
         ([one(b"a"), b"rubbish"], [0]),
     ],
 )
-@pytest.mark.parametrize("many", [False, True])
-def test_pending(frames: list[bytes], counts: list[int], many: bool) -> None:
+def test_pending(frames: list[bytes], counts: list[int]) -> None:
     """pending counts the messages that are here whole, however they came."""
-    with raw_pair() as (peer, channel):
-        assert channel.pending == 0
-        peer.send(b"".join(frames))
-        for count in counts:
-            if many:
-                assert len(channel.recv_many(1)) == 1
-            else:
-                channel.recv()
-            assert channel.pending == count
+    for many in (False, True):
+        with raw_pair() as (peer, channel):
+            assert channel.pending == 0
+            peer.send(b"".join(frames))
+            for count in counts:
+                if many:
+                    assert len(channel.recv_many(1)) == 1
+                else:
+                    channel.recv()
+                assert channel.pending == count
 
 
 def test_pending_of_messages_with_descriptors(file: int) -> None:

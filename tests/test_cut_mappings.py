@@ -75,58 +75,55 @@ def survives(action: Callable[[], object]) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_writev(name: str, cut: mmap.mmap, pair: Pair) -> None:
+def test_writev(name: str, cut: mmap.mmap, stream: Pair) -> None:
     """writev says in characters_written what left before the fault, and that did leave."""
     buffers = shapes(cut)[name]
 
     def act() -> None:
         with pytest.raises(OSError, match=os.strerror(errno.EFAULT)) as caught:
-            fdpass_c.writev(pair[0], buffers)
+            fdpass_c.writev(stream[0], buffers)
         assert caught.value.errno == errno.EFAULT
         written = caught.value.characters_written  # type: ignore[attr-defined]
         assert 0 <= written <= present(buffers)
         if written:
-            assert len(pair[1].recv(1 << 20)) == written
-        assert_empty(pair[1])
-        assert fdpass_c.writev(pair[0], [b"after"]) == 5
-        assert pair[1].recv(10) == b"after"
+            assert len(stream[1].recv(1 << 20)) == written
+        assert_empty(stream[1])
+        assert fdpass_c.writev(stream[0], [b"after"]) == 5
+        assert stream[1].recv(10) == b"after"
 
     survives(act)
 
 
 @pytest.mark.parametrize("offset", [None, 5])
-@pytest.mark.parametrize("name", NAMES)
-def test_file(name: str, offset: int | None, cut: mmap.mmap) -> None:
+def test_file(offset: int | None, cut: mmap.mmap) -> None:
     """In a file stands what was written before the fault, and no more."""
-    buffers = shapes(cut)[name]
 
     def act() -> None:
-        with tempfile.TemporaryFile(buffering=0) as file:
-            with pytest.raises(OSError, match=os.strerror(errno.EFAULT)) as caught:
-                fdpass_c.writev(file, buffers, offset)
-            written = caught.value.characters_written  # type: ignore[attr-defined]
-            assert 0 <= written <= present(buffers)
-            size = os.fstat(file.fileno()).st_size
-            assert size == (written + (offset or 0) if written else 0)
+        for buffers in shapes(cut).values():
+            with tempfile.TemporaryFile(buffering=0) as file:
+                with pytest.raises(OSError, match=os.strerror(errno.EFAULT)) as caught:
+                    fdpass_c.writev(file, buffers, offset)
+                written = caught.value.characters_written  # type: ignore[attr-defined]
+                assert 0 <= written <= present(buffers)
+                size = os.fstat(file.fileno()).st_size
+                assert size == (written + (offset or 0) if written else 0)
 
     survives(act)
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_broadcast(name: str, cut: mmap.mmap, pair: Pair) -> None:
+def test_broadcast(cut: mmap.mmap, stream: Pair) -> None:
     """broadcast gives each target the part that it took, or EFAULT, and goes on to the next."""
-    buffers = shapes(cut)[name]
 
     def act() -> None:
         reader, writer = os.pipe()
-        results = fdpass_c.broadcast([pair[0], writer, pair[0]], buffers)
-        for result in results:
-            if isinstance(result, OSError):
-                assert result.errno == errno.EFAULT
-            else:
-                assert 0 < result <= present(buffers)
-        assert fdpass_c.broadcast([pair[0], writer], [b"after"]) == [5, 5]
-        assert os.read(reader, 1 << 20).endswith(b"after")
+        for buffers in shapes(cut).values():
+            for result in fdpass_c.broadcast([stream[0], writer, stream[0]], buffers):
+                if isinstance(result, OSError):
+                    assert result.errno == errno.EFAULT
+                else:
+                    assert 0 < result <= present(buffers)
+            assert fdpass_c.broadcast([stream[0], writer], [b"after"]) == [5, 5]
+            assert os.read(reader, 1 << 20).endswith(b"after")
 
     survives(act)
 

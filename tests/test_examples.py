@@ -222,7 +222,7 @@ def file(tmp_path: Path) -> Path:
     return path
 
 
-sizes = pytest.mark.parametrize("size", [1, 5, 10])
+sizes = pytest.mark.parametrize("size", [1, 10])
 
 
 @sizes
@@ -236,11 +236,10 @@ def test_c_sender_listens(size: int, c_peers: Path, file: Path, tmp_path: Path) 
         (tmp_path / "s").unlink()
 
 
-@sizes
-def test_c_sender_connects(size: int, c_peers: Path, file: Path, tmp_path: Path) -> None:
+def test_c_sender_connects(c_peers: Path, file: Path, tmp_path: Path) -> None:
     """Ours listens for a C sender."""
     with started(FDPASS, "recv", "--listen", tmp_path / "s") as receiver:
-        meet(tmp_path / "s", [str(c_peers / "sender"), "connect"], size, file)
+        meet(tmp_path / "s", [str(c_peers / "sender"), "connect"], 5, file)
         assert receiver.stdout is not None
         assert receiver.stdout.read() == "content\n"
 
@@ -257,12 +256,11 @@ def test_c_receiver_listens(size: int, c_peers: Path, file: Path, tmp_path: Path
         assert process.stdout.read() == f"{payload}\ncontent\n"
 
 
-@sizes
-def test_c_receiver_connects(size: int, c_peers: Path, file: Path, tmp_path: Path) -> None:
+def test_c_receiver_connects(c_peers: Path, file: Path, tmp_path: Path) -> None:
     """Ours listens for a C receiver."""
-    payload = "0123456789"[:size]
+    payload = "01234"
     with started(FDPASS, "send", "--payload", payload, "--listen", tmp_path / "s", file):
-        output = meet(tmp_path / "s", [str(c_peers / "receiver"), "connect"], size)
+        output = meet(tmp_path / "s", [str(c_peers / "receiver"), "connect"], 5)
         assert output == f"{payload}\ncontent\n"
 
 

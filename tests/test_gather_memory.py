@@ -2,6 +2,7 @@
 
 import os
 import resource
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -49,10 +50,10 @@ def measure(buffers: list[Any]) -> tuple[int, int]:
     return peaks[0], peaks[1]
 
 
-@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
-def test_little_is_copied(shape: list[bytes]) -> None:
+def test_little_is_copied() -> None:
     """At most 1 MiB is copied."""
-    assert max(measure(shape)) < LIMIT
+    peaks = {name: max(measure(shape)) for name, shape in SHAPES.items()}
+    assert {name: peak for name, peak in peaks.items() if peak >= LIMIT} == {}
 
 
 @given(
@@ -68,13 +69,10 @@ def test_wherever_the_large_one_stands(small: list[bytes], places: list[int]) ->
 
 
 @linux_only
-@pytest.mark.parametrize(
-    ("count", "place"), [(2, 0), (2, 1), (3, 1), (17, 0), (17, 16), (1000, 1), (1000, 500)]
-)
-def test_no_memory_for_a_copy(count: int, place: int) -> None:
+def test_no_memory_for_a_copy() -> None:
     """Where memory is short it writes still, as os.writev does."""
 
-    def act() -> None:
+    def act(count: int, place: int) -> None:
         buffers = [b"small"] * count
         buffers[place] = bytes(256 * 2**20)
         total = sum(map(len, buffers))
@@ -87,4 +85,5 @@ def test_no_memory_for_a_copy(count: int, place: int) -> None:
             assert fdpass_c.writev(null, buffers) == total
             assert fdpass_c.broadcast([null], buffers) == [total]
 
-    run_in_child(act)
+    for count, place in [(2, 0), (2, 1), (3, 1), (17, 0), (17, 16), (1000, 1), (1000, 500)]:
+        run_in_child(partial(act, count, place))

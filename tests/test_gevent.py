@@ -162,12 +162,13 @@ def run_program(text: str, tmp_path: Path) -> None:
 @pytest.mark.thread_unsafe
 @pytest.mark.parametrize("timeout", [None, 1000])
 @pytest.mark.parametrize("order", ["patched first", "imported first"])
-@pytest.mark.parametrize("name", BODIES)
-def test_greenlets(name: str, order: str, timeout: float | None, tmp_path: Path) -> None:
+def test_greenlets(order: str, timeout: float | None, tmp_path: Path) -> None:
     """Greenlets of one process wait for each other, in whichever order one patches and imports."""
     pytest.importorskip("gevent")
     start = PATCH + IMPORTS if order == "patched first" else IMPORTS + PATCH
-    run_program(f"{start}\nTIMEOUT = {timeout}\n{PRELUDE}{BODIES[name]}", tmp_path)
+    # Each in a namespace of its own, as a program would have it.
+    each = f"for body in {[*BODIES.values()]!r}:\n    exec({PRELUDE!r} + body, {{**globals()}})\n"
+    run_program(f"{start}\nTIMEOUT = {timeout}\n{each}", tmp_path)
 
 
 @pytest.mark.thread_unsafe

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from fdpass_c._native import ffi, lib
 from support.channels import channels
 from support.marks import linux_only, places_known
 from support.sockets import Pair, fill
+from support.threads import run_together
 
 pytestmark = [
     places_known,
@@ -170,14 +172,33 @@ CLOSING: dict[str, Callable[[socket.socket], object]] = {
 
 @linux_only
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
-@pytest.mark.parametrize("name", CLOSING)
-def test_closing_gives_it_up(name: str, stream: Pair) -> None:
+def test_closing_gives_it_up() -> None:
     """Whoever sent a descriptor says how long closing it takes; meanwhile other threads run."""
-    with lingering() as sock:
-        socket.send_fds(stream[0], [b"not a frame"], [sock.fileno()])
-        sock.close()
-        with busy_thread() as counter, contextlib.suppress(FdpassError):
-            before, start = counter.turns, time.monotonic()
-            CLOSING[name](stream[1])
-        assert time.monotonic() - start > 0.9
-        assert counter.turns - before > 100
+    turns: dict[str, int] = {}
+    seconds: dict[str, float] = {}
+
+    def close(name: str, sock: socket.socket, counter: Counter) -> None:
+        before, start = counter.turns, time.monotonic()
+        with contextlib.suppress(FdpassError):
+            CLOSING[name](sock)
+        turns[name] = counter.turns - before
+        seconds[name] = time.monotonic() - start
+
+    with contextlib.ExitStack() as stack:
+        receivers = []
+        for _ in CLOSING:
+            left, right = map(stack.enter_context, socket.socketpair())
+            sock = stack.enter_context(lingering())
+            socket.send_fds(left, [b"not a frame"], [sock.fileno()])
+            sock.close()
+            receivers.append(right)
+        # All at once: whichever kept the lock would count no turn while it closes.
+        with busy_thread() as counter:
+            run_together(
+                [
+                    partial(close, name, sock, counter)
+                    for name, sock in zip(CLOSING, receivers, strict=True)
+                ]
+            )
+    assert min(seconds.values()) > 0.9, seconds
+    assert min(turns.values()) > 100, turns

@@ -33,14 +33,13 @@ def test_empty_message_on_a_stream_loses_descriptors(stream: Pair, file: int) ->
     assert_empty(stream[1])
 
 
-@pytest.mark.parametrize("buffers", [[], [b""], [b"", b""]])
-@pytest.mark.parametrize("count", [1, 2, 253])
-def test_empty_message_on_a_stream_is_refused(
-    buffers: list[bytes], count: int, stream: Pair, file: int, keep: Keep
-) -> None:
+def test_empty_message_on_a_stream_is_refused(stream: Pair, file: int, keep: Keep) -> None:
     """send_fds raises ValueError instead, and the connection goes on as if nothing was."""
-    with pytest.raises(ValueError, match="at least one byte"):
-        fdpass_c.send_fds(stream[0], buffers, [file] * count)
+    buffers: list[bytes]
+    for buffers in ([], [b""], [b"", b""]):
+        for count in (1, 2, 253):
+            with pytest.raises(ValueError, match="at least one byte"):
+                fdpass_c.send_fds(stream[0], buffers, [file] * count)
     fdpass_c.send_fds(stream[0], [b"next"], [file])
     data, fds, _, _ = fdpass_c.recv_fds(stream[1], 100, 253)
     keep(fds)
@@ -118,7 +117,7 @@ def test_descriptors_leave_with_the_first_byte(stream: Pair, file: int, keep: Ke
     assert_empty(stream[1])
 
 
-@pytest.mark.parametrize("count", [1024, 1025, 5000])
+@pytest.mark.parametrize("count", [1024, 1025])
 def test_more_buffers_than_a_system_call_takes(
     count: int, stream: Pair, file: int, keep: Keep
 ) -> None:

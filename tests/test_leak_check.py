@@ -101,7 +101,7 @@ def leave_process(generations: int) -> None:
 
 
 @linux_only
-@pytest.mark.parametrize("generations", [1, 2, 3])
+@pytest.mark.parametrize("generations", [1, 3])
 def test_sees_a_process(generations: int) -> None:
     """A child that goes on fails the check, and so does an orphan; it is gone after that."""
     reader, writer = os.pipe()

@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -165,8 +166,7 @@ class _ByFile(_Replaced):
 
 
 @pytest.mark.thread_unsafe
-@pytest.mark.parametrize("kind", [_ByLink, _ByFile])
-@pytest.mark.parametrize("mode", [0o600, 0o666])
+@pytest.mark.parametrize(("kind", "mode"), [(_ByLink, 0o666), (_ByFile, 0o600)])
 def test_what_takes_the_place_of_the_file(kind: type[_Replaced], mode: int, path: Path) -> None:
     """Nothing but the new socket gets the permissions, and nothing else is removed."""
     victim = path.with_name("victim")
@@ -183,8 +183,7 @@ def test_what_takes_the_place_of_the_file(kind: type[_Replaced], mode: int, path
 
 @pytest.mark.thread_unsafe
 @linux_only
-@pytest.mark.parametrize("mode", [0o600, 0o660, 0o666])
-def test_no_moment_of_wider_permissions(mode: int, path: Path) -> None:
+def test_no_moment_of_wider_permissions(path: Path) -> None:
     """The file is made with at most the permissions that it is to have."""
     seen = []
 
@@ -193,11 +192,13 @@ def test_no_moment_of_wider_permissions(mode: int, path: Path) -> None:
             super().bind(address)
             seen.append(stat.S_IMODE(os.lstat(address).st_mode))
 
-    file = SocketFile(str(path))
-    with umask(0), Watched(socket.AF_UNIX) as sock:
-        file.listen(sock, backlog=1, mode=mode)
-        file.remove()
-    assert seen == [mode]
+    modes = [0o600, 0o660, 0o666]
+    for mode in modes:
+        file = SocketFile(str(path))
+        with umask(0), Watched(socket.AF_UNIX) as sock:
+            file.listen(sock, backlog=1, mode=mode)
+            file.remove()
+    assert seen == modes
 
 
 @pytest.mark.parametrize("mistake", [{"backlog": "many"}, {"mode": "rw"}, {"backlog": 2**70}])
@@ -271,19 +272,19 @@ def test_a_long_directory(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert not [*deep.iterdir()]
 
 
-@pytest.mark.parametrize("name", ["sock\0et", b"sock\0et", Path("sock\0et"), "socket\0", "a/b\0c"])
-def test_a_nul_in_a_path(
-    name: "str | bytes | Path", path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_nul_in_a_path(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The system would end a path there: it is refused before anything is made or reached."""
     monkeypatch.chdir(path.parent)
     Path("a").mkdir()
-    with pytest.raises(ValueError, match="NUL"):
-        Listener(name)
+    names: list[Any] = ["sock\0et", b"sock\0et", Path("sock\0et"), "socket\0", "a/b\0c"]
+    for name in names:
+        with pytest.raises(ValueError, match="NUL"):
+            Listener(name)
     assert [*Path().iterdir()] == [Path("a")]
     with Listener("sock") as one, Listener("socket") as two, Listener("a/b") as three:
-        with pytest.raises(ValueError, match="NUL"):
-            Channel.connect(name)
+        for name in names:
+            with pytest.raises(ValueError, match="NUL"):
+                Channel.connect(name)
         for listener in (one, two, three):
             listener.settimeout(0)
             with pytest.raises(BlockingIOError):
@@ -336,7 +337,7 @@ def reconnecting(path: Path) -> Iterator[threading.Event]:
         thread.join()
 
 
-@pytest.mark.parametrize("timeout", [0.0, 0.05, 0.5])
+@pytest.mark.parametrize("timeout", [0.0, 0.05])
 def test_peers_that_are_turned_away(timeout: float, path: Path) -> None:
     """However often they come, accept returns when its time is over."""
     with Listener(path, allow_uids=[]) as listener, reconnecting(path) as going:

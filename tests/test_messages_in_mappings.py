@@ -68,9 +68,9 @@ NAMES = [
     "its last byte gone",
 ]
 
-by_name = pytest.mark.parametrize("name", NAMES)
-by_cut = pytest.mark.parametrize("left", [0, 15 * PAGE])
-by_timeout = pytest.mark.parametrize("timeout", [None, 0])
+CUTS = [*itertools.product([0, 15 * PAGE], NAMES, [None, 0])]
+"""How much is left of the mapping, what of it is sent, and the timeout."""
+
 EFAULT = os.strerror(errno.EFAULT)
 
 PLAIN: dict[str, Callable[[socket.socket, Any, int], Any]] = {
@@ -84,15 +84,13 @@ PLAIN: dict[str, Callable[[socket.socket, Any, int], Any]] = {
 
 @linux_only
 @pytest.mark.thread_unsafe
-@by_timeout
-@by_name
-@by_cut
 @pytest.mark.parametrize("way", PLAIN)
-def test_plain(way: str, left: int, name: str, timeout: float | None, file: int) -> None:
+def test_plain(way: str, file: int) -> None:
     """A plain send is EFAULT and nothing of it leaves, or a part does and the count says so."""
 
     def act() -> None:
-        for kind in (socket.SOCK_STREAM, socket.SOCK_SEQPACKET, socket.SOCK_DGRAM):
+        kinds = (socket.SOCK_STREAM, socket.SOCK_SEQPACKET, socket.SOCK_DGRAM)
+        for kind, (left, name, timeout) in itertools.product(kinds, CUTS):
             pair = socket.socketpair(socket.AF_UNIX, kind)
             pair[0].settimeout(timeout)
             with pair[0], pair[1]:
@@ -147,20 +145,26 @@ CHANNEL: dict[str, Callable[[Channel, Any, list[int]], object]] = {
 
 @linux_only
 @pytest.mark.thread_unsafe
-@by_timeout
-@by_name
-@by_cut
 @pytest.mark.parametrize("way", CHANNEL)
-def test_channel(way: str, left: int, name: str, timeout: float | None, file: int) -> None:
+def test_channel(way: str, file: int) -> None:
     """A Channel's send is EFAULT, nothing of that message is delivered, and the channel goes on."""
 
     def act() -> None:
-        for kind, count in itertools.product((socket.SOCK_STREAM, socket.SOCK_SEQPACKET), COUNTS):
-            attempt(kind, count, None)
-        if timeout != 0:
-            attempt(socket.SOCK_STREAM, 1, 5000)
+        for left, name, timeout in CUTS:
+            for count in COUNTS:
+                attempt(socket.SOCK_STREAM, count, None, left, name, timeout)
+            attempt(socket.SOCK_SEQPACKET, 1, None, left, name, timeout)
+            if timeout != 0:
+                attempt(socket.SOCK_STREAM, 1, 5000, left, name, timeout)
 
-    def attempt(kind: socket.SocketKind, count: int, buffer: int | None) -> None:
+    def attempt(
+        kind: socket.SocketKind,
+        count: int,
+        buffer: int | None,
+        left: int,
+        name: str,
+        timeout: float | None,
+    ) -> None:
         before = [b"one", b"two"] * way.endswith("last")
         payload = views(cut_at(left), left)[name]
         pair = socket.socketpair(socket.AF_UNIX, kind)
@@ -239,9 +243,9 @@ SENDS: list[Send] = [
 
 @linux_only
 @pytest.mark.thread_unsafe
-@pytest.mark.parametrize("timeout", [None, 1000])
 @pytest.mark.parametrize(
-    "send", SENDS, ids=["send_fds", "send_fd", "send_many", "Channel.send", "Channel.send_many"]
+    ("send", "timeout"),
+    [*((send, None) for send in SENDS), (send_plain, 1000), (send_in_channel, 1000)],
 )
 def test_large_array_is_not_copied(
     send: Callable[[socket.socket, Any, int], object],

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from ipaddress import IPv6Address
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import pytest
 
@@ -24,7 +25,6 @@ from support.processes import FDPASS, Program, run_in_child
 from support.server import Server, connections
 from support.sockets import read_all
 
-both_kinds = pytest.mark.parametrize("handler", ["echo", "echo_async", "echo_object"])
 coroutines = pytest.mark.parametrize(
     "handler", ["echo_partial", "echo_partial_object", "echo_bound"]
 )
@@ -41,7 +41,7 @@ not_awaited = pytest.mark.parametrize(
 
 
 @pytest.mark.thread_unsafe
-@both_kinds
+@pytest.mark.parametrize("handler", ["echo", "echo_async", "echo_object"])
 def test_answers(handler: str) -> None:
     """Every connection is answered, by workers that take turns, and knows its peer's address."""
     with Server(handler, "--workers", "3") as server:
@@ -94,14 +94,13 @@ def test_what_a_handler_gets(handler: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.thread_unsafe
-@both_kinds
-def test_several_listeners(handler: str, tmp_path: Path) -> None:
+def test_several_listeners(tmp_path: Path) -> None:
     """IPv4, IPv6 and Unix sockets at once; the Unix socket's file goes with the pool."""
     path = tmp_path / "socket"
     addresses = ["127.0.0.1:0", str(path)]
     if socket.has_dualstack_ipv6():
         addresses.append("[::1]:0")
-    with Server(handler, "--workers", "2", addresses=tuple(addresses)) as server:
+    with Server("echo", "--workers", "2", addresses=tuple(addresses)) as server:
         for address in server.addresses:
             if "/" in address:
                 sock = socket.socket(socket.AF_UNIX)
@@ -133,13 +132,20 @@ def test_stale_unix_socket(tmp_path: Path) -> None:
     assert path.read_text() == "precious"
 
 
-@pytest.mark.parametrize(
-    "address", ["", "80", "host:", "host:port", "::1:80", "host:65536", "host:-1", "host:\u0663"]
-)
-def test_bad_address(address: str) -> None:
+def test_bad_address() -> None:
     """What is neither HOST:PORT nor a path is refused by name."""
-    with pytest.raises(ValueError, match="not HOST:PORT"):
-        open_listener(address)
+    for address in (
+        "",
+        "80",
+        "host:",
+        "host:port",
+        "::1:80",
+        "host:65536",
+        "host:-1",
+        "host:\u0663",
+    ):
+        with pytest.raises(ValueError, match="not HOST:PORT"):
+            open_listener(address)
 
 
 def test_address_forms() -> None:
@@ -172,16 +178,20 @@ def test_a_link_local_address() -> None:
                 pass
 
 
-@pytest.mark.parametrize(
-    ("arguments", "options"),
-    [((0,), {}), ((1, 0), {}), ((1,), {"max_requests": 0}), ((1,), {"drain": -1})]
-    + [((1,), {name: float("nan")}) for name in ("drain", "start_timeout")],
-)
-def test_bad_numbers(arguments: "tuple[int, ...]", options: "dict[str, float]") -> None:
+def test_bad_numbers() -> None:
     """No workers, no capacity, no requests, a negative time and one that is no number are
     refused."""
-    with pytest.raises(ValueError, match=r"at least 1|not negative"):
-        Pool(echo, *arguments, **options)  # type: ignore[arg-type]
+    wrong: list[tuple[tuple[int, ...], dict[str, Any]]] = [
+        ((0,), {}),
+        ((1, 0), {}),
+        ((1,), {"max_requests": 0}),
+        ((1,), {"drain": -1}),
+        ((1,), {"drain": float("nan")}),
+        ((1,), {"start_timeout": float("nan")}),
+    ]
+    for arguments, options in wrong:
+        with pytest.raises(ValueError, match=r"at least 1|not negative"):
+            Pool(echo, *arguments, **options)
 
 
 def test_a_handler_that_was_called() -> None:
@@ -438,13 +448,13 @@ def test_no_socket_activation(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "LISTEN_FDS" not in os.environ
 
 
-@pytest.mark.parametrize("count", ["one", "-1", ""])
-def test_broken_socket_activation(count: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_broken_socket_activation(monkeypatch: pytest.MonkeyPatch) -> None:
     """A count that is no number is an error, which says whose it is."""
-    monkeypatch.setenv("LISTEN_FDS", count)
-    monkeypatch.setenv("LISTEN_PID", str(os.getpid()))
-    with pytest.raises(ValueError, match=f"LISTEN_FDS is not .*'{count}'"):
-        inherit_listeners()
+    for count in ("one", "-1", ""):
+        monkeypatch.setenv("LISTEN_FDS", count)
+        monkeypatch.setenv("LISTEN_PID", str(os.getpid()))
+        with pytest.raises(ValueError, match=f"LISTEN_FDS is not .*'{count}'"):
+            inherit_listeners()
 
 
 @pytest.mark.thread_unsafe

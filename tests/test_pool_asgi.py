@@ -32,7 +32,6 @@ protocols = pytest.mark.parametrize(
         pytest.param("h11", "uvloop", marks=needs_uvloop),
     ],
 )
-ends = pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGHUP])
 
 
 def serve(protocol: str = "h11", loop: str = "asyncio", workers: int = 2, **options: str) -> Server:
@@ -73,7 +72,8 @@ def begin(server: Server, stack: ExitStack) -> socket.socket:
 
 @protocols
 def test_even_use(protocol: str, loop: str) -> None:
-    """Open connections are spread evenly, and each stays with its worker for all its requests."""
+    """Open connections are spread evenly, and each stays with its worker for all its requests. An
+    answer has uvicorn's headers, the date one of them."""
     with serve(protocol, loop, workers=3) as server:
         pids = server.settled(3).pids
         with ExitStack() as stack:
@@ -84,23 +84,25 @@ def test_even_use(protocol: str, loop: str) -> None:
             for _ in range(3):
                 assert [get(client) for client in clients] == first
             assert [worker.in_hand for worker in server.status().workers] == [4, 4, 4]
+            clients[0].request("GET", "/")
+            answer = clients[0].getresponse()
+            answer.read()
+            assert answer.headers["server"] == "uvicorn"
+            assert answer.headers["date"].endswith("GMT")
         status = server.settled(3)
         assert (status.handled, status.failed, status.lost) == (12, 0, 0)
         assert server.stop() == 0
 
 
-@protocols
-def test_headers(protocol: str, loop: str) -> None:
-    """An answer has uvicorn's headers, the date one of them."""
-    with serve(protocol, loop) as server, contextlib.closing(connect(server)) as client:
-        client.request("GET", "/")
-        headers = client.getresponse().headers
-        assert headers["server"] == "uvicorn"
-        assert headers["date"].endswith("GMT")
-
-
-@protocols
-@ends
+@pytest.mark.parametrize(
+    ("protocol", "loop", "signum"),
+    [
+        ("h11", "asyncio", signal.SIGTERM),
+        ("h11", "asyncio", signal.SIGHUP),
+        pytest.param("httptools", "asyncio", signal.SIGTERM, marks=needs_httptools),
+        pytest.param("h11", "uvloop", signal.SIGTERM, marks=needs_uvloop),
+    ],
+)
 def test_leaving(protocol: str, loop: str, signum: int) -> None:
     """A worker that is to leave closes idle connections at once, finishes the answers that it has
     begun, and answers a request that comes on a connection on which none has come yet; each of

@@ -15,7 +15,7 @@ from support.sockets import read_all, read_some
 
 # Every 100 connections one is killed. For slow machines and emulators there may be fewer, and
 # `nox -s soak` has more.
-CONNECTIONS = int(os.environ.get("FDPASS_POOL_CONNECTIONS", "10000"))
+CONNECTIONS = int(os.environ.get("FDPASS_POOL_CONNECTIONS", "4000"))
 AT_ONCE = 20
 WORKERS = 4
 # What the master's memory may grow by after a tenth of them, in KiB.

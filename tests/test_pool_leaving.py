@@ -10,14 +10,17 @@ import fdpass_c.pool
 from support.server import Server, connections
 from support.sockets import read_all, read_some
 
-kept_alive = pytest.mark.parametrize(
-    ("handler", "capacity"), [("keep_alive", "1"), ("keep_alive_async", "2")]
-)
-
 
 @pytest.mark.thread_unsafe
-@kept_alive
-@pytest.mark.parametrize("end", ["TERM", "HUP", "kill the master"])
+@pytest.mark.parametrize(
+    ("handler", "capacity", "end"),
+    [
+        ("keep_alive", "1", "TERM"),
+        ("keep_alive", "1", "kill the master"),
+        ("keep_alive_async", "2", "HUP"),
+        ("keep_alive_async", "2", "kill the master"),
+    ],
+)
 def test_kept_alive_connections_end(handler: str, capacity: str, end: str) -> None:
     """A handler learns that its worker is to leave, and its idle connections end long before the
     worker would be killed."""
@@ -48,7 +51,7 @@ def test_kept_alive_connections_end(handler: str, capacity: str, end: str) -> No
 
 
 @pytest.mark.thread_unsafe
-@kept_alive
+@pytest.mark.parametrize(("handler", "capacity"), [("keep_alive", "1"), ("keep_alive_async", "2")])
 def test_kept_alive_connections_end_at_max_requests(handler: str, capacity: str) -> None:
     """A worker that has had its last connection says so to its handlers, once its successor is
     ready."""
@@ -73,8 +76,10 @@ def test_outside_of_a_worker() -> None:
 
 
 @pytest.mark.thread_unsafe
-@pytest.mark.parametrize("handler", ["give_to_thread", "give_to_executor"])
-@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize(
+    ("handler", "signum"),
+    [("give_to_thread", signal.SIGHUP), ("give_to_executor", signal.SIGTERM)],
+)
 def test_threads_are_waited_for(handler: str, signum: int, tmp_path: Path) -> None:
     """A thread that a handler gave its connection to finishes before its worker ends; then the
     teardown runs, and what atexit holds in the program only."""

@@ -35,11 +35,11 @@ def test_a_fault_of_the_module(text: str, reason: str, tmp_path: Path) -> None:
     assert "usage:" not in done.stderr
 
 
-@pytest.mark.parametrize("handler", ["no_such:handle", "no.such.module:handle", "service:missing"])
-def test_no_such_handler(handler: str, tmp_path: Path) -> None:
-    """A module or attribute that is not there is a wrong command line."""
+def test_no_such_handler(tmp_path: Path) -> None:
+    """A module or attribute that is not there is a wrong command line; tests/test_command_line.py
+    has more of those."""
     (tmp_path / "service.py").write_text("")
-    done = load(handler, tmp_path)
+    done = load("service:missing", tmp_path)
     assert done.returncode == 2
     assert "usage:" in done.stderr
     assert "Traceback" not in done.stderr

@@ -22,8 +22,10 @@ stops = pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
 
 
 @pytest.mark.thread_unsafe
-@begin_and_wait
-@stops
+@pytest.mark.parametrize(
+    ("handler", "signum"),
+    [("begin_and_wait", signal.SIGTERM), ("begin_and_wait_async", signal.SIGINT)],
+)
 def test_drain(handler: str, signum: int) -> None:
     """A pool that stops finishes what it has begun, and only then exits."""
     with Server(handler, "--workers", "2", "--capacity", "2") as server:
@@ -69,20 +71,19 @@ def test_deadline(handler: str) -> None:
 
 
 @pytest.mark.thread_unsafe
-@stops
-def test_second_signal(signum: int) -> None:
+def test_second_signal() -> None:
     """A second signal ends the pool at once, whatever is in hand."""
     with (
         Server("begin_and_wait", "--workers", "1") as server,
         connections(server, 1) as (sock,),
     ):
         assert sock.recv(1000)
-        server.send_signal(signum)
+        server.send_signal(signal.SIGTERM)
         server.wait_for("stopping")
         end = time.monotonic() + 0.6
         while time.monotonic() < end:  # Before, it is not a second one.
             server.status()
-        assert server.stop(signum) == 0
+        assert server.stop(signal.SIGTERM) == 0
         assert read_some(sock) == b""
 
 
@@ -243,8 +244,7 @@ def test_reload_under_load() -> None:
 
 
 @pytest.mark.thread_unsafe
-@pytest.mark.parametrize("handler", ["echo", "echo_async"])
-@pytest.mark.parametrize("capacity", ["1", "3"])
+@pytest.mark.parametrize(("handler", "capacity"), [("echo", "1"), ("echo_async", "3")])
 def test_max_requests(handler: str, capacity: str) -> None:
     """A worker is replaced after so many connections, and none is lost by it.
 
@@ -267,17 +267,18 @@ def test_max_requests(handler: str, capacity: str) -> None:
 
 
 @pytest.mark.thread_unsafe
-@pytest.mark.parametrize("signum", MASTERS_SIGNALS)
 @begin_and_wait
-def test_signals_to_workers(handler: str, signum: int) -> None:
+def test_signals_to_workers(handler: str) -> None:
     """Workers leave the signals that a whole group gets to the master."""
     with Server(handler, "--workers", "1") as server:
-        with connections(server, 1) as (sock,):
-            pid = int(sock.recv(1000))
-            os.kill(pid, signum)
-            sock.sendall(b"still here")
-            assert read_all(sock) == b"still here"
-        assert server.settled(1).pids == [pid]
+        (old,) = server.settled(1).pids
+        for signum in MASTERS_SIGNALS:
+            with connections(server, 1) as (sock,):
+                pid = int(sock.recv(1000))
+                os.kill(pid, signum)
+                sock.sendall(b"still here")
+                assert read_all(sock) == b"still here"
+            assert server.settled(1).pids == [pid] == [old], signum
 
 
 @pytest.mark.thread_unsafe
@@ -333,14 +334,14 @@ def test_no_bytecode_runs_as_a_signal_comes_to_the_master() -> None:
 
 
 @pytest.mark.thread_unsafe
-@pytest.mark.parametrize("signum", MASTERS_SIGNALS)
-def test_no_bytecode_runs_as_a_signal_comes_to_a_worker(signum: int) -> None:
-    before = signal.getsignal(signum)
-    try:
-        ignore(signum)
-        assert find_calls([signum]) == []
-    finally:
-        signal.signal(signum, before)
+def test_no_bytecode_runs_as_a_signal_comes_to_a_worker() -> None:
+    for signum in MASTERS_SIGNALS:
+        before = signal.getsignal(signum)
+        try:
+            ignore(signum)
+            assert find_calls([signum]) == []
+        finally:
+            signal.signal(signum, before)
 
 
 @pytest.mark.thread_unsafe

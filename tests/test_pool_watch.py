@@ -137,7 +137,7 @@ def test_long_work() -> None:
     """A plain function that says that it makes progress may take as long as it likes."""
     with Server("work_for_long", "--workers", "1", *LONGER) as server:
         pids = server.settled(1).pids
-        assert int(server.ask(b"2.5")) == pids[0]
+        assert int(server.ask(b"1.5")) == pids[0]
         assert server.settled(1).pids == pids
         assert server.stop() == 0
         assert "WARNING" not in server.log
@@ -146,12 +146,12 @@ def test_long_work() -> None:
 def test_long_queues() -> None:
     """A worker that finishes one connection after the other may have some in hand for as long as
     it likes."""
-    with Server("work_for_long", "--workers", "1", "--capacity", "20", *LONGER) as server:
+    with Server("work_for_long", "--workers", "1", "--capacity", "15", *LONGER) as server:
         pids = server.settled(1).pids
-        with connections(server, 20) as socks:
+        with connections(server, 15) as socks:
             for sock in socks:
                 sock.sendall(b"0.1")
-            assert [int(read_all(sock)) for sock in socks] == pids * 20
+            assert [int(read_all(sock)) for sock in socks] == pids * 15
         assert "WARNING" not in server.log
 
 
@@ -160,8 +160,8 @@ def test_progress_outside_of_a_worker() -> None:
     fdpass_c.pool.note_progress()
 
 
-@pytest.mark.parametrize("timeout", [0, -1, float("nan")])
-def test_a_bad_timeout(timeout: float) -> None:
+def test_a_bad_timeout() -> None:
     """No time at all is refused."""
-    with pytest.raises(ValueError, match="timeout is a positive"):
-        fdpass_c.pool.Pool(print, 1, timeout=timeout)
+    for timeout in (0, -1, float("nan")):
+        with pytest.raises(ValueError, match="timeout is a positive"):
+            fdpass_c.pool.Pool(print, 1, timeout=timeout)

@@ -3,6 +3,8 @@
 import socket
 import sys
 from collections.abc import Callable
+from functools import partial
+from itertools import product
 from types import FrameType
 
 import pytest
@@ -22,8 +24,6 @@ from support.waiting import once_blocked
 
 pytestmark = linux_only
 
-TIMEOUTS = pytest.mark.parametrize("timeout", [1000, 0])
-
 
 @pytest.fixture(params=["stream", "seqpacket"])
 def connection(request: pytest.FixtureRequest) -> Pair:
@@ -42,9 +42,9 @@ def reset(pair: Pair, fds: list[int], timeout: float | None) -> list[Message]:
     return [(b"%03d" % number, [identity(fd)]) for number, fd in enumerate(fds)]
 
 
-@TIMEOUTS
-@pytest.mark.parametrize("most", [1, 1000])
-@pytest.mark.parametrize("count", [0, 3, 150])
+@pytest.mark.parametrize(
+    ("count", "most", "timeout"), [(0, 1000, 1000), (3, 1, 0), (3, 1, 1000), (150, 1000, 1000)]
+)
 def test_recv_many(
     count: int, most: int, timeout: float | None, connection: Pair, make_files: MakeFiles
 ) -> None:
@@ -116,9 +116,8 @@ def receive_fds(sock: socket.socket) -> Message:
     return take((data, fdpass_c.Descriptors(fds)))
 
 
-@TIMEOUTS
 @pytest.mark.parametrize("receive", [receive_fd, receive_fds])
-@pytest.mark.parametrize("count", [0, 5])
+@pytest.mark.parametrize(("count", "timeout"), [(0, 1000), (5, 0)])
 def test_one_at_a_time(
     count: int,
     receive: Callable[[socket.socket], Message],
@@ -149,23 +148,17 @@ def receive_one(channel: Channel) -> list[Message]:
 
 
 @pytest.mark.thread_unsafe
-@TIMEOUTS
 @pytest.mark.parametrize("kind", [socket.SOCK_STREAM, socket.SOCK_SEQPACKET])
 @pytest.mark.parametrize("receive", [receive_one, receive_many])
-@pytest.mark.parametrize("limit", [300, 2000])
 def test_channel(
-    limit: int,
-    receive: Callable[[Channel], list[Message]],
-    kind: socket.SocketKind,
-    timeout: float | None,
-    file: int,
+    receive: Callable[[Channel], list[Message]], kind: socket.SocketKind, file: int
 ) -> None:
     """A Channel hands out all that came whole, in a small table too, then says so, once."""
     begun, ended = (first(2, 2, b"l", 1), 1), (pack(NEXT, 0, 1, 0, b"l"), 1)
     packets = [(one(b"a", 1), 1), begun, ended, (one(b"b"), 0), (one(b"c", 2), 2), begun, ended]
     whole = [0, 1, 1, 2, 3, 4, 4, 5]
 
-    def child() -> None:
+    def child(limit: int, timeout: float) -> None:
         limit_table(limit)
         for count in range(len(packets) + 1):
             with raw_pair(kind) as (peer, channel):
@@ -187,7 +180,8 @@ def test_channel(
                     with pytest.raises(ProtocolError if is_torn else PeerClosedError):
                         receive(channel)
 
-    run_in_child(child)
+    for limit, timeout in product((300, 2000), (1000, 0)):
+        run_in_child(partial(child, limit, timeout))
 
 
 @pytest.mark.thread_unsafe

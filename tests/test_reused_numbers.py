@@ -7,6 +7,7 @@ import socket
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from types import FrameType
 from typing import Any
 
@@ -84,21 +85,23 @@ class Stranger:
             return drain(self.ours) == hello and drain(self.theirs) == b""
 
 
-@pytest.mark.parametrize("timeout", [None, 1000])
 @named(RECEIVES, SENDS)
-def test_plain(operation: Operation, timeout: float | None, stream: Pair, file: int) -> None:
+def test_plain(operation: Operation, file: int) -> None:
     """A handler closes the socket: EBADF, and who has its number now notices nothing."""
-    if operation in SENDS.values():
-        fill(stream[0])
-    stream[0].settimeout(timeout)
-    stranger = Stranger(b"hello")
-    with (
-        handling(signal.SIGUSR1, lambda: stranger.replace(stream[0])),
-        once_blocked(stream[0].fileno(), interrupt_main_thread),
-        pytest.raises(OSError, match=os.strerror(errno.EBADF)),
-    ):
-        operation(stream[0], file)
-    assert stranger.is_untouched(b"hello")
+    for timeout in (None, 1000):
+        left, right = socket.socketpair()
+        with left, right:
+            if operation in SENDS.values():
+                fill(left)
+            left.settimeout(timeout)
+            stranger = Stranger(b"hello")
+            with (
+                handling(signal.SIGUSR1, partial(stranger.replace, left)),
+                once_blocked(left.fileno(), interrupt_main_thread),
+                pytest.raises(OSError, match=os.strerror(errno.EBADF)),
+            ):
+                operation(left, file)
+            assert stranger.is_untouched(b"hello")
 
 
 @pytest.mark.parametrize("timeout", [None, 1000])
@@ -195,38 +198,38 @@ def fill_channel(channel: Channel) -> None:
     channel.settimeout(before)
 
 
-@pytest.mark.parametrize("timeout", [None, 1000])
 @named(CHANNEL_RECEIVES, CHANNEL_SENDS)
-def test_channel(operation: Operation, timeout: float | None, file: int) -> None:
+def test_channel(operation: Operation, file: int) -> None:
     """The same for a Channel that a handler closes."""
     hello = one(b"hello")
-    with raw_pair() as (_, channel):
-        channel.settimeout(timeout)
-        if operation in CHANNEL_SENDS.values():
-            fill_channel(channel)
-        stranger = Stranger(hello)
-        with (
-            handling(signal.SIGUSR1, lambda: stranger.replace(channel)),
-            once_blocked(channel.fileno(), interrupt_main_thread),
-            pytest.raises(OSError, match=os.strerror(errno.EBADF)),
-        ):
-            operation(channel, file)
-        assert stranger.is_untouched(hello)
+    for timeout in (None, 1000):
+        with raw_pair() as (_, channel):
+            channel.settimeout(timeout)
+            if operation in CHANNEL_SENDS.values():
+                fill_channel(channel)
+            stranger = Stranger(hello)
+            with (
+                handling(signal.SIGUSR1, partial(stranger.replace, channel)),
+                once_blocked(channel.fileno(), interrupt_main_thread),
+                pytest.raises(OSError, match=os.strerror(errno.EBADF)),
+            ):
+                operation(channel, file)
+            assert stranger.is_untouched(hello)
 
 
-@pytest.mark.parametrize("timeout", [None, 1000])
 @named(CHANNEL_RECEIVES, CHANNEL_SENDS)
-def test_closed_by_another_thread(operation: Operation, timeout: float | None, file: int) -> None:
+def test_closed_by_another_thread(operation: Operation, file: int) -> None:
     """A thread that waits in a call of a channel is woken where another one closes it."""
-    with raw_pair() as (_, channel):
-        channel.settimeout(timeout)
-        if operation in CHANNEL_SENDS.values():
-            fill_channel(channel)
-        with (
-            once_blocked(channel.fileno(), channel.close),
-            pytest.raises(OSError, match=os.strerror(errno.EBADF)),
-        ):
-            operation(channel, file)
+    for timeout in (None, 1000):
+        with raw_pair() as (_, channel):
+            channel.settimeout(timeout)
+            if operation in CHANNEL_SENDS.values():
+                fill_channel(channel)
+            with (
+                once_blocked(channel.fileno(), channel.close),
+                pytest.raises(OSError, match=os.strerror(errno.EBADF)),
+            ):
+                operation(channel, file)
 
 
 @pytest.mark.parametrize("timeout", [None, 1000])

@@ -8,6 +8,7 @@ import signal
 import socket
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -49,12 +50,11 @@ def _send_half(peer: socket.socket, kind: str, file: int) -> None:
 @pytest.mark.thread_unsafe
 @linux_only
 @any_in_flight
-@pytest.mark.parametrize("limit", [400, 1000, 4000])
 @pytest.mark.parametrize("kind", ["half a header", "half a frame", "pieces"])
-def test_what_unfinished_messages_hold(kind: str, limit: int) -> None:
+def test_what_unfinished_messages_hold(kind: str) -> None:
     """Peers that never finish hold at most half of the table together, and leave 64 places."""
 
-    def child() -> None:
+    def child(limit: int) -> None:
         limit_table(limit)
         with contextlib.ExitStack() as stack:
             pairs = [stack.enter_context(raw_pair()) for _ in range(30)]
@@ -68,7 +68,8 @@ def test_what_unfinished_messages_hold(kind: str, limit: int) -> None:
                     with contextlib.suppress(BlockingIOError, DescriptorTableFullError):
                         channel.recv()
             held = len(list_fds()) - before
-            assert held <= limit // 2
+            # Not far from it, either: whatever fits is received.
+            assert limit // 2 - 253 < held <= limit // 2
             assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] - before - held >= 64
             # A message that is whole still comes, to whom they left alone.
             peer, channel = stack.enter_context(raw_pair())
@@ -77,7 +78,8 @@ def test_what_unfinished_messages_hold(kind: str, limit: int) -> None:
             fds.close()
             assert payload == b"whole"
 
-    run_in_child(child)
+    for limit in (400, 1000, 4000):
+        run_in_child(partial(child, limit))
 
 
 @contextlib.contextmanager

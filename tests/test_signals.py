@@ -27,17 +27,17 @@ def recv_fd(sock: socket.socket) -> None:
 @pytest.mark.thread_unsafe
 @pytest.mark.parametrize("receive", [recv_fds, recv_fd])
 def test_handler_raises_while_receiving(
-    receive: Callable[[socket.socket], None], pair: Pair, file: int, keep: Keep
+    receive: Callable[[socket.socket], None], stream: Pair, file: int, keep: Keep
 ) -> None:
     """An exception from a handler ends a blocked receive, and the next message still arrives."""
     with (
         handling(signal.SIGUSR1, interrupt),
-        once_blocked(pair[1].fileno(), interrupt_main_thread),
+        once_blocked(stream[1].fileno(), interrupt_main_thread),
         pytest.raises(Interruption),
     ):
-        receive(pair[1])
-    fdpass_c.send_fds(pair[0], [b"later"], [file])
-    data, fds, _, _ = fdpass_c.recv_fds(pair[1], 10, 10)
+        receive(stream[1])
+    fdpass_c.send_fds(stream[0], [b"later"], [file])
+    data, fds, _, _ = fdpass_c.recv_fds(stream[1], 10, 10)
     keep(fds)
     assert data == b"later"
     assert identities(fds) == [identity(file)]
@@ -61,9 +61,9 @@ def test_handler_raises_while_sending(stream: Pair, file: int) -> None:
 
 
 @pytest.mark.thread_unsafe
-def test_handler_returns_while_receiving(pair: Pair, file: int, keep: Keep) -> None:
+def test_handler_returns_while_receiving(stream: Pair, file: int, keep: Keep) -> None:
     """A receive goes on waiting after a handler that returns."""
-    left, right = pair
+    left, right = stream
     calls = []
 
     def send_at_last() -> None:
@@ -146,8 +146,7 @@ def test_handler_receives_too(
 
 @pytest.mark.thread_unsafe
 @places_known
-@pytest.mark.parametrize("count", [1, 2])
-@pytest.mark.parametrize("receive", [recv_fds, recv_fd])
+@pytest.mark.parametrize(("receive", "count"), [(recv_fds, 2), (recv_fd, 1), (recv_fd, 2)])
 def test_handler_raises_right_after_the_arrival(
     receive: Callable[[socket.socket], None], count: int, stream: Pair, file: int
 ) -> None:

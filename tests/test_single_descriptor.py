@@ -31,13 +31,14 @@ def test_default_payload(stream: Pair, file: int) -> None:
         assert data == b"\0"
 
 
-@pytest.mark.parametrize("data", [bytearray(b"abc"), memoryview(b"abc"), array.array("H", [1, 2])])
-def test_payload_types(data: Any, stream: Pair, file: int) -> None:
+def test_payload_types(stream: Pair, file: int) -> None:
     """data may be anything bytes-like."""
-    fdpass_c.send_fd(stream[0], file, data)
-    received, fds = fdpass_c.recv_fd(stream[1])
-    with fds:
-        assert received == bytes(data)
+    data: Any
+    for data in (bytearray(b"abc"), memoryview(b"abc"), array.array("H", [1, 2])):
+        fdpass_c.send_fd(stream[0], file, data)
+        received, fds = fdpass_c.recv_fd(stream[1])
+        with fds:
+            assert received == bytes(data)
 
 
 def test_object_with_fileno(stream: Pair) -> None:
@@ -72,12 +73,13 @@ def test_no_descriptor(stream: Pair) -> None:
         fdpass_c.recv_fd(stream[1])
 
 
-@pytest.mark.parametrize("count", [2, 3, 253])
-def test_several_descriptors(count: int, pair: Pair, make_files: MakeFiles) -> None:
+def test_several_descriptors(stream: Pair, make_files: MakeFiles) -> None:
     """More than one descriptor is a ProtocolError, and all are closed."""
-    fdpass_c.send_fds(pair[0], [b"x"], make_files(count))
-    with pytest.raises(fdpass_c.ProtocolError, match="all are closed"):
-        fdpass_c.recv_fd(pair[1])
+    files = make_files(253)
+    for count in (2, 3, 253):
+        fdpass_c.send_fds(stream[0], [b"x"], files[:count])
+        with pytest.raises(fdpass_c.ProtocolError, match="all are closed"):
+            fdpass_c.recv_fd(stream[1])
 
 
 def test_empty_datagram(datagram: Pair) -> None:

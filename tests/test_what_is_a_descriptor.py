@@ -15,7 +15,7 @@ from fdpass_c import Channel, Descriptors
 from support.channels import channels
 from support.descriptors import MakeFiles, identity, is_open
 from support.messages import take, take_batch
-from support.sockets import Pair, assert_empty
+from support.sockets import Pair, assert_empty, drain
 
 Send = Callable[[socket.socket, Any], object]
 
@@ -130,40 +130,40 @@ def subclass(fd: int, _other: int) -> IntWithFileno:
     return IntWithFileno(fd)
 
 
-@pytest.mark.parametrize("make", [Decimal, OnlyInt, Trunc, str])
 @by_send
-def test_what_only_converts_to_int(
-    send: Send, make: Callable[[int], Any], file: int, stream: Pair
-) -> None:
+def test_what_only_converts_to_int(send: Send, file: int, stream: Pair) -> None:
     """A number that is no integer, or text, is no descriptor: TypeError, and nothing is sent."""
-    with pytest.raises(TypeError, match=make.__name__):
-        send(stream[0], make(file))
+    make: Callable[[int], Any]
+    for make in (Decimal, OnlyInt, Trunc, str):
+        with pytest.raises(TypeError, match=make.__name__):
+            send(stream[0], make(file))
     assert_empty(stream[1])
 
 
-@pytest.mark.parametrize("make", [Decimal, Fraction, OnlyInt, Trunc, float])
-def test_is_not_closed(make: Callable[[int], Any], file: int) -> None:
+def test_is_not_closed(file: int) -> None:
     """What is no descriptor to send is none to close either, nor to own."""
-    with pytest.raises(TypeError):
-        fdpass_c.close_fds([make(file)])
-    with pytest.raises(TypeError):
-        Descriptors([make(file)])
+    makes: list[Callable[[int], Any]] = [Decimal, Fraction, OnlyInt, Trunc, float]
+    for make in makes:
+        with pytest.raises(TypeError):
+            fdpass_c.close_fds([make(file)])
+        with pytest.raises(TypeError):
+            Descriptors([make(file)])
     assert is_open(file)
 
 
-@pytest.mark.parametrize("make", [IntAndFileno, IndexAndFileno, subclass])
 @by_send
-def test_several_numbers(
-    send: Send, make: Callable[[int, int], Any], make_files: MakeFiles, stream: Pair
-) -> None:
+def test_several_numbers(send: Send, make_files: MakeFiles, stream: Pair) -> None:
     """What is an int by __index__ goes by that, everything else by fileno(), in every call."""
     right, wrong = make_files(2)
-    send(stream[0], make(right, wrong))
-    received = sent_first(stream[1])
-    try:
-        assert identity(received) == identity(right)
-    finally:
-        os.close(received)
+    makes: list[Callable[[int, int], Any]] = [IntAndFileno, IndexAndFileno, subclass]
+    for make in makes:
+        send(stream[0], make(right, wrong))
+        received = sent_first(stream[1])
+        try:
+            assert identity(received) == identity(right)
+        finally:
+            os.close(received)
+        drain(stream[1])
 
 
 class UsesTheChannel:
@@ -231,8 +231,7 @@ def lie(kind: Any, content: Iterable[Any], told: int) -> Any:
     return made
 
 
-@pytest.mark.parametrize("kind", [Liar, LyingArray])
-@pytest.mark.parametrize("wrap", [lambda data: data, memoryview])
+@pytest.mark.parametrize(("kind", "wrap"), [(Liar, lambda data: data), (LyingArray, memoryview)])
 def test_lengths_that_lie(
     kind: type, wrap: Callable[[Any], Any], seqpacket: Pair, make_files: MakeFiles
 ) -> None:

@@ -5,7 +5,7 @@ import re
 import socket
 import struct
 from collections.abc import Callable
-from itertools import pairwise
+from itertools import pairwise, product
 
 import pytest
 
@@ -153,11 +153,15 @@ CHOICES: dict[str, tuple[list[tuple[bytes, int]], list[tuple[bytes, int]]]] = {
 
 
 @pytest.mark.thread_unsafe
-@pytest.mark.parametrize("limit", [4096, 1200], ids=["ample", "tight"])
-@pytest.mark.parametrize("way", ["packets", "whole", "joined", "bytes"])
 @pytest.mark.parametrize("name", CHOICES)
-def test_choices_of_a_sender(name: str, way: str, limit: int, file: int) -> None:
-    """Whatever the page lets a sender choose is understood, and cut where it may be cut."""
+def test_choices_of_a_sender(name: str, file: int) -> None:
+    """Whatever the page lets a sender choose is understood, and cut where it may be cut; in a table
+    with ample room, and in a tight one."""
+    for way, limit in product(["packets", "whole", "joined", "bytes"], [4096, 1200]):
+        check_choice(name, way, limit, file)
+
+
+def check_choice(name: str, way: str, limit: int, file: int) -> None:
     frames, wanted = CHOICES[name]
     kind = socket.SOCK_SEQPACKET if way == "packets" else socket.SOCK_STREAM
     if way == "joined":
@@ -190,24 +194,24 @@ def test_choices_of_a_sender(name: str, way: str, limit: int, file: int) -> None
 
 
 @pytest.mark.parametrize("name", ["packed", "one length", "large"])
-@pytest.mark.parametrize(("payload", "fds"), [(10, 10), (11, 10), (10, 11)])
-def test_limits_of_the_receiver(name: str, payload: int, fds: int, file: int) -> None:
+def test_limits_of_the_receiver(name: str, file: int) -> None:
     """A message of max_payload and max_fds arrives, and one of more ends the connection."""
-    frame = {
-        "packed": one(bytes(payload), fds),
-        "one length": pack(
-            PACKED, SAME_LENGTH, fds, 1, lengths(payload) + counts(fds) + bytes(payload)
-        ),
-        "large": first(payload, fds, bytes(payload), fds),
-    }[name]
-    with raw_pair(max_payload=10, max_fds=10) as (peer, channel):
-        socket.send_fds(peer, [frame], [file] * fds)
-        if (payload, fds) == (10, 10):
-            assert take(channel.recv()) == (bytes(10), [identity(file)] * 10)
-        else:
-            with pytest.raises(ProtocolError, match="11"):
-                channel.recv()
-            assert peer.recv(1) == b""
+    for payload, fds in ((10, 10), (11, 10), (10, 11)):
+        frame = {
+            "packed": one(bytes(payload), fds),
+            "one length": pack(
+                PACKED, SAME_LENGTH, fds, 1, lengths(payload) + counts(fds) + bytes(payload)
+            ),
+            "large": first(payload, fds, bytes(payload), fds),
+        }[name]
+        with raw_pair(max_payload=10, max_fds=10) as (peer, channel):
+            socket.send_fds(peer, [frame], [file] * fds)
+            if (payload, fds) == (10, 10):
+                assert take(channel.recv()) == (bytes(10), [identity(file)] * 10)
+            else:
+                with pytest.raises(ProtocolError, match="11"):
+                    channel.recv()
+                assert peer.recv(1) == b""
 
 
 def test_numbers_of_the_page() -> None:

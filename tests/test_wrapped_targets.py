@@ -77,10 +77,9 @@ USES: dict[str, Callable[[Any, int], object]] = {
     "broadcast": lambda sock, _: fdpass_c.broadcast([sock], [SECRET]),
     "broadcast to many": lambda sock, _: fdpass_c.broadcast([1, sock], [SECRET]),
 }
-uses = pytest.mark.parametrize("use", USES.values(), ids=USES)
 
 
-@uses
+@pytest.mark.parametrize("use", USES.values(), ids=USES)
 def test_tls_socket(use: Callable[[Any, int], object], tls: ssl.SSLSocket, stream: Pair) -> None:
     """Nothing goes out between the records of TLS, and nothing is read from between them."""
     stream[1].send(b"record")
@@ -91,14 +90,12 @@ def test_tls_socket(use: Callable[[Any, int], object], tls: ssl.SSLSocket, strea
 
 
 @pytest.mark.parametrize("kind", [OpenSSL, Transport])
-@uses
-def test_tls_of_others(
-    use: Callable[[Any, int], object], kind: type[Delegating], stream: Pair
-) -> None:
+def test_tls_of_others(kind: type[Delegating], stream: Pair) -> None:
     """A TLS object is known by what it does, whatever its class."""
     stream[1].send(b"record")
-    with pytest.raises(TypeError, match="TLS"):
-        use(kind(stream[0]), stream[1].fileno())
+    for use in USES.values():
+        with pytest.raises(TypeError, match="TLS"):
+            use(kind(stream[0]), stream[1].fileno())
     assert_empty(stream[1])
     assert stream[0].recv(10) == b"record"
 
@@ -111,11 +108,12 @@ def test_channel_of_tls(tls: ssl.SSLSocket, stream: Pair) -> None:
     assert_empty(stream[1])
 
 
-@pytest.mark.parametrize("mode", ["rwb", "rw", "wb", "w"])
-def test_file_of_tls(mode: Any, tls: ssl.SSLSocket, stream: Pair) -> None:
+def test_file_of_tls(tls: ssl.SSLSocket, stream: Pair) -> None:
     """What makefile() gives is refused as the socket is."""
-    with tls.makefile(mode) as file, pytest.raises(TypeError):
-        fdpass_c.writev(file, [SECRET])
+    mode: Any
+    for mode in ("rwb", "rw", "wb", "w"):
+        with tls.makefile(mode) as file, pytest.raises(TypeError):
+            fdpass_c.writev(file, [SECRET])
     with tls.makefile("wb", buffering=0) as raw, pytest.raises(TypeError, match="TLS"):
         fdpass_c.writev(raw, [SECRET])
     assert_empty(stream[1])
@@ -153,17 +151,15 @@ FILES: dict[str, Callable[[Path], Any]] = {
 
 
 @pytest.mark.filterwarnings("ignore:codecs.open:DeprecationWarning")
-@pytest.mark.parametrize("open_file", FILES.values(), ids=FILES)
-def test_file_with_a_buffer(open_file: Callable[[Path], Any], tmp_path: Path) -> None:
+def test_file_with_a_buffer(tmp_path: Path) -> None:
     """A file that buffers, encodes or compresses is refused, even where its buffer is empty."""
-    path = tmp_path / "file"
-    file = open_file(path)
-    with file:
-        before = {entry: entry.stat().st_size for entry in tmp_path.iterdir()}
-        for use in (fdpass_c.writev, lambda target, data: fdpass_c.broadcast([target], data)):
-            with pytest.raises(TypeError, match=r"fileno\(\)|through it"):
-                use(file, [SECRET])
-        assert {entry: entry.stat().st_size for entry in tmp_path.iterdir()} == before
+    for open_file in FILES.values():
+        with open_file(tmp_path / "file") as file:
+            before = {entry: entry.stat().st_size for entry in tmp_path.iterdir()}
+            for use in (fdpass_c.writev, lambda target, data: fdpass_c.broadcast([target], data)):
+                with pytest.raises(TypeError, match=r"fileno\(\)|through it"):
+                    use(file, [SECRET])
+            assert {entry: entry.stat().st_size for entry in tmp_path.iterdir()} == before
 
 
 def test_member_of_a_zip_file(tmp_path: Path) -> None:
@@ -188,23 +184,23 @@ def test_pipe_of_a_process() -> None:
         assert cat.stdout.read() == b"first second"
 
 
-@uses
-def test_connection(use: Callable[[Any, int], object]) -> None:
+def test_connection() -> None:
     """multiprocessing's Connection frames what goes through it."""
     ours, theirs = multiprocessing.Pipe()
     with ours, theirs:
-        with pytest.raises(TypeError, match="Connection"):
-            use(ours, theirs.fileno())
+        for use in USES.values():
+            with pytest.raises(TypeError, match="Connection"):
+                use(ours, theirs.fileno())
         assert not theirs.poll()
 
 
-@uses
-def test_channel(use: Callable[[Any, int], object]) -> None:
+def test_channel() -> None:
     """A Channel frames what goes through it too."""
     ours, theirs = fdpass_c.Channel.pair()
     with ours, theirs:
-        with pytest.raises(TypeError, match="Channel"):
-            use(ours, theirs.fileno())
+        for use in USES.values():
+            with pytest.raises(TypeError, match="Channel"):
+                use(ours, theirs.fileno())
         assert fdpass_c.writev(ours.fileno(), []) == 0
         ours.send(b"message")
         payload, fds = theirs.recv()
@@ -220,13 +216,13 @@ RAW: dict[str, Callable[[Path], Any]] = {
 }
 
 
-@pytest.mark.parametrize("open_file", RAW.values(), ids=RAW)
-def test_raw_file(open_file: Callable[[Path], Any], tmp_path: Path) -> None:
+def test_raw_file(tmp_path: Path) -> None:
     """A file without a buffer is written to."""
-    with open_file(tmp_path / "file") as file:
-        assert fdpass_c.writev(file, [b"he", b"llo"]) == 5
-        assert fdpass_c.broadcast([file, file.fileno()], [b"!"]) == [1, 1]
-        assert os.fstat(file.fileno()).st_size == 7
+    for name, open_file in RAW.items():
+        with open_file(tmp_path / name) as file:
+            assert fdpass_c.writev(file, [b"he", b"llo"]) == 5
+            assert fdpass_c.broadcast([file, file.fileno()], [b"!"]) == [1, 1]
+            assert os.fstat(file.fileno()).st_size == 7
 
 
 def test_subclasses_and_look_alikes(stream: Pair) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import importlib.util
+import socket
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -12,13 +13,28 @@ import fdpass_c
 from support.messages import progress_of
 
 
-def _named(name: str) -> object:
+def _named(name: str) -> Any:
     missing = name in ("uvloop", "trio") and importlib.util.find_spec(name) is None
     return pytest.param(name, marks=pytest.mark.skipif(missing, reason=f"no {name}"))
 
 
 asyncio_loops = pytest.mark.parametrize("loop", [*map(_named, ["asyncio", "debug", "uvloop"])])
 every_loop = pytest.mark.parametrize("loop", [*map(_named, ["asyncio", "debug", "uvloop", "trio"])])
+# uvloop is asked for the same as asyncio's own loop: for what only its answers could change.
+both_backends = pytest.mark.parametrize("loop", [*map(_named, ["asyncio", "trio"])])
+# Of the kind of socket no loop knows: each kind under one of them.
+loops_and_kinds = pytest.mark.parametrize(
+    ("loop", "kind"),
+    [
+        pytest.param(*named.values, kind, marks=named.marks, id=f"{named.values[0]}-{kind.name}")
+        for named, kind in [
+            (_named("asyncio"), socket.SOCK_STREAM),
+            (_named("debug"), socket.SOCK_SEQPACKET),
+            (_named("uvloop"), socket.SOCK_STREAM),
+            (_named("trio"), socket.SOCK_STREAM),
+        ]
+    ],
+)
 
 
 def run(loop: str, function: Callable[..., Awaitable[Any]], *arguments: Any) -> Any:
