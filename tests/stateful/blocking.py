@@ -46,6 +46,15 @@ def _recv(end: Channel) -> list[Message]:
     return [take(end.recv())]
 
 
+def _recv_interrupted(end: Channel) -> list[Message]:
+    try:
+        with _interrupts():
+            return _recv(end)
+    except Interruption:
+        end.raise_failure()  # Perhaps in place of the interrupted call's own.
+        return []
+
+
 class ChannelMachine(RuleBasedStateMachine):
     """Both ends of a connection, one thread, and in each direction a queue of messages."""
 
@@ -233,9 +242,10 @@ class ChannelMachine(RuleBasedStateMachine):
             batch = self._ends[end].recv_many(most)
             received.extend(take_batch(batch))
 
-        def attempt(_: Channel) -> list[Message]:
+        def attempt(here: Channel) -> list[Message]:
             with _no_collection():
-                interrupt_call(channel, place, receive)
+                if interrupt_call(channel, place, receive):
+                    here.raise_failure()  # Perhaps in place of the interrupted call's own.
             return received
 
         self._receive(end, attempt)
@@ -251,8 +261,7 @@ class ChannelMachine(RuleBasedStateMachine):
         here.settimeout(None)
         with _interrupts():
             self._send(end, payloads, rows, lambda: here.send_many(payloads, rows))
-            with contextlib.suppress(Interruption):
-                self._receive(end, _recv)
+        self._receive(end, _recv_interrupted)
         here.setblocking(False)
 
     # -- ends --------------------------------------------------------------------------------------
