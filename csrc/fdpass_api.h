@@ -201,7 +201,7 @@ struct fdp_job {
     size_t count;
     struct fdp_position at;
     size_t sent_of_frame;
-    uint64_t sender;
+    unsigned long sender;
 };
 
 /* Sends messages from the job's position on, and moves the position, even if it fails: at.message
@@ -415,7 +415,7 @@ struct fdp_outbox {
     int sock;
     unsigned int busy;
     struct fdp_job *job;
-    uint64_t sender;
+    unsigned long sender;
     size_t unsent;
     size_t rest_at;
     unsigned char *rest;
