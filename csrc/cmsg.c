@@ -13,7 +13,7 @@ static void put_block(struct cmsghdr *header, int type, const void *data, size_t
     header->cmsg_level = SOL_SOCKET;
     header->cmsg_type = type;
     header->cmsg_len = (fdp_controllen_t)CMSG_LEN(length);
-    memcpy(CMSG_DATA(header), data, length);
+    fdp_copy(CMSG_DATA(header), data, length);
 }
 
 ssize_t fdp_build_control(void *control, size_t capacity, const int *fds, size_t fd_count,

@@ -48,6 +48,13 @@
 /* Space for control data, aligned as the CMSG_ macros need it. */
 #define FDP_CONTROL(name, size) _Alignas(struct cmsghdr) unsigned char name[size]
 
+/* memcpy of few bytes. If gcc knows that they are few, it makes a rep movs of it on x86, which takes
+ * longer to start than they take to copy: so it must not know. */
+static inline void fdp_copy(void *target, const void *source, size_t size) {
+    __asm__("" : "+r"(size));
+    memcpy(target, source, size);
+}
+
 /* -- no SIGPIPE, close-on-exec ------------------------------------------------------------- */
 
 #ifdef MSG_NOSIGNAL

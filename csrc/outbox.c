@@ -111,9 +111,9 @@ ssize_t fdp_try_send_column(struct fdp_outbox *outbox, const void *column, size_
     for (size_t i = 0; i < count; i++, row += width) {
         if (*row != length || length + 1 >= width)
             return -EINVAL;
-        memcpy(payloads + i * length, row + 1, length);
+        fdp_copy(payloads + i * length, row + 1, length);
     }
-    memcpy(fds, column, count * sizeof *fds);
+    fdp_copy(fds, column, count * sizeof *fds);
     return try_packed(outbox, payloads, length, count, fds, count);
 }
 
