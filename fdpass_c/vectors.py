@@ -16,7 +16,7 @@ from fdpass_c.waiting import WRITABLE, Deadline, HasFileno, fileno, raw_fileno
 _MAX_BUFFERS = 1024
 
 # Up to this mean size, joining buffers takes less time than describing each to the kernel.
-_JOIN_BELOW = 1024
+_JOIN_BELOW = 768
 
 # Up to this size, two buffers are written faster as one.
 _SMALL = 512
@@ -56,7 +56,7 @@ def writev(fd: int | HasFileno, buffers: Iterable[Buffer], offset: int | None = 
 
     It goes on after short writes and signals until everything is written. If there is nothing to
     write, it writes nothing. More than 1024 buffers take several system calls, so the bytes are not
-    one message. Small buffers are copied, at most 1 MiB at a time.
+    one message. Small buffers are copied, at most 768 KiB at a time.
 
     Args:
         fd: A descriptor, a socket, an unbuffered file, or another object whose bytes may be written
