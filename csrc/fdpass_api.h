@@ -170,7 +170,7 @@ void fdp_close_surplus(struct fdp_scratch *scratch);
 #define FDP_MIXED_LENGTHS 65536
 #define FDP_MIXED_COUNTS 131072
 #define FDP_MORE 536870912
-#define FDP_LARGE 1073741824
+#define FDP_LARGE 805306368
 
 /* batch.c: many plain messages per system call. */
 

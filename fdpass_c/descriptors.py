@@ -7,13 +7,13 @@ import struct
 import sys
 import warnings
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import IO, Any, overload
 
 try:
     # The module around it takes a third of this package's time to import.
-    from _tracemalloc import is_tracing
+    from _tracemalloc import is_tracing as is_tracing
 except ImportError:  # PyPy
 
     def is_tracing() -> bool:
@@ -108,6 +108,8 @@ MANY = 253
 # signal handlers never get the same.
 few: list[Any] = []
 many: list[Any] = []
+
+take_few: Callable[[], Any] = few.pop
 
 # Limits the memory that is kept after a time with many owners.
 _SPARE = 64

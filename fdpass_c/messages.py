@@ -20,7 +20,7 @@ from fdpass_c.errors import (
     raise_oserror,
 )
 from fdpass_c.peer import is_unix
-from fdpass_c.scratch import MOST, new_uncleared, recycling
+from fdpass_c.scratch import MOST, new_uncleared
 from fdpass_c.unix import read_name
 from fdpass_c.waiting import WRITABLE, HasFileno, fileno, persist, raw_fileno, receive
 
@@ -73,7 +73,7 @@ def send_fds(
         TimeoutError: The socket's timeout is over.
         TypeError: An element of buffers or fds has the wrong type.
     """
-    fd = raw_fileno(sock)
+    fd = sock.fileno() if type(sock) is socket.socket else raw_fileno(sock)
     parts = [*buffers]
     listed: list[Any] = [*fds] if type(fds) in LISTS else as_list(fds)
     if listed and not is_unix(fd, sock):
@@ -139,7 +139,9 @@ def _make_memory() -> tuple[Any, Any, Any]:
     return received, ffi.buffer(received.data), ints
 
 
-_idle, _get_memory = recycling(_make_memory)
+# A stack of memory to be used again: pop and append are atomic.
+_idle: list[Any] = []
+_take_idle = _idle.pop
 
 
 def recv_fds(
@@ -177,8 +179,12 @@ def recv_fds(
         TimeoutError: The socket's timeout is over.
         OSError: As for socket.recvmsg.
     """
-    fd = raw_fileno(sock)
-    received, view, ints = memory = _get_memory()
+    fd = sock.fileno() if type(sock) is socket.socket else raw_fileno(sock)
+    try:
+        memory = _take_idle()
+    except IndexError:
+        memory = _make_memory()
+    received, view, ints = memory
     try:
         code = _try_recv(fd, bufsize, maxfds, flags, received)
     except OverflowError:

@@ -42,3 +42,4 @@ def make_scratch() -> tuple[Any, Any]:
 spare: list[Any]
 get_scratch: Callable[[], Any]
 spare, get_scratch = recycling(make_scratch)
+take_spare: Callable[[], Any] = spare.pop
