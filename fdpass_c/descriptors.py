@@ -3,7 +3,6 @@
 import operator
 import os
 import socket
-import struct
 import sys
 import warnings
 from array import array
@@ -22,6 +21,7 @@ except ImportError:  # PyPy
 
 from fdpass_c._native import ffi, lib
 from fdpass_c.errors import NotCopied
+from fdpass_c.shapes import UNFIT, pack_ints
 from fdpass_c.waiting import HasFileno, fileno
 
 _TAKEN = lib.FDP_TAKEN
@@ -37,8 +37,8 @@ def as_ints(fds: list[Any]) -> Any:
     cffi reads a long list three times as slowly as struct does, and takes whatever has __int__.
     """
     try:
-        return ffi.from_buffer(_INTS, struct.pack(f"{len(fds)}i", *fds))
-    except struct.error:
+        return ffi.from_buffer(_INTS, pack_ints[len(fds)](*fds))
+    except UNFIT:
         # PyPy's array, too, takes whatever has __int__.
         return ffi.from_buffer(_INTS, array("i", map(operator.index, fds)))
 

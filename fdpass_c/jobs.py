@@ -1,7 +1,6 @@
 """What is to be sent, as the C core takes it."""
 
 import operator
-import struct
 from array import array
 from collections.abc import Sequence
 from functools import partial
@@ -11,6 +10,7 @@ from typing import Any
 from fdpass_c._native import ffi
 from fdpass_c.buffers import Buffer, describe, join
 from fdpass_c.descriptors import Descriptors, as_fd_list
+from fdpass_c.shapes import UNFIT, pack_ints
 
 
 def make_job(
@@ -45,8 +45,8 @@ def flatten_fds(fds: Sequence[Any]) -> tuple["array[int]", "array[int] | None"]:
     """All descriptors in a row, and how many go with each message: None for one each."""
     try:
         # Not by array itself: PyPy's takes whatever has __int__.
-        return array("i", struct.pack(f"{len(fds)}i", *fds)), None
-    except struct.error:
+        return array("i", pack_ints[len(fds)](*fds)), None
+    except UNFIT:
         pass
     if any(map(_is_single, fds)):
         return array("i", as_fd_list(fds)), None

@@ -24,6 +24,10 @@ class Shapes(dict[Any, Callable[..., Any]]):
         return made
 
 
+def _make_pack_ints(count: int) -> Callable[..., Any]:
+    return struct.Struct(f"{count}i").pack
+
+
 def _make_cut(shape: tuple[int, int]) -> Callable[..., Any]:
     count, length = shape
     return struct.Struct(f"{length}s" * count).unpack_from
@@ -33,6 +37,9 @@ def _make_pack_column(shape: tuple[int, int]) -> Callable[..., Any]:
     count, width = shape
     return struct.Struct(f"{count}i" + f"{width}p" * count).pack
 
+
+pack_ints: Shapes = Shapes(_make_pack_ints)
+"""pack_ints[count](*fds): an array of int for the C core. UNFIT for what is no int."""
 
 cut: Shapes = Shapes(_make_cut)
 """cut[count, length](memory): that many payloads of one length."""

@@ -27,7 +27,6 @@ _NARROW = 66
 _WIDE = 256
 _WRITTEN = 2**32 - 1
 
-_INT_ONLY = {int}
 _RESULTS = ffi.typeof("ssize_t[]")
 _MOST_COPIED = 2**20
 
@@ -276,8 +275,11 @@ def broadcast(fds: Iterable[int | HasFileno], buffers: Iterable[Buffer]) -> list
             its own methods, as for writev. Nothing was written.
     """
     targets = as_list(fds)
-    if not {*map(type, targets)} <= _INT_ONLY:
+    try:
+        numbers = as_ints(targets)
+    except TypeError:
         targets = _find_targets(targets)
+        numbers = as_ints(targets)
     listed = [*buffers]
     results = ffi.new(_RESULTS, len(targets))
     if {*map(type, listed)} <= PLAIN:
@@ -288,12 +290,12 @@ def broadcast(fds: Iterable[int | HasFileno], buffers: Iterable[Buffer]) -> list
         size = None
     if size is not None and size <= _MOST_COPIED:
         data = _join(listed)  # Another thread can have resized a bytearray since it was measured.
-        _write_to_each(targets, _broadcast_bytes, data, len(data), results)
+        _write_to_each(numbers, _broadcast_bytes, data, len(data), results)
     else:
         held = view_each(listed, "buffers")
         try:
             vector = ffi.new("struct iovec[]", [(memory, len(memory)) for memory in held])
-            _write_to_each(targets, lib.fdp_broadcast, vector, len(held), results)
+            _write_to_each(numbers, lib.fdp_broadcast, vector, len(held), results)
         finally:
             for memory in held:
                 ffi.release(memory)  # type: ignore[attr-defined]
@@ -304,15 +306,13 @@ def broadcast(fds: Iterable[int | HasFileno], buffers: Iterable[Buffer]) -> list
 
 
 def _write_to_each(
-    targets: list[int], write: Callable[..., int], memory: Any, size: int, results: Any
+    fds: Any, write: Callable[..., int], memory: Any, size: int, results: Any
 ) -> None:
-    count = len(targets)
-    done = write(as_ints(targets), count, memory, size, results)
-    if done < count:
-        # The core stops if a signal may have interrupted a write: its handler runs here.
-        numbers = ffi.new("int[]", targets)
-        while done < count:
-            done += write(numbers + done, count - done, memory, size, results + done)
+    count = len(fds)
+    done = write(fds, count, memory, size, results)
+    while done < count:
+        # The core stops if a signal may have interrupted a write: its handler has run here.
+        done += write(fds + done, count - done, memory, size, results + done)
 
 
 def _find_targets(fds: list[int | HasFileno]) -> list[int]:
