@@ -40,7 +40,6 @@ _try_send_messages = lib.fdp_try_send_messages
 _COUNT_SHIFT = lib.FDP_COUNT_SHIFT
 _MIXED_LENGTHS = lib.FDP_MIXED_LENGTHS
 _MIXED_COUNTS = lib.FDP_MIXED_COUNTS
-_LENGTH = _MIXED_LENGTHS - 1
 _MORE = lib.FDP_MORE
 _LARGE = lib.FDP_LARGE
 _BATCH = lib.FDP_BATCH
@@ -135,6 +134,18 @@ class Batch(NotCopied):
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+_new = Batch.__new__
+
+
+def gather(payloads: list[bytes], fds: Descriptors, counts: list[int] | None) -> Batch:
+    """A Batch, in half the time that calling the class takes."""
+    batch = _new(Batch)
+    batch.payloads = payloads
+    batch.fds = fds
+    batch._counts = counts
+    return batch
 
 
 class TruncatedBatchError(TruncatedError):
@@ -397,7 +408,7 @@ def recv_many(
             lost += _count_lost(code, scratch)
         if len(held) > 1:
             held.append(join(held))
-        batch = Batch(payloads, own(held[-1], pool), counts)
+        batch = gather(payloads, own(held[-1], pool), counts)
         if error is not None:
             error.batch = batch  # type: ignore[attr-defined]
         elif lost:
@@ -464,7 +475,7 @@ def read_messages(
     code and scratch describe it, view shows the payloads, owned has the descriptors.
     """
     if not code & _UNUSUAL:
-        return [*cut[code >> _COUNT_SHIFT, code & _LENGTH](view)], None
+        return [*cut[code](view)], None
     if code >= _LARGE:
         return [bytes(ffi.buffer(scratch.large, scratch.large_size))], [owned.count]
     count = (code & ~_MORE) >> _COUNT_SHIFT
@@ -474,5 +485,5 @@ def read_messages(
         ends = accumulate(lengths)
         payloads = [view[end - size : end] for end, size in zip(ends, lengths, strict=True)]
     else:
-        payloads = [*cut[count, code & _LENGTH](view)]
+        payloads = [*cut[code & ~_UNUSUAL](view)]
     return payloads, ffi.unpack(scratch.fd_counts, count) if code & _MIXED_COUNTS else None

@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any, NoReturn, TypedDict
 
 from fdpass_c._native import ffi, lib
-from fdpass_c.batches import NOTHING_SENT, Batch, Progress, read_messages
+from fdpass_c.batches import NOTHING_SENT, Batch, Progress, gather, read_messages
 from fdpass_c.buffers import Buffer
 from fdpass_c.descriptors import (
     FEW,
@@ -553,7 +553,7 @@ class Channel(NotCopied):
                 code = self._receive(code, max_messages, scratch, held)
                 memory, pool = held
             payloads, counts = read_messages(code, scratch, view, memory)
-            batch = Batch(payloads, own(memory, pool), counts)
+            batch = gather(payloads, own(memory, pool), counts)
             if code >= _LARGE:
                 pair = make_scratch()  # The core frees the old one with the payload.
             if self._receivers:

@@ -4,6 +4,8 @@ import struct
 from collections.abc import Callable
 from typing import Any
 
+from fdpass_c._native import lib
+
 UNFIT = (struct.error, TypeError)
 """What packing raises for an argument of the wrong type or size. The TypeError is PyPy's."""
 
@@ -28,8 +30,8 @@ def _make_pack_ints(count: int) -> Callable[..., Any]:
     return struct.Struct(f"{count}i").pack
 
 
-def _make_cut(shape: tuple[int, int]) -> Callable[..., Any]:
-    count, length = shape
+def _make_cut(code: int) -> Callable[..., Any]:
+    count, length = code >> lib.FDP_COUNT_SHIFT, code & (lib.FDP_MIXED_LENGTHS - 1)
     return struct.Struct(f"{length}s" * count).unpack_from
 
 
@@ -42,7 +44,7 @@ pack_ints: Shapes = Shapes(_make_pack_ints)
 """pack_ints[count](*fds): an array of int for the C core. UNFIT for what is no int."""
 
 cut: Shapes = Shapes(_make_cut)
-"""cut[count, length](memory): that many payloads of one length."""
+"""cut[code](memory): the payloads, all of one length, of a receive that returned code."""
 
 pack_column: Shapes = Shapes(_make_pack_column)
 """pack_column[count, width](*fds, *payloads): a column for the C core. UNFIT for what is no
