@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import threading
+import warnings
 from collections.abc import Iterator, Sequence
 from ipaddress import IPv6Address
 from pathlib import Path
@@ -276,6 +277,7 @@ def test_status_at_any_moment() -> None:
         pool.stop()
 
     def serve() -> None:
+        warnings.simplefilter("ignore", DeprecationWarning)  # Of a fork beside a thread.
         sys.settrace(watch)  # type: ignore[arg-type]
         pool.serve(
             "127.0.0.1:0",
