@@ -1,6 +1,8 @@
 """Payloads on their way out: joined into one buffer, or left where they are."""
 
 import operator
+import sys
+from array import array
 from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -20,6 +22,7 @@ was truncated, the kernel returns EFAULT, and this process would get SIGBUS."""
 NOT_BYTES_LIKE = (TypeError, ValueError, BufferError)
 """What an object raises that has no C-contiguous buffer, if it is asked for it."""
 
+_IS_PYPY = sys.implementation.name == "pypy"
 _join = b"".join
 
 
@@ -42,6 +45,12 @@ def join(buffers: Sequence[Buffer]) -> tuple[bytes, list[int]] | None:
     return _join(copies), [*map(len, copies)]
 
 
+def _copy_array(buffer: Buffer) -> Buffer:
+    """A copy of an array, or what else it is. PyPy resizes an array although C code reads it."""
+    view = memoryview(buffer)
+    return view.tobytes() if isinstance(view.obj, array) and view.c_contiguous else buffer
+
+
 def view_each(buffers: Sequence[Buffer], name: str) -> list[Any]:
     """A view of each buffer, which it keeps alive and unresized.
 
@@ -50,7 +59,7 @@ def view_each(buffers: Sequence[Buffer], name: str) -> list[Any]:
     views = []
     for position, buffer in enumerate(buffers):
         try:
-            views.append(ffi.from_buffer(buffer))
+            views.append(ffi.from_buffer(_copy_array(buffer) if _IS_PYPY else buffer))
         except NOT_BYTES_LIKE as error:
             reason = "encode() makes bytes of a str" if isinstance(buffer, str) else error
             raise TypeError(f"{name}[{position}] is not bytes-like: {reason}") from None

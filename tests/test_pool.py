@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import threading
+import warnings
 from collections.abc import Iterator, Sequence
 from ipaddress import IPv6Address
 from pathlib import Path
@@ -276,6 +277,7 @@ def test_status_at_any_moment() -> None:
         pool.stop()
 
     def serve() -> None:
+        warnings.simplefilter("ignore", DeprecationWarning)  # Of a fork beside a thread.
         sys.settrace(watch)  # type: ignore[arg-type]
         pool.serve(
             "127.0.0.1:0",
@@ -460,14 +462,17 @@ def test_broken_socket_activation(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.thread_unsafe
 def test_an_activation_without_its_sockets() -> None:
     """Where a program in between has closed what the service manager passed, the error says so."""
+    # It closes 3 after all is imported: by then it may be a file that the interpreter keeps open.
     code = (
         "import os, sys\n"
+        "import fdpass_c.pool\n"
+        "from fdpass_c.__main__ import main\n"
         "os.environ.update(LISTEN_FDS='1', LISTEN_PID=str(os.getpid()))\n"
-        "os.execv(sys.executable, [sys.executable, *sys.argv[1:]])\n"
+        "os.closerange(3, 4)\n"
+        "sys.exit(main())\n"
     )
-    command = [*FDPASS[1:], "pool", "support.handlers:echo"]
     done = subprocess.run(
-        [sys.executable, "-c", code, *command],
+        [sys.executable, "-W", "error", "-c", code, "pool", "support.handlers:echo"],
         cwd=Path(__file__).parent,
         stderr=subprocess.PIPE,
         text=True,

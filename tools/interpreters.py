@@ -24,8 +24,8 @@ OUT = BUILD / "interpreters"
 WHEELS = OUT / "wheels"
 SECONDS_A_STEP = 3600
 COMPILING = ["gcc", "libc6-dev", "libffi-dev"]
-# To build a CPython, with the modules that pip needs.
-BUILDING = ("make", "dpkg-dev", "libssl-dev", "zlib1g-dev")
+# To build a CPython, with the modules that pip and the suite need.
+BUILDING = ("make", "dpkg-dev", "libssl-dev", "zlib1g-dev", "libbz2-dev", "liblzma-dev")
 # What the suite needs beside the group of the tests, and is pure Python.
 INSIDE = ["pytest-run-parallel", "trio>=0.25"]
 BUILT = "/opt/cpython/bin/python3"
