@@ -137,12 +137,22 @@ def test_cat_into_a_closed_pipe(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full")
-def test_cat_to_a_full_disk(files: list[Path]) -> None:
-    """A write that fails is an error of cat, not of the file."""
+@pytest.mark.parametrize("line", ["cat /dev/zero", "info", "--help", "send --help"])
+def test_no_room_for_the_output(line: str) -> None:
+    """A write that fails is an error of the command, not of a file; a reader that has exited is
+    none."""
+    environment = {**os.environ, "PYTHONUNBUFFERED": ""}  # With it, argparse ignores the error.
+    command = [*FDPASS, *line.split()]
     with open("/dev/full", "wb") as full:
-        done = subprocess.run([*FDPASS, "cat", files[0]], stdout=full, stderr=subprocess.PIPE)
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, env=environment)
     assert done.returncode == 1
-    assert done.stderr == b"fdpass: cat: No space left on device\n"
+    name = "help" if "--help" in line else line.split()[0]
+    assert done.stderr == f"fdpass: {name}: No space left on device\n".encode()
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "wb") as pipe:
+        done = subprocess.run(command, stdout=pipe, stderr=subprocess.PIPE, env=environment)
+    assert (done.returncode, done.stderr) == (141, b"")
 
 
 def test_closed_standard_output(files: list[Path]) -> None:
