@@ -281,15 +281,22 @@ def test_program(files: list[Path], tmp_path: Path) -> None:
         fdpass("recv", "--connect", path, "--timeout", 30, "--", "sh", "-c", "exit 7", status=7)
 
 
-def test_program_at_numbers(files: list[Path], tmp_path: Path) -> None:
-    """A program finds descriptors where it was said, also at numbers that were taken."""
+@pytest.mark.parametrize("from_the_end", [False, True])
+def test_program_at_numbers(from_the_end: bool, files: list[Path], tmp_path: Path) -> None:
+    """A program finds descriptors where it was said, also at numbers that were taken and at the
+    last ones that its table has."""
     path = tmp_path / "socket"
-    show = "cat <&4; cat <&3; ls /dev/fd/5 2>/dev/null || echo nothing else"
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    first = limit - 2 if from_the_end else 3
+    command = ["recv", "--connect", path, "--timeout", 30, "--at"]
+    show = f"cat /dev/fd/{first + 1} /dev/fd/{first}"
+    show += f"; ls /dev/fd/{first + 2} 2>/dev/null || echo nothing else"
     with started("send", "--listen", path, *files):
-        done = fdpass(
-            "recv", "--connect", path, "--timeout", 30, "--at", "3,4", "--", "bash", "-c", show
-        )
+        done = fdpass(*command, f"{first},{first + 1}", "--", "bash", "-c", show)
     assert done.stdout == b"content of two\ncontent of one\nnothing else\n"
+    with started("send", "--listen", path, files[0]):
+        done = fdpass(*command, limit, "--", "true", status=1)
+    assert done.stderr == f"fdpass: recv: --at {limit}: Bad file descriptor\n".encode()
 
 
 def test_missing_program(files: list[Path], tmp_path: Path) -> None:
