@@ -52,25 +52,38 @@ def list_commands(parser: argparse.ArgumentParser) -> dict[str, argparse.Argumen
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit status. SystemExit(2): the command line is wrong."""
     fill_closed()
-    options = build_parser().parse_args(arguments)
+    command = "help"
     try:
-        with ending():
-            status: int = options.run(options)
-            if sys.stdout is not None:
-                sys.stdout.flush()
+        try:
+            options = build_parser().parse_args(arguments)
+            command = options.command
+            with ending():
+                status: int = options.run(options)
+                _flush()
+            return status
+        except SystemExit:  # A help was printed, or the command line is wrong.
+            _flush()
+            raise
     except KeyboardInterrupt:
         return 130
     except Ended as end:
         end.die()
         return 128 + end.signum
     except BrokenPipeError:
-        # Python flushes standard output once more when it exits, which would fail again.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        return 141
+        status = 141
     except (OSError, FdpassError) as error:
-        complain(options.command, describe(error))
-        return 1
+        complain(command, describe(error))
+        status = 1
+    try:
+        _flush()
+    except OSError:  # When Python exits, it flushes once more, which would fail again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     return status
+
+
+def _flush() -> None:
+    if sys.stdout is not None:
+        sys.stdout.flush()
 
 
 if __name__ == "__main__":

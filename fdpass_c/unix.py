@@ -207,6 +207,12 @@ def _locked(path: str) -> Iterator[None]:
                     with contextlib.suppress(OSError):
                         os.unlink(name)
                 return
+        except BaseException:
+            # A signal handler may have raised it when the lock was taken, and not removed yet.
+            with contextlib.suppress(OSError):
+                if _try_lock(lock, name):
+                    os.unlink(name)
+            raise
         finally:
             os.close(lock)
 

@@ -137,12 +137,22 @@ def test_cat_into_a_closed_pipe(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full")
-def test_cat_to_a_full_disk(files: list[Path]) -> None:
-    """A write that fails is an error of cat, not of the file."""
+@pytest.mark.parametrize("line", ["cat /dev/zero", "info", "--help", "send --help"])
+def test_no_room_for_the_output(line: str) -> None:
+    """A write that fails is an error of the command, not of a file; a reader that has exited is
+    none."""
+    environment = {**os.environ, "PYTHONUNBUFFERED": ""}  # With it, argparse ignores the error.
+    command = [*FDPASS, *line.split()]
     with open("/dev/full", "wb") as full:
-        done = subprocess.run([*FDPASS, "cat", files[0]], stdout=full, stderr=subprocess.PIPE)
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, env=environment)
     assert done.returncode == 1
-    assert done.stderr == b"fdpass: cat: No space left on device\n"
+    name = "help" if "--help" in line else line.split()[0]
+    assert done.stderr == f"fdpass: {name}: No space left on device\n".encode()
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "wb") as pipe:
+        done = subprocess.run(command, stdout=pipe, stderr=subprocess.PIPE, env=environment)
+    assert (done.returncode, done.stderr) == (141, b"")
 
 
 def test_closed_standard_output(files: list[Path]) -> None:
@@ -271,15 +281,22 @@ def test_program(files: list[Path], tmp_path: Path) -> None:
         fdpass("recv", "--connect", path, "--timeout", 30, "--", "sh", "-c", "exit 7", status=7)
 
 
-def test_program_at_numbers(files: list[Path], tmp_path: Path) -> None:
-    """A program finds descriptors where it was said, also at numbers that were taken."""
+@pytest.mark.parametrize("from_the_end", [False, True])
+def test_program_at_numbers(from_the_end: bool, files: list[Path], tmp_path: Path) -> None:
+    """A program finds descriptors where it was said, also at numbers that were taken and at the
+    last ones that its table has."""
     path = tmp_path / "socket"
-    show = "cat <&4; cat <&3; ls /dev/fd/5 2>/dev/null || echo nothing else"
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    first = limit - 2 if from_the_end else 3
+    command = ["recv", "--connect", path, "--timeout", 30, "--at"]
+    show = f"cat /dev/fd/{first + 1} /dev/fd/{first}"
+    show += f"; ls /dev/fd/{first + 2} 2>/dev/null || echo nothing else"
     with started("send", "--listen", path, *files):
-        done = fdpass(
-            "recv", "--connect", path, "--timeout", 30, "--at", "3,4", "--", "bash", "-c", show
-        )
+        done = fdpass(*command, f"{first},{first + 1}", "--", "bash", "-c", show)
     assert done.stdout == b"content of two\ncontent of one\nnothing else\n"
+    with started("send", "--listen", path, files[0]):
+        done = fdpass(*command, limit, "--", "true", status=1)
+    assert done.stderr == f"fdpass: recv: --at {limit}: Bad file descriptor\n".encode()
 
 
 def test_missing_program(files: list[Path], tmp_path: Path) -> None:

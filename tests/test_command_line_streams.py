@@ -139,22 +139,29 @@ def test_caller_that_ignores_its_children(tmp_path: Path) -> None:
 
 @pytest.mark.untraced
 @pytest.mark.skipif("--coverage" in os.environ.get("CFLAGS", ""), reason="nobody cannot write that")
-def test_cat_that_cannot_fork(tmp_path: Path) -> None:
-    """A user who may have no more processes reads that in one line."""
-    (tmp_path / "f").write_bytes(b"data")
+@pytest.mark.parametrize(
+    ("limit", "files", "status", "text"),
+    [
+        ("RLIMIT_NPROC, (0, 0)", 1, 1, b"fdpass: cat: Resource temporarily unavailable\n"),
+        ("RLIMIT_NOFILE, (40, 40)", 500, 0, b""),
+    ],
+    ids=["processes", "descriptors in flight"],
+)
+def test_cat_with_the_limits_of_a_user(limit: str, files: int, status: int, text: bytes) -> None:
+    """A user who may have no more processes reads that in one line; one who may have few
+    descriptors in flight can print many files."""
+    path = "/etc/passwd"  # Which nobody may read, too.
     # With what argparse imports late: nobody may not read what is root's.
     code = (
         "import locale, resource, shutil, sys; from fdpass_c.__main__ import main; "
         "from support.processes import become_nobody; become_nobody(); "
-        "resource.setrlimit(resource.RLIMIT_NPROC, (0, 0)); sys.exit(main(['cat', 'f']))"
+        f"resource.setrlimit(resource.{limit}); sys.exit(main(['cat', *['{path}'] * {files}]))"
     )
     command = [sys.executable, "-W", "error", "-c", code]
     environment = {**os.environ, "PYTHONPATH": os.path.dirname(__file__)}
-    done = subprocess.run(
-        command, cwd=tmp_path, env=environment, capture_output=True, timeout=60, check=False
-    )
-    assert (done.returncode, done.stdout) == (1, b"")
-    assert done.stderr == b"fdpass: cat: Resource temporarily unavailable\n"
+    done = subprocess.run(command, env=environment, capture_output=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (status, text)
+    assert done.stdout == (b"" if status else Path(path).read_bytes() * files)
 
 
 @pytest.mark.parametrize("save", [False, True])

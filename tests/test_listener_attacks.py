@@ -231,6 +231,7 @@ def test_an_interrupted_constructor(module: ModuleType, stale: bool, path: Path)
         # A lock that was open at that very moment is lost, as any int that a call returns.
         for fd in {*list_fds()} - before:
             os.close(fd)
+        assert not path.with_name("socket.lock").exists(), f"left after call {number}"
         if path.exists():
             assert stale, f"left after call {number}"
             assert isinstance(_connect_error(path), ConnectionRefusedError)

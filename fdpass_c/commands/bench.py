@@ -9,8 +9,8 @@ from typing import Any
 from fdpass_c.commands.errors import complain
 
 _DESCRIPTION = """\
-Run the benchmarks. They are in the source tree and are not installed. All arguments after "bench"
-are for them; fdpass bench -- --help lists those.
+Run the benchmarks. They are in the source tree and are not installed.
+Arguments after -- are for them; fdpass bench -- --help lists those.
 """
 
 

@@ -70,6 +70,7 @@ def _run_child(ours: Channel, theirs: Channel, names: list[str]) -> NoReturn:
     status = 1
     try:
         ours.close()
+        theirs.wait_in_flight = True
         _end_with_parent(theirs)
         _open_each(theirs, names)
         status = 0

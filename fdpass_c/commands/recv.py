@@ -2,7 +2,6 @@
 them."""
 
 import argparse
-import fcntl
 import os
 import socket
 from typing import Any
@@ -152,17 +151,21 @@ def _save(path: bytes, fd: int, timeout: float | None) -> OSError | None:
 def _execute(sock: socket.socket, numbers: list[int], program: list[str]) -> int:
     """Executes the program, with the descriptors at these numbers. Returns a status if it
     cannot."""
-    beyond = max(numbers) + 1
-    aside = []
+    aside: list[int] = []
     try:
         for _ in numbers:
-            with recv_fd(sock, MOST_PAYLOAD)[1] as fds:
-                aside.append(fcntl.fcntl(fds[0], fcntl.F_DUPFD_CLOEXEC, beyond))
+            fd = recv_fd(sock, MOST_PAYLOAD)[1].take()
+            while fd in numbers:
+                fd = os.dup(fd)  # The other one is closed when the program is executed.
+            aside.append(fd)
     except PeerClosedError:
         _complain_short(len(numbers) - len(aside), len(numbers))
         return 1
     for fd, number in zip(aside, numbers, strict=True):
-        os.dup2(fd, number)
+        try:
+            os.dup2(fd, number)
+        except OSError as error:
+            raise type(error)(error.errno, error.strerror, f"--at {number}") from None
     restore_for_program()
     try:
         os.execvp(program[0], program)

@@ -91,7 +91,7 @@ complete -c fdpass -n '_shtab_fdpass_using pool' -l timeout -x -d 'replace a wor
 complete -c fdpass -n '_shtab_fdpass_using pool' -l metrics -xka "(__fish_complete_path (commandline -ct))" -d 'answer GET /metrics (Prometheus) and GET /status (JSON) there'
 complete -c fdpass -n '_shtab_fdpass_using pool' -l quiet -d 'log warnings and errors only'
 complete -c fdpass -n '_shtab_fdpass_using pool; and test $_shtab_fdpass_npos -ge 1' -ka "(__fish_complete_path (commandline -ct))" -d ADDRESS
-complete -c fdpass -n '_shtab_fdpass_using; and test $_shtab_fdpass_npos -eq 0' -a bench -d 'Run the benchmarks. They are in the source tree and are not installed. All arguments after "bench"'
+complete -c fdpass -n '_shtab_fdpass_using; and test $_shtab_fdpass_npos -eq 0' -a bench -d 'Run the benchmarks. They are in the source tree and are not installed.'
 complete -c fdpass -n '_shtab_fdpass_using bench' -s h -l help -d 'show this help message and exit'
 complete -c fdpass -n '_shtab_fdpass_using; and test $_shtab_fdpass_npos -eq 0' -a info -d 'Show versions, kernel features and limits. Put them into a bug report.'
 complete -c fdpass -n '_shtab_fdpass_using info' -s h -l help -d 'show this help message and exit'
