@@ -3,6 +3,7 @@
 import asyncio
 import marshal
 import os
+import selectors
 import signal
 import socket
 import threading
@@ -17,13 +18,17 @@ from fdpass_c._native import lib
 from fdpass_c.batches import Batch
 from fdpass_c.descriptors import Descriptors
 from fdpass_c.errors import PeerClosedError
-from fdpass_c.pool import Pool, connected, connections, dispatch, event_loop, worker, worker_process
+from fdpass_c.pool import Pool, connected, dispatch, event_loop, worker, worker_process
+from fdpass_c.pool.accepting import Acceptor
 from fdpass_c.pool.counters import Counters
+from fdpass_c.pool.wakeup import Wakeup
 
 WORKERS = 4
 LONG = 0.05
 
 _LONG_REQUEST = b"GET /long"
+
+_SHORTEST_POLL, _LONGEST_POLL = 0.005, 1.0
 
 
 def handle(sock: socket.socket, _address: object) -> None:
@@ -118,17 +123,16 @@ class _PureChannel:
 class _PureConnections(deque[tuple[int, bytes]]):
     """As pool.connections.Connections: descriptors and payloads, one system call for each."""
 
-    def accept(self, listener: socket.socket, origin: int, nonblocking: bool, most: int) -> int:
-        for accepted in range(min(most, connections.MOST_AT_ONCE)):
+    def accept(self, listener: socket.socket, origin: int, nonblocking: bool, most: int) -> bool:
+        """Whether more may be waiting."""
+        for _ in range(most):
             try:
                 sock, address = listener.accept()
-            except OSError:
-                if accepted == 0:
-                    raise
-                return accepted
+            except BlockingIOError:
+                return False
             sock.setblocking(not nonblocking)
             self.append((sock.detach(), origin.to_bytes(2, "little") + marshal.dumps(address)))
-        return accepted + 1
+        return True
 
     def close(self) -> None:
         while self:
@@ -173,39 +177,81 @@ class _PureAccount:
         self.copies.close()
 
 
-class _PureAccounts:
-    """As pool.connections.Accounts, in Python; one system call for each connection."""
+class _PureRounds:
+    """As pool.rounds.Rounds, in Python; one system call for each connection."""
 
-    def __init__(self) -> None:
+    def __init__(self, selector: selectors.BaseSelector, wakeup: Wakeup, nonblocking: bool) -> None:
         self.waiting = _PureConnections()
-        self.round = SimpleNamespace()
+        self.found = SimpleNamespace(begun=0, has_errors=0, unsent=0, error=0)
         self._done = _PureConnections()
         self._accounts: list[_PureAccount] = []
         self._turn = 0
+        self._poll_interval = _SHORTEST_POLL
+        self._nonblocking = nonblocking
+        self._wakeup = wakeup
+        self._ready: list[Acceptor] = []
+        self._watched: dict[Acceptor, socket.socket] = {}
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(wakeup, selectors.EVENT_READ)
+        self._selector.register(selector, selectors.EVENT_READ)  # type: ignore[arg-type]
+
+    def listen(self, acceptors: Sequence[Acceptor]) -> None:
+        known = {*self._ready, *self._watched}
+        self._ready += [one for one in acceptors if one not in known]
+        if not acceptors:
+            self._ready.clear()
+            for one in [*self._watched]:
+                self._selector.unregister(self._watched.pop(one))
 
     def add(self, account: _PureAccount) -> None:
         self._accounts.append(account)
 
     def remove(self, account: _PureAccount) -> None:
-        self.round.begun = account.read(self._done)
+        self.found.begun += account.read(self._done)
         self.waiting.extendleft(reversed(account.copies))
         account.copies.clear()
         self._accounts.remove(account)
 
-    def read(self) -> None:
-        found = self.round
-        found.begun = found.room = 0
-        found.has_copies = False
+    def run(self, seconds: float, is_paused: bool) -> None:
+        found = self.found
+        found.used_up = False
+        end = time.monotonic() + seconds
+        while True:
+            is_full = self._run_round(is_paused)
+            if is_full != self._wakeup.wanted:
+                self._wakeup.shared[0] = is_full
+                if is_full:
+                    is_full = self._run_round(is_paused)
+            self._done.close()
+            if found.used_up or not self._wait(end, is_full):
+                return
+
+    def _run_round(self, is_paused: bool) -> bool:
+        """Returns whether there is no room for more."""
+        room = 0
         for account in self._accounts:
             if account.given != account.handled:
-                found.begun += account.read(self._done)
-            if account.copies:
-                found.has_copies = True
-            found.room += account.room
+                self.found.begun += account.read(self._done)
+            room += account.room
+        if is_paused:
+            return True
+        if room > len(self.waiting):
+            for one in [*self._ready]:
+                self._accept(one, room - len(self.waiting))
+        is_full = room <= len(self.waiting)
+        if self.waiting and room:
+            self._poll_interval = _SHORTEST_POLL
+            self._deal()
+        return is_full
 
-    def deal(self) -> int:
-        found = self.round
-        found.used_up = found.unsent = found.error = given = 0
+    def _accept(self, acceptor: Acceptor, most: int) -> None:
+        sock, number = acceptor.sock, acceptor.record.number
+        if not self.waiting.accept(sock, number, self._nonblocking, most):
+            self._ready.remove(acceptor)
+            self._watched[acceptor] = sock
+            self._selector.register(sock, selectors.EVENT_READ, acceptor)
+
+    def _deal(self) -> None:
         free = [account for account in self._accounts if account.room]
         while self.waiting and free:
             account = min(free, key=_rank) if len(free) > 1 else free[0]
@@ -219,16 +265,32 @@ class _PureAccounts:
                 account.room -= 1
                 self._turn += 1
                 account.turn = self._turn
-                given += 1
             if not account.room:
                 free.remove(account)
-        found.room = sum(account.room for account in self._accounts)
-        return given
+            if account.is_used_up:
+                self.found.used_up = True
+
+    def _wait(self, end: float, is_full: bool) -> bool:
+        """Returns whether what comes next is a round."""
+        left = end - time.monotonic()
+        wait = 0.0 if self._ready and not is_full else left
+        if is_full or any(account.copies for account in self._accounts):
+            wait = min(wait, self._poll_interval)
+            self._poll_interval = min(2 * self._poll_interval, _LONGEST_POLL)
+        events = self._selector.select(max(0.0, min(wait, left)))
+        for key, _ in events:
+            if key.data is not None:
+                self._selector.unregister(self._watched.pop(key.data))
+                self._ready.append(key.data)
+            elif key.fileobj is not self._wakeup or any(os.read(key.fd, 256)):
+                return False
+        return bool(events) or wait < left
 
     def close_done(self) -> None:
         self._done.close()
 
     def close_in_child(self) -> None:
+        self._selector.close()
         self._done.close()
         self.waiting.close()
         for account in self._accounts:
@@ -270,7 +332,7 @@ def serve_pure(handler: Any, capacity: int) -> Callable[[socket.socket], object]
             (worker_process, "Channel", _PureChannel),
             (worker, "Channel", _PureChannel),
             (worker_process, "Account", _PureAccount),
-            (dispatch, "Accounts", _PureAccounts),
+            (dispatch, "Rounds", _PureRounds),
             (worker, "Intake", _PureIntake),
             (event_loop, "take_connection", _take_connection),
         ]

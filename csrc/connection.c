@@ -31,29 +31,53 @@ static struct fdp_connection *find_end(struct fdp_queue *queue) {
     return queue->items + queue->head + queue->count;
 }
 
-ssize_t fdp_accept_many(int sock, unsigned origin, int nonblocking, size_t most,
-                        struct fdp_queue *queue) {
-    size_t accepted = 0;
+/* Returns whether a connection was accepted, for which there is room. */
+static int accept_one(struct fdp_listener *listener, int nonblocking, struct fdp_queue *queue) {
+    struct fdp_connection *connection = find_end(queue);
+    unsigned char *address = connection->payload + FDP_ORIGIN_SIZE;
+    socklen_t length = FDP_ADDRESS_SIZE;
+    int fd = fdp_accept(listener->sock, address, &length, nonblocking);
+    if (fd < 0 && (errno == EAGAIN || errno == EWOULDBLOCK)) {
+        listener->state = FDP_WATCHED;
+    } else if (fd < 0) {
+        listener->failures++;
+        listener->error = -errno;
+    } else {
+        if (length > FDP_ADDRESS_SIZE)
+            length = FDP_ADDRESS_SIZE;
+        connection->fd = fd;
+        connection->size = FDP_ORIGIN_SIZE + (unsigned)length;
+        connection->payload[0] = (unsigned char)(listener->number & 0xff);
+        connection->payload[1] = (unsigned char)(listener->number >> 8 & 0xff);
+        listener->failures = 0;
+        queue->count++;
+    }
+    return fd >= 0;
+}
+
+ssize_t fdp_accept_many(struct fdp_listeners *listeners, size_t most, struct fdp_queue *queue) {
+    size_t accepted = 0, idle = 0;
     if (most > FDP_MAX_FDS)
         most = FDP_MAX_FDS;
     if (fdp_reserve_connections(queue, most) < 0)
         return -ENOMEM;
     /* The mode belongs to all processes that share the socket, and one may have changed it. */
-    int on = 1;
-    (void)ioctl(sock, FIONBIO, &on);
-    for (; accepted < most; accepted++) {
-        struct fdp_connection *connection = find_end(queue);
-        socklen_t length = FDP_ADDRESS_SIZE;
-        int fd = fdp_accept(sock, connection->payload + FDP_ORIGIN_SIZE, &length, nonblocking);
-        if (fd < 0)
-            return accepted > 0 ? (ssize_t)accepted : -errno;
-        if (length > FDP_ADDRESS_SIZE)
-            length = FDP_ADDRESS_SIZE;
-        connection->fd = fd;
-        connection->size = FDP_ORIGIN_SIZE + (unsigned)length;
-        connection->payload[0] = (unsigned char)(origin & 0xff);
-        connection->payload[1] = (unsigned char)(origin >> 8 & 0xff);
-        queue->count++;
+    for (size_t i = 0; i < listeners->count; i++) {
+        int on = 1;
+        if (listeners->items[i]->state == FDP_READY)
+            (void)ioctl(listeners->items[i]->sock, FIONBIO, &on);
+    }
+    while (accepted < most && idle < listeners->count) {
+        if (listeners->next >= listeners->count)
+            listeners->next = 0;
+        struct fdp_listener *listener = listeners->items[listeners->next++];
+        if (listener->state == FDP_READY && listener->error == 0 &&
+            accept_one(listener, listeners->nonblocking, queue)) {
+            accepted++;
+            idle = 0;
+        } else {
+            idle++;
+        }
     }
     return (ssize_t)accepted;
 }

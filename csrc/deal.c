@@ -35,8 +35,8 @@ void fdp_free_worker(struct fdp_worker *worker) {
     fdp_free_queue(&worker->copies);
 }
 
-void fdp_try_read_workers(struct fdp_worker **workers, size_t count, struct fdp_queue *done,
-                          struct fdp_round *ret_round) {
+void fdp_read_workers(struct fdp_worker **workers, size_t count, struct fdp_queue *done,
+                      struct fdp_round *ret_round) {
     *ret_round = (struct fdp_round){.room = 0};
     for (size_t i = 0; i < count; i++) {
         struct fdp_worker *worker = workers[i];
@@ -129,9 +129,14 @@ static ssize_t give(struct fdp_worker *worker, unsigned number, const struct fdp
     for (size_t i = 0; i < count; i++)
         if (chosen[i] == number && !add(&packed, items + i))
             break;
+    /* First, because other threads read it: a worker never seems to have finished more than it was
+     * given. */
+    worker->given += packed.count;
     ssize_t result = send_packed(worker->outbox, &packed);
-    if (result < 0)
+    if (result < 0) {
+        worker->given -= packed.count;
         return result;
+    }
     /* It gets them even if only a part of the frame was sent, whose rest is kept. */
     struct fdp_queue *copies = &worker->copies;
     size_t left = packed.count;
@@ -142,7 +147,6 @@ static ssize_t give(struct fdp_worker *worker, unsigned number, const struct fdp
         chosen[i] = GIVEN;
         left--;
     }
-    worker->given += packed.count;
     count_room(worker);
     return (ssize_t)packed.count;
 }
@@ -159,8 +163,8 @@ static size_t remove_given(struct fdp_queue *waiting, const unsigned *chosen, si
     return front;
 }
 
-size_t fdp_try_deal(struct fdp_worker **workers, size_t count, struct fdp_queue *waiting,
-                    struct fdp_round *ret_round) {
+size_t fdp_deal(struct fdp_worker **workers, size_t count, struct fdp_queue *waiting,
+                struct fdp_round *ret_round) {
     unsigned chosen[FDP_MAX_FDS];
     size_t most = waiting->count < FDP_MAX_FDS ? waiting->count : FDP_MAX_FDS;
     most = choose(workers, count, most, chosen);

@@ -480,15 +480,32 @@ struct fdp_queue {
     unsigned int capacity;
 };
 
-/* Makes a listening socket non-blocking, accepts the connections that wait there, at most most and
- * FDP_MAX_FDS, and appends them to queue. They are close-on-exec, and nonblocking or not, whatever
- * sock is. Returns how many. A negative errno, if there is not one: -EAGAIN and others as for accept.
- * -ENOMEM. */
-ssize_t fdp_accept_many(int sock, unsigned int origin, int nonblocking, size_t most,
-                        struct fdp_queue *queue);
+/* A listening socket. number: sent with each connection. state: whether connections may wait there;
+ * FDP_RESTING ones are left alone. failures: of accept, since it last succeeded. error: 0, or the
+ * negative errno of one that the caller has not seen. */
+#define FDP_WATCHED 0
+#define FDP_READY 1
+#define FDP_RESTING 2
+struct fdp_listener {
+    int sock;
+    unsigned int number;
+    int state;
+    unsigned int failures;
+    int error;
+};
 
-/* Moves all connections to the front of target. Returns 0.  -ENOMEM: nothing was moved. */
-int fdp_return_connections(struct fdp_queue *queue, struct fdp_queue *target);
+/* next: whose turn it is. nonblocking: what accepted sockets are, whatever the listening ones are. */
+struct fdp_listeners {
+    struct fdp_listener **items;
+    size_t count;
+    size_t next;
+    int nonblocking;
+};
+
+/* Accepts one connection at each FDP_READY listener in turn, at most most and FDP_MAX_FDS in all, and
+ * appends them to queue, close-on-exec. Makes the listeners non-blocking. One where no more wait is
+ * FDP_WATCHED then; one with an error stays FDP_READY. Returns how many. -ENOMEM. */
+ssize_t fdp_accept_many(struct fdp_listeners *listeners, size_t most, struct fdp_queue *queue);
 
 /* Closes all connections. */
 void fdp_close_connections(struct fdp_queue *queue);
@@ -506,8 +523,8 @@ void fdp_free_queue(struct fdp_queue *queue);
 
 /* The master's account of a worker. outbox and words are borrowed. copies: of the connections that were
  * given and are not known to be begun. capacity: how many it may have in hand, 0 if it gets none. most:
- * after how many it is used up. room: how many more it can be given, set by the two calls below, and
- * to be set to 0 with capacity. turn and share are for the core only. Starts as zeros. */
+ * after how many it is used up. room: how many more it can be given, set by the core, and to be set to
+ * 0 with capacity. turn and share are for the core only. Starts as zeros. */
 struct fdp_worker {
     struct fdp_outbox *outbox;
     unsigned int *words;
@@ -525,37 +542,56 @@ struct fdp_worker {
 /* Closes the copies, and frees their memory. */
 void fdp_free_worker(struct fdp_worker *worker);
 
-/* What a call has found. room: of all workers together. begun: how many connections more than before.
- * has_copies: whether there are any. unsent: an outbox was given what it keeps a part of. used_up: a
- * worker was given its most. error: 0, or a negative errno with which the worker failed refused connections
- * although it is not full and has not ended. */
-struct fdp_round {
-    uint64_t room;
-    unsigned int begun;
-    int has_copies;
-    int unsent;
-    int used_up;
-    int error;
-    unsigned int failed;
-};
-
-/* Reads how far the workers are, and moves the copies of what they have begun to done. */
-void fdp_try_read_workers(struct fdp_worker **workers, size_t count, struct fdp_queue *done,
-                          struct fdp_round *ret_round);
-
-/* Gives up to FDP_MAX_FDS waiting connections away, each to the worker that then has the fewest in hand,
- * of several to the one that waited longest, in one frame for each worker, without waiting. They
- * move to its copies. Returns how many; the others stay, in their order, for the next call: because
- * there is no room, because they did not fit into a frame, or for ret_round->error. A worker that has
- * ended, or whose socket is full, has no room until it is found to have begun some. */
-size_t fdp_try_deal(struct fdp_worker **workers, size_t count, struct fdp_queue *waiting,
-                    struct fdp_round *ret_round);
-
 /* Whether a connected socket has unread bytes, which would reset the connection when it is closed. */
 int fdp_try_find_unread(int sock);
 
 /* Ends the sending of a connected socket, however many processes have it. Ignores errors. */
 void fdp_try_end_sending(int sock);
+
+/* round.c: the loop of a master, which accepts connections and passes them on. */
+
+/* The workers, and the connections that none was given yet. wakeup: a pipe's end, where a byte that is
+ * 0 only says that counters have changed. wanted: in shared memory, whether workers are to write such
+ * bytes. selector: a descriptor to poll for what is not the core's, or -1 if the caller waits itself.
+ * is_paused: nothing is accepted or given. All but the queues is the caller's. Starts as zeros.
+ *
+ * What the last call has found: unsent, an outbox keeps a part of a frame. used_up, a worker was given
+ * its most, or without listeners, anything. has_errors, a listener has one. error: 0, or the negative
+ * errno with which the worker number failed refused connections although it is not full and has not
+ * ended. wait: milliseconds until the next round if nothing happens, or -1. is_full: there is no room
+ * for more connections. begun: how many were, in all calls. poll_interval is for the core only. */
+struct fdp_rounds {
+    struct fdp_listeners listeners;
+    struct fdp_worker **workers;
+    size_t worker_count;
+    struct fdp_queue waiting;
+    struct fdp_queue done;
+    unsigned char *wanted;
+    int wakeup;
+    int selector;
+    int is_paused;
+    int unsent;
+    int used_up;
+    int has_errors;
+    int error;
+    unsigned int failed;
+    int wait;
+    int is_full;
+    uint64_t begun;
+    int poll_interval;
+};
+
+/* In each round, reads the counters, accepts as many connections as there is room for, gives them away,
+ * closes the copies that are not needed, and waits until there is something to do. Returns 0 if that
+ * is the caller's: after timeout milliseconds, for a byte that is not 0, the selector, a signal, or what
+ * was found. -EAGAIN: without a selector, there is nothing to do but wait. -ENOMEM. */
+int fdp_run_rounds(struct fdp_rounds *rounds, int timeout);
+
+/* Moves the copies of what a dead worker had not begun to the front of waiting. Returns 0.  -ENOMEM. */
+int fdp_return_copies(struct fdp_rounds *rounds, struct fdp_worker *worker);
+
+/* Frees the queues. */
+void fdp_free_rounds(struct fdp_rounds *rounds);
 
 /* table.c: the descriptor table of this process. */
 

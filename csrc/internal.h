@@ -190,6 +190,35 @@ int fdp_reserve_connections(struct fdp_queue *queue, size_t count);
  * -ENOMEM: nothing was moved. */
 int fdp_move_connections(struct fdp_queue *queue, size_t count, struct fdp_queue *target);
 
+/* Moves all connections to the front of target. Returns 0. -ENOMEM: nothing was moved. */
+int fdp_return_connections(struct fdp_queue *queue, struct fdp_queue *target);
+
+/* deal.c: which worker gets which connection. */
+
+/* What a call has found. room: of all workers together. begun: how many connections more than before.
+ * has_copies: whether there are any. unsent, used_up, error, failed: as in struct fdp_rounds. */
+struct fdp_round {
+    uint64_t room;
+    unsigned begun;
+    int has_copies;
+    int unsent;
+    int used_up;
+    int error;
+    unsigned failed;
+};
+
+/* Reads how far the workers are, and moves the copies of what they have begun to done. */
+void fdp_read_workers(struct fdp_worker **workers, size_t count, struct fdp_queue *done,
+                      struct fdp_round *ret_round);
+
+/* Gives up to FDP_MAX_FDS waiting connections away, each to the worker that then has the fewest in hand,
+ * of several to the one that waited longest, in one frame for each worker, without waiting. They
+ * move to its copies. Returns how many; the others stay, in their order, for the next call: because
+ * there is no room, because they did not fit into a frame, or for ret_round->error. A worker that has
+ * ended, or whose socket is full, has no room until it is found to have begun some. */
+size_t fdp_deal(struct fdp_worker **workers, size_t count, struct fdp_queue *waiting,
+                struct fdp_round *ret_round);
+
 /* job.c: messages to send. */
 
 /* The payload of the message at position at, and how many descriptors a message has. */

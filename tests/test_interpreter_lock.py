@@ -83,7 +83,6 @@ def make_calls(full: int, empty: int) -> dict[str, tuple[Any, ...]]:
     lib.fdp_start_outbox(outbox, full)
     scratch, owner = ffi.new("struct fdp_scratch *"), ffi.new("struct fdp_owner *", {"fds": 4})
     data = ffi.new("char[]", 10)
-    nothing, found = ffi.new("struct fdp_queue *"), ffi.new("struct fdp_round *")
     return {
         "fdp_try_send_fd": (full, b"x", 1, 0, 0),
         "fdp_try_recv": (empty, 1, 1, 0, ffi.new("struct fdp_received *")),
@@ -93,8 +92,6 @@ def make_calls(full: int, empty: int) -> dict[str, tuple[Any, ...]]:
         "fdp_try_count_pending": (inbox,),
         "fdp_try_send": (outbox, b"x", 1, 0),
         "fdp_try_send_column": (outbox, bytes(4) + b"\1x\0", 1, 3),
-        "fdp_try_read_workers": (ffi.NULL, 0, nothing, found),
-        "fdp_try_deal": (ffi.NULL, 0, nothing, found),
         "fdp_try_find_unread": (empty,),
         "fdp_try_end_sending": (-1,),
     }

@@ -296,6 +296,44 @@ def test_status_at_any_moment() -> None:
 
 
 @pytest.mark.thread_unsafe
+def test_status_while_connections_are_served() -> None:
+    """A thread that asks again and again never sees a worker with less than nothing in hand, nor
+    counts that go back, though the master changes them without the interpreter's lock."""
+    seen: list[tuple[int, int]] = []
+    over = threading.Event()
+
+    def watch() -> None:
+        while not over.is_set():
+            status = pool.status()
+            seen.append((status.handled, min(worker.in_hand for worker in status.workers)))
+
+    def ask(addresses: tuple[tuple[str, int], ...]) -> None:
+        watching = threading.Thread(target=watch)
+        watching.start()
+        for _ in range(1000):
+            with socket.create_connection(addresses[0]) as sock:
+                assert read_all(sock) == b"hello"
+        over.set()
+        watching.join()
+        pool.stop()
+
+    def serve() -> None:
+        pool.serve(
+            "127.0.0.1:0",
+            ready=lambda addresses: threading.Thread(target=ask, args=[addresses]).start(),
+        )
+        assert pool.status().handled == 1000
+        assert min(in_hand for _, in_hand in seen) >= 0
+        assert seen == sorted(seen, key=lambda one: one[0])
+
+    def answer(sock: socket.socket, _address: object) -> None:
+        sock.sendall(b"hello")
+
+    pool = Pool(answer, 2)
+    run_in_child(serve)
+
+
+@pytest.mark.thread_unsafe
 @coroutines
 def test_coroutine_functions_in_disguise(handler: str) -> None:
     """Partials, bound methods and objects that are called are awaited, several at once."""

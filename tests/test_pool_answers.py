@@ -215,7 +215,7 @@ def test_an_early_end_wakes_the_master(end: str) -> None:
                 end_connection(sock, end)
             assert bool(select.select([wakeup], [], [], 0)[0]) == has_copy
             if has_copy:
-                wakeup.clear()
+                assert os.read(wakeup.fileno(), 100) == b"\0"
                 counters.words[lib.FDP_WORD_RELEASED] = number
     finally:
         wakeup.close()

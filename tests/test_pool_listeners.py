@@ -4,7 +4,6 @@ import errno
 import itertools
 import os
 import platform
-import selectors
 import signal
 import socket
 import subprocess
@@ -17,10 +16,10 @@ from pathlib import Path
 
 import pytest
 
+from fdpass_c._native import ffi, lib
 from fdpass_c.pool import Pool, open_listener
 from fdpass_c.pool.accepting import Acceptors
 from fdpass_c.pool.connected import find_kind
-from fdpass_c.pool.connections import Connections
 from fdpass_c.pool.listeners import opened
 from fdpass_c.testing import no_leak
 from pool_programs import ACCEPT4
@@ -347,18 +346,19 @@ def test_shares_of_changing_rooms(count: int) -> None:
     """Who gets one more than the others does not depend on how the room changes."""
     for rooms in ((1,), (3, 2), (3, 1), (5, 4, 3), (7, 1, 1)):
         with ExitStack() as stack:
-            listeners = [stack.enter_context(opened("127.0.0.1:0")) for _ in range(count)]
-            for listener in listeners:
+            socks = [stack.enter_context(opened("127.0.0.1:0")) for _ in range(count)]
+            for sock in socks:
                 for _ in range(60):
-                    stack.enter_context(socket.create_connection(listener.getsockname()))
-            acceptors = Acceptors(stack.enter_context(selectors.DefaultSelector()), False)
+                    stack.enter_context(socket.create_connection(sock.getsockname()))
+            acceptors = Acceptors(False)
             stack.callback(acceptors.close)
-            acceptors.open(listeners)
-            accepted = Connections()
-            stack.callback(accepted.close)
+            acceptors.open(socks)
+            items = ffi.new("struct fdp_listener *[]", [one.record for one in acceptors.prepare(0)])
+            listeners = ffi.new("struct fdp_listeners *", (items, count))
+            queue = ffi.gc(ffi.new("struct fdp_queue *"), lib.fdp_free_queue)
             for room in itertools.islice(itertools.cycle(rooms), 12):
-                acceptors.accept(room, accepted)
-                items = accepted.queue.items + accepted.queue.head
-                origins = [items[at].payload[0] for at in range(len(accepted))]
+                assert lib.fdp_accept_many(listeners, room, queue) == room
+                accepted = [queue.items[queue.head + at] for at in range(queue.count)]
+                origins = [connection.payload[0] for connection in accepted]
                 shares = [origins.count(origin) for origin in range(count)]
                 assert max(shares) - min(shares) <= 1, (rooms, shares)

@@ -13,7 +13,6 @@ from types import FrameType
 import pytest
 
 from fdpass_c.pool.signals import MASTERS_SIGNALS, Signals, ignore
-from fdpass_c.pool.wakeup import Wakeup
 from support.server import Server, connections
 from support.sockets import read_all, read_some
 
@@ -378,13 +377,3 @@ def test_death_of_the_master_while_a_start_hangs(tmp_path: Path) -> None:
         for pidfd in pidfds:
             assert select.select([pidfd], [], [], 60)[0]
             os.close(pidfd)
-
-
-def test_a_wakeup_that_was_none() -> None:
-    """The kernel may call the pipe readable although it is empty (man 2 select, BUGS)."""
-    wakeup = Wakeup()
-    wakeup.clear()
-    wakeup.wake()
-    wakeup.clear()
-    wakeup.clear()
-    wakeup.close()

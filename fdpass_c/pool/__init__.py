@@ -13,11 +13,12 @@ Each of these modules imports only those below it:
     master           the loop of the master
     watch            which workers hang
     supervisor       starts, replaces and reaps workers
-    dispatch         which worker gets which connection
+    dispatch         distributes connections, and waits where that fails
+    rounds           the master's rounds, which are in the C core
     worker_process   one worker, as the master sees it
     worker           what runs in a worker: intake receives, event_loop is for coroutine functions
+    connections      what a worker was given, in memory of the C core
     accepting        the listening sockets, as the master uses them
-    connections      the accepted connections and their workers, in memory of the C core
     listeners        opens and inherits listening sockets
     service_manager  reports to systemd what the pool does
     metrics_server   answers HTTP requests for metrics

@@ -1,21 +1,20 @@
 """Accepting connections at the listening sockets of a pool."""
 
 import errno
-import selectors
+import os
 import socket
 import time
-from collections import deque
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from typing import Any
 
+from fdpass_c._native import ffi, lib
 from fdpass_c.pool.connected import Kind, find_kind
-from fdpass_c.pool.connections import MOST_AT_ONCE, Connections
 from fdpass_c.pool.listeners import Address, Mode, check_listener, describe_listener, opened
 from fdpass_c.pool.log import logger
 
-SHORT_OF = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.ENOSPC}
-"""Errors of accept(), and ENOSPC of epoll_ctl(), that last until something is closed."""
+SHORT_OF = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
+"""Errors of accept() that last until something is closed."""
 
 RETRY_DELAY = 0.05
 """Seconds until the next try, when a limit of the system is reached or an error repeats."""
@@ -37,88 +36,74 @@ _MAY_PASS = {
 
 
 class Acceptor:
-    """Accepts at one listening socket, which it borrows.
+    """A listening socket, which it borrows, and at which the C core accepts.
 
-    address: as from socket.getsockname. name: the address in the usual notation. retry_at: no
-    accept before this time, as time.monotonic.
+    sock: the socket. address: as from socket.getsockname. name: the address in the usual notation.
+    record: a struct fdp_listener *. retry_at: no accept before this time, as time.monotonic.
     """
 
-    def __init__(self, sock: socket.socket, origin: int, acceptors: "Acceptors") -> None:
+    def __init__(self, sock: socket.socket, origin: int) -> None:
         """Makes sock non-blocking until close(). origin: its number."""
         self.address: Any = sock.getsockname()
         self.name: str = describe_listener(sock)
         self.retry_at: float = 0.0
-        self._failures = 0
-        self._sock = sock
-        self._origin = origin
-        self._acceptors = acceptors
-        self._watched = False
+        self.record: Any = ffi.new("struct fdp_listener *")
+        self.record.number = origin
+        self.record.state = lib.FDP_READY
+        self.sock: socket.socket = sock
         self._mode = Mode(sock)
 
-    def accept(self, most: int, nonblocking: bool, accepted: Connections) -> bool:
-        """Adds the waiting connections to accepted, but not more than most.
+    def fileno(self) -> int:
+        return self.sock.fileno()
 
-        Returns whether more may be waiting. OSError: one of SHORT_OF, or the socket does not
-        listen.
-        """
-        try:
-            count = accepted.accept(self._sock, self._origin, nonblocking, most)
-        except BlockingIOError:
-            return False
-        except OSError as error:
-            if error.errno not in _MAY_PASS:
-                raise
-            self._failures += 1
-            if self._failures > 1:
-                self._pause(error)
-            return True
-        self._failures = 0
-        return count == min(most, MOST_AT_ONCE)
+    def find(self) -> None:
+        """Tells the core the descriptor, which other code may have closed meanwhile."""
+        self.record.sock = self.sock.fileno()
 
-    def _pause(self, error: OSError) -> None:
+    def take_error(self) -> int:
+        """The errno of an accept that failed since the last call, or 0."""
+        code, self.record.error = -self.record.error, 0
+        return int(code)
+
+    def pause_if_repeated(self, code: int) -> None:
+        """Called after an error that may pass."""
+        failures = self.record.failures
+        if failures < 2:
+            return
         self.retry_at = time.monotonic() + RETRY_DELAY
-        if self._failures == 2:  # Logged once, however long it lasts.
-            reason = f"cannot accept at {self.name}: {error.strerror}"
+        self.record.state = lib.FDP_RESTING
+        if failures == 2:  # Logged once, however long it lasts.
+            reason = f"cannot accept at {self.name}: {os.strerror(code)}"
             logger.warning("%s; trying again every %s s", reason, RETRY_DELAY)
 
-    def watch(self, wanted: bool) -> None:
-        """Makes the selector report the next connection, or not. OSError: there is no room."""
-        if wanted != self._watched:
-            if wanted:
-                self._acceptors.selector.register(self._sock, selectors.EVENT_READ, self._note)
-            else:
-                self._acceptors.selector.unregister(self._sock)
-            self._watched = wanted
+    @property
+    def is_resting(self) -> bool:
+        return bool(self.record.state == lib.FDP_RESTING)
 
-    def _note(self, _events: int) -> None:
-        self._acceptors.ready.append(self)
+    def resume(self, now: float) -> None:
+        """Accepts again if the delay is over."""
+        if self.is_resting and now >= self.retry_at:
+            self.record.state = lib.FDP_READY
 
     def close_in_child(self) -> None:
         """Closes a forked child's copy, and leaves the mode of the shared socket as it is."""
-        self._sock.close()
+        self.sock.close()
 
     def close(self) -> None:
         """Restores the mode of the socket, which stays open."""
-        self.watch(False)
         self._mode.restore()
 
 
 class Acceptors:
-    """Accepts at all listening sockets of a pool, in turn.
+    """All listening sockets of a pool.
 
-    kinds: of the connections, by the number of the listener. ready: those where a connection may be
-    waiting, the next one first. Only the others are watched, so that a pool that is full, or always
-    has connections waiting, needs no system calls to watch and unwatch them. due_at: when to accept
-    again after an error, as time.monotonic.
+    kinds: of the connections, by the number of the listener. nonblocking: the mode of the accepted
+    sockets. due_at: when to accept again after an error, as time.monotonic.
     """
 
-    def __init__(self, selector: selectors.BaseSelector, nonblocking: bool) -> None:
-        """nonblocking: the mode of the accepted sockets."""
-        self.selector = selector
-        self._nonblocking = nonblocking
-        self.ready: deque[Acceptor] = deque()
+    def __init__(self, nonblocking: bool) -> None:
+        self.nonblocking = nonblocking
         self.kinds: list[Kind] = []
-        self._paused: list[Acceptor] = []
         self._all: list[Acceptor] = []
         self._own = ExitStack()
 
@@ -134,10 +119,9 @@ class Acceptors:
             for listener in listeners
         ]
         _check(socks)
-        self._all = [Acceptor(sock, origin, self) for origin, sock in enumerate(socks)]
+        self._all = [Acceptor(sock, origin) for origin, sock in enumerate(socks)]
         # With PyPy this makes them blocking; the next accept makes them non-blocking again.
         self.kinds = [*map(find_kind, socks)]
-        self.ready.extend(self._all)
 
     def log_addresses(self) -> None:
         for acceptor in self._all:
@@ -155,58 +139,33 @@ class Acceptors:
 
     @property
     def due_at(self) -> float:
-        if not self._paused:
-            return float("inf")
-        return min(acceptor.retry_at for acceptor in self._paused)
+        resting = (acceptor.retry_at for acceptor in self._all if acceptor.is_resting)
+        return min(resting, default=float("inf"))
 
-    def resume(self, now: float) -> None:
-        """Makes the listeners ready again whose delay is over."""
-        if now >= self.due_at:
-            self.ready.extend(acceptor for acceptor in self._paused if acceptor.retry_at <= now)
-            self._paused = [acceptor for acceptor in self._paused if acceptor.retry_at > now]
+    def prepare(self, now: float) -> Sequence[Acceptor]:
+        """Those that still accept, the ones included whose delay is over."""
+        for acceptor in self._all:
+            acceptor.find()
+            acceptor.resume(now)
+        return self._all
 
-    def accept(self, room: int, accepted: Connections) -> None:
-        """Accepts at most room connections. After an error, accepted has those before it.
-
-        OSError: one of SHORT_OF.
-        """
-        enough = len(accepted) + room
-        with_more = room % len(self.ready)
-        for left in range(len(self.ready), 0, -1):
-            if len(accepted) >= enough:
-                return  # Those that had no turn are the first next time.
-            acceptor = self.ready.popleft()
-            self._accept(acceptor, -(-(enough - len(accepted)) // left), accepted)
-        # All had a turn, and the first ones accepted one more than the others.
-        self.ready.rotate(-with_more)
-
-    def _accept(self, acceptor: Acceptor, most: int, accepted: Connections) -> None:
-        try:
-            more = acceptor.accept(most, self._nonblocking, accepted)
-            if not more:
-                acceptor.watch(True)
-        except OSError as error:
-            if error.errno in SHORT_OF:
-                self.ready.append(acceptor)
-                raise
-            # Other code has shut it down or closed it.
-            logger.error("cannot accept at %s any longer: %s", acceptor.name, error.strerror)
-            self._all.remove(acceptor)
-            acceptor.close()
-            return
-        if not more:
-            return
-        if acceptor.retry_at > time.monotonic():
-            self._paused.append(acceptor)
-        else:
-            self.ready.append(acceptor)
-
-    def unwatch(self) -> None:
-        """Called before a wait in the selector, which would report the ready ones again."""
-        for acceptor in self.ready:
-            acceptor.watch(False)
-        for acceptor in self._paused:
-            acceptor.watch(False)
+    def handle_errors(self) -> int:
+        """After accepting: pauses or drops the listeners with an error. Returns an errno of
+        SHORT_OF, or 0."""
+        lacking = 0
+        for acceptor in [*self._all]:
+            code = acceptor.take_error()
+            if code in SHORT_OF:
+                lacking = code
+            elif code in _MAY_PASS:
+                acceptor.pause_if_repeated(code)
+            elif code:
+                # Other code has shut it down or closed it.
+                reason = os.strerror(code)
+                logger.error("cannot accept at %s any longer: %s", acceptor.name, reason)
+                self._all.remove(acceptor)
+                acceptor.close()
+        return lacking
 
     def close_in_child(self) -> None:
         """In a forked child: closes its copies."""
@@ -218,8 +177,6 @@ class Acceptors:
         for acceptor in self._all:
             acceptor.close()
         self._all.clear()
-        self.ready.clear()
-        self._paused.clear()
         self._own.close()
 
 

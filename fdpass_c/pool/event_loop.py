@@ -228,7 +228,7 @@ class EventLoopWorker:
             self._wake_timer.cancel()
             self._wake_timer = None
         self._reported = self._counters.handled
-        self._wakeup.wake()
+        self._wakeup.wake_for_counters()
 
 
 async def _await_coroutine(function: Callable[[], Any] | None) -> None:

@@ -81,7 +81,6 @@ class Master:
         self._helpers = helpers
         self._timed: tuple[Timed, ...] = (*helpers, watch)
         self._random = random.Random()
-        selector.register(wakeup, selectors.EVENT_READ, self._on_wakeup)
 
     def run(self) -> str:
         """Serves until it is stopped and all workers have ended. Returns why it had to stop, or an
@@ -110,24 +109,21 @@ class Master:
         )
 
     def _run_once(self) -> None:
-        due_at = min(
-            self._supervisor.due_at, self._dispatcher.due_at, *[p.due_at for p in self._timed]
-        )
-        wait = min(max(0.0, due_at - time.monotonic()), _LONGEST_WAIT)
-        for key, events in self._selector.select(wait):
+        due_at = min(self._supervisor.due_at, *[part.due_at for part in self._timed])
+        if self._dispatcher.distribute(min(due_at, time.monotonic() + _LONGEST_WAIT)):
+            self._supervisor.due_at = 0.0
+        for key, events in self._selector.select(0):
             key.data(events)
+        self._supervisor.note_ready()
         self._handle_signals()
         now = time.monotonic()
         for part in self._timed:
             if now >= part.due_at:
                 part.check()
-        if now >= self._supervisor.due_at:
-            self._check_supervisor()
-        if self._dispatcher.distribute():
-            self._supervisor.due_at = 0.0
         if not (self._acceptors.is_open or self._supervisor.stopping):
             self._supervisor.fail("no listener accepts any longer")
-        self._dispatcher.close_done()
+        if now >= self._supervisor.due_at:
+            self._check_supervisor()
 
     def _check_supervisor(self) -> None:
         self._supervisor.check()
@@ -138,10 +134,6 @@ class Master:
         if phase is Phase.SERVING and self._ready is not None:
             ready, self._ready = self._ready, None
             ready(self._acceptors.addresses)
-
-    def _on_wakeup(self, _events: int) -> None:
-        self._wakeup.clear()
-        self._supervisor.note_ready()
 
     def _handle_signals(self) -> None:
         for signum in self._signals.take():

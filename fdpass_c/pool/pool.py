@@ -159,7 +159,7 @@ class Pool:
             raise ValueError("a listening socket is given twice")
         with ExitStack() as stack:
             selector = stack.enter_context(selectors.DefaultSelector())
-            acceptors = Acceptors(selector, self._config.runs_coroutines)
+            acceptors = Acceptors(self._config.runs_coroutines)
             stack.callback(acceptors.close)
             acceptors.open(listeners)
             wakeup = stack.enter_context(self._signals.handling())

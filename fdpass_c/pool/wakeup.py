@@ -5,6 +5,9 @@ import os
 
 from fdpass_c.pool.counters import Counters
 
+_COUNTERS_CHANGED = b"\0"
+_LOOK_AROUND = b"\1"
+
 
 class Wakeup:
     """A pipe that the master watches, and a shared flag that says whether it wants to be woken.
@@ -12,15 +15,19 @@ class Wakeup:
     A master that has room for connections reads the counters when the next one arrives. It need not
     be woken for each finished connection.
 
-    wanted: the master is full, and workers must wake it when they have room again. The master sets
-    the flag and then reads the counters once more. A worker counts first and then reads the flag.
-    So at least one of them notices the other, unless the processor reorders these accesses. Then
-    the master notices at its next poll.
+    The byte 0 in the pipe says that a worker's counters have changed, which only the C core must
+    know. For every other byte the whole loop of the master runs; Python writes the numbers of
+    signals.
+
+    shared: memory that begins with the flag. wanted: the master is full, and workers must wake it
+    when they have room again. The master sets the flag and then reads the counters once more. A
+    worker counts first and then reads the flag. So at least one of them notices the other, unless
+    the processor reorders these accesses. Then the master notices at its next poll.
     """
 
     def __init__(self) -> None:
         """Must be made before the fork."""
-        self._shared = memoryview(mmap.mmap(-1, mmap.PAGESIZE))
+        self.shared: mmap.mmap = mmap.mmap(-1, mmap.PAGESIZE)
         self.writer: int
         self._reader, self.writer = os.pipe()
         for fd in (self._reader, self.writer):
@@ -28,20 +35,23 @@ class Wakeup:
 
     @property
     def wanted(self) -> bool:
-        return self._shared[0] != 0
-
-    @wanted.setter
-    def wanted(self, wanted: bool) -> None:
-        self._shared[0] = wanted
+        return self.shared[0] != 0
 
     def fileno(self) -> int:
-        """For a selector: readable when the master was woken."""
+        """Readable when the master was woken."""
         return self._reader
 
     def wake(self) -> None:
-        """Wakes the master. From any process, thread or signal handler."""
+        """Makes the master look at everything. From any process, thread or signal handler."""
+        self._write(_LOOK_AROUND)
+
+    def wake_for_counters(self) -> None:
+        """In a worker: makes the master read the counters."""
+        self._write(_COUNTERS_CHANGED)
+
+    def _write(self, byte: bytes) -> None:
         try:
-            os.write(self.writer, b"\0")
+            os.write(self.writer, byte)
         except (BlockingIOError, BrokenPipeError):
             return  # The pipe is full of wakeups already, or the master has ended.
 
@@ -51,14 +61,7 @@ class Wakeup:
         The peer sees the end only when the copy is closed too.
         """
         if counters.has_copy(number):
-            self.wake()
-
-    def clear(self) -> None:
-        """In the master: after this it can be woken again."""
-        try:
-            os.read(self._reader, 65536)
-        except BlockingIOError:
-            return
+            self.wake_for_counters()
 
     def close_in_child(self) -> None:
         """In a worker, which only writes."""

@@ -143,7 +143,8 @@ def _serve(
                 counters.handled - reported >= report_every or not channel.pending
             ):
                 reported = counters.handled
-                wakeup.wake()  # First, so that the master works while this process closes.
+                # First, so that the master works while this process closes.
+                wakeup.wake_for_counters()
             end_sending(sock)
         finally:
             _close(sock, address)

@@ -51,17 +51,27 @@ static void check_order(const struct fdp_queue *queue, const int *clients, size_
     }
 }
 
+/* Accepts at one listener. */
+static ssize_t accept_at(struct fdp_listener *listener, int nonblocking, size_t most,
+                         struct fdp_queue *queue) {
+    struct fdp_listeners listeners = {.items = &listener, .count = 1, .nonblocking = nonblocking};
+    return fdp_accept_many(&listeners, most, queue);
+}
+
 static void test_accept(void) {
     struct sockaddr_in address;
     int sock = listen_tcp(&address), clients[5];
+    struct fdp_listener listener = {.sock = sock, .number = 0x1234, .state = FDP_READY};
     struct fdp_queue queue = {.items = NULL};
     CHECK(fcntl(sock, F_SETFL, 0) == 0); /* As another process may do. */
-    CHECK(fdp_accept_many(sock, 0, 0, 9, &queue) == -EAGAIN);
+    CHECK(accept_at(&listener, 0, 9, &queue) == 0 && listener.state == FDP_WATCHED);
     connect_many(&address, clients, COUNT(clients));
-    CHECK(fdp_accept_many(sock, 0x1234, 0, 0, &queue) == 0);
-    CHECK(fdp_accept_many(sock, 0x1234, 0, 2, &queue) == 2);
-    CHECK(fdp_accept_many(sock, 0x1234, 1, 9, &queue) == 3);
-    CHECK(fdp_accept_many(sock, 0x1234, 1, 9, &queue) == -EAGAIN);
+    CHECK(accept_at(&listener, 0, 9, &queue) == 0);
+    listener.state = FDP_READY;
+    CHECK(accept_at(&listener, 0, 0, &queue) == 0);
+    CHECK(accept_at(&listener, 0, 2, &queue) == 2 && listener.state == FDP_READY);
+    CHECK(accept_at(&listener, 1, 9, &queue) == 3 && listener.state == FDP_WATCHED);
+    CHECK(listener.error == 0 && listener.failures == 0);
     check_order(&queue, clients, COUNT(clients));
     for (size_t i = 0; i < COUNT(clients); i++) {
         const struct fdp_connection *connection = get(&queue, i);
@@ -75,22 +85,57 @@ static void test_accept(void) {
     (void)close(sock);
 }
 
+/* One after the other, beside those that rest or fail; whose turn is next is remembered. */
+static void test_accept_in_turn(void) {
+    struct sockaddr_in addresses[2];
+    int clients[2][3];
+    struct fdp_listener one[4], *items[4];
+    struct fdp_listeners listeners = {.items = items, .count = COUNT(items)};
+    struct fdp_queue queue = {.items = NULL};
+    for (size_t i = 0; i < COUNT(items); i++) {
+        one[i] = (struct fdp_listener){.sock = -1, .number = (unsigned)i, .state = FDP_READY};
+        items[i] = &one[i];
+    }
+    one[0].state = FDP_RESTING;
+    for (size_t i = 0; i < 2; i++) {
+        one[1 + i].sock = listen_tcp(&addresses[i]);
+        connect_many(&addresses[i], clients[i], 3);
+    }
+    CHECK(fdp_accept_many(&listeners, 3, &queue) == 3);
+    CHECK(one[3].error == -EBADF && one[3].failures == 1 && one[3].state == FDP_READY);
+    CHECK(fdp_accept_many(&listeners, 9, &queue) == 3 && one[3].failures == 1);
+    CHECK(one[1].state == FDP_WATCHED && one[2].state == FDP_WATCHED);
+    for (unsigned i = 0; i < 6; i++)
+        CHECK(get(&queue, i)->payload[0] == 1 + i % 2);
+    one[3].error = 0;
+    CHECK(fdp_accept_many(&listeners, 9, &queue) == 0 && one[3].failures == 2);
+    fdp_free_queue(&queue);
+    for (size_t i = 0; i < 2; i++) {
+        fdp_close_fds(clients[i], 3);
+        (void)close(one[1 + i].sock);
+    }
+    listeners.count = 0;
+    CHECK(fdp_accept_many(&listeners, 9, &queue) == 0);
+    fdp_free_queue(&queue);
+}
+
 static void test_errors_of_accept(void) {
     struct sockaddr_in address;
     int sock = listen_tcp(&address), clients[3];
+    struct fdp_listener listener = {.sock = sock, .state = FDP_READY};
     struct rlimit old, limited;
     struct fdp_queue queue = {.items = NULL};
-    CHECK(fdp_accept_many(-1, 0, 0, 1, &queue) == -EBADF);
     connect_many(&address, clients, COUNT(clients));
     CHECK(getrlimit(RLIMIT_NOFILE, &old) == 0);
     limited = old;
     limited.rlim_cur = (rlim_t)clients[2] + 3;
     CHECK(setrlimit(RLIMIT_NOFILE, &limited) == 0);
-    CHECK(fdp_accept_many(sock, 0, 0, 3, &queue) == 2);
-    CHECK(fdp_accept_many(sock, 0, 0, 3, &queue) == -EMFILE);
+    CHECK(accept_at(&listener, 0, 3, &queue) == 2 && listener.error == -EMFILE);
+    CHECK(accept_at(&listener, 0, 3, &queue) == 0 && listener.failures == 1);
     CHECK(queue.count == 2);
     CHECK(setrlimit(RLIMIT_NOFILE, &old) == 0);
-    CHECK(fdp_accept_many(sock, 0, 0, 3, &queue) == 1);
+    listener.error = 0;
+    CHECK(accept_at(&listener, 0, 3, &queue) == 1 && listener.failures == 0);
     check_order(&queue, clients, COUNT(clients));
     fdp_free_queue(&queue);
     fdp_close_fds(clients, COUNT(clients));
@@ -174,6 +219,7 @@ static void test_close_many(void) {
 
 int main(void) {
     RUN(test_accept);
+    RUN(test_accept_in_turn);
 #ifndef UNDER_VALGRIND
     /* It accepts and closes what the limit has no place for; the kernel leaves that queued. */
     RUN(test_errors_of_accept);

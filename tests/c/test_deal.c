@@ -52,11 +52,11 @@ static void add(struct pool *pool, unsigned number, unsigned size) {
 }
 
 static size_t deal(struct pool *pool) {
-    return fdp_try_deal(pool->pointers, pool->count, &pool->waiting, &pool->round);
+    return fdp_deal(pool->pointers, pool->count, &pool->waiting, &pool->round);
 }
 
 static void read_all(struct pool *pool) {
-    fdp_try_read_workers(pool->pointers, pool->count, &pool->done, &pool->round);
+    fdp_read_workers(pool->pointers, pool->count, &pool->done, &pool->round);
 }
 
 /* The worker receives exactly connections with these numbers. */

@@ -1,0 +1,148 @@
+/* The loop of a master: what it does again and again while nothing but connections comes. */
+#include "compat.h"
+#include "internal.h"
+
+/* Milliseconds after which the counters are read even if no worker says that they have changed. */
+#define SHORTEST_POLL 5
+#define LONGEST_POLL 1000
+
+static int64_t read_clock(void) {
+    struct timespec now;
+    (void)clock_gettime(CLOCK_MONOTONIC, &now);
+    return (int64_t)now.tv_sec * 1000 + now.tv_nsec / 1000000;
+}
+
+static void find_errors(struct fdp_rounds *rounds) {
+    for (size_t i = 0; i < rounds->listeners.count; i++)
+        rounds->has_errors |= rounds->listeners.items[i]->error != 0;
+}
+
+/* Gives the waiting connections away. Each call gives some, or finds a worker that takes none. */
+static void pass_on(struct fdp_rounds *rounds, struct fdp_round *round) {
+    while (rounds->waiting.count > 0 && round->room > 0 && round->error == 0) {
+        (void)fdp_deal(rounds->workers, rounds->worker_count, &rounds->waiting, round);
+        rounds->poll_interval = SHORTEST_POLL;
+        rounds->unsent |= round->unsent;
+        rounds->used_up |= round->used_up || rounds->listeners.count == 0;
+    }
+    rounds->error = round->error;
+    rounds->failed = round->failed;
+}
+
+/* Returns 0, or -ENOMEM. */
+static int run_round(struct fdp_rounds *rounds, struct fdp_round *ret_round) {
+    fdp_read_workers(rounds->workers, rounds->worker_count, &rounds->done, ret_round);
+    rounds->begun += ret_round->begun;
+    if (!rounds->is_paused) {
+        if (ret_round->room > rounds->waiting.count) {
+            size_t room = (size_t)(ret_round->room - rounds->waiting.count);
+            if (fdp_accept_many(&rounds->listeners, room, &rounds->waiting) < 0)
+                return -ENOMEM;
+            find_errors(rounds);
+        }
+        pass_on(rounds, ret_round);
+    }
+    rounds->is_full = rounds->is_paused || ret_round->room <= rounds->waiting.count;
+    return 0;
+}
+
+/* Returns whether a listener need not be waited for, because connections may wait there. */
+static int has_ready(const struct fdp_rounds *rounds) {
+    for (size_t i = 0; i < rounds->listeners.count; i++)
+        if (rounds->listeners.items[i]->state == FDP_READY)
+            return 1;
+    return 0;
+}
+
+/* Sets how long to wait if nothing happens. */
+static void set_wait(struct fdp_rounds *rounds, const struct fdp_round *round) {
+    rounds->wait = !rounds->is_full && has_ready(rounds) ? 0 : -1;
+    /* Usually a worker says it first. */
+    if (rounds->wait < 0 && (round->has_copies || rounds->is_full)) {
+        int wait = rounds->poll_interval > 0 ? rounds->poll_interval : SHORTEST_POLL;
+        rounds->wait = wait;
+        rounds->poll_interval = 2 * wait < LONGEST_POLL ? 2 * wait : LONGEST_POLL;
+    }
+}
+
+static int has_news(const struct fdp_rounds *rounds) {
+    return rounds->unsent || rounds->used_up || rounds->has_errors || rounds->error != 0;
+}
+
+/* A round that leaves word whether workers say that counters change. Returns 0, or -ENOMEM. */
+static int run_announced(struct fdp_rounds *rounds) {
+    struct fdp_round round;
+    int result = run_round(rounds, &round);
+    if (*rounds->wanted != rounds->is_full) {
+        __atomic_store_n(rounds->wanted, (unsigned char)rounds->is_full, __ATOMIC_SEQ_CST);
+        /* One may have changed just before it could see that. */
+        if (result == 0 && rounds->is_full && !has_news(rounds))
+            result = run_round(rounds, &round);
+    }
+    set_wait(rounds, &round);
+    fdp_close_connections(&rounds->done);
+    return result;
+}
+
+/* Returns whether there was nothing but zeros. */
+static int read_wakeup(int fd) {
+    unsigned char bytes[256];
+    ssize_t count = read(fd, bytes, sizeof bytes);
+    for (ssize_t i = 0; i < count; i++)
+        if (bytes[i] != 0)
+            return 0;
+    /* If it was full, a byte may be lost. */
+    return count < (ssize_t)sizeof bytes;
+}
+
+/* Returns 1 if a round comes next, 0 if something is the caller's, -EAGAIN if it must wait. */
+static int wait_for_more(struct fdp_rounds *rounds, struct pollfd *polled, int64_t end) {
+    struct fdp_listeners *listeners = &rounds->listeners;
+    int64_t left = end - read_clock();
+    int is_last = rounds->wait < 0 || left <= rounds->wait;
+    int timeout = rounds->selector < 0 || left < 0 ? 0 : is_last ? (int)left : rounds->wait;
+    polled[0] = (struct pollfd){.fd = rounds->wakeup, .events = POLLIN};
+    polled[1] = (struct pollfd){.fd = rounds->selector, .events = POLLIN};
+    /* Even without room, or those that had no turn lately would never have one. */
+    for (size_t i = 0; i < listeners->count; i++) {
+        const struct fdp_listener *listener = listeners->items[i];
+        polled[2 + i] = (struct pollfd){
+            .fd = listener->state == FDP_WATCHED ? listener->sock : -1, .events = POLLIN};
+    }
+    int found = poll(polled, (nfds_t)(2 + listeners->count), timeout);
+    if (found == 0)
+        return rounds->selector < 0 && timeout < left ? -EAGAIN : !is_last;
+    for (size_t i = 0; found > 0 && i < listeners->count; i++)
+        if (polled[2 + i].revents != 0)
+            listeners->items[i]->state = FDP_READY;
+    return found > 0 && polled[1].revents == 0 &&
+           (polled[0].revents == 0 || read_wakeup(rounds->wakeup));
+}
+
+int fdp_run_rounds(struct fdp_rounds *rounds, int timeout) {
+    int64_t end = read_clock() + timeout;
+    struct pollfd *polled = malloc((2 + rounds->listeners.count) * sizeof *polled);
+    int result;
+    rounds->unsent = rounds->used_up = rounds->has_errors = rounds->error = 0;
+    if (polled == NULL)
+        return -ENOMEM;
+    do {
+        result = run_announced(rounds);
+        if (result == 0 && !has_news(rounds))
+            result = wait_for_more(rounds, polled, end);
+    } while (result > 0);
+    free(polled);
+    return result;
+}
+
+int fdp_return_copies(struct fdp_rounds *rounds, struct fdp_worker *worker) {
+    struct fdp_round round;
+    fdp_read_workers(&worker, 1, &rounds->done, &round);
+    rounds->begun += round.begun;
+    return fdp_return_connections(&worker->copies, &rounds->waiting);
+}
+
+void fdp_free_rounds(struct fdp_rounds *rounds) {
+    fdp_free_queue(&rounds->waiting);
+    fdp_free_queue(&rounds->done);
+}

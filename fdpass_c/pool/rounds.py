@@ -1,0 +1,96 @@
+"""The rounds of a master: the C core accepts connections, passes them on, and waits for more."""
+
+import errno
+import math
+import selectors
+from collections.abc import Sequence
+from typing import Any
+
+from fdpass_c._native import ffi, lib
+from fdpass_c.pool.accepting import Acceptor
+from fdpass_c.pool.connections import Account, Connections
+from fdpass_c.pool.wakeup import Wakeup
+
+
+class Rounds:
+    """Gives each connection to the worker with the fewest, while nothing else is to be done.
+
+    found: a struct fdp_rounds *, which says what. waiting: connections that no worker was given
+    yet.
+    """
+
+    def __init__(self, selector: selectors.BaseSelector, wakeup: Wakeup, nonblocking: bool) -> None:
+        """Borrows both. nonblocking: the mode of the accepted sockets."""
+        self.found: Any = ffi.gc(ffi.new("struct fdp_rounds *"), lib.fdp_free_rounds)
+        self.waiting: Connections = Connections(ffi.addressof(self.found, "waiting"))
+        self._done = Connections(ffi.addressof(self.found, "done"))
+        self._selector = selector
+        self._wakeup = wakeup
+        self._wanted = ffi.from_buffer("unsigned char[]", wakeup.shared)
+        self._accounts: list[Account] = []
+        self._acceptors: Sequence[Acceptor] = ()
+        self.found.wakeup = wakeup.fileno()
+        self.found.wanted = self._wanted
+        # That of gevent has no descriptor.
+        self.found.selector = selector.fileno() if hasattr(selector, "fileno") else -1
+        self.found.listeners.nonblocking = nonblocking
+
+    def listen(self, acceptors: Sequence[Acceptor]) -> None:
+        """From now on accepts at these listeners, and no others."""
+        self._acceptors = acceptors
+        self._listeners = ffi.new("struct fdp_listener *[]", [one.record for one in acceptors])
+        self.found.listeners.items = self._listeners
+        self.found.listeners.count = len(acceptors)
+
+    def add(self, account: Account) -> None:
+        self._accounts.append(account)
+        self._point_to_workers()
+
+    def remove(self, account: Account) -> None:
+        """Queues the connections that the worker had not begun, before all later ones."""
+        if lib.fdp_return_copies(self.found, account.record) < 0:
+            raise MemoryError
+        self._accounts.remove(account)
+        self._point_to_workers()
+
+    def _point_to_workers(self) -> None:
+        self._workers = ffi.new("struct fdp_worker *[]", [one.record for one in self._accounts])
+        self.found.workers = self._workers
+        self.found.worker_count = len(self._accounts)
+
+    def run(self, seconds: float, is_paused: bool) -> None:
+        """Accepts connections and passes them on, until there is something else to do.
+
+        That is after so many seconds, when the selector reports something or a signal has come, or
+        what found says. is_paused: it only reads how far the workers are. MemoryError.
+        """
+        self.found.is_paused = is_paused
+        result = lib.fdp_run_rounds(self.found, math.ceil(seconds * 1000))
+        if result == -errno.EAGAIN:
+            self._wait(seconds)
+        elif result < 0:
+            raise MemoryError
+
+    def _wait(self, seconds: float) -> None:
+        """Waits in a selector that has no descriptor, for what the core would wait for as well."""
+        found = self.found
+        watched: list[Acceptor | Wakeup] = [self._wakeup]
+        watched += [one for one in self._acceptors if one.record.state == lib.FDP_WATCHED]
+        for one in watched:
+            self._selector.register(one, selectors.EVENT_READ)
+        try:
+            self._selector.select(min(seconds, found.wait / 1000) if found.wait >= 0 else seconds)
+        finally:
+            for one in watched:
+                self._selector.unregister(one)
+
+    def close_done(self) -> None:
+        """Closes the copies that are no longer needed."""
+        self._done.close()
+
+    def close_in_child(self) -> None:
+        """In a forked child: closes its copies."""
+        self._done.close()
+        self.waiting.close()
+        for account in self._accounts:
+            account.close()
