@@ -8,12 +8,16 @@ import socket
 import subprocess
 import sys
 import threading
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 import fdpass_c
+from fdpass_c.commands import recv
+from support.marks import places_known
 from support.processes import FDPASS, Program
+from support.signals import interrupt_call
 
 pytestmark = pytest.mark.thread_unsafe
 
@@ -213,6 +217,23 @@ def test_timeout_bounds_the_copying(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert b"timed out" in done.stderr
     assert not [*(tmp_path / "d").iterdir()]
+
+
+@places_known
+def test_an_interrupted_save(tmp_path: Path) -> None:
+    """Wherever a signal ends recv --save, the file is whole or gone."""
+    path = tmp_path / "saved"
+    number = 0
+    going = True
+    while going:
+        number += 1
+        with open(__file__, "rb") as file:
+            save = partial(recv._save, os.fsencode(path), file.fileno(), None)
+            going = interrupt_call(recv, number, save)
+        if path.exists():
+            assert path.read_bytes() == Path(__file__).read_bytes(), f"call {number}"
+            path.unlink()
+    assert number > 2
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGHUP])

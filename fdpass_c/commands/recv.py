@@ -132,7 +132,8 @@ def _last_part(name: bytes) -> bytes:
 def _save(path: bytes, fd: int, timeout: float | None) -> OSError | None:
     """Copies fd into a new file. An incomplete file is removed, so that a retry can work."""
     whole = False
-    target = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+    # With map, so that no signal handler can raise between the call and the assignment.
+    (target,) = map(os.open, (path,), (os.O_WRONLY | os.O_CREAT | os.O_EXCL,), (0o666,))
     try:
         try:
             problem = copy(fd, target, timeout)
