@@ -718,7 +718,8 @@ class Channel(NotCopied):
 
         Raises:
             ValueError: That would lose messages, or parts of them, that were received and not
-                handed out, or what unsent counts. Nothing has changed.
+                handed out, what unsent counts, or the rest of a send that is under way. Nothing has
+                changed.
             OSError: EBADF: the channel is closed.
         """
         self.check_empty()
@@ -731,7 +732,8 @@ class Channel(NotCopied):
     def check_empty(self) -> None:
         """Raises the exceptions of detach."""
         self.raise_failure()
-        if self.has_kept or self._inbox.large.is_open or self.unsent:
+        sends = self.unsent or self._outbox.job != ffi.NULL
+        if self.has_kept or self._inbox.large.is_open or sends:
             raise ValueError(
                 "received messages or unsent bytes would be lost: "
                 "receive until pending is 0, and flush()"

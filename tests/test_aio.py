@@ -1492,6 +1492,23 @@ def test_detach(loop: str, file: int) -> None:
     run(loop, main)
 
 
+@loops_and_kinds
+def test_detach_would_cut_a_send(loop: str, kind: socket.SocketKind) -> None:
+    """A message that another task is sending keeps the socket where it is, and arrives whole."""
+
+    async def main() -> None:
+        left, right = make_pair(kind, small=True)
+        async with right, Group(loop) as group:
+            sending = await group.started(left.send, bytes(200_000))
+            with pytest.raises(ValueError, match="lost"):
+                left.detach()
+            assert len(take(await right.recv())[0]) == 200_000
+            assert (await sending.wait()).error is None
+            left.detach().close()
+
+    run(loop, main)
+
+
 @both_backends
 def test_shutdown(loop: str) -> None:
     """The peer learns that nothing more comes, and may answer."""

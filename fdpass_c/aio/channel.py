@@ -388,11 +388,11 @@ class Channel(NotCopied):
     def detach(self) -> socket.socket:
         """Hands over the socket, which stays non-blocking: see fdpass_c.Channel.detach.
 
-        Tasks that wait in a call get an OSError (EBADF).
+        Tasks that wait for messages get an OSError (EBADF).
 
         Raises:
             RuntimeError: Called in another thread than the loop's.
-            ValueError: As for fdpass_c.Channel.detach.
+            ValueError: As for fdpass_c.Channel.detach. A task is sending: flush() waits for it.
             OSError: As for fdpass_c.Channel.detach.
         """
         self._channel.check_empty()
