@@ -122,14 +122,16 @@ static int wait_for_more(struct fdp_rounds *rounds, struct pollfd *polled, int64
 int fdp_run_rounds(struct fdp_rounds *rounds, int timeout) {
     int64_t end = read_clock() + timeout;
     struct pollfd *polled = malloc((2 + rounds->listeners.count) * sizeof *polled);
-    int result;
+    int result, is_over = 0;
     rounds->unsent = rounds->used_up = rounds->has_errors = rounds->error = 0;
     if (polled == NULL)
         return -ENOMEM;
     do {
         result = run_announced(rounds);
-        if (result == 0 && !has_news(rounds))
+        if (result == 0 && !has_news(rounds) && !is_over) {
+            is_over = read_clock() >= end;
             result = wait_for_more(rounds, polled, end);
+        }
     } while (result > 0);
     free(polled);
     return result;

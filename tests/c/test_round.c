@@ -138,6 +138,22 @@ static void test_wakeups(void) {
     close_master(master);
 }
 
+/* However much there is to do, one round after the time is over is the last. */
+static void test_deadline(void) {
+    struct master *master = open_master(1);
+    int packets[2];
+    CHECK(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, packets) == 0);
+    master->rounds.wakeup = packets[0];
+    for (int i = 0; i < 9; i++)
+        CHECK(write(packets[1], "", 1) == 1);
+    CHECK(run(master, 0) == 0);
+    char byte;
+    for (int i = 0; i < 8; i++)
+        CHECK(read(packets[0], &byte, 1) == 1);
+    fdp_close_fds(packets, 2);
+    close_master(master);
+}
+
 /* While nothing is said the counters are read at growing intervals, until a connection comes. */
 static void test_intervals(void) {
     struct master *master = open_master(1);
@@ -276,6 +292,7 @@ static void test_return(void) {
 int main(void) {
     RUN(test_full);
     RUN(test_wakeups);
+    RUN(test_deadline);
     RUN(test_intervals);
     RUN(test_no_selector);
     RUN(test_no_starving);
