@@ -2,6 +2,7 @@
 them."""
 
 import argparse
+import fcntl
 import os
 import socket
 from typing import Any
@@ -157,7 +158,8 @@ def _execute(sock: socket.socket, numbers: list[int], program: list[str]) -> int
         for _ in numbers:
             fd = recv_fd(sock, MOST_PAYLOAD)[1].take()
             while fd in numbers:
-                fd = os.dup(fd)  # The other one is closed when the program is executed.
+                # The other one is closed when the program is executed.
+                fd = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 0)
             aside.append(fd)
     except PeerClosedError:
         _complain_short(len(numbers) - len(aside), len(numbers))

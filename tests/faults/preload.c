@@ -63,6 +63,7 @@ static int process;
 __attribute__((constructor)) static void make_records(void) {
     shared_records = mmap(NULL, sizeof own_records, PROT_READ | PROT_WRITE,
                           MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    records = shared_records; /* Also for who only looks at what its child did. */
     if (shared_records == MAP_FAILED)
         _exit(127);
 }
