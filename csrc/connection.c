@@ -40,7 +40,7 @@ ssize_t fdp_accept_many(int sock, unsigned origin, int nonblocking, size_t most,
         return -ENOMEM;
     /* The mode belongs to all processes that share the socket, and one may have changed it. */
     int on = 1;
-    (void)ioctl(sock, FIONBIO, &on);
+    (void)ioctl(sock, (fdp_ioctl_t)FIONBIO, &on);
     for (; accepted < most; accepted++) {
         struct fdp_connection *connection = find_end(queue);
         socklen_t length = FDP_ADDRESS_SIZE;
