@@ -137,7 +137,7 @@ static inline int fdp_accept(int sock, void *ret_address, socklen_t *length, int
 #endif
 }
 
-/* -- types of struct msghdr -------------------------------------------------------------------- */
+/* -- types of struct msghdr, and of ioctl ------------------------------------------------------- */
 
 /* glibc and musl, macOS and FreeBSD disagree about the types of these two fields. */
 #if defined(__GLIBC__)
@@ -146,6 +146,13 @@ typedef size_t fdp_controllen_t;
 #else
 typedef int fdp_iovlen_t;
 typedef socklen_t fdp_controllen_t;
+#endif
+
+/* musl's ioctl takes an int, which FIONBIO exceeds on some processors. */
+#if defined(__linux__) && !defined(__GLIBC__)
+typedef int fdp_ioctl_t;
+#else
+typedef unsigned long fdp_ioctl_t;
 #endif
 
 /* musl's CMSG_NXTHDR mixes signs, in a header that the compiler does not take for a system's. */

@@ -65,7 +65,7 @@ ssize_t fdp_accept_many(struct fdp_listeners *listeners, size_t most, struct fdp
     for (size_t i = 0; i < listeners->count; i++) {
         int on = 1;
         if (listeners->items[i]->state == FDP_READY)
-            (void)ioctl(listeners->items[i]->sock, FIONBIO, &on);
+            (void)ioctl(listeners->items[i]->sock, (fdp_ioctl_t)FIONBIO, &on);
     }
     while (accepted < most && idle < listeners->count) {
         if (listeners->next >= listeners->count)

@@ -5,6 +5,7 @@ import os
 import socket
 import subprocess
 import sys
+import sysconfig
 from typing import Any
 
 import pytest
@@ -63,8 +64,9 @@ def test_alone(program: str, printed: str) -> None:
 
     Of the second only sanitizers tell.
     """
-    # glibc overwrites what is freed.
-    environment = {**os.environ, "PYTHONMALLOC": "malloc", "MALLOC_PERTURB_": "165"}
+    # glibc overwrites what is freed. A free-threaded Python does it itself, and takes no other's.
+    allocator = "debug" if sysconfig.get_config_var("Py_GIL_DISABLED") else "malloc"
+    environment = {**os.environ, "PYTHONMALLOC": allocator, "MALLOC_PERTURB_": "165"}
     done = subprocess.run(
         [sys.executable, "-c", program],
         env=environment,

@@ -400,8 +400,11 @@ static void *read_all(void *argument) {
     return NULL;
 }
 
-/* With a receiver that makes room while the sender works. */
+/* With a receiver that makes room while the sender works. Not under qemu, which has no seccomp: where
+ * a message was sent in part, its sendmmsg goes on with the next one, which tears the stream. */
 static void test_concurrent(void) {
+    if (prctl(PR_GET_SECCOMP) < 0)
+        return;
     for (int which = 0; which < 4; which++) {
         for (int waits = 0; waits < 2; waits++) {
             struct ends *ends = open_ends(SOCK_STREAM);
