@@ -74,6 +74,7 @@ def survives(action: Callable[[], object]) -> None:
     run_in_child(act)
 
 
+@pytest.mark.thread_unsafe
 @pytest.mark.parametrize("name", NAMES)
 def test_writev(name: str, cut: mmap.mmap, stream: Pair) -> None:
     """writev says in characters_written what left before the fault, and that did leave."""
@@ -94,6 +95,7 @@ def test_writev(name: str, cut: mmap.mmap, stream: Pair) -> None:
     survives(act)
 
 
+@pytest.mark.thread_unsafe
 @pytest.mark.parametrize("offset", [None, 5])
 def test_file(offset: int | None, cut: mmap.mmap) -> None:
     """In a file stands what was written before the fault, and no more."""
@@ -111,6 +113,7 @@ def test_file(offset: int | None, cut: mmap.mmap) -> None:
     survives(act)
 
 
+@pytest.mark.thread_unsafe
 def test_broadcast(cut: mmap.mmap, stream: Pair) -> None:
     """broadcast gives each target the part that it took, or EFAULT, and goes on to the next."""
 
