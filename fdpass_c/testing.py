@@ -14,6 +14,7 @@ import resource
 import signal
 import socket
 import struct
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -131,7 +132,12 @@ def interrupted(every: float = 0.001) -> Iterator[None]:
     """Interrupts the main thread's system calls (EINTR) at this interval in seconds, with SIGALRM.
 
     A timer that already runs, such as that of pytest-timeout, is suspended while the block runs.
+
+    Raises:
+        ValueError: Called in another thread than the main one.
     """
+    if threading.current_thread() is not threading.main_thread():
+        raise ValueError("only the main thread is interrupted: call it there")
     timer = signal.setitimer(signal.ITIMER_REAL, 0)
     before = signal.signal(signal.SIGALRM, lambda _signum, _frame: None)
     try:

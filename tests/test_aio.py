@@ -732,6 +732,22 @@ def test_close_in_another_thread(loop: str, tmp_path: Path) -> None:
     run(loop, test)
 
 
+@every_loop
+def test_no_messages(loop: str) -> None:
+    """To ask for none is a ValueError at once, also where the next call would wait first."""
+
+    async def test() -> None:
+        left, right = make_pair()
+        async with left, right, Group(loop) as group:
+            receiving = await group.started(right.recv)
+            await left.send(b"x")
+            (await receiving.wait()).result[1].close()
+            with pytest.raises(ValueError, match="at least 1, got 0"):
+                await right.recv_many(0)
+
+    run(loop, test)
+
+
 @asyncio_loops
 def test_a_loop_that_goes_on_in_another_thread(loop: str) -> None:
     """A channel stays with its loop, which may be run in another thread than before: that thread

@@ -121,6 +121,11 @@ def test_interrupted(stream: Pair) -> None:
             channel.recv()
 
 
+def interrupt_another_thread() -> None:
+    with pytest.raises(ValueError, match="only the main thread"), interrupted():
+        pass
+
+
 @pytest.mark.thread_unsafe
 @pytest.mark.parametrize("every", [0.001, -1])
 def test_interrupted_beside_a_timer(every: float) -> None:
@@ -128,6 +133,8 @@ def test_interrupted_beside_a_timer(every: float) -> None:
     with handling(signal.SIGALRM, interrupt):
         own = signal.setitimer(signal.ITIMER_REAL, 1000, 2000)
         with contextlib.suppress(OSError), interrupted(every):
+            pass
+        with beside(interrupt_another_thread):
             pass
         left, interval = signal.setitimer(signal.ITIMER_REAL, *own)
         assert 0 < left <= 1000

@@ -301,6 +301,8 @@ class Channel(NotCopied):
             DescriptorTableFullError: As for recv, and so are all other errors.
         """
         channel = self._channel
+        if max_messages < 1:
+            return channel.recv_many(max_messages)  # A ValueError.
         tries = self._reading.is_free() and (not self._vain or channel.has_kept)
         if tries and self._look is not None:
             tries = await self._look()
