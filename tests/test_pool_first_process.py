@@ -47,5 +47,6 @@ def test_orphans_are_waited_for() -> None:
         deadline = time.monotonic() + 30
         while len(children := find_children(master)) > 1:
             assert time.monotonic() < deadline, children
+        assert server.ask() == b"left one"  # It goes on.
         os.kill(master, signal.SIGTERM)
-        server.process.wait(60)
+        assert server.process.wait(60) == 0

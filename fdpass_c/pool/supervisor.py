@@ -255,14 +255,15 @@ class Supervisor:
 
     def _reap_orphans(self) -> None:
         """A container's first process inherits those whose parent died (man 7 pid_namespaces)."""
-        options = os.WEXITED | os.WNOHANG | os.WNOWAIT
         with contextlib.suppress(ChildProcessError):
-            while ended := os.waitid(os.P_ALL, 0, options):
-                worker = next((w for w in self._workers if w.pid == ended.si_pid), None)
-                if worker is not None and worker.has_exited():
-                    self.reap(worker)
-                else:
-                    os.waitpid(ended.si_pid, os.WNOHANG)
+            while True:
+                pid, status = os.waitpid(-1, os.WNOHANG)  # Not waitid, which PyPy does not have.
+                if pid == 0:
+                    return
+                for worker in [*self._workers]:
+                    if worker.pid == pid:
+                        worker.note_exit(status)
+                        self.reap(worker)
 
     def reap(self, worker: WorkerProcess) -> None:
         """Ends a worker and gives what it had not begun to others."""

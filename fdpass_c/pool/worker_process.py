@@ -121,6 +121,10 @@ class WorkerProcess:
             self._wait(os.WNOHANG)
         return self._status is not None
 
+    def note_exit(self, status: int) -> None:
+        """Another has waited for it, and got this wait status."""
+        self._status = status
+
     def kill(self) -> int:
         """Kills it if it still runs, and waits for it. Returns its wait status, or TAKEN."""
         self._send_signal(signal.SIGKILL)
