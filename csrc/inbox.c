@@ -67,7 +67,7 @@ static ssize_t receive(struct fdp_inbox *inbox, size_t most, struct fdp_scratch 
     fdp_drop_scratch(scratch);
     scratch->count = scratch->payload_size = scratch->lost = 0;
     owner->count = 0;
-    if (inbox->sock < 0)
+    if (fdp_get_sock(&inbox->sock) < 0)
         return -EBADF;
     for (int frames = 0; frames < MOST_FRAMES; frames++) {
         if (inbox->violation != 0)
@@ -128,7 +128,7 @@ ssize_t fdp_receive(struct fdp_inbox *inbox, size_t most, int wait, struct fdp_s
         result = enter_and_receive(inbox, most, ret_scratch, ret_owner, 1);
     while (result == -EAGAIN && wait) {
         /* Leaves the inbox during the wait, so that others need not wait too. */
-        result = fdp_wait_for_bytes(__atomic_load_n(&inbox->sock, __ATOMIC_SEQ_CST));
+        result = fdp_wait_for_bytes(fdp_get_sock(&inbox->sock));
         if (result < 0 && result != -ECONNRESET)
             break;
         if (result < 0)
@@ -138,7 +138,7 @@ ssize_t fdp_receive(struct fdp_inbox *inbox, size_t most, int wait, struct fdp_s
     if (inbox->sender_keeps)
         inbox->waits = 0;
     /* Another thread has closed the inbox: report that, whatever it looked like. */
-    if (result <= 0 && __atomic_load_n(&inbox->sock, __ATOMIC_SEQ_CST) < 0)
+    if (result <= 0 && fdp_get_sock(&inbox->sock) < 0)
         result = -EBADF;
     (void)__atomic_fetch_sub(&inbox->waiting, 1, __ATOMIC_SEQ_CST);
     return result;

@@ -14,6 +14,11 @@ static inline void fdp_leave(unsigned *busy) {
     __atomic_store_n(busy, 0, __ATOMIC_RELEASE);
 }
 
+/* The socket of an inbox or outbox: -1 once another thread has closed that, at any moment. */
+static inline int fdp_get_sock(const int *sock) {
+    return __atomic_load_n(sock, __ATOMIC_SEQ_CST);
+}
+
 /* descriptor.c: closes descriptors that were set aside to be closed here, and frees their memory. */
 void fdp_close_set_aside(int **fds, size_t *count);
 

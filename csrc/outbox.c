@@ -10,7 +10,7 @@ void fdp_start_outbox(struct fdp_outbox *ret_outbox, int sock) {
 static unsigned char *start_rest(struct fdp_outbox *outbox, size_t size) {
     unsigned char *rest = malloc(size);
     if (rest == NULL) {
-        (void)shutdown(outbox->sock, SHUT_RDWR);
+        (void)shutdown(fdp_get_sock(&outbox->sock), SHUT_RDWR);
         return NULL;
     }
     outbox->rest = rest;
@@ -32,7 +32,7 @@ static void keep_tail(struct fdp_outbox *outbox, const struct iovec *parts, size
 
 static ssize_t flush_rest(struct fdp_outbox *outbox, int flags) {
     while (outbox->unsent > 0) {
-        ssize_t sent = fdp_send_bytes(outbox->sock, outbox->rest + outbox->rest_at,
+        ssize_t sent = fdp_send_bytes(fdp_get_sock(&outbox->sock), outbox->rest + outbox->rest_at,
                                       outbox->unsent, NULL, 0, flags);
         if (sent < 0)
             return sent;
@@ -50,7 +50,8 @@ static ssize_t flush_rest(struct fdp_outbox *outbox, int flags) {
 ssize_t fdp_flush(struct fdp_outbox *outbox, int flags) {
     if (fdp_enter(&outbox->busy) < 0)
         return -EBUSY;
-    ssize_t result = outbox->sock < 0 && outbox->unsent > 0 ? -EBADF : flush_rest(outbox, flags);
+    int is_cut = outbox->unsent > 0 && fdp_get_sock(&outbox->sock) < 0;
+    ssize_t result = is_cut ? -EBADF : flush_rest(outbox, flags);
     fdp_leave(&outbox->busy);
     return result;
 }
@@ -59,11 +60,11 @@ static ssize_t try_inside(struct fdp_outbox *outbox, const struct iovec *parts, 
                           size_t fd_count) {
     const struct fdp_message message = {
         .buffers = parts, .buffer_count = 2, .fds = fds, .fd_count = fd_count};
-    if (outbox->sock < 0)
+    if (fdp_get_sock(&outbox->sock) < 0)
         return -EBADF;
     if (outbox->unsent > 0 || outbox->job != NULL)
         return -EBUSY;
-    ssize_t sent = fdp_send_message(outbox->sock, &message, MSG_DONTWAIT);
+    ssize_t sent = fdp_send_message(fdp_get_sock(&outbox->sock), &message, MSG_DONTWAIT);
     if (sent < 0)
         return sent;
     if ((size_t)sent == parts[0].iov_len + parts[1].iov_len)
@@ -127,17 +128,17 @@ ssize_t fdp_send(struct fdp_outbox *outbox, struct fdp_job *job, int flags) {
     if (fdp_enter(&outbox->busy) < 0)
         return -EBUSY;
     ssize_t result = -EBUSY;
-    if (outbox->sock < 0) {
+    if (fdp_get_sock(&outbox->sock) < 0) {
         result = -EBADF;
     } else if (outbox->job == NULL || outbox->job == job) {
         result = flush_rest(outbox, flags);
         if (result == 0) {
             set_job(outbox, job);
-            result = fdp_send_frames(outbox->sock, job, flags);
+            result = fdp_send_frames(fdp_get_sock(&outbox->sock), job, flags);
             if (result == FDP_DONE)
                 set_job(outbox, NULL);
         }
-        if (result < 0 && outbox->sock < 0)
+        if (result < 0 && fdp_get_sock(&outbox->sock) < 0)
             result = -EBADF; /* Another thread has closed it meanwhile. */
     }
     fdp_leave(&outbox->busy);

@@ -38,7 +38,7 @@ void fdp_put_back(struct fdp_inbox *inbox, struct fdp_scratch *scratch, struct f
         return;
     while (fdp_enter(&inbox->busy) < 0)
         (void)sched_yield();
-    if (inbox->violation == 0 && inbox->sock >= 0) {
+    if (inbox->violation == 0 && fdp_get_sock(&inbox->sock) >= 0) {
         struct fdp_store *store = take_back(scratch, owner);
         if (store == NULL) {
             (void)fdp_violate(inbox, FDP_NO_MEMORY);

@@ -5,7 +5,7 @@
 int fdp_violate(struct fdp_inbox *inbox, int violation) {
     inbox->violation = violation;
     /* So that the peer, and a thread that sends, notice it now and not when a buffer is full. */
-    (void)shutdown(inbox->sock, SHUT_RDWR);
+    (void)shutdown(fdp_get_sock(&inbox->sock), SHUT_RDWR);
     return -EPROTO;
 }
 
@@ -44,15 +44,15 @@ static ssize_t check(struct fdp_inbox *inbox, ssize_t received, const struct fdp
         return fdp_violate(inbox, FDP_TRUNCATED);
     if (arrived->flags & MSG_TRUNC)
         return fdp_violate(inbox, FDP_MALFORMED);
-    if (received == 0 && (arrived->fd_count > 0 || !fdp_is_shut(inbox->sock)))
+    if (received == 0 && (arrived->fd_count > 0 || !fdp_is_shut(fdp_get_sock(&inbox->sock))))
         return fdp_violate(inbox, FDP_MALFORMED); /* An empty packet. */
     return received;
 }
 
 static ssize_t take(struct fdp_inbox *inbox, struct iovec *iov, size_t iov_count,
                     struct fdp_arrived *ret_arrived) {
-    ssize_t received = receive_once(inbox->sock, iov, iov_count, inbox->waits ? 0 : MSG_DONTWAIT,
-                                    ret_arrived);
+    int flags = inbox->waits ? 0 : MSG_DONTWAIT;
+    ssize_t received = receive_once(fdp_get_sock(&inbox->sock), iov, iov_count, flags, ret_arrived);
     return check(inbox, received, ret_arrived);
 }
 
@@ -61,7 +61,7 @@ static ssize_t take(struct fdp_inbox *inbox, struct iovec *iov, size_t iov_count
  * process reads here too, and was faster.  Another negative errno: all is queued as before. */
 static int discard(struct fdp_inbox *inbox, unsigned char *bytes, size_t size) {
     for (size_t done = 0; done < size;) {
-        ssize_t gone = recv(inbox->sock, bytes + done, size - done, MSG_DONTWAIT);
+        ssize_t gone = recv(fdp_get_sock(&inbox->sock), bytes + done, size - done, MSG_DONTWAIT);
         if (gone > 0)
             done += (size_t)gone;
         else if (gone < 0 && errno == ECONNRESET)
@@ -101,7 +101,8 @@ static int check_room(struct fdp_inbox *inbox, const struct fdp_frame *front) {
     uint64_t needed = front->fd_count;
     if (front->total_fds > needed && front->total_fds <= inbox->max_fds)
         needed = front->total_fds;
-    int is_whole = front->kind == FDP_PACKED && fdp_count_queued(inbox->sock) >= front->size;
+    int is_whole = front->kind == FDP_PACKED &&
+                   fdp_count_queued(fdp_get_sock(&inbox->sock)) >= front->size;
     if ((is_whole && (uint64_t)room >= needed) || may_hold(inbox, needed, room))
         return 0;
     if (inbox->large.is_open)
@@ -114,7 +115,8 @@ static int check_room(struct fdp_inbox *inbox, const struct fdp_frame *front) {
 static ssize_t take_by_peek(struct fdp_inbox *inbox, unsigned char *target, size_t size,
                             size_t needed, int is_begun, struct fdp_arrived *ret_arrived) {
     struct iovec buffer = {.iov_base = target, .iov_len = size};
-    ssize_t received = receive_once(inbox->sock, &buffer, 1, MSG_PEEK | MSG_DONTWAIT, ret_arrived);
+    ssize_t received = receive_once(fdp_get_sock(&inbox->sock), &buffer, 1,
+                                    MSG_PEEK | MSG_DONTWAIT, ret_arrived);
     unsigned count = ret_arrived->fd_count;
     unsigned lost = (ret_arrived->flags & MSG_CTRUNC) != 0;
     int has_room = !lost;
@@ -143,7 +145,7 @@ static ssize_t receive_carefully(struct fdp_inbox *inbox, const unsigned char *k
     unsigned char head[FDP_HEADER_SIZE + FDP_TOTALS_SIZE];
     struct fdp_frame front;
     memcpy(head, known, known_size);
-    ssize_t seen = recv(inbox->sock, head + known_size, sizeof head - known_size,
+    ssize_t seen = recv(fdp_get_sock(&inbox->sock), head + known_size, sizeof head - known_size,
                         MSG_PEEK | MSG_DONTWAIT);
     if (seen < 0)
         return -errno;
