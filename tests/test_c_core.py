@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from support.c_core import CORE, ROOT, SOURCES, STRICT, require, run, run_sanitized
+from support.c_core import CORE, FIND_RACES, ROOT, SOURCES, STRICT, require, run, run_sanitized
 
 # Untraced: sanitizers measure nothing, and take long.
 pytestmark = [pytest.mark.thread_unsafe, pytest.mark.untraced]
@@ -47,6 +47,17 @@ def test_header_is_a_cxx_header_too(tmp_path: Path) -> None:
 def test_under_sanitizers(compiler: str, test: Path, tmp_path: Path) -> None:
     """The tests of the core pass with address and undefined-behaviour checks."""
     run_sanitized(compiler, tmp_path / test.stem, test, [])
+
+
+THREADED = [test for test in TESTS if "pthread" in test.read_text()]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="these tests are written for Linux")
+@pytest.mark.parametrize("test", THREADED, ids=[test.stem for test in THREADED])
+@pytest.mark.parametrize("compiler", ["gcc", "clang"])
+def test_no_data_races(compiler: str, test: Path, tmp_path: Path) -> None:
+    """No two threads use the same memory without an order, where one of them writes."""
+    run_sanitized(compiler, tmp_path / test.stem, test, [], sanitize=FIND_RACES)
 
 
 @pytest.mark.parametrize("compiler", ["gcc", "clang"])
