@@ -124,21 +124,8 @@ static int has_end(int sock) {
     return type == SOCK_SEQPACKET ? fdp_is_shut(sock) : type != SOCK_DGRAM;
 }
 
-/* Keeps them until they can be closed. */
-static void add_surplus(struct fdp_scratch *scratch, const int *fds, size_t count) {
-    size_t size = (scratch->surplus_count + count) * sizeof *fds;
-    int *all = count > 0 ? realloc(scratch->surplus, size) : NULL;
-    if (all == NULL) {
-        fdp_close_fds(fds, count);
-        return;
-    }
-    memcpy(all + scratch->surplus_count, fds, count * sizeof *fds);
-    scratch->surplus = all;
-    scratch->surplus_count += count;
-}
-
 void fdp_close_surplus(struct fdp_scratch *scratch) {
-    fdp_close_set_aside(&scratch->surplus, &scratch->surplus_count);
+    fdp_close_aside(&scratch->surplus);
 }
 
 /* Appends one received message to scratch, owner and data; if it lost something, what arrived of it
@@ -154,7 +141,7 @@ static void put_message(struct fdp_scratch *scratch, struct fdp_owner *owner, un
     if (arrival.fd_count > fd_capacity)
         arrival.flags |= MSG_CTRUNC;
     if (arrival.flags & (MSG_CTRUNC | MSG_TRUNC)) {
-        add_surplus(scratch, fds, arrival.fd_count);
+        fdp_set_aside(&scratch->surplus, fds, arrival.fd_count);
         scratch->lost++;
         scratch->lost_flags |= arrival.flags;
         return;

@@ -111,6 +111,12 @@ void fdp_trim_received(struct fdp_received *received, size_t fd_capacity);
  * reports success and drops them. */
 int fdp_check_empty(int sock);
 
+/* Descriptors that are closed later: starts as zeros. */
+struct fdp_aside {
+    int *fds;
+    size_t count;
+};
+
 /* owner.c: the owner of received descriptors. */
 
 /* The value of a slot whose descriptor was taken out. */
@@ -150,8 +156,7 @@ struct fdp_scratch {
     int lost_flags;
     unsigned char *large;
     uint64_t large_size;
-    int *surplus;
-    size_t surplus_count;
+    struct fdp_aside surplus;
     unsigned int lengths[1024];
     unsigned int fd_counts[1024];
     unsigned char bytes[94208];
@@ -363,8 +368,7 @@ struct fdp_inbox {
     int sender_keeps;
     int waits;
     unsigned int held;
-    int *parked;
-    size_t parked_count;
+    struct fdp_aside parked;
     struct fdp_store *store;
     struct fdp_large large;
 };

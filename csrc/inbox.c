@@ -26,7 +26,7 @@ static void count_held(struct fdp_inbox *inbox) {
 }
 
 static void drop_all(struct fdp_inbox *inbox) {
-    fdp_close_set_aside(&inbox->parked, &inbox->parked_count);
+    fdp_close_aside(&inbox->parked);
     while (inbox->store != NULL) {
         struct fdp_store *store = inbox->store;
         inbox->store = store->behind;
@@ -72,10 +72,10 @@ static ssize_t receive(struct fdp_inbox *inbox, size_t most, struct fdp_scratch 
     for (int frames = 0; frames < MOST_FRAMES; frames++) {
         if (inbox->violation != 0)
             return -EPROTO;
-        if (inbox->parked != NULL) {
+        if (inbox->parked.fds != NULL) {
             if (!may_close)
                 return FDP_LOOK;
-            fdp_close_set_aside(&inbox->parked, &inbox->parked_count);
+            fdp_close_aside(&inbox->parked);
         }
         ssize_t result = hand_out_kept(inbox, most, scratch, owner);
         if (result == 0 && scratch->count == 0)
@@ -97,7 +97,11 @@ static ssize_t enter_and_receive(struct fdp_inbox *inbox, size_t most, struct fd
     if (fdp_enter(&inbox->busy) < 0)
         return -EBUSY;
     ssize_t result = receive(inbox, most, scratch, owner, may_close);
-    if (result == -EPROTO && may_close)
+    if (may_close)
+        fdp_close_aside(&inbox->parked);
+    else if (result < 0 && inbox->parked.fds != NULL)
+        result = FDP_LOOK; /* Whoever may close looks again. */
+    if (may_close && result == -EPROTO)
         drop_all(inbox);
     count_held(inbox);
     fdp_leave(&inbox->busy);

@@ -19,8 +19,12 @@ static inline int fdp_get_sock(const int *sock) {
     return __atomic_load_n(sock, __ATOMIC_SEQ_CST);
 }
 
-/* descriptor.c: closes descriptors that were set aside to be closed here, and frees their memory. */
-void fdp_close_set_aside(int **fds, size_t *count);
+/* descriptor.c: sets descriptors aside, for a call that may close; without memory for that it closes
+ * them at once. */
+void fdp_set_aside(struct fdp_aside *aside, const int *fds, size_t count);
+
+/* Closes them, and frees their memory. */
+void fdp_close_aside(struct fdp_aside *aside);
 
 /* frame.c */
 
@@ -137,8 +141,7 @@ struct fdp_store {
 struct fdp_store *fdp_new_store(size_t byte_capacity, size_t fd_capacity);
 void fdp_free_store(struct fdp_store *store);
 
-/* Appends what was received, if anything. -EPROTO: there is no memory; that is a violation, and the
- * descriptors are closed. */
+/* Appends what was received, if anything. -EPROTO: there is no memory; that is a violation. */
 int fdp_keep(struct fdp_inbox *inbox, const unsigned char *bytes, size_t size, const int *fds,
              unsigned fd_count);
 

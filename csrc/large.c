@@ -62,11 +62,7 @@ static int finish(struct fdp_inbox *inbox) {
 }
 
 static void withdraw(struct fdp_inbox *inbox) {
-    if (inbox->large.fd_count > 0) {
-        inbox->parked = inbox->large.fds;
-        inbox->parked_count = inbox->large.fd_count;
-        inbox->large.fds = NULL;
-    }
+    fdp_set_aside(&inbox->parked, inbox->large.fds, inbox->large.fd_count);
     fdp_free_large(inbox);
 }
 
@@ -135,7 +131,7 @@ static ssize_t continue_piece(struct fdp_inbox *inbox) {
         large->piece_left -= (size_t)received;
     }
     if (arrived.fd_count > 0) {
-        fdp_close_fds(arrived.fds, arrived.fd_count);
+        fdp_set_aside(&inbox->parked, arrived.fds, arrived.fd_count);
         return fdp_violate(inbox, FDP_SURPLUS);
     }
     return received > 0 ? finish(inbox) : received;

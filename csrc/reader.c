@@ -74,8 +74,8 @@ static int discard(struct fdp_inbox *inbox, unsigned char *bytes, size_t size) {
     return 0;
 }
 
-static void drop_peeked(struct fdp_arrived *arrived) {
-    fdp_close_fds(arrived->fds, arrived->fd_count);
+static void drop_peeked(struct fdp_inbox *inbox, struct fdp_arrived *arrived) {
+    fdp_set_aside(&inbox->parked, arrived->fds, arrived->fd_count);
     arrived->fd_count = 0;
 }
 
@@ -110,6 +110,12 @@ static int check_room(struct fdp_inbox *inbox, const struct fdp_frame *front) {
     return fdp_refuse(inbox, needed, room);
 }
 
+/* The room of the table without so many copies, which are in it. */
+static ssize_t count_room_without(unsigned copies) {
+    ssize_t room = fdp_count_room();
+    return room < 0 ? room : room + (ssize_t)copies;
+}
+
 /* Takes a copy of the descriptors, by a peek, and then the bytes: where the table proves too full,
  * because another thread was faster, nothing is lost. */
 static ssize_t take_by_peek(struct fdp_inbox *inbox, unsigned char *target, size_t size,
@@ -120,21 +126,19 @@ static ssize_t take_by_peek(struct fdp_inbox *inbox, unsigned char *target, size
     unsigned count = ret_arrived->fd_count;
     unsigned lost = (ret_arrived->flags & MSG_CTRUNC) != 0;
     int has_room = !lost;
-    if (received > 0 && !is_begun && count > 0) {
-        ssize_t room = fdp_count_room(); /* The copies already use count places. */
-        has_room = has_room && may_hold(inbox, count, room < 0 ? room : room + (ssize_t)count);
-    }
+    if (has_room && received > 0 && !is_begun && count > 0)
+        has_room = may_hold(inbox, count, count_room_without(count));
     if (inbox->accept_fds && !has_room) {
-        drop_peeked(ret_arrived);
+        drop_peeked(inbox, ret_arrived);
         /* Without a header, all that is known is how many came, and whether more would have. */
-        return fdp_refuse(inbox, is_begun ? needed : count + lost, fdp_count_room());
+        return fdp_refuse(inbox, is_begun ? needed : count + lost, count_room_without(count));
     }
     received = check(inbox, received, ret_arrived);
     int error = received > 0 ? discard(inbox, target, (size_t)received) : 0;
     if (error == -EPROTO)
         return fdp_violate(inbox, FDP_TORN);
     if (error < 0)
-        drop_peeked(ret_arrived);
+        drop_peeked(inbox, ret_arrived);
     return error < 0 ? error : received;
 }
 
