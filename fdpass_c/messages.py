@@ -254,12 +254,10 @@ def send_fd(sock: int | HasFileno, fd: int | HasFileno, data: Buffer = b"\0") ->
         TypeError: fd or data has the wrong type.
     """
     sent = send_fds(sock, (data,), (fd,))
-    if type(data) is bytes and sent == len(data):
-        return
-    view = memoryview(data).cast("B")
-    while sent < len(view):
+    size = len(data) if type(data) is bytes else memoryview(data).nbytes
+    while sent < size:
         try:
-            sent += send_fds(sock, (view[sent:],), ())
+            sent += send_fds(sock, (memoryview(data).cast("B")[sent:],), ())
         except OSError as error:
             error.characters_written = sent  # type: ignore[attr-defined]
             raise

@@ -172,9 +172,8 @@ async def send_fd(sock: int | HasFileno, fd: int | HasFileno, data: Buffer = b"\
         nonlocal sent
         if sent == 0:
             sent = fdpass_c.send_fds(sock, [data], [fd])
-        view = memoryview(data).cast("B")
-        while sent < len(view):
-            sent += fdpass_c.send_fds(sock, [view[sent:]], ())
+        while sent < memoryview(data).nbytes:
+            sent += fdpass_c.send_fds(sock, [memoryview(data).cast("B")[sent:]], ())
 
     try:
         await _take(sock, True, attempt)
