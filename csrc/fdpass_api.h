@@ -294,8 +294,9 @@ int fdp_check_family(int sock);
 #define FDP_SAME_LENGTH 1
 #define FDP_ONE_EACH 2
 
-/* One frame. size includes the header; the payload is in [payload_offset, size). In a first piece,
- * total_payload and total_fds are those of the whole message. */
+/* One frame. size includes the header; the payload is in [payload_offset, size). longest and most_fds:
+ * the largest payload and number of descriptors of one message, of which a first piece announces the
+ * whole. */
 struct fdp_frame {
     unsigned int size;
     unsigned int kind;
@@ -303,8 +304,8 @@ struct fdp_frame {
     unsigned int message_count;
     unsigned int fd_count;
     unsigned int payload_offset;
-    uint64_t total_payload;
-    unsigned int total_fds;
+    uint64_t longest;
+    unsigned int most_fds;
 };
 
 /* Writes the FDP_HEADER_SIZE bytes at the start of a frame. */

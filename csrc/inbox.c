@@ -122,6 +122,15 @@ static int has_store(struct fdp_inbox *inbox) {
     return has_one;
 }
 
+/* Waits in the kernel until something can be received, if the socket is blocking. Returns 0, or a
+ * negative errno: -EAGAIN if the socket is not blocking, or if its SO_RCVTIMEO is over. */
+static int wait_for_bytes(int sock) {
+    /* Not poll: this honours O_NONBLOCK, ends on a signal, costs less, and does not take a lone
+     * byte of MSG_OOB for something to read. Without control data it takes no descriptor. */
+    unsigned char byte;
+    return recv(sock, &byte, 1, MSG_PEEK) < 0 ? -errno : 0;
+}
+
 ssize_t fdp_receive(struct fdp_inbox *inbox, size_t most, int wait, struct fdp_scratch *ret_scratch,
                     struct fdp_owner *ret_owner) {
     ssize_t result = -EAGAIN;
@@ -132,7 +141,7 @@ ssize_t fdp_receive(struct fdp_inbox *inbox, size_t most, int wait, struct fdp_s
         result = enter_and_receive(inbox, most, ret_scratch, ret_owner, 1);
     while (result == -EAGAIN && wait) {
         /* Leaves the inbox during the wait, so that others need not wait too. */
-        result = fdp_wait_for_bytes(fdp_get_sock(&inbox->sock));
+        result = wait_for_bytes(fdp_get_sock(&inbox->sock));
         if (result < 0 && result != -ECONNRESET)
             break;
         if (result < 0)

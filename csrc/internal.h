@@ -28,7 +28,7 @@ void fdp_close_aside(struct fdp_aside *aside);
 
 /* frame.c */
 
-/* Reads the header at the start of bytes, and the totals of a first piece if they are there, else 0.
+/* Reads the header at the start of bytes, and what a first piece announces if that is there, else 0.
  * Returns 1 if the header is complete, 0 if more bytes are needed, -EPROTO if no frame starts like
  * that. */
 int fdp_parse_header(const unsigned char *bytes, size_t size, struct fdp_frame *ret_frame);
@@ -36,10 +36,6 @@ int fdp_parse_header(const unsigned char *bytes, size_t size, struct fdp_frame *
 /* The size of the payload of message i of a packed frame, and its number of descriptors. */
 size_t fdp_read_length(const unsigned char *bytes, const struct fdp_frame *frame, unsigned i);
 unsigned fdp_read_fd_count(const unsigned char *bytes, const struct fdp_frame *frame, unsigned i);
-
-/* The longest payload of a packed frame's messages, and the most descriptors of one. */
-size_t fdp_find_longest(const unsigned char *bytes, const struct fdp_frame *frame);
-unsigned fdp_find_most_fds(const unsigned char *bytes, const struct fdp_frame *frame);
 
 /* The size of the tables in a packed frame of count messages. */
 size_t fdp_size_tables(unsigned flags, size_t count, size_t fd_count);
@@ -98,6 +94,10 @@ struct fdp_arrived {
     int fds[FDP_MAX_FDS];
 };
 
+/* One receive, without waiting, for a table that has room. Returns as fdp_receive_frame. */
+ssize_t fdp_take(struct fdp_inbox *inbox, struct iovec *iov, size_t iov_count,
+                 struct fdp_arrived *ret_arrived);
+
 /* Receives up to capacity bytes into target without waiting; known: how many bytes of the frame are
  * here already. If the table may be too small, it receives only the frame at the front.
  * Returns the bytes, 0 at the end of the connection. -EMFILE: no room for its descriptors, and
@@ -105,15 +105,6 @@ struct fdp_arrived {
 ssize_t fdp_receive_frame(struct fdp_inbox *inbox, const unsigned char *known, size_t known_size,
                           unsigned char *target, size_t capacity,
                           struct fdp_arrived *ret_arrived);
-
-/* The same for a header of FDP_HEADER_SIZE bytes and what follows it, for a table of any size. */
-ssize_t fdp_receive_piece(struct fdp_inbox *inbox, unsigned char *ret_header,
-                          unsigned char *target, size_t capacity,
-                          struct fdp_arrived *ret_arrived);
-
-/* Waits in the kernel until something can be received, if the socket is blocking. Returns 0, or a
- * negative errno: -EAGAIN if the socket is not blocking, or if its SO_RCVTIMEO is over. */
-int fdp_wait_for_bytes(int sock);
 
 /* store.c: what was received and not handed out. */
 
