@@ -28,8 +28,6 @@ ssize_t fdp_build_control(void *control, size_t capacity, const int *fds, size_t
 struct fdp_arrival {
     unsigned int fd_count;
     int flags;
-    int has_credentials;
-    struct fdp_credentials credentials;
 };
 
 /* Sorts the control data of one received message: up to fd_capacity descriptors go to ret_fds
@@ -39,31 +37,21 @@ struct fdp_arrival {
 void fdp_parse_control(const void *control, size_t length, int msg_flags, int *ret_fds,
                        size_t fd_capacity, struct fdp_arrival *ret_arrival);
 
-/* message.c: one message <-> (bytes, descriptors, credentials). */
+/* message.c: one message <-> (bytes, descriptors). */
 
-struct fdp_message {
-    const struct iovec *buffers;
-    size_t buffer_count;
-    const int *fds;
-    size_t fd_count;
-    const struct fdp_credentials *credentials;
-    const void *address;
-    unsigned int address_length;
-};
-
-/* Sends one message over any socket of the family AF_UNIX. The caller still owns
- * everything. credentials and address may be NULL. Returns the number of bytes sent. On a stream
- * that may be fewer than asked for: the descriptors went with the first byte, so the rest must be
- * sent without them.
+/* Sends one message over a connected socket of the family AF_UNIX, of any type. The caller still owns
+ * everything. Returns the number of bytes sent. On a stream that may be fewer than asked for: the
+ * descriptors went with the first byte, so the rest must be sent without them.
  * -EINVAL: more than FDP_MAX_FDS descriptors.  -EBADF: one of them, or sock, is not open.
  * -ENODATA: descriptors without a byte on a stream, which would drop them silently.
  * -ETOOMANYREFS: the user has RLIMIT_NOFILE descriptors in flight.  -EMSGSIZE: more than 1024
  * buffers, or more bytes than fit into a datagram.  -EPERM: the receiver refuses descriptors
- * (SO_PASSRIGHTS, Linux 6.16) or the credentials are not the caller's.
+ * (SO_PASSRIGHTS, Linux 6.16).
  * Not checked: the family of the socket. Linux ignores descriptors over other families. */
-ssize_t fdp_send_message(int sock, const struct fdp_message *message, int flags);
+ssize_t fdp_send_message(int sock, const struct iovec *buffers, size_t buffer_count, const int *fds,
+                         size_t fd_count, int flags);
 
-/* The same for one buffer and the connected peer. */
+/* The same for one buffer. */
 ssize_t fdp_send_bytes(int sock, const void *data, size_t length, const int *fds, size_t fd_count,
                        int flags);
 
@@ -83,14 +71,11 @@ struct fdp_received {
 /* Closes fds[0..arrival.fd_count) and sets the count to 0. */
 void fdp_drop_received(struct fdp_received *received);
 
-/* Receives one message. Returns the bytes received, 0 at end of file or for an empty datagram.
+/* Receives one message into ret_data. Returns the bytes received, 0 at end of file or for an empty
+ * datagram.
  * The caller owns ret_received->fds[0..arrival.fd_count), each close-on-exec, at most fd_capacity.
  * MSG_CTRUNC in arrival.flags: descriptors were lost, because there were more than fd_capacity or
  * because the descriptor table was full. */
-ssize_t fdp_recv_message(int sock, const struct iovec *buffers, size_t buffer_count,
-                         size_t fd_capacity, int flags, struct fdp_received *ret_received);
-
-/* The same into one buffer. */
 ssize_t fdp_recv_bytes(int sock, void *ret_data, size_t capacity, size_t fd_capacity, int flags,
                        struct fdp_received *ret_received);
 

@@ -34,21 +34,14 @@ class _Lib(Protocol):
         fd_capacity: int,
         ret_arrival: Any,
     ) -> None: ...
-    def fdp_send_message(self, sock: int, message: Any, flags: int) -> int: ...
+    def fdp_send_message(
+        self, sock: int, buffers: Any, buffer_count: int, fds: Any, fd_count: int, flags: int
+    ) -> int: ...
     def fdp_send_bytes(
         self, sock: int, data: Any, length: int, fds: Any, fd_count: int, flags: int
     ) -> int: ...
     def fdp_try_send_fd(self, sock: int, data: Any, length: int, fd: int, flags: int) -> int: ...
     def fdp_drop_received(self, received: Any) -> None: ...
-    def fdp_recv_message(
-        self,
-        sock: int,
-        buffers: Any,
-        buffer_count: int,
-        fd_capacity: int,
-        flags: int,
-        ret_received: Any,
-    ) -> int: ...
     def fdp_recv_bytes(
         self,
         sock: int,

@@ -100,10 +100,7 @@ def _send(sock: int | HasFileno, parts: list[Buffer], fds: Any, count: int, flag
     joined = join(parts)
     if joined is None:
         vector, sizes = describe(parts, "buffers")
-        message = ffi.new("struct fdp_message *")
-        message.buffers, message.buffer_count = vector, len(sizes)
-        message.fds, message.fd_count = fds, count
-        call, arguments = lib.fdp_send_message, (message, flags)
+        call, arguments = lib.fdp_send_message, (vector, len(sizes), fds, count, flags)
     else:
         call, arguments = _send_bytes, (joined[0], len(joined[0]), fds, count, flags)
     sent: int = call(fileno(sock), *arguments)
