@@ -170,21 +170,17 @@ static ssize_t receive(int sock, void *ret_data, size_t capacity, size_t fd_capa
                        struct fdp_owner *ret_owner) {
     struct mmsghdr headers[FDP_BATCH];
     struct iovec buffers[FDP_BATCH];
-    /* With room for all that a message may have, as in fdp_try_recv. */
-    size_t offered = fdp_size_control(FDP_MAX_FDS);
-    size_t stride = FDP_ALIGN_CONTROL(offered);
     size_t count = max_messages < FDP_BATCH ? max_messages : FDP_BATCH;
     _Static_assert(offsetof(struct fdp_scratch, bytes) % _Alignof(struct cmsghdr) == 0, "bytes");
-    _Static_assert(sizeof ret_scratch->bytes >= FDP_BATCH * FDP_ALIGN_CONTROL(FDP_CONTROL_SIZE),
-                   "bytes");
+    _Static_assert(sizeof ret_scratch->bytes >= FDP_BATCH * FDP_CONTROL_SIZE, "bytes");
     for (size_t i = 0; i < count; i++) {
         buffers[i] = (struct iovec){.iov_base = (unsigned char *)ret_data + i * capacity,
                                     .iov_len = capacity};
         headers[i].msg_hdr = (struct msghdr){
             .msg_iov = &buffers[i],
             .msg_iovlen = 1,
-            .msg_control = ret_scratch->bytes + i * stride,
-            .msg_controllen = (fdp_controllen_t)offered,
+            .msg_control = ret_scratch->bytes + i * FDP_CONTROL_SIZE,
+            .msg_controllen = FDP_CONTROL_SIZE,
         };
     }
 

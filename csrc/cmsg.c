@@ -2,13 +2,6 @@
 #include "compat.h"
 #include "fdpass.h"
 
-size_t fdp_size_control(size_t fd_capacity) {
-    if (fd_capacity > FDP_MAX_FDS)
-        fd_capacity = FDP_MAX_FDS;
-    /* CMSG_LEN, not CMSG_SPACE: the padding would hold a second descriptor on 64-bit. */
-    return FDP_OTHER_CONTROL + (fd_capacity > 0 ? CMSG_LEN(fd_capacity * sizeof(int)) : 0);
-}
-
 static void put_block(struct cmsghdr *header, int type, const void *data, size_t length) {
     header->cmsg_level = SOL_SOCKET;
     header->cmsg_type = type;

@@ -13,10 +13,6 @@ struct fdp_credentials {
 
 /* cmsg.c: control data. Pure: no system call but close. */
 
-/* The size of the control buffer for recvmsg that holds up to fd_capacity descriptors (more than
- * FDP_MAX_FDS counts as FDP_MAX_FDS), and whatever else socket options can add. */
-size_t fdp_size_control(size_t fd_capacity);
-
 /* Builds the control data of one message into control[0..capacity). Borrows fds. credentials may
  * be NULL. Returns the length for msg_controllen, 0 if there is no control data.
  * -EINVAL: more than FDP_MAX_FDS descriptors.  -ENOBUFS: capacity is too small.

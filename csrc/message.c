@@ -54,7 +54,7 @@ ssize_t fdp_recv_bytes(int sock, void *ret_data, size_t capacity, size_t fd_capa
         .msg_iov = &buffer,
         .msg_iovlen = 1,
         .msg_control = control,
-        .msg_controllen = (fdp_controllen_t)fdp_size_control(fd_capacity),
+        .msg_controllen = sizeof control,
     };
     ssize_t received = recvmsg(sock, &header, flags | FDP_RECV_FLAGS);
     if (received < 0)
@@ -71,8 +71,7 @@ ssize_t fdp_try_recv(int sock, size_t capacity, size_t fd_capacity, int flags,
         return -EMSGSIZE;
     if (flags & MSG_WAITALL)
         return -EAGAIN; /* It would not wait for all. */
-    /* With room for all that a message may have: else the kernel closes the others here and now, and
-     * closing a socket may take as long as its sender wants (SO_LINGER). */
+    /* All that came: closing a socket may take as long as its sender wants (SO_LINGER). */
     ssize_t size = fdp_recv_bytes(sock, ret_received->data, capacity, FDP_MAX_FDS,
                                   flags | MSG_DONTWAIT, ret_received);
     if (size < 0)

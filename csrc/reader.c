@@ -17,7 +17,7 @@ static ssize_t receive_once(int sock, struct iovec *iov, size_t iov_count, int f
         .msg_iov = iov,
         .msg_iovlen = (fdp_iovlen_t)iov_count,
         .msg_control = control,
-        .msg_controllen = (fdp_controllen_t)fdp_size_control(FDP_MAX_FDS),
+        .msg_controllen = sizeof control,
     };
     ret_arrived->fd_count = 0;
     ret_arrived->flags = 0;

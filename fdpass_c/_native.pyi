@@ -21,7 +21,6 @@ class _Lib(Protocol):
     FDP_MAX_FDS: int
     FDP_ADDRESS_SIZE: int
     FDP_INLINE_SIZE: int
-    def fdp_size_control(self, fd_capacity: int) -> int: ...
     def fdp_build_control(
         self, control: Any, capacity: int, fds: Any, fd_count: int, credentials: Any
     ) -> int: ...

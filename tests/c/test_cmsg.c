@@ -110,14 +110,6 @@ static void test_build_nothing(void) {
     CHECK(fdp_build_control(NULL, 0, NULL, 0, NULL) == 0);
 }
 
-static void test_size(void) {
-    size_t none = fdp_size_control(0);
-    CHECK(fdp_size_control(1) == none + CMSG_LEN(sizeof(int)));
-    CHECK(fdp_size_control(FDP_MAX_FDS) == none + CMSG_LEN(FDP_MAX_FDS * sizeof(int)));
-    CHECK(fdp_size_control(FDP_MAX_FDS + 1) == fdp_size_control(FDP_MAX_FDS));
-    CHECK(fdp_size_control((size_t)-1) == fdp_size_control(FDP_MAX_FDS));
-}
-
 static void test_parse_nothing(void) {
     int fds[1] = {42};
     struct fdp_arrival arrival;
@@ -317,7 +309,6 @@ int main(void) {
     RUN(test_build_too_many);
     RUN(test_build_without_room);
     RUN(test_build_nothing);
-    RUN(test_size);
     RUN(test_parse_nothing);
     RUN(test_surplus_is_closed);
     RUN(test_several_blocks);
