@@ -16,7 +16,7 @@ from fdpass_c.unix import Path
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from fdpass_c.channel import ChannelOptions
+    from fdpass_c.options import ChannelOptions
 
 logger: logging.Logger = logging.getLogger("fdpass_c.aio")
 
