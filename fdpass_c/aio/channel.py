@@ -84,8 +84,8 @@ class Channel(NotCopied):
         channel.setblocking(False)
         self._channel = channel
         self._outbox = channel.outbox
-        self._reading: Direction[Any] = loop.watch(channel, False)
-        self._writing: Direction[Any] = loop.watch(channel, True)
+        self._reading: Direction = loop.watch(channel, False)
+        self._writing: Direction = loop.watch(channel, True)
         self._look = self._writing.look
         self._sleep = loop.sleep
         self._vain = 0
