@@ -124,21 +124,8 @@ static int has_end(int sock) {
     return type == SOCK_SEQPACKET ? fdp_is_shut(sock) : type != SOCK_DGRAM;
 }
 
-/* Keeps them until they can be closed. */
-static void add_surplus(struct fdp_scratch *scratch, const int *fds, size_t count) {
-    size_t size = (scratch->surplus_count + count) * sizeof *fds;
-    int *all = count > 0 ? realloc(scratch->surplus, size) : NULL;
-    if (all == NULL) {
-        fdp_close_fds(fds, count);
-        return;
-    }
-    memcpy(all + scratch->surplus_count, fds, count * sizeof *fds);
-    scratch->surplus = all;
-    scratch->surplus_count += count;
-}
-
 void fdp_close_surplus(struct fdp_scratch *scratch) {
-    fdp_close_set_aside(&scratch->surplus, &scratch->surplus_count);
+    fdp_close_aside(&scratch->surplus);
 }
 
 /* Appends one received message to scratch, owner and data; if it lost something, what arrived of it
@@ -154,7 +141,7 @@ static void put_message(struct fdp_scratch *scratch, struct fdp_owner *owner, un
     if (arrival.fd_count > fd_capacity)
         arrival.flags |= MSG_CTRUNC;
     if (arrival.flags & (MSG_CTRUNC | MSG_TRUNC)) {
-        add_surplus(scratch, fds, arrival.fd_count);
+        fdp_set_aside(&scratch->surplus, fds, arrival.fd_count);
         scratch->lost++;
         scratch->lost_flags |= arrival.flags;
         return;
@@ -183,21 +170,17 @@ static ssize_t receive(int sock, void *ret_data, size_t capacity, size_t fd_capa
                        struct fdp_owner *ret_owner) {
     struct mmsghdr headers[FDP_BATCH];
     struct iovec buffers[FDP_BATCH];
-    /* With room for all that a message may have, as in fdp_try_recv. */
-    size_t offered = fdp_size_control(FDP_MAX_FDS);
-    size_t stride = FDP_ALIGN_CONTROL(offered);
     size_t count = max_messages < FDP_BATCH ? max_messages : FDP_BATCH;
     _Static_assert(offsetof(struct fdp_scratch, bytes) % _Alignof(struct cmsghdr) == 0, "bytes");
-    _Static_assert(sizeof ret_scratch->bytes >= FDP_BATCH * FDP_ALIGN_CONTROL(FDP_CONTROL_SIZE),
-                   "bytes");
+    _Static_assert(sizeof ret_scratch->bytes >= FDP_BATCH * FDP_CONTROL_SIZE, "bytes");
     for (size_t i = 0; i < count; i++) {
         buffers[i] = (struct iovec){.iov_base = (unsigned char *)ret_data + i * capacity,
                                     .iov_len = capacity};
         headers[i].msg_hdr = (struct msghdr){
             .msg_iov = &buffers[i],
             .msg_iovlen = 1,
-            .msg_control = ret_scratch->bytes + i * stride,
-            .msg_controllen = (fdp_controllen_t)offered,
+            .msg_control = ret_scratch->bytes + i * FDP_CONTROL_SIZE,
+            .msg_controllen = FDP_CONTROL_SIZE,
         };
     }
 

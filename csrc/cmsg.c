@@ -2,13 +2,6 @@
 #include "compat.h"
 #include "fdpass.h"
 
-size_t fdp_size_control(size_t fd_capacity) {
-    if (fd_capacity > FDP_MAX_FDS)
-        fd_capacity = FDP_MAX_FDS;
-    /* CMSG_LEN, not CMSG_SPACE: the padding would hold a second descriptor on 64-bit. */
-    return FDP_OTHER_CONTROL + (fd_capacity > 0 ? CMSG_LEN(fd_capacity * sizeof(int)) : 0);
-}
-
 static void put_block(struct cmsghdr *header, int type, const void *data, size_t length) {
     header->cmsg_level = SOL_SOCKET;
     header->cmsg_type = type;
@@ -64,14 +57,6 @@ static void take_rights(const unsigned char *data, size_t size, int *ret_fds, si
     }
 }
 
-static void take_credentials(const unsigned char *data, struct fdp_arrival *arrival) {
-    struct fdp_ucred stated;
-    memcpy(&stated, data, sizeof stated);
-    arrival->has_credentials = 1;
-    arrival->credentials = (struct fdp_credentials){
-        .pid = (int)stated.pid, .uid = (unsigned)stated.uid, .gid = (unsigned)stated.gid};
-}
-
 static void close_pidfd(const unsigned char *data) {
     int pidfd;
     memcpy(&pidfd, data, sizeof pidfd);
@@ -86,7 +71,6 @@ void fdp_parse_control(const void *control, size_t length, int msg_flags, int *r
 
     ret_arrival->fd_count = 0;
     ret_arrival->flags = FDP_SHOWN_FLAGS(msg_flags);
-    ret_arrival->has_credentials = 0;
     for (struct cmsghdr *header = CMSG_FIRSTHDR(&message); header != NULL;
          header = fdp_next_control(&message, header)) {
         if (header->cmsg_len < CMSG_LEN(0))
@@ -101,8 +85,6 @@ void fdp_parse_control(const void *control, size_t length, int msg_flags, int *r
             continue;
         if (header->cmsg_type == SCM_RIGHTS)
             take_rights(data, size, ret_fds, fd_capacity, ret_arrival);
-        else if (header->cmsg_type == SCM_CREDENTIALS && size >= sizeof(struct fdp_ucred))
-            take_credentials(data, ret_arrival);
         else if (header->cmsg_type == SCM_PIDFD && size >= sizeof(int))
             close_pidfd(data);
     }

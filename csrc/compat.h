@@ -114,10 +114,11 @@ struct fdp_ucred {
 /* The type of a socket, or a negative errno. */
 int fdp_get_type(int sock);
 
-/* What may stand in a control buffer beside descriptors: SCM_CREDENTIALS (or the larger
- * structures of the BSDs), SCM_SECURITY with its label, SCM_PIDFD. */
-#define FDP_OTHER_CONTROL (CMSG_SPACE(88) + CMSG_SPACE(256) + CMSG_SPACE(sizeof(int)))
-#define FDP_CONTROL_SIZE (FDP_OTHER_CONTROL + CMSG_SPACE(253 * sizeof(int)))
+/* Room for all control data of one message: SCM_CREDENTIALS (or the larger structures of the BSDs),
+ * SCM_SECURITY with its label, SCM_PIDFD, and the descriptors, however few of them are wanted: the
+ * kernel would close others while a caller holds the interpreter's lock. A multiple of the alignment. */
+#define FDP_CONTROL_SIZE                                                                           \
+    (CMSG_SPACE(88) + CMSG_SPACE(256) + CMSG_SPACE(sizeof(int)) + CMSG_SPACE(253 * sizeof(int)))
 
 /* -- accept ------------------------------------------------------------------------------------- */
 
@@ -167,10 +168,6 @@ static inline struct cmsghdr *fdp_next_control(struct msghdr *message, struct cm
     return CMSG_NXTHDR(message, header);
 }
 #pragma GCC diagnostic pop
-
-/* What separates neighbours in an array of control buffers. */
-#define FDP_ALIGN_CONTROL(size)                                                                    \
-    (((size) + _Alignof(struct cmsghdr) - 1) & ~(_Alignof(struct cmsghdr) - 1))
 
 /* -- sendmsg --------------------------------------------------------------------------------------- */
 

@@ -26,13 +26,20 @@ void fdp_close_fds(const int *fds, size_t fd_count) {
     }
 }
 
-void fdp_close_set_aside(int **fds, size_t *count) {
-    int *closing = *fds;
-    size_t closing_count = *count;
-    if (closing == NULL)
+void fdp_set_aside(struct fdp_aside *aside, const int *fds, size_t count) {
+    size_t all = aside->count + count;
+    int *memory = count > 0 ? realloc(aside->fds, all * sizeof *fds) : NULL;
+    if (memory == NULL) {
+        fdp_close_fds(fds, count);
         return;
-    *fds = NULL;
-    *count = 0;
-    fdp_close_fds(closing, closing_count);
-    free(closing);
+    }
+    memcpy(memory + aside->count, fds, count * sizeof *fds);
+    *aside = (struct fdp_aside){.fds = memory, .count = all};
+}
+
+void fdp_close_aside(struct fdp_aside *aside) {
+    const struct fdp_aside closing = *aside;
+    *aside = (struct fdp_aside){.fds = NULL};
+    fdp_close_fds(closing.fds, closing.count);
+    free(closing.fds);
 }

@@ -13,10 +13,6 @@ struct fdp_credentials {
 
 /* cmsg.c: control data. Pure: no system call but close. */
 
-/* The size of the control buffer for recvmsg that holds up to fd_capacity descriptors (more than
- * FDP_MAX_FDS counts as FDP_MAX_FDS), and whatever else socket options can add. */
-size_t fdp_size_control(size_t fd_capacity);
-
 /* Builds the control data of one message into control[0..capacity). Borrows fds. credentials may
  * be NULL. Returns the length for msg_controllen, 0 if there is no control data.
  * -EINVAL: more than FDP_MAX_FDS descriptors.  -ENOBUFS: capacity is too small.
@@ -28,8 +24,6 @@ ssize_t fdp_build_control(void *control, size_t capacity, const int *fds, size_t
 struct fdp_arrival {
     unsigned int fd_count;
     int flags;
-    int has_credentials;
-    struct fdp_credentials credentials;
 };
 
 /* Sorts the control data of one received message: up to fd_capacity descriptors go to ret_fds
@@ -39,31 +33,21 @@ struct fdp_arrival {
 void fdp_parse_control(const void *control, size_t length, int msg_flags, int *ret_fds,
                        size_t fd_capacity, struct fdp_arrival *ret_arrival);
 
-/* message.c: one message <-> (bytes, descriptors, credentials). */
+/* message.c: one message <-> (bytes, descriptors). */
 
-struct fdp_message {
-    const struct iovec *buffers;
-    size_t buffer_count;
-    const int *fds;
-    size_t fd_count;
-    const struct fdp_credentials *credentials;
-    const void *address;
-    unsigned int address_length;
-};
-
-/* Sends one message over any socket of the family AF_UNIX. The caller still owns
- * everything. credentials and address may be NULL. Returns the number of bytes sent. On a stream
- * that may be fewer than asked for: the descriptors went with the first byte, so the rest must be
- * sent without them.
+/* Sends one message over a connected socket of the family AF_UNIX, of any type. The caller still owns
+ * everything. Returns the number of bytes sent. On a stream that may be fewer than asked for: the
+ * descriptors went with the first byte, so the rest must be sent without them.
  * -EINVAL: more than FDP_MAX_FDS descriptors.  -EBADF: one of them, or sock, is not open.
  * -ENODATA: descriptors without a byte on a stream, which would drop them silently.
  * -ETOOMANYREFS: the user has RLIMIT_NOFILE descriptors in flight.  -EMSGSIZE: more than 1024
  * buffers, or more bytes than fit into a datagram.  -EPERM: the receiver refuses descriptors
- * (SO_PASSRIGHTS, Linux 6.16) or the credentials are not the caller's.
+ * (SO_PASSRIGHTS, Linux 6.16).
  * Not checked: the family of the socket. Linux ignores descriptors over other families. */
-ssize_t fdp_send_message(int sock, const struct fdp_message *message, int flags);
+ssize_t fdp_send_message(int sock, const struct iovec *buffers, size_t buffer_count, const int *fds,
+                         size_t fd_count, int flags);
 
-/* The same for one buffer and the connected peer. */
+/* The same for one buffer. */
 ssize_t fdp_send_bytes(int sock, const void *data, size_t length, const int *fds, size_t fd_count,
                        int flags);
 
@@ -83,14 +67,11 @@ struct fdp_received {
 /* Closes fds[0..arrival.fd_count) and sets the count to 0. */
 void fdp_drop_received(struct fdp_received *received);
 
-/* Receives one message. Returns the bytes received, 0 at end of file or for an empty datagram.
+/* Receives one message into ret_data. Returns the bytes received, 0 at end of file or for an empty
+ * datagram.
  * The caller owns ret_received->fds[0..arrival.fd_count), each close-on-exec, at most fd_capacity.
  * MSG_CTRUNC in arrival.flags: descriptors were lost, because there were more than fd_capacity or
  * because the descriptor table was full. */
-ssize_t fdp_recv_message(int sock, const struct iovec *buffers, size_t buffer_count,
-                         size_t fd_capacity, int flags, struct fdp_received *ret_received);
-
-/* The same into one buffer. */
 ssize_t fdp_recv_bytes(int sock, void *ret_data, size_t capacity, size_t fd_capacity, int flags,
                        struct fdp_received *ret_received);
 
@@ -110,6 +91,12 @@ void fdp_trim_received(struct fdp_received *received, size_t fd_capacity);
 /* Whether a message of no bytes may carry descriptors: 0, or -ENODATA on a stream, where Linux
  * reports success and drops them. */
 int fdp_check_empty(int sock);
+
+/* Descriptors that are closed later: starts as zeros. */
+struct fdp_aside {
+    int *fds;
+    size_t count;
+};
 
 /* owner.c: the owner of received descriptors. */
 
@@ -150,8 +137,7 @@ struct fdp_scratch {
     int lost_flags;
     unsigned char *large;
     uint64_t large_size;
-    int *surplus;
-    size_t surplus_count;
+    struct fdp_aside surplus;
     unsigned int lengths[1024];
     unsigned int fd_counts[1024];
     unsigned char bytes[94208];
@@ -289,8 +275,9 @@ int fdp_check_family(int sock);
 #define FDP_SAME_LENGTH 1
 #define FDP_ONE_EACH 2
 
-/* One frame. size includes the header; the payload is in [payload_offset, size). In a first piece,
- * total_payload and total_fds are those of the whole message. */
+/* One frame. size includes the header; the payload is in [payload_offset, size). longest and most_fds:
+ * the largest payload and number of descriptors of one message, of which a first piece announces the
+ * whole. */
 struct fdp_frame {
     unsigned int size;
     unsigned int kind;
@@ -298,8 +285,8 @@ struct fdp_frame {
     unsigned int message_count;
     unsigned int fd_count;
     unsigned int payload_offset;
-    uint64_t total_payload;
-    unsigned int total_fds;
+    uint64_t longest;
+    unsigned int most_fds;
 };
 
 /* Writes the FDP_HEADER_SIZE bytes at the start of a frame. */
@@ -363,8 +350,7 @@ struct fdp_inbox {
     int sender_keeps;
     int waits;
     unsigned int held;
-    int *parked;
-    size_t parked_count;
+    struct fdp_aside parked;
     struct fdp_store *store;
     struct fdp_large large;
 };

@@ -16,7 +16,7 @@ static int check_frame(struct fdp_inbox *inbox, const unsigned char *bytes, size
         return fdp_violate(inbox, FDP_MALFORMED);
     if (ret_frame->size == 0)
         return fd_count > FDP_MAX_FDS ? fdp_violate(inbox, FDP_SURPLUS) : 0;
-    if (ret_frame->fd_count > 0 && !inbox->accept_fds)
+    if ((ret_frame->fd_count > 0 || ret_frame->most_fds > 0) && !inbox->accept_fds)
         return fdp_violate(inbox, FDP_UNWANTED);
     /* They come with the first byte, so they are all here once the header is. */
     if (fd_count < ret_frame->fd_count)
@@ -25,12 +25,12 @@ static int check_frame(struct fdp_inbox *inbox, const unsigned char *bytes, size
         return fdp_violate(inbox, FDP_SURPLUS);
     if (!fdp_is_in_order(inbox, ret_frame))
         return fdp_violate(inbox, FDP_MALFORMED);
-    if (!found || ret_frame->kind != FDP_PACKED)
-        return found;
-    inbox->needed = fdp_find_longest(bytes, ret_frame);
+    if (!found)
+        return 0;
+    inbox->needed = ret_frame->longest;
     if (inbox->needed > inbox->max_payload)
         return fdp_violate(inbox, FDP_TOO_LONG);
-    inbox->needed = fdp_find_most_fds(bytes, ret_frame);
+    inbox->needed = ret_frame->most_fds;
     if (inbox->needed > inbox->max_fds)
         return fdp_violate(inbox, FDP_TOO_MANY);
     return 1;

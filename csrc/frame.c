@@ -79,10 +79,10 @@ unsigned fdp_read_fd_count(const unsigned char *bytes, const struct fdp_frame *f
     return get_u16(bytes + FDP_HEADER_SIZE + lengths * 4 + i * 2);
 }
 
-/* Checks the numbers of a packed frame. Returns the size of its tables, or -EPROTO. */
-static int check_packed(const unsigned char *bytes, size_t body_size,
-                        const struct fdp_frame *frame) {
+/* Reads the tables of a packed frame, and checks its numbers. Returns 0 or -EPROTO. */
+static int read_tables(const unsigned char *bytes, struct fdp_frame *frame) {
     unsigned count = frame->message_count;
+    size_t body_size = frame->size - FDP_HEADER_SIZE;
     if (frame->flags & ~(unsigned)(FDP_SAME_LENGTH | FDP_ONE_EACH))
         return -EPROTO;
     if (count == 0 || count > FDP_FRAME_MESSAGES)
@@ -92,42 +92,28 @@ static int check_packed(const unsigned char *bytes, size_t body_size,
     size_t table_size = fdp_size_tables(frame->flags, count, frame->fd_count);
     if (table_size > body_size)
         return -EPROTO;
+    frame->payload_offset += (unsigned)table_size;
 
     uint64_t payload = 0;
     size_t lengths = count_lengths(frame->flags, count);
-    for (unsigned i = 0; i < lengths; i++)
-        payload += fdp_read_length(bytes, frame, i);
+    for (unsigned i = 0; i < lengths; i++) {
+        size_t length = fdp_read_length(bytes, frame, i);
+        payload += length;
+        if (length > frame->longest)
+            frame->longest = length;
+    }
     if (payload * (count / lengths) != body_size - table_size)
         return -EPROTO;
     uint64_t fds = 0;
     size_t counts = count_counts(frame->flags, count, frame->fd_count);
-    for (unsigned i = 0; i < counts; i++)
-        fds += fdp_read_fd_count(bytes, frame, i);
-    if (counts > 0 && fds != frame->fd_count)
-        return -EPROTO;
-    return (int)table_size;
-}
-
-size_t fdp_find_longest(const unsigned char *bytes, const struct fdp_frame *frame) {
-    size_t longest = 0;
-    size_t lengths = count_lengths(frame->flags, frame->message_count);
-    for (unsigned i = 0; i < lengths; i++) {
-        size_t length = fdp_read_length(bytes, frame, i);
-        if (length > longest)
-            longest = length;
-    }
-    return longest;
-}
-
-unsigned fdp_find_most_fds(const unsigned char *bytes, const struct fdp_frame *frame) {
-    unsigned most = frame->fd_count > 0;
-    size_t counts = count_counts(frame->flags, frame->message_count, frame->fd_count);
+    frame->most_fds = frame->fd_count > 0;
     for (unsigned i = 0; i < counts; i++) {
-        unsigned fds = fdp_read_fd_count(bytes, frame, i);
-        if (fds > most)
-            most = fds;
+        unsigned of_one = fdp_read_fd_count(bytes, frame, i);
+        fds += of_one;
+        if (of_one > frame->most_fds)
+            frame->most_fds = of_one;
     }
-    return most;
+    return counts > 0 && fds != frame->fd_count ? -EPROTO : 0;
 }
 
 int fdp_parse_header(const unsigned char *bytes, size_t size, struct fdp_frame *ret_frame) {
@@ -159,11 +145,11 @@ int fdp_parse_header(const unsigned char *bytes, size_t size, struct fdp_frame *
         return -EPROTO;
     ret_frame->size = FDP_HEADER_SIZE + (unsigned)body_size;
     ret_frame->payload_offset = FDP_HEADER_SIZE;
-    ret_frame->total_payload = ret_frame->total_fds = 0;
+    ret_frame->longest = ret_frame->most_fds = 0;
     const unsigned char *body = bytes + FDP_HEADER_SIZE;
     if (kind == FDP_FIRST && size >= FDP_HEADER_SIZE + FDP_TOTALS_SIZE) {
-        ret_frame->total_payload = (uint64_t)get_u32(body) | (uint64_t)get_u32(body + 4) << 32;
-        ret_frame->total_fds = get_u32(body + 8);
+        ret_frame->longest = (uint64_t)get_u32(body) | (uint64_t)get_u32(body + 4) << 32;
+        ret_frame->most_fds = get_u32(body + 8);
         ret_frame->payload_offset += FDP_TOTALS_SIZE;
     }
     return 1;
@@ -175,11 +161,7 @@ int fdp_parse_frame(const unsigned char *bytes, size_t size, struct fdp_frame *r
         return found;
     if (size < ret_frame->size)
         return 0;
-    if (ret_frame->kind == FDP_PACKED) {
-        int tables = check_packed(bytes, ret_frame->size - FDP_HEADER_SIZE, ret_frame);
-        if (tables < 0)
-            return tables;
-        ret_frame->payload_offset += (unsigned)tables;
-    }
+    if (ret_frame->kind == FDP_PACKED && read_tables(bytes, ret_frame) < 0)
+        return -EPROTO;
     return 1;
 }

@@ -26,7 +26,7 @@ static void count_held(struct fdp_inbox *inbox) {
 }
 
 static void drop_all(struct fdp_inbox *inbox) {
-    fdp_close_set_aside(&inbox->parked, &inbox->parked_count);
+    fdp_close_aside(&inbox->parked);
     while (inbox->store != NULL) {
         struct fdp_store *store = inbox->store;
         inbox->store = store->behind;
@@ -72,10 +72,10 @@ static ssize_t receive(struct fdp_inbox *inbox, size_t most, struct fdp_scratch 
     for (int frames = 0; frames < MOST_FRAMES; frames++) {
         if (inbox->violation != 0)
             return -EPROTO;
-        if (inbox->parked != NULL) {
+        if (inbox->parked.fds != NULL) {
             if (!may_close)
                 return FDP_LOOK;
-            fdp_close_set_aside(&inbox->parked, &inbox->parked_count);
+            fdp_close_aside(&inbox->parked);
         }
         ssize_t result = hand_out_kept(inbox, most, scratch, owner);
         if (result == 0 && scratch->count == 0)
@@ -97,7 +97,11 @@ static ssize_t enter_and_receive(struct fdp_inbox *inbox, size_t most, struct fd
     if (fdp_enter(&inbox->busy) < 0)
         return -EBUSY;
     ssize_t result = receive(inbox, most, scratch, owner, may_close);
-    if (result == -EPROTO && may_close)
+    if (may_close)
+        fdp_close_aside(&inbox->parked);
+    else if (result < 0 && inbox->parked.fds != NULL)
+        result = FDP_LOOK; /* Whoever may close looks again. */
+    if (may_close && result == -EPROTO)
         drop_all(inbox);
     count_held(inbox);
     fdp_leave(&inbox->busy);
@@ -118,6 +122,15 @@ static int has_store(struct fdp_inbox *inbox) {
     return has_one;
 }
 
+/* Waits in the kernel until something can be received, if the socket is blocking. Returns 0, or a
+ * negative errno: -EAGAIN if the socket is not blocking, or if its SO_RCVTIMEO is over. */
+static int wait_for_bytes(int sock) {
+    /* Not poll: this honours O_NONBLOCK, ends on a signal, costs less, and does not take a lone
+     * byte of MSG_OOB for something to read. Without control data it takes no descriptor. */
+    unsigned char byte;
+    return recv(sock, &byte, 1, MSG_PEEK) < 0 ? -errno : 0;
+}
+
 ssize_t fdp_receive(struct fdp_inbox *inbox, size_t most, int wait, struct fdp_scratch *ret_scratch,
                     struct fdp_owner *ret_owner) {
     ssize_t result = -EAGAIN;
@@ -128,7 +141,7 @@ ssize_t fdp_receive(struct fdp_inbox *inbox, size_t most, int wait, struct fdp_s
         result = enter_and_receive(inbox, most, ret_scratch, ret_owner, 1);
     while (result == -EAGAIN && wait) {
         /* Leaves the inbox during the wait, so that others need not wait too. */
-        result = fdp_wait_for_bytes(fdp_get_sock(&inbox->sock));
+        result = wait_for_bytes(fdp_get_sock(&inbox->sock));
         if (result < 0 && result != -ECONNRESET)
             break;
         if (result < 0)

@@ -19,12 +19,16 @@ static inline int fdp_get_sock(const int *sock) {
     return __atomic_load_n(sock, __ATOMIC_SEQ_CST);
 }
 
-/* descriptor.c: closes descriptors that were set aside to be closed here, and frees their memory. */
-void fdp_close_set_aside(int **fds, size_t *count);
+/* descriptor.c: sets descriptors aside, for a call that may close; without memory for that it closes
+ * them at once. */
+void fdp_set_aside(struct fdp_aside *aside, const int *fds, size_t count);
+
+/* Closes them, and frees their memory. */
+void fdp_close_aside(struct fdp_aside *aside);
 
 /* frame.c */
 
-/* Reads the header at the start of bytes, and the totals of a first piece if they are there, else 0.
+/* Reads the header at the start of bytes, and what a first piece announces if that is there, else 0.
  * Returns 1 if the header is complete, 0 if more bytes are needed, -EPROTO if no frame starts like
  * that. */
 int fdp_parse_header(const unsigned char *bytes, size_t size, struct fdp_frame *ret_frame);
@@ -32,10 +36,6 @@ int fdp_parse_header(const unsigned char *bytes, size_t size, struct fdp_frame *
 /* The size of the payload of message i of a packed frame, and its number of descriptors. */
 size_t fdp_read_length(const unsigned char *bytes, const struct fdp_frame *frame, unsigned i);
 unsigned fdp_read_fd_count(const unsigned char *bytes, const struct fdp_frame *frame, unsigned i);
-
-/* The longest payload of a packed frame's messages, and the most descriptors of one. */
-size_t fdp_find_longest(const unsigned char *bytes, const struct fdp_frame *frame);
-unsigned fdp_find_most_fds(const unsigned char *bytes, const struct fdp_frame *frame);
 
 /* The size of the tables in a packed frame of count messages. */
 size_t fdp_size_tables(unsigned flags, size_t count, size_t fd_count);
@@ -94,6 +94,10 @@ struct fdp_arrived {
     int fds[FDP_MAX_FDS];
 };
 
+/* One receive, without waiting, for a table that has room. Returns as fdp_receive_frame. */
+ssize_t fdp_take(struct fdp_inbox *inbox, struct iovec *iov, size_t iov_count,
+                 struct fdp_arrived *ret_arrived);
+
 /* Receives up to capacity bytes into target without waiting; known: how many bytes of the frame are
  * here already. If the table may be too small, it receives only the frame at the front.
  * Returns the bytes, 0 at the end of the connection. -EMFILE: no room for its descriptors, and
@@ -101,15 +105,6 @@ struct fdp_arrived {
 ssize_t fdp_receive_frame(struct fdp_inbox *inbox, const unsigned char *known, size_t known_size,
                           unsigned char *target, size_t capacity,
                           struct fdp_arrived *ret_arrived);
-
-/* The same for a header of FDP_HEADER_SIZE bytes and what follows it, for a table of any size. */
-ssize_t fdp_receive_piece(struct fdp_inbox *inbox, unsigned char *ret_header,
-                          unsigned char *target, size_t capacity,
-                          struct fdp_arrived *ret_arrived);
-
-/* Waits in the kernel until something can be received, if the socket is blocking. Returns 0, or a
- * negative errno: -EAGAIN if the socket is not blocking, or if its SO_RCVTIMEO is over. */
-int fdp_wait_for_bytes(int sock);
 
 /* store.c: what was received and not handed out. */
 
@@ -137,8 +132,7 @@ struct fdp_store {
 struct fdp_store *fdp_new_store(size_t byte_capacity, size_t fd_capacity);
 void fdp_free_store(struct fdp_store *store);
 
-/* Appends what was received, if anything. -EPROTO: there is no memory; that is a violation, and the
- * descriptors are closed. */
+/* Appends what was received, if anything. -EPROTO: there is no memory; that is a violation. */
 int fdp_keep(struct fdp_inbox *inbox, const unsigned char *bytes, size_t size, const int *fds,
              unsigned fd_count);
 

@@ -9,29 +9,21 @@ void fdp_free_large(struct fdp_inbox *inbox) {
 }
 
 static int begin(struct fdp_inbox *inbox, const struct fdp_frame *frame) {
-    inbox->needed = frame->total_payload;
-    if (frame->total_payload > inbox->max_payload)
-        return fdp_violate(inbox, FDP_TOO_LONG);
-    inbox->needed = frame->total_fds;
-    if (frame->total_fds > inbox->max_fds)
-        return fdp_violate(inbox, FDP_TOO_MANY);
-    if (frame->total_fds > 0 && !inbox->accept_fds)
-        return fdp_violate(inbox, FDP_UNWANTED);
-    if (frame->total_fds > frame->fd_count) {
+    if (frame->most_fds > frame->fd_count) {
         ssize_t room = fdp_count_room();
-        uint64_t needed = frame->total_fds - frame->fd_count;
+        uint64_t needed = frame->most_fds - frame->fd_count;
         if (room >= 0 &&
-            !(fdp_leaves_some(needed, room) && fdp_reserve(&inbox->held, frame->total_fds)))
+            !(fdp_leaves_some(needed, room) && fdp_reserve(&inbox->held, frame->most_fds)))
             return fdp_refuse(inbox, needed, room);
     }
-    if (frame->total_payload >= SIZE_MAX || frame->total_fds >= INT32_MAX / sizeof(int))
+    if (frame->longest >= SIZE_MAX || frame->most_fds >= INT32_MAX / sizeof(int))
         return -ENOMEM;
     /* Not cleared, so that memory which a header announces is not used before the bytes arrive. */
     struct fdp_large large = {.is_open = 1,
-                              .payload = malloc((size_t)frame->total_payload + 1),
-                              .fds = malloc(((size_t)frame->total_fds + 1) * sizeof(int)),
-                              .total_payload = frame->total_payload,
-                              .total_fds = frame->total_fds};
+                              .payload = malloc((size_t)frame->longest + 1),
+                              .fds = malloc(((size_t)frame->most_fds + 1) * sizeof(int)),
+                              .total_payload = frame->longest,
+                              .total_fds = frame->most_fds};
     if (large.payload == NULL || large.fds == NULL) {
         free(large.payload);
         free(large.fds);
@@ -62,11 +54,7 @@ static int finish(struct fdp_inbox *inbox) {
 }
 
 static void withdraw(struct fdp_inbox *inbox) {
-    if (inbox->large.fd_count > 0) {
-        inbox->parked = inbox->large.fds;
-        inbox->parked_count = inbox->large.fd_count;
-        inbox->large.fds = NULL;
-    }
+    fdp_set_aside(&inbox->parked, inbox->large.fds, inbox->large.fd_count);
     fdp_free_large(inbox);
 }
 
@@ -126,16 +114,16 @@ static ssize_t sort_piece(struct fdp_inbox *inbox, const struct fdp_frame *piece
 
 static ssize_t continue_piece(struct fdp_inbox *inbox) {
     struct fdp_large *large = &inbox->large;
+    struct iovec rest = {.iov_base = large->payload + large->size,
+                         .iov_len = (size_t)large->piece_left};
     struct fdp_arrived arrived;
-    ssize_t received =
-        fdp_receive_frame(inbox, NULL, FDP_HEADER_SIZE, large->payload + large->size,
-                          (size_t)large->piece_left, &arrived);
+    ssize_t received = fdp_take(inbox, &rest, 1, &arrived);
     if (received > 0) {
         large->size += (size_t)received;
         large->piece_left -= (size_t)received;
     }
     if (arrived.fd_count > 0) {
-        fdp_close_fds(arrived.fds, arrived.fd_count);
+        fdp_set_aside(&inbox->parked, arrived.fds, arrived.fd_count);
         return fdp_violate(inbox, FDP_SURPLUS);
     }
     return received > 0 ? finish(inbox) : received;
@@ -151,8 +139,10 @@ ssize_t fdp_fill_large(struct fdp_inbox *inbox) {
     uint64_t missing = large->total_payload - large->size;
     size_t most = FDP_FRAME_SIZE - FDP_HEADER_SIZE;
     unsigned char *target = large->payload + large->size;
-    ssize_t received = fdp_receive_piece(inbox, header, target,
-                                         missing < most ? (size_t)missing : most, &arrived);
+    struct iovec parts[] = {
+        {.iov_base = header, .iov_len = sizeof header},
+        {.iov_base = target, .iov_len = missing < most ? (size_t)missing : most}};
+    ssize_t received = fdp_take(inbox, parts, 2, &arrived);
     size_t size = received > 0 ? (size_t)received : 0;
     size_t head = size < sizeof header ? size : sizeof header;
     if (size >= sizeof header && fdp_parse_header(header, head, &piece) == 1 &&

@@ -1,4 +1,4 @@
-/* One message <-> (bytes, descriptors, credentials). */
+/* One message <-> (bytes, descriptors). */
 #include "compat.h"
 #include "fdpass.h"
 
@@ -9,23 +9,21 @@ int fdp_check_empty(int sock) {
     return type < 0 ? type : 0;
 }
 
-ssize_t fdp_send_message(int sock, const struct fdp_message *message, int flags) {
+ssize_t fdp_send_message(int sock, const struct iovec *buffers, size_t buffer_count, const int *fds,
+                         size_t fd_count, int flags) {
     FDP_CONTROL(control, FDP_CONTROL_SIZE);
-    ssize_t control_size = fdp_build_control(control, sizeof control, message->fds,
-                                             message->fd_count, message->credentials);
-    if (control_size < 0)
-        return control_size;
-    if (message->fd_count > 0 && fdp_sum_lengths(message->buffers, message->buffer_count) == 0) {
+    ssize_t control_size = fdp_build_control(control, sizeof control, fds, fd_count, NULL);
+    if (control_size > 0 && fdp_sum_lengths(buffers, buffer_count) == 0) {
         int refusal = fdp_check_empty(sock);
         if (refusal < 0)
             return refusal;
     }
+    if (control_size < 0)
+        return control_size;
 
     struct msghdr header = {
-        .msg_name = (void *)(uintptr_t)message->address,
-        .msg_namelen = (socklen_t)message->address_length,
-        .msg_iov = (struct iovec *)(uintptr_t)message->buffers,
-        .msg_iovlen = (fdp_iovlen_t)message->buffer_count,
+        .msg_iov = (struct iovec *)(uintptr_t)buffers,
+        .msg_iovlen = (fdp_iovlen_t)buffer_count,
         .msg_control = control_size > 0 ? control : NULL,
         .msg_controllen = (fdp_controllen_t)control_size,
     };
@@ -37,27 +35,26 @@ ssize_t fdp_send_message(int sock, const struct fdp_message *message, int flags)
 ssize_t fdp_send_bytes(int sock, const void *data, size_t length, const int *fds, size_t fd_count,
                        int flags) {
     const struct iovec buffer = {.iov_base = (void *)(uintptr_t)data, .iov_len = length};
-    const struct fdp_message message = {
-        .buffers = &buffer, .buffer_count = 1, .fds = fds, .fd_count = fd_count};
-    return fdp_send_message(sock, &message, flags);
+    return fdp_send_message(sock, &buffer, 1, fds, fd_count, flags);
 }
 
 ssize_t fdp_try_send_fd(int sock, const void *data, size_t length, int fd, int flags) {
     return fdp_send_bytes(sock, data, length, &fd, 1, flags | MSG_DONTWAIT);
 }
 
-ssize_t fdp_recv_message(int sock, const struct iovec *buffers, size_t buffer_count,
-                         size_t fd_capacity, int flags, struct fdp_received *ret_received) {
+ssize_t fdp_recv_bytes(int sock, void *ret_data, size_t capacity, size_t fd_capacity, int flags,
+                       struct fdp_received *ret_received) {
     FDP_CONTROL(control, FDP_CONTROL_SIZE);
     if (fd_capacity > FDP_MAX_FDS)
         fd_capacity = FDP_MAX_FDS;
+    struct iovec buffer = {.iov_base = ret_data, .iov_len = capacity};
     struct msghdr header = {
         .msg_name = ret_received->address,
         .msg_namelen = sizeof ret_received->address,
-        .msg_iov = (struct iovec *)(uintptr_t)buffers,
-        .msg_iovlen = (fdp_iovlen_t)buffer_count,
+        .msg_iov = &buffer,
+        .msg_iovlen = 1,
         .msg_control = control,
-        .msg_controllen = (fdp_controllen_t)fdp_size_control(fd_capacity),
+        .msg_controllen = sizeof control,
     };
     ssize_t received = recvmsg(sock, &header, flags | FDP_RECV_FLAGS);
     if (received < 0)
@@ -68,20 +65,13 @@ ssize_t fdp_recv_message(int sock, const struct iovec *buffers, size_t buffer_co
     return received;
 }
 
-ssize_t fdp_recv_bytes(int sock, void *ret_data, size_t capacity, size_t fd_capacity, int flags,
-                       struct fdp_received *ret_received) {
-    const struct iovec buffer = {.iov_base = ret_data, .iov_len = capacity};
-    return fdp_recv_message(sock, &buffer, 1, fd_capacity, flags, ret_received);
-}
-
 ssize_t fdp_try_recv(int sock, size_t capacity, size_t fd_capacity, int flags,
                      struct fdp_received *ret_received) {
     if (capacity > sizeof ret_received->data)
         return -EMSGSIZE;
     if (flags & MSG_WAITALL)
         return -EAGAIN; /* It would not wait for all. */
-    /* With room for all that a message may have: else the kernel closes the others here and now, and
-     * closing a socket may take as long as its sender wants (SO_LINGER). */
+    /* All that came: closing a socket may take as long as its sender wants (SO_LINGER). */
     ssize_t size = fdp_recv_bytes(sock, ret_received->data, capacity, FDP_MAX_FDS,
                                   flags | MSG_DONTWAIT, ret_received);
     if (size < 0)

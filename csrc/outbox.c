@@ -58,13 +58,12 @@ ssize_t fdp_flush(struct fdp_outbox *outbox, int flags) {
 
 static ssize_t try_inside(struct fdp_outbox *outbox, const struct iovec *parts, const int *fds,
                           size_t fd_count) {
-    const struct fdp_message message = {
-        .buffers = parts, .buffer_count = 2, .fds = fds, .fd_count = fd_count};
     if (fdp_get_sock(&outbox->sock) < 0)
         return -EBADF;
     if (outbox->unsent > 0 || outbox->job != NULL)
         return -EBUSY;
-    ssize_t sent = fdp_send_message(fdp_get_sock(&outbox->sock), &message, MSG_DONTWAIT);
+    ssize_t sent = fdp_send_message(fdp_get_sock(&outbox->sock), parts, 2, fds, fd_count,
+                                    MSG_DONTWAIT);
     if (sent < 0)
         return sent;
     if ((size_t)sent == parts[0].iov_len + parts[1].iov_len)

@@ -21,8 +21,8 @@ static size_t scan(const struct fdp_large *large, struct fdp_store *store) {
             continue;
         }
         if (frame.kind == FDP_FIRST) {
-            store->missing_bytes = frame.total_payload;
-            store->missing_fds = frame.total_fds;
+            store->missing_bytes = frame.longest;
+            store->missing_fds = frame.most_fds;
         }
         store->missing_bytes -= frame.size - frame.payload_offset;
         store->missing_fds -= frame.fd_count;

@@ -17,7 +17,7 @@ static ssize_t receive_once(int sock, struct iovec *iov, size_t iov_count, int f
         .msg_iov = iov,
         .msg_iovlen = (fdp_iovlen_t)iov_count,
         .msg_control = control,
-        .msg_controllen = (fdp_controllen_t)fdp_size_control(FDP_MAX_FDS),
+        .msg_controllen = sizeof control,
     };
     ret_arrived->fd_count = 0;
     ret_arrived->flags = 0;
@@ -49,8 +49,8 @@ static ssize_t check(struct fdp_inbox *inbox, ssize_t received, const struct fdp
     return received;
 }
 
-static ssize_t take(struct fdp_inbox *inbox, struct iovec *iov, size_t iov_count,
-                    struct fdp_arrived *ret_arrived) {
+ssize_t fdp_take(struct fdp_inbox *inbox, struct iovec *iov, size_t iov_count,
+                 struct fdp_arrived *ret_arrived) {
     int flags = inbox->waits ? 0 : MSG_DONTWAIT;
     ssize_t received = receive_once(fdp_get_sock(&inbox->sock), iov, iov_count, flags, ret_arrived);
     return check(inbox, received, ret_arrived);
@@ -74,8 +74,8 @@ static int discard(struct fdp_inbox *inbox, unsigned char *bytes, size_t size) {
     return 0;
 }
 
-static void drop_peeked(struct fdp_arrived *arrived) {
-    fdp_close_fds(arrived->fds, arrived->fd_count);
+static void drop_peeked(struct fdp_inbox *inbox, struct fdp_arrived *arrived) {
+    fdp_set_aside(&inbox->parked, arrived->fds, arrived->fd_count);
     arrived->fd_count = 0;
 }
 
@@ -99,8 +99,8 @@ static int check_room(struct fdp_inbox *inbox, const struct fdp_frame *front) {
     if (room < 0)
         return 0; /* The system does not tell; the peek will. */
     uint64_t needed = front->fd_count;
-    if (front->total_fds > needed && front->total_fds <= inbox->max_fds)
-        needed = front->total_fds;
+    if (front->most_fds > needed && front->most_fds <= inbox->max_fds)
+        needed = front->most_fds;
     int is_whole = front->kind == FDP_PACKED &&
                    fdp_count_queued(fdp_get_sock(&inbox->sock)) >= front->size;
     if ((is_whole && (uint64_t)room >= needed) || may_hold(inbox, needed, room))
@@ -110,31 +110,37 @@ static int check_room(struct fdp_inbox *inbox, const struct fdp_frame *front) {
     return fdp_refuse(inbox, needed, room);
 }
 
+/* The room of the table without so many copies, which are in it. */
+static ssize_t count_room_without(unsigned copies) {
+    ssize_t room = fdp_count_room();
+    return room < 0 ? room : room + (ssize_t)copies;
+}
+
 /* Takes a copy of the descriptors, by a peek, and then the bytes: where the table proves too full,
- * because another thread was faster, nothing is lost. */
+ * because another thread was faster, nothing is lost. announced: how many, or 0 if the header that
+ * says so is not here. */
 static ssize_t take_by_peek(struct fdp_inbox *inbox, unsigned char *target, size_t size,
-                            size_t needed, int is_begun, struct fdp_arrived *ret_arrived) {
+                            size_t announced, struct fdp_arrived *ret_arrived) {
     struct iovec buffer = {.iov_base = target, .iov_len = size};
     ssize_t received = receive_once(fdp_get_sock(&inbox->sock), &buffer, 1,
                                     MSG_PEEK | MSG_DONTWAIT, ret_arrived);
     unsigned count = ret_arrived->fd_count;
     unsigned lost = (ret_arrived->flags & MSG_CTRUNC) != 0;
     int has_room = !lost;
-    if (received > 0 && !is_begun && count > 0) {
-        ssize_t room = fdp_count_room(); /* The copies already use count places. */
-        has_room = has_room && may_hold(inbox, count, room < 0 ? room : room + (ssize_t)count);
-    }
+    if (has_room && received > 0 && announced == 0 && count > 0)
+        has_room = may_hold(inbox, count, count_room_without(count));
     if (inbox->accept_fds && !has_room) {
-        drop_peeked(ret_arrived);
+        drop_peeked(inbox, ret_arrived);
         /* Without a header, all that is known is how many came, and whether more would have. */
-        return fdp_refuse(inbox, is_begun ? needed : count + lost, fdp_count_room());
+        return fdp_refuse(inbox, announced > 0 ? announced : count + lost,
+                          count_room_without(count));
     }
     received = check(inbox, received, ret_arrived);
     int error = received > 0 ? discard(inbox, target, (size_t)received) : 0;
     if (error == -EPROTO)
         return fdp_violate(inbox, FDP_TORN);
     if (error < 0)
-        drop_peeked(ret_arrived);
+        drop_peeked(inbox, ret_arrived);
     return error < 0 ? error : received;
 }
 
@@ -151,21 +157,21 @@ static ssize_t receive_carefully(struct fdp_inbox *inbox, const unsigned char *k
         return -errno;
     struct iovec nothing = {.iov_base = target, .iov_len = 1};
     if (seen == 0)
-        return take(inbox, &nothing, 1, ret_arrived);
+        return fdp_take(inbox, &nothing, 1, ret_arrived);
     int found = fdp_parse_header(head, known_size + (size_t)seen, &front);
     if (found < 0)
         return fdp_violate(inbox, FDP_MALFORMED);
     if (found == 0)
-        return take_by_peek(inbox, target, (size_t)seen, 0, 0, ret_arrived);
+        return take_by_peek(inbox, target, (size_t)seen, 0, ret_arrived);
     if (!fdp_is_in_order(inbox, &front))
         return fdp_violate(inbox, FDP_MALFORMED);
     struct iovec rest = {.iov_base = target, .iov_len = front.size - known_size};
     /* Its descriptors come with its first byte: none will come with later ones. */
     if (front.fd_count == 0 || known_size > 0 || !inbox->accept_fds)
-        return take(inbox, &rest, 1, ret_arrived);
+        return fdp_take(inbox, &rest, 1, ret_arrived);
     int error = check_room(inbox, &front);
     return error < 0 ? error
-                     : take_by_peek(inbox, target, rest.iov_len, front.fd_count, 1, ret_arrived);
+                     : take_by_peek(inbox, target, rest.iov_len, front.fd_count, ret_arrived);
 }
 
 ssize_t fdp_receive_frame(struct fdp_inbox *inbox, const unsigned char *known, size_t known_size,
@@ -175,25 +181,10 @@ ssize_t fdp_receive_frame(struct fdp_inbox *inbox, const unsigned char *known, s
     ret_arrived->fd_count = 0;
     /* If its header is here, so are its descriptors. */
     if (known_size >= FDP_HEADER_SIZE || !FDP_CAN_PEEK_FDS || inbox->sender_keeps)
-        return take(inbox, &buffer, 1, ret_arrived);
+        return fdp_take(inbox, &buffer, 1, ret_arrived);
     if (!fdp_begin_in_ample_room(inbox->large.is_open ? NULL : &inbox->held))
         return receive_carefully(inbox, known, known_size, target, ret_arrived);
-    ssize_t received = take(inbox, &buffer, 1, ret_arrived);
+    ssize_t received = fdp_take(inbox, &buffer, 1, ret_arrived);
     fdp_end_in_ample_room();
     return received;
-}
-
-ssize_t fdp_receive_piece(struct fdp_inbox *inbox, unsigned char *ret_header,
-                          unsigned char *target, size_t capacity,
-                          struct fdp_arrived *ret_arrived) {
-    struct iovec buffers[] = {{.iov_base = ret_header, .iov_len = FDP_HEADER_SIZE},
-                              {.iov_base = target, .iov_len = capacity}};
-    return take(inbox, buffers, 2, ret_arrived);
-}
-
-int fdp_wait_for_bytes(int sock) {
-    /* Not poll: this honours O_NONBLOCK, ends on a signal, costs less, and does not take a lone
-     * byte of MSG_OOB for something to read. Without control data it takes no descriptor. */
-    unsigned char byte;
-    return recv(sock, &byte, 1, MSG_PEEK) < 0 ? -errno : 0;
 }

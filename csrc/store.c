@@ -30,7 +30,7 @@ int fdp_keep(struct fdp_inbox *inbox, const unsigned char *bytes, size_t size, c
         inbox->store = fdp_new_store(FDP_FRAME_SIZE, 2 * FDP_MAX_FDS);
     struct fdp_store *store = inbox->store;
     if (store == NULL) {
-        fdp_close_fds(fds, fd_count);
+        fdp_set_aside(&inbox->parked, fds, fd_count);
         return fdp_violate(inbox, FDP_NO_MEMORY);
     }
     memcpy(store->bytes + store->tail, bytes, size);

@@ -21,7 +21,6 @@ class _Lib(Protocol):
     FDP_MAX_FDS: int
     FDP_ADDRESS_SIZE: int
     FDP_INLINE_SIZE: int
-    def fdp_size_control(self, fd_capacity: int) -> int: ...
     def fdp_build_control(
         self, control: Any, capacity: int, fds: Any, fd_count: int, credentials: Any
     ) -> int: ...
@@ -34,21 +33,14 @@ class _Lib(Protocol):
         fd_capacity: int,
         ret_arrival: Any,
     ) -> None: ...
-    def fdp_send_message(self, sock: int, message: Any, flags: int) -> int: ...
+    def fdp_send_message(
+        self, sock: int, buffers: Any, buffer_count: int, fds: Any, fd_count: int, flags: int
+    ) -> int: ...
     def fdp_send_bytes(
         self, sock: int, data: Any, length: int, fds: Any, fd_count: int, flags: int
     ) -> int: ...
     def fdp_try_send_fd(self, sock: int, data: Any, length: int, fd: int, flags: int) -> int: ...
     def fdp_drop_received(self, received: Any) -> None: ...
-    def fdp_recv_message(
-        self,
-        sock: int,
-        buffers: Any,
-        buffer_count: int,
-        fd_capacity: int,
-        flags: int,
-        ret_received: Any,
-    ) -> int: ...
     def fdp_recv_bytes(
         self,
         sock: int,

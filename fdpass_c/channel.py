@@ -2,15 +2,13 @@
 
 import contextlib
 import errno
-import operator
 import os
 import socket
 import threading
 import warnings
 import weakref
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from functools import partial
-from typing import Any, NoReturn, TypedDict
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from fdpass_c._native import ffi, lib
 from fdpass_c.batches import NOTHING_SENT, Batch, Progress, gather, read_messages
@@ -36,6 +34,13 @@ from fdpass_c.errors import (
     ProtocolError,
     raise_oserror,
 )
+from fdpass_c.options import (
+    DEFAULT_MAX_FDS,
+    DEFAULT_MAX_PAYLOAD,
+    ChannelOptions,
+    check_options,
+    refuse_fds,
+)
 from fdpass_c.peer import Credentials, is_unix, peer_credentials, peer_pidfd
 from fdpass_c.scratch import MOST, get_scratch, make_scratch, spare, take_spare
 from fdpass_c.sending import Sending, start_many, start_one
@@ -43,8 +48,9 @@ from fdpass_c.turns import Turns, while_listed
 from fdpass_c.unix import connect_unix
 from fdpass_c.waiting import READABLE, WRITABLE, Deadline, HasFileno, raw_fileno
 
-# Linux 6.16; Python has no name for it yet.
-_SO_PASSRIGHTS = 83
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
 # Its number on most processors; Python does not name it everywhere.
 _SO_OOBINLINE = getattr(socket, "SO_OOBINLINE", 10)
 
@@ -73,37 +79,6 @@ _VIOLATIONS = {
     lib.FDP_TOO_MANY: "a message with {needed} descriptors, max_fds is {max_fds}",
     lib.FDP_NO_MEMORY: "no memory for what was received",
 }
-
-DEFAULT_MAX_PAYLOAD = 16 * 2**20
-DEFAULT_MAX_FDS = 65536
-
-
-class ChannelOptions(TypedDict, total=False):
-    """The options of Channel, for those who pass them on."""
-
-    max_payload: int
-    max_fds: int
-    allow_uids: Collection[int] | None
-    receive_fds: bool
-
-
-def check_options(max_payload: int, max_fds: int, allow_uids: Collection[int] | None) -> None:
-    """Raises the TypeError and ValueError of Channel for options that no connection can have."""
-    for name, limit, most in (
-        ("max_payload", max_payload, 2**64 - 1),
-        ("max_fds", max_fds, 2**32 - 1),
-    ):
-        try:
-            fits = 0 <= operator.index(limit) <= most
-        except TypeError:
-            raise TypeError(f"{name} is an int, not {type(limit).__name__}") from None
-        if not fits:
-            raise ValueError(f"{name} is {limit}, which is not in 0 to {most}")
-    text = isinstance(allow_uids, str | bytes)
-    if allow_uids is not None and (text or not isinstance(allow_uids, Collection)):
-        kind = type(allow_uids).__name__
-        raise TypeError(f"allow_uids is a collection of ints, such as {{1000}}, not {kind}")
-
 
 # Seconds between two tries while too many are in flight: no event reports that they were received.
 IN_FLIGHT_DELAY = 0.002
@@ -207,39 +182,22 @@ class Channel(NotCopied):
         _all.add(self)
 
     @classmethod
-    def pair(
-        cls,
-        *,
-        max_payload: int = DEFAULT_MAX_PAYLOAD,
-        max_fds: int = DEFAULT_MAX_FDS,
-        allow_uids: Collection[int] | None = None,
-        receive_fds: bool = True,
-    ) -> tuple["Channel", "Channel"]:
+    def pair(cls, **options: "Unpack[ChannelOptions]") -> tuple["Channel", "Channel"]:
         """Makes two connected channels, for a child process or a thread.
 
         For two that differ in their options, make each of one end of socket.socketpair().
 
         Args:
-            max_payload: As for Channel, for both.
-            max_fds: As for Channel, for both.
-            allow_uids: As for Channel, for both.
-            receive_fds: As for Channel, for both.
+            **options: max_payload, max_fds, allow_uids and receive_fds, as for Channel, for both.
 
         Returns:
             Two channels, which the caller owns and closes.
         """
         ends = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-        make = partial(
-            cls,
-            max_payload=max_payload,
-            max_fds=max_fds,
-            allow_uids=allow_uids,
-            receive_fds=receive_fds,
-        )
         made: list[Channel] = []
         try:
             for end in ends:
-                made.append(make(end))
+                made.append(cls(end, **options))
         except BaseException:
             for channel in made:
                 channel.close()
@@ -254,10 +212,7 @@ class Channel(NotCopied):
         path: str | bytes | os.PathLike[str],
         *,
         timeout: float | None = None,
-        max_payload: int = DEFAULT_MAX_PAYLOAD,
-        max_fds: int = DEFAULT_MAX_FDS,
-        allow_uids: Collection[int] | None = None,
-        receive_fds: bool = True,
+        **options: "Unpack[ChannelOptions]",
     ) -> "Channel":
         """Connects to a Listener.
 
@@ -268,10 +223,7 @@ class Channel(NotCopied):
                 followed by the name.
             timeout: Seconds for connecting, and then the channel's timeout. None waits for ever, 0
                 does not wait.
-            max_payload: As for Channel.
-            max_fds: As for Channel.
-            allow_uids: As for Channel.
-            receive_fds: As for Channel.
+            **options: max_payload, max_fds, allow_uids and receive_fds, as for Channel.
 
         Returns:
             The channel, which the caller owns and closes.
@@ -288,13 +240,7 @@ class Channel(NotCopied):
         """
         sock = connect_unix(path, timeout)
         try:
-            return cls(
-                sock,
-                max_payload=max_payload,
-                max_fds=max_fds,
-                allow_uids=allow_uids,
-                receive_fds=receive_fds,
-            )
+            return cls(sock, **options)
         except BaseException:
             sock.close()
             raise
@@ -367,16 +313,6 @@ class Channel(NotCopied):
             self._finish(sending)
         return len(data)
 
-    def start_sending(self, payload: Buffer, fds: Iterable[int | HasFileno]) -> Sending | None:
-        """For an event loop: begins what send does. Returns None if that is everything."""
-        return start_one(self._outbox, payload, fds)
-
-    def start_sending_many(
-        self, payloads: list[Buffer], fds: list[Any], start: Progress = NOTHING_SENT
-    ) -> Sending | None:
-        """For an event loop: begins what send_many does. Returns None if that is everything."""
-        return start_many(self._outbox, payloads, fds, start)
-
     def start_flushing(self) -> Sending | None:
         """For an event loop: begins what flush does. Returns None if there is nothing to send."""
         if self._inbox.violation:
@@ -441,7 +377,7 @@ class Channel(NotCopied):
 
     @property
     def outbox(self) -> Any:
-        """For the pool: the struct fdp_outbox * of the core. Borrowed."""
+        """For an event loop and the pool: the struct fdp_outbox * of the core. Borrowed."""
         return self._outbox
 
     @property
@@ -772,12 +708,6 @@ class Channel(NotCopied):
     def __repr__(self) -> str:
         state = "closed" if self.closed else f"fd={self.fileno()}, peer pid={self._peer.pid}"
         return f"<Channel {state}>"
-
-
-def refuse_fds(sock: socket.socket) -> None:
-    """Has the kernel refuse descriptors for sock, so that the sender's call fails. Where it can."""
-    with contextlib.suppress(OSError):
-        sock.setsockopt(socket.SOL_SOCKET, _SO_PASSRIGHTS, 0)
 
 
 def _after_fork() -> None:

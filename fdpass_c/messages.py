@@ -100,10 +100,7 @@ def _send(sock: int | HasFileno, parts: list[Buffer], fds: Any, count: int, flag
     joined = join(parts)
     if joined is None:
         vector, sizes = describe(parts, "buffers")
-        message = ffi.new("struct fdp_message *")
-        message.buffers, message.buffer_count = vector, len(sizes)
-        message.fds, message.fd_count = fds, count
-        call, arguments = lib.fdp_send_message, (message, flags)
+        call, arguments = lib.fdp_send_message, (vector, len(sizes), fds, count, flags)
     else:
         call, arguments = _send_bytes, (joined[0], len(joined[0]), fds, count, flags)
     sent: int = call(fileno(sock), *arguments)
@@ -254,12 +251,10 @@ def send_fd(sock: int | HasFileno, fd: int | HasFileno, data: Buffer = b"\0") ->
         TypeError: fd or data has the wrong type.
     """
     sent = send_fds(sock, (data,), (fd,))
-    if type(data) is bytes and sent == len(data):
-        return
-    view = memoryview(data).cast("B")
-    while sent < len(view):
+    size = len(data) if type(data) is bytes else memoryview(data).nbytes
+    while sent < size:
         try:
-            sent += send_fds(sock, (view[sent:],), ())
+            sent += send_fds(sock, (memoryview(data).cast("B")[sent:],), ())
         except OSError as error:
             error.characters_written = sent  # type: ignore[attr-defined]
             raise

@@ -33,8 +33,8 @@ def make_scratch() -> tuple[Any, Any]:
     """A struct fdp_scratch *, and the bytes of the payloads in it."""
     plain = new_uncleared("struct fdp_scratch *")
     plain.count = 0
-    plain.large = plain.surplus = ffi.NULL
-    plain.surplus_count = 0
+    plain.large = plain.surplus.fds = ffi.NULL
+    plain.surplus.count = 0
     scratch = ffi.gc(plain, lib.fdp_drop_scratch)
     return scratch, ffi.buffer(scratch.bytes + lib.FDP_COLUMN_SIZE, lib.FDP_LONGEST_PACKED)
 

@@ -18,7 +18,7 @@ import pytest
 
 import fdpass_c
 from fdpass_c import Channel, Listener
-from fdpass_c.channel import ChannelOptions
+from fdpass_c.options import ChannelOptions
 from support.descriptors import identity
 from support.marks import linux_only
 from support.messages import take

@@ -15,7 +15,7 @@ import pytest
 
 import fdpass_c
 from fdpass_c import Channel
-from fdpass_c.sending import Sending
+from fdpass_c.sending import Sending, start_one
 from support.channels import channels, raw_pair
 from support.descriptors import identity, is_open
 from support.frames import first, one, pack
@@ -30,7 +30,7 @@ from support.waiting import once_blocked
 def test_whose_send_it_is() -> None:
     """A send waits for other threads; another send of its own thread is in its way for good."""
     with channels(buffer=20_000) as (sender, _):
-        own, other = (sender.start_sending(bytes(1_000_000), []) for _ in range(2))
+        own, other = (start_one(sender.outbox, bytes(1_000_000), []) for _ in range(2))
         flushing = Sending(sender.outbox, None, 0)
         assert own is not None
         assert other is not None

@@ -14,9 +14,10 @@ from typing import Any
 import pytest
 
 import fdpass_c
-from fdpass_c import Channel, FdpassError
+from fdpass_c import Channel, FdpassError, ProtocolError
 from fdpass_c._native import ffi, lib
-from support.channels import channels
+from support.channels import channels, raw_pair
+from support.frames import NEXT, first, pack
 from support.marks import linux_only, places_known
 from support.sockets import Pair, fill
 from support.threads import run_together
@@ -199,3 +200,20 @@ def test_closing_gives_it_up() -> None:
             )
     assert min(seconds.values()) > 0.9, seconds
     assert min(turns.values()) > 100, turns
+
+
+@linux_only
+def test_closing_what_came_inside_a_piece_gives_it_up() -> None:
+    """So they do where it came with a later byte of a large message, which no try may close."""
+    with lingering() as sock, raw_pair() as (peer, channel), busy_thread() as counter:
+        channel.setblocking(False)
+        for data in (first(100, 0), pack(NEXT, body=bytes(50))[:-1]):
+            peer.sendall(data)
+            with pytest.raises(BlockingIOError):
+                channel.recv()
+        socket.send_fds(peer, [b"x"], [sock.fileno()])
+        sock.close()
+        before = counter.turns
+        with pytest.raises(ProtocolError, match="no frame announced"):
+            channel.recv()
+        assert counter.turns - before > 100

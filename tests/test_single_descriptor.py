@@ -1,6 +1,8 @@
 """send_fd and recv_fd pass exactly one descriptor, or say why not and keep nothing open."""
 
 import array
+import asyncio
+import ctypes
 import os
 import socket
 import threading
@@ -9,6 +11,7 @@ from typing import Any
 import pytest
 
 import fdpass_c
+from fdpass_c import aio
 from support.descriptors import MakeFiles, identity
 from support.marks import linux_only
 from support.sockets import Pair, fill
@@ -39,6 +42,18 @@ def test_payload_types(stream: Pair, file: int) -> None:
         received, fds = fdpass_c.recv_fd(stream[1])
         with fds:
             assert received == bytes(data)
+
+
+def test_no_bytes_in_any_shape(seqpacket: Pair, file: int) -> None:
+    """Nor does an array of several dimensions need to have bytes, where no message does."""
+    data: Any = ((ctypes.c_char * 0) * 3)()
+    seqpacket[0].setblocking(False)
+    fdpass_c.send_fd(seqpacket[0], file, data)
+    asyncio.run(aio.send_fd(seqpacket[0], file, data))
+    for _ in range(2):
+        received, fds = fdpass_c.recv_fd(seqpacket[1])
+        with fds:
+            assert received == b""
 
 
 def test_object_with_fileno(stream: Pair) -> None:

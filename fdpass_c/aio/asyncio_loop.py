@@ -86,14 +86,14 @@ class _Waiting:
         self._loop.call_soon(self.end)
 
 
-class AsyncioDirection(Direction["asyncio.Future[None]"]):
+class AsyncioDirection(Direction):
     """One direction of a descriptor in the loop that runs.
 
     The loop refers to this object only, and this one to none of its users.
     """
 
     def __init__(self, source: HasFileno, writes: bool) -> None:
-        super().__init__()
+        super().__init__(asyncio.Event)
         self._loop = loop = asyncio.get_running_loop()
         self._is_running = loop.is_running
         self._thread = get_ident()
@@ -170,15 +170,3 @@ class AsyncioDirection(Direction["asyncio.Future[None]"]):
             self._loop.call_soon_threadsafe(self._forget)
         else:
             self._forget()
-
-    def make_place(self) -> "asyncio.Future[None]":
-        return self._loop.create_future()
-
-    async def stay(self, place: "asyncio.Future[None]") -> None:
-        await place
-
-    def call(self, place: "asyncio.Future[None]") -> bool:
-        if place.done():
-            return False
-        place.set_result(None)
-        return True

@@ -15,14 +15,14 @@ from fdpass_c.channel import IN_FLIGHT_DELAY
 from fdpass_c.descriptors import Descriptors, as_list
 from fdpass_c.errors import NotCopied, PeerClosedError, raise_oserror
 from fdpass_c.peer import Credentials
-from fdpass_c.sending import Sending
+from fdpass_c.sending import Sending, start_many, start_one
 from fdpass_c.unix import Path, connect_unix
 from fdpass_c.waiting import HasFileno
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from fdpass_c.channel import ChannelOptions
+    from fdpass_c.options import ChannelOptions
 
 _DONE = lib.FDP_DONE
 _LOOK = lib.FDP_LOOK
@@ -83,8 +83,9 @@ class Channel(NotCopied):
         _, loop = running()
         channel.setblocking(False)
         self._channel = channel
-        self._reading: Direction[Any] = loop.watch(channel, False)
-        self._writing: Direction[Any] = loop.watch(channel, True)
+        self._outbox = channel.outbox
+        self._reading: Direction = loop.watch(channel, False)
+        self._writing: Direction = loop.watch(channel, True)
         self._look = self._writing.look
         self._sleep = loop.sleep
         self._vain = 0
@@ -167,11 +168,11 @@ class Channel(NotCopied):
             ProtocolError: As for fdpass_c.Channel.send.
         """
         if self._writing.is_free() and (self._look is None or await self._look()):
-            sending = self._channel.start_sending(payload, fds)
+            sending = start_one(self._outbox, payload, fds)
             if sending is not None:
                 await self._finish(sending)
         else:
-            await self._finish(None, NOTHING_SENT, self._channel.start_sending, payload, fds)
+            await self._finish(None, NOTHING_SENT, start_one, self._outbox, payload, fds)
 
     async def send_many(
         self,
@@ -197,12 +198,12 @@ class Channel(NotCopied):
         """
         data = [*payloads]
         if self._writing.is_free() and (self._look is None or await self._look()):
-            sending = self._channel.start_sending_many(data, as_list(fds), start)
+            sending = start_many(self._outbox, data, as_list(fds), start)
             if sending is not None:
                 await self._finish(sending)
         else:
-            begin = self._channel.start_sending_many
-            await self._finish(None, start, begin, data, as_list(fds), start)
+            listed = as_list(fds)
+            await self._finish(None, start, start_many, self._outbox, data, listed, start)
         return len(data)
 
     async def flush(self) -> None:

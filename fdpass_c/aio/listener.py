@@ -5,7 +5,7 @@ import errno
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import fdpass_c
 from fdpass_c.aio.channel import Channel
@@ -16,7 +16,7 @@ from fdpass_c.unix import Path
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from fdpass_c.channel import ChannelOptions
+    from fdpass_c.options import ChannelOptions
 
 logger: logging.Logger = logging.getLogger("fdpass_c.aio")
 
@@ -68,7 +68,7 @@ class Listener(NotCopied):
         _, loop = running()
         self._listener = fdpass_c.Listener(path, backlog=backlog, mode=mode, **options)
         self._listener.settimeout(0)
-        self._accepting: Direction[Any] = loop.watch(self._listener, False)
+        self._accepting: Direction = loop.watch(self._listener, False)
         self._sleep = loop.sleep
 
     async def accept(self) -> Channel:

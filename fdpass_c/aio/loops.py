@@ -7,7 +7,7 @@ import threading
 from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterator
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from fdpass_c.waiting import HasFileno
 
@@ -19,7 +19,6 @@ _FIRST_DELAY = 0.001
 _LONGEST_DELAY = 0.1
 
 Result = TypeVar("Result")
-Place = TypeVar("Place")
 
 
 class _Counter(threading.local):
@@ -32,7 +31,7 @@ class _Counter(threading.local):
 _counter = _Counter()
 
 
-class Direction(ABC, Generic[Place]):
+class Direction(ABC):
     """Tasks that receive from one descriptor, or send: they take turns, first come first served.
 
     A call tries at once where is_free() says so, and is done if that works: the usual case, without
@@ -52,9 +51,11 @@ class Direction(ABC, Generic[Place]):
     """For a loop whose users expect to be cancelled at every call: returns False if the caller is
     cancelled, which the next pause() raises. It does not wait otherwise. None for other loops."""
 
-    def __init__(self) -> None:
+    def __init__(self, make_event: Callable[[], Any]) -> None:
+        """make_event: the loop's own Event, by which one that waits for its turn is woken."""
         self.holder: object = None
-        self.places: OrderedDict[object, Place] = OrderedDict()
+        self.places: OrderedDict[object, Any] = OrderedDict()
+        self._make_event = make_event
         self._calls = _counter.calls
 
     async def enter(self, me: object, pauses: bool = True) -> None:
@@ -69,19 +70,16 @@ class Direction(ABC, Generic[Place]):
             if pauses:
                 await self.pause()
             return
-        place = self.places[me] = self.make_place()
+        called = self.places[me] = self._make_event()
         try:
-            await self.stay(place)
+            await called.wait()
         finally:
             self.places.pop(me, None)
 
     def pass_on(self) -> None:
-        """Makes the one who came next the holder."""
-        while self.places:
-            self.holder, place = self.places.popitem(last=False)
-            if self.call(place):
-                return
-        self.holder = None
+        """Makes the one who came next the holder, who passes it on if it is cancelled meanwhile."""
+        self.holder, called = self.places.popitem(last=False)
+        called.set()
 
     @abstractmethod
     def is_free(self) -> bool:
@@ -114,23 +112,11 @@ class Direction(ABC, Generic[Place]):
     def drop(self) -> None:
         """As stop, where no task waits. Any thread may call it: the garbage collector does."""
 
-    @abstractmethod
-    def make_place(self) -> Place:
-        """A place in the queue."""
-
-    @abstractmethod
-    async def stay(self, place: Place) -> None:
-        """Returns when the place was called."""
-
-    @abstractmethod
-    def call(self, place: Place) -> bool:
-        """Wakes who stays there. False where it has been cancelled."""
-
 
 class Loop(Protocol):
     """What both have."""
 
-    def watch(self, source: HasFileno, writes: bool) -> "Direction[Any]":
+    def watch(self, source: HasFileno, writes: bool) -> Direction:
         """A direction of source, which stays open and alive as long as the loop watches it."""
 
     async def sleep(self, seconds: float) -> None:
@@ -185,7 +171,7 @@ def _never(_has_tried: bool) -> bool:
 
 
 async def take(
-    direction: "Direction[Any]",
+    direction: Direction,
     attempt: Callable[[], Result],
     wait: Callable[[], Awaitable[None]] | None = None,
 ) -> Result:
@@ -203,7 +189,7 @@ async def take(
 
 
 async def keep_trying(
-    direction: "Direction[Any]",
+    direction: Direction,
     attempt: Callable[[], Result],
     waits: bool,
     enters: bool = True,

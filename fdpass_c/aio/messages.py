@@ -23,7 +23,7 @@ from fdpass_c.waiting import HasFileno, raw_fileno
 class _Shared:
     """A direction of a socket, and how many calls are using it."""
 
-    def __init__(self, direction: Direction[Any]) -> None:
+    def __init__(self, direction: Direction) -> None:
         self.direction = direction
         self.users = 0
 
@@ -43,7 +43,7 @@ class _Number:
 
 
 @contextmanager
-def _share(sock: int | HasFileno, writes: bool) -> Iterator[Direction[Any]]:
+def _share(sock: int | HasFileno, writes: bool) -> Iterator[Direction]:
     """One direction of a socket, for all tasks that use it."""
     fd = raw_fileno(sock)
     timeout = getattr(sock, "gettimeout", lambda: None if os.get_blocking(fd) else 0)()
@@ -172,9 +172,8 @@ async def send_fd(sock: int | HasFileno, fd: int | HasFileno, data: Buffer = b"\
         nonlocal sent
         if sent == 0:
             sent = fdpass_c.send_fds(sock, [data], [fd])
-        view = memoryview(data).cast("B")
-        while sent < len(view):
-            sent += fdpass_c.send_fds(sock, [view[sent:]], ())
+        while sent < memoryview(data).nbytes:
+            sent += fdpass_c.send_fds(sock, [memoryview(data).cast("B")[sent:]], ())
 
     try:
         await _take(sock, True, attempt)

@@ -24,14 +24,14 @@ def watch(source: HasFileno, writes: bool) -> "TrioDirection":
     return TrioDirection(source, writes)
 
 
-class TrioDirection(Direction[trio.Event]):
+class TrioDirection(Direction):
     """One direction of a descriptor in the run that is under way.
 
     Trio knows of it only while somebody waits.
     """
 
     def __init__(self, source: HasFileno, writes: bool) -> None:
-        super().__init__()
+        super().__init__(trio.Event)
         self._token = current()
         self._source = source
         self._wait = trio.lowlevel.wait_writable if writes else trio.lowlevel.wait_readable
@@ -85,13 +85,3 @@ class TrioDirection(Direction[trio.Event]):
 
     def drop(self) -> None:
         """Trio has forgotten it already."""
-
-    def make_place(self) -> trio.Event:
-        return trio.Event()
-
-    async def stay(self, place: trio.Event) -> None:
-        await place.wait()
-
-    def call(self, place: trio.Event) -> bool:
-        place.set()
-        return True

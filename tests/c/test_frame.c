@@ -39,7 +39,7 @@ static void test_packed(void) {
     CHECK(frame.flags == 0);
     CHECK(fdp_read_length(packed, &frame, 0) == 2 && fdp_read_length(packed, &frame, 1) == 3);
     CHECK(fdp_read_fd_count(packed, &frame, 0) == 1 && fdp_read_fd_count(packed, &frame, 1) == 2);
-    CHECK(fdp_find_longest(packed, &frame) == 3 && fdp_find_most_fds(packed, &frame) == 2);
+    CHECK(frame.longest == 3 && frame.most_fds == 2);
 }
 
 /* What is written with each combination of flags is what is read. */
@@ -55,8 +55,8 @@ static void test_written(void) {
             CHECK(parse(bytes, head + 6, &frame) == 1);
             CHECK(frame.kind == FDP_PACKED && frame.flags == flags && frame.fd_count == fds);
             CHECK(frame.payload_offset == head && frame.size == head + 6);
-            CHECK(fdp_find_longest(bytes, &frame) == 2);
-            CHECK(fdp_find_most_fds(bytes, &frame) == (fds > 0));
+            CHECK(frame.longest == 2);
+            CHECK(frame.most_fds == (fds > 0));
             for (unsigned i = 0; i < 3; i++) {
                 CHECK(fdp_read_length(bytes, &frame, i) == 2);
                 CHECK(fdp_read_fd_count(bytes, &frame, i) == (fds > 0));
@@ -133,8 +133,8 @@ static void test_totals(void) {
                              8,   7,   6,   5, 4,         3, 2, 1, 4, 3, 2, 1, 'x'};
     struct fdp_frame frame;
     CHECK(parse(bytes, sizeof bytes, &frame) == 1);
-    CHECK(frame.total_payload == 0x0102030405060708);
-    CHECK(frame.total_fds == 0x01020304);
+    CHECK(frame.longest == 0x0102030405060708);
+    CHECK(frame.most_fds == 0x01020304);
     CHECK(frame.payload_offset == 28);
     CHECK(frame.size == 29);
     unsigned char head[FDP_HEADER_SIZE + FDP_TOTALS_SIZE];

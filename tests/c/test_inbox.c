@@ -209,7 +209,7 @@ static void test_close_after_withdrawal(void) {
     size_t first = put_piece(bytes, FDP_FIRST, 1, 1, 5, 5);
     send_raw(ends->left, bytes, first, 1);
     send_raw(ends->left, bytes, put_piece(bytes, FDP_WITHDRAWN, 0, 0, 0, 0), 0);
-    while (ends->inbox.parked == NULL)
+    while (ends->inbox.parked.fds == NULL)
         CHECK(fdp_try_receive(&ends->inbox, 1, &ends->scratch, ends->owner) == FDP_LOOK);
     CHECK(count_open() == before + 1);
     CHECK(fdp_close_inbox(&ends->inbox) == 0 && count_open() == before);

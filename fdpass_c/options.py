@@ -1,0 +1,51 @@
+"""The options of a Channel, for those who make one, or pass them on."""
+
+import contextlib
+import operator
+import socket
+from collections.abc import Collection
+from typing import TypedDict
+
+# Linux 6.16; Python has no name for it yet.
+_SO_PASSRIGHTS = 83
+
+DEFAULT_MAX_PAYLOAD = 16 * 2**20
+DEFAULT_MAX_FDS = 65536
+
+
+class ChannelOptions(TypedDict, total=False):
+    """The options of Channel, for those who pass them on."""
+
+    max_payload: int
+    max_fds: int
+    allow_uids: Collection[int] | None
+    receive_fds: bool
+
+
+def check_options(
+    max_payload: int = DEFAULT_MAX_PAYLOAD,
+    max_fds: int = DEFAULT_MAX_FDS,
+    allow_uids: Collection[int] | None = None,
+    receive_fds: bool = True,  # noqa: ARG001
+) -> None:
+    """Raises the TypeError and ValueError of Channel for options that no connection can have."""
+    for name, limit, most in (
+        ("max_payload", max_payload, 2**64 - 1),
+        ("max_fds", max_fds, 2**32 - 1),
+    ):
+        try:
+            fits = 0 <= operator.index(limit) <= most
+        except TypeError:
+            raise TypeError(f"{name} is an int, not {type(limit).__name__}") from None
+        if not fits:
+            raise ValueError(f"{name} is {limit}, which is not in 0 to {most}")
+    text = isinstance(allow_uids, str | bytes)
+    if allow_uids is not None and (text or not isinstance(allow_uids, Collection)):
+        kind = type(allow_uids).__name__
+        raise TypeError(f"allow_uids is a collection of ints, such as {{1000}}, not {kind}")
+
+
+def refuse_fds(sock: socket.socket) -> None:
+    """Has the kernel refuse descriptors for sock, so that the sender's call fails. Where it can."""
+    with contextlib.suppress(OSError):
+        sock.setsockopt(socket.SOL_SOCKET, _SO_PASSRIGHTS, 0)
