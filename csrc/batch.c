@@ -124,10 +124,6 @@ static int has_end(int sock) {
     return type == SOCK_SEQPACKET ? fdp_is_shut(sock) : type != SOCK_DGRAM;
 }
 
-void fdp_close_surplus(struct fdp_scratch *scratch) {
-    fdp_close_aside(&scratch->surplus);
-}
-
 /* Appends one received message to scratch, owner and data; if it lost something, what arrived of it
  * is surplus. */
 static void put_message(struct fdp_scratch *scratch, struct fdp_owner *owner, unsigned char *data,

@@ -2,11 +2,6 @@
 #include "compat.h"
 #include "internal.h"
 
-int fdp_is_in_order(const struct fdp_inbox *inbox, const struct fdp_frame *frame) {
-    int begins = frame->kind == FDP_PACKED || frame->kind == FDP_FIRST;
-    return begins != inbox->large.is_open;
-}
-
 /* Checks the frame at the start of bytes, with which fd_count descriptors came so far. Returns 1 if
  * it is whole, 0 if more must come, or a violation's -EPROTO. */
 static int check_frame(struct fdp_inbox *inbox, const unsigned char *bytes, size_t size,

@@ -78,13 +78,23 @@ int fdp_reserve(unsigned *held, uint64_t fd_count);
 /* Reserves exactly as many, which are here or were reserved. */
 void fdp_count_held(unsigned *held, unsigned now);
 
-/* reader.c: from the socket to bytes and descriptors. */
+/* scratch.c: what one receive returns. */
+
+/* The result of a receive that left this in scratch. */
+ssize_t fdp_describe(const struct fdp_scratch *scratch);
+
+/* refuse.c: what an inbox does not take. */
 
 /* Records a violation, ends the connection, and returns -EPROTO. */
 int fdp_violate(struct fdp_inbox *inbox, int violation);
 
 /* Records that the table has room for so many, and not for what is needed. Returns -EMFILE. */
 int fdp_refuse(struct fdp_inbox *inbox, uint64_t needed, ssize_t room);
+
+/* Whether this frame may come next: the pieces of a large message follow each other. */
+int fdp_is_in_order(const struct fdp_inbox *inbox, const struct fdp_frame *frame);
+
+/* reader.c: from the socket to bytes and descriptors. */
 
 /* What arrived with one receive besides the bytes. flags: MSG_CTRUNC, descriptors were lost, or with a
  * peek, would be; MSG_TRUNC, a packet was longer. */
@@ -147,13 +157,7 @@ void fdp_drop_front(struct fdp_store *store);
 unsigned fdp_hand_out(struct fdp_store *store, size_t most, struct fdp_scratch *scratch,
                       struct fdp_owner *owner);
 
-/* The result of a receive that left this in scratch. */
-ssize_t fdp_describe(const struct fdp_scratch *scratch);
-
-/* fill.c */
-
-/* Whether this frame may come next: the pieces of a large message follow each other. */
-int fdp_is_in_order(const struct fdp_inbox *inbox, const struct fdp_frame *frame);
+/* fill.c: receives frames, and checks each. */
 
 /* Checks the frame at the front of the store. Returns 1 if it is complete, 0 if not, or -EPROTO for a
  * violation. */

@@ -2,13 +2,6 @@
 #include "compat.h"
 #include "internal.h"
 
-int fdp_violate(struct fdp_inbox *inbox, int violation) {
-    inbox->violation = violation;
-    /* So that the peer, and a thread that sends, notice it now and not when a buffer is full. */
-    (void)shutdown(fdp_get_sock(&inbox->sock), SHUT_RDWR);
-    return -EPROTO;
-}
-
 /* One recvmsg into iov. Returns the bytes, or a negative errno. */
 static ssize_t receive_once(int sock, struct iovec *iov, size_t iov_count, int flags,
                             struct fdp_arrived *ret_arrived) {
@@ -77,12 +70,6 @@ static int discard(struct fdp_inbox *inbox, unsigned char *bytes, size_t size) {
 static void drop_peeked(struct fdp_inbox *inbox, struct fdp_arrived *arrived) {
     fdp_set_aside(&inbox->parked, arrived->fds, arrived->fd_count);
     arrived->fd_count = 0;
-}
-
-int fdp_refuse(struct fdp_inbox *inbox, uint64_t needed, ssize_t room) {
-    inbox->needed = needed;
-    inbox->room = room > 0 ? (unsigned)room : 0;
-    return -EMFILE;
 }
 
 /* Whether an incomplete message may have fd_count more descriptors; those of a large one are reserved. */

@@ -1,0 +1,21 @@
+/* What an inbox does not take. */
+#include "compat.h"
+#include "internal.h"
+
+int fdp_violate(struct fdp_inbox *inbox, int violation) {
+    inbox->violation = violation;
+    /* So that the peer, and a thread that sends, notice it now and not when a buffer is full. */
+    (void)shutdown(fdp_get_sock(&inbox->sock), SHUT_RDWR);
+    return -EPROTO;
+}
+
+int fdp_refuse(struct fdp_inbox *inbox, uint64_t needed, ssize_t room) {
+    inbox->needed = needed;
+    inbox->room = room > 0 ? (unsigned)room : 0;
+    return -EMFILE;
+}
+
+int fdp_is_in_order(const struct fdp_inbox *inbox, const struct fdp_frame *frame) {
+    int begins = frame->kind == FDP_PACKED || frame->kind == FDP_FIRST;
+    return begins != inbox->large.is_open;
+}
