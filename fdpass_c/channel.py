@@ -8,7 +8,8 @@ import threading
 import warnings
 import weakref
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, NoReturn
+from functools import partial
+from typing import Any, NoReturn
 
 from fdpass_c._native import ffi, lib
 from fdpass_c.batches import NOTHING_SENT, Batch, Progress, gather, read_messages
@@ -37,7 +38,6 @@ from fdpass_c.errors import (
 from fdpass_c.options import (
     DEFAULT_MAX_FDS,
     DEFAULT_MAX_PAYLOAD,
-    ChannelOptions,
     check_options,
     refuse_fds,
 )
@@ -47,9 +47,6 @@ from fdpass_c.sending import Sending, start_many, start_one
 from fdpass_c.turns import Turns, while_listed
 from fdpass_c.unix import connect_unix
 from fdpass_c.waiting import READABLE, WRITABLE, Deadline, HasFileno, raw_fileno
-
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
 
 # Its number on most processors; Python does not name it everywhere.
 _SO_OOBINLINE = getattr(socket, "SO_OOBINLINE", 10)
@@ -182,22 +179,39 @@ class Channel(NotCopied):
         _all.add(self)
 
     @classmethod
-    def pair(cls, **options: "Unpack[ChannelOptions]") -> tuple["Channel", "Channel"]:
+    def pair(
+        cls,
+        *,
+        max_payload: int = DEFAULT_MAX_PAYLOAD,
+        max_fds: int = DEFAULT_MAX_FDS,
+        allow_uids: Collection[int] | None = None,
+        receive_fds: bool = True,
+    ) -> tuple["Channel", "Channel"]:
         """Makes two connected channels, for a child process or a thread.
 
         For two that differ in their options, make each of one end of socket.socketpair().
 
         Args:
-            **options: max_payload, max_fds, allow_uids and receive_fds, as for Channel, for both.
+            max_payload: As for Channel, for both.
+            max_fds: As for Channel, for both.
+            allow_uids: As for Channel, for both.
+            receive_fds: As for Channel, for both.
 
         Returns:
             Two channels, which the caller owns and closes.
         """
         ends = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        make = partial(
+            cls,
+            max_payload=max_payload,
+            max_fds=max_fds,
+            allow_uids=allow_uids,
+            receive_fds=receive_fds,
+        )
         made: list[Channel] = []
         try:
             for end in ends:
-                made.append(cls(end, **options))
+                made.append(make(end))
         except BaseException:
             for channel in made:
                 channel.close()
@@ -212,7 +226,10 @@ class Channel(NotCopied):
         path: str | bytes | os.PathLike[str],
         *,
         timeout: float | None = None,
-        **options: "Unpack[ChannelOptions]",
+        max_payload: int = DEFAULT_MAX_PAYLOAD,
+        max_fds: int = DEFAULT_MAX_FDS,
+        allow_uids: Collection[int] | None = None,
+        receive_fds: bool = True,
     ) -> "Channel":
         """Connects to a Listener.
 
@@ -223,7 +240,10 @@ class Channel(NotCopied):
                 followed by the name.
             timeout: Seconds for connecting, and then the channel's timeout. None waits for ever, 0
                 does not wait.
-            **options: max_payload, max_fds, allow_uids and receive_fds, as for Channel.
+            max_payload: As for Channel.
+            max_fds: As for Channel.
+            allow_uids: As for Channel.
+            receive_fds: As for Channel.
 
         Returns:
             The channel, which the caller owns and closes.
@@ -240,7 +260,13 @@ class Channel(NotCopied):
         """
         sock = connect_unix(path, timeout)
         try:
-            return cls(sock, **options)
+            return cls(
+                sock,
+                max_payload=max_payload,
+                max_fds=max_fds,
+                allow_uids=allow_uids,
+                receive_fds=receive_fds,
+            )
         except BaseException:
             sock.close()
             raise

@@ -5,18 +5,15 @@ import errno
 import os
 import socket
 import threading
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Collection, Iterator
+from functools import partial
 
 from fdpass_c.channel import Channel
 from fdpass_c.errors import NotCopied, raise_oserror
-from fdpass_c.options import ChannelOptions, check_options, refuse_fds
+from fdpass_c.options import DEFAULT_MAX_FDS, DEFAULT_MAX_PAYLOAD, check_options, refuse_fds
 from fdpass_c.turns import while_listed
 from fdpass_c.unix import Path, SocketFile, as_address, is_abstract
 from fdpass_c.waiting import READABLE, Deadline
-
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
 
 
 class Listener(NotCopied):
@@ -31,7 +28,10 @@ class Listener(NotCopied):
         *,
         backlog: int = 128,
         mode: int = 0o600,
-        **options: "Unpack[ChannelOptions]",
+        max_payload: int = DEFAULT_MAX_PAYLOAD,
+        max_fds: int = DEFAULT_MAX_FDS,
+        allow_uids: Collection[int] | None = None,
+        receive_fds: bool = True,
     ) -> None:
         """Binds a new socket and listens.
 
@@ -44,8 +44,11 @@ class Listener(NotCopied):
             backlog: How many connections may wait to be accepted.
             mode: The permissions of the file, 0 to 0o777. Connecting needs write permission (man 7
                 unix). By default 0o600: only this user can connect.
-            **options: max_payload, max_fds, allow_uids and receive_fds, as for Channel, for each
-                accepted one. Credentials explains users in a user namespace.
+            max_payload: As for Channel, for each accepted one.
+            max_fds: As for Channel, for each accepted one.
+            allow_uids: As for Channel, for each accepted one. Credentials explains users in a user
+                namespace.
+            receive_fds: As for Channel, for each accepted one.
 
         Raises:
             OSError: EADDRINUSE: another socket listens at the path, or is about to. Others as for
@@ -55,15 +58,20 @@ class Listener(NotCopied):
                 or too large.
             TypeError: An option has the wrong type.
         """
-        check_options(**options)
-        allow_uids = options.get("allow_uids")
+        check_options(max_payload, max_fds, allow_uids)
         # A range has only ints, perhaps 2**32 of them.
         for uid in () if allow_uids is None or isinstance(allow_uids, range) else allow_uids:
             if not isinstance(uid, int):
                 raise TypeError(f"allow_uids is a collection of ints, {uid!r} is none")
         if not 0 <= mode <= 0o777:
             raise ValueError(f"mode is {mode:#o}, which is not in 0 to 0o777: 600 is not 0o600")
-        self._options = options
+        self._make_channel = partial(
+            Channel,
+            max_payload=max_payload,
+            max_fds=max_fds,
+            allow_uids=allow_uids,
+            receive_fds=receive_fds,
+        )
         address = as_address(path)
         self._file = None if is_abstract(address) else SocketFile(address)
         self._pid = os.getpid()
@@ -72,7 +80,7 @@ class Listener(NotCopied):
         self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             self.settimeout(None)
-            if not options.get("receive_fds", True):
+            if not receive_fds:
                 # Accepted sockets inherit it, so not even a descriptor that is sent early gets in.
                 refuse_fds(self._sock)
             if self._file is None:
@@ -114,7 +122,7 @@ class Listener(NotCopied):
                 continue
             try:
                 sock.settimeout(None)
-                return Channel(sock, **self._options)
+                return self._make_channel(sock)
             except PermissionError:
                 if self._timeout is not None:
                     deadline.handle(errno.EAGAIN)

@@ -22,12 +22,7 @@ class ChannelOptions(TypedDict, total=False):
     receive_fds: bool
 
 
-def check_options(
-    max_payload: int = DEFAULT_MAX_PAYLOAD,
-    max_fds: int = DEFAULT_MAX_FDS,
-    allow_uids: Collection[int] | None = None,
-    receive_fds: bool = True,  # noqa: ARG001
-) -> None:
+def check_options(max_payload: int, max_fds: int, allow_uids: Collection[int] | None) -> None:
     """Raises the TypeError and ValueError of Channel for options that no connection can have."""
     for name, limit, most in (
         ("max_payload", max_payload, 2**64 - 1),
