@@ -15,9 +15,9 @@ from types import SimpleNamespace
 from typing import Any
 
 from fdpass_c._native import lib
-from fdpass_c.batches import Batch
 from fdpass_c.descriptors import Descriptors
 from fdpass_c.errors import PeerClosedError
+from fdpass_c.outcomes import Batch
 from fdpass_c.pool import Pool, connected, dispatch, event_loop, worker, worker_process
 from fdpass_c.pool.accepting import Acceptor
 from fdpass_c.pool.counters import Counters

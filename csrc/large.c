@@ -39,17 +39,16 @@ static int finish(struct fdp_inbox *inbox) {
     struct fdp_large *large = &inbox->large;
     if (large->size < large->total_payload || large->fd_count < large->total_fds)
         return 1;
-    struct fdp_store *whole = fdp_new_store(0, large->fd_count);
+    struct fdp_store *whole = malloc(sizeof *whole);
     if (whole == NULL)
         return fdp_violate(inbox, FDP_NO_MEMORY);
-    memcpy(whole->fds, large->fds, large->fd_count * sizeof(int));
-    whole->fd_tail = large->fd_count;
-    whole->large = large->payload;
-    whole->large_size = large->size;
-    whole->behind = inbox->store;
+    *whole = (struct fdp_store){.behind = inbox->store,
+                                .large = large->payload,
+                                .large_size = large->size,
+                                .fds = large->fds,
+                                .fd_tail = large->fd_count};
     inbox->store = whole;
-    large->payload = NULL;
-    fdp_free_large(inbox);
+    *large = (struct fdp_large){.is_open = 0};
     return 1;
 }
 

@@ -15,7 +15,7 @@ if sys.platform == "win32":
 # The compiled module needs it. PyInstaller finds only what Python code imports.
 import _cffi_backend  # noqa: F401
 
-from fdpass_c.batches import Batch, Progress, TruncatedBatchError, recv_many, send_many
+from fdpass_c.batches import recv_many, send_many
 from fdpass_c.channel import Channel
 from fdpass_c.descriptors import Descriptors, close_fds
 from fdpass_c.errors import (
@@ -28,6 +28,7 @@ from fdpass_c.errors import (
 )
 from fdpass_c.listener import Listener
 from fdpass_c.messages import recv_fd, recv_fds, send_fd, send_fds
+from fdpass_c.outcomes import Batch, Progress, TruncatedBatchError
 from fdpass_c.peer import Credentials, peer_credentials, peer_pidfd
 from fdpass_c.vectors import broadcast, writev
 

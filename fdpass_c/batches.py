@@ -3,9 +3,8 @@
 import errno
 import socket
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
-from itertools import accumulate
-from typing import Any, NamedTuple, overload
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 from fdpass_c._native import ffi, lib
 from fdpass_c.buffers import Buffer
@@ -23,145 +22,29 @@ from fdpass_c.descriptors import (
 from fdpass_c.errors import (
     ENODATA,
     MAX_FDS,
-    NotCopied,
-    TruncatedError,
     describe_errno,
     raise_oserror,
 )
 from fdpass_c.jobs import flatten_fds, make_job
+from fdpass_c.outcomes import (
+    NOTHING_SENT,
+    Batch,
+    Progress,
+    TruncatedBatchError,
+    gather,
+    read_messages,
+)
 from fdpass_c.peer import is_unix
 from fdpass_c.scratch import MOST, make_scratch, new_uncleared, recycling
-from fdpass_c.shapes import LONGEST_IN_COLUMN, UNFIT, cut, pack_column
+from fdpass_c.shapes import LONGEST_IN_COLUMN, UNFIT, pack_column
 from fdpass_c.waiting import WRITABLE, Deadline, HasFileno, fileno, raw_fileno, receive
 
 _try_recv_batch = lib.fdp_try_recv_batch
 _try_send_messages = lib.fdp_try_send_messages
 
-_COUNT_SHIFT = lib.FDP_COUNT_SHIFT
-_MIXED_LENGTHS = lib.FDP_MIXED_LENGTHS
 _MIXED_COUNTS = lib.FDP_MIXED_COUNTS
 _MORE = lib.FDP_MORE
-_LARGE = lib.FDP_LARGE
 _BATCH = lib.FDP_BATCH
-_UNUSUAL = _MIXED_LENGTHS | _MIXED_COUNTS | _MORE
-
-
-class Progress(NamedTuple):
-    """How much of a batch was sent.
-
-    Attributes:
-        messages: How many messages were sent completely.
-        bytes: How many bytes of the next message were sent. Its descriptors went with the first.
-    """
-
-    messages: int = 0
-    bytes: int = 0
-
-    @staticmethod
-    def of(error: BaseException) -> "Progress":
-        """Returns the progress of an error of send_many, typed; Progress(0, 0) if it has none."""
-        progress: Progress = getattr(error, "progress", NOTHING_SENT)
-        return progress
-
-
-NOTHING_SENT = Progress()
-
-
-class Batch(NotCopied):
-    """The messages of one recv_many, and the owner of their descriptors.
-
-    len(), indexing and iterating go by message: batch[i] is a tuple (payload, list of borrowed
-    ints), and a slice is a list of those. Unlike the messages of a Channel they have no owner each:
-    fds is the owner of all. If every message carries one descriptor, zip(batch.payloads, batch.fds)
-    pairs them.
-
-    A context manager: its exit calls close(). A batch cannot be copied or pickled (TypeError).
-
-    Attributes:
-        payloads: A list of bytes, one per message.
-        fds: The Descriptors of all messages, in the order of the messages.
-    """
-
-    __slots__ = ("_counts", "fds", "payloads")
-
-    def __init__(
-        self, payloads: list[bytes], fds: Descriptors, counts: list[int] | None = None
-    ) -> None:
-        """Takes ownership of fds. Programs get batches from recv_many.
-
-        Args:
-            payloads: One per message.
-            fds: The descriptors of all messages.
-            counts: How many descriptors each message has; None for one each.
-        """
-        self.payloads: list[bytes] = payloads
-        self.fds: Descriptors = fds
-        self._counts = counts
-
-    def __len__(self) -> int:
-        return len(self.payloads)
-
-    @overload
-    def __getitem__(self, index: int) -> tuple[bytes, list[int]]: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[tuple[bytes, list[int]]]: ...
-    def __getitem__(
-        self, index: int | slice
-    ) -> tuple[bytes, list[int]] | list[tuple[bytes, list[int]]]:
-        if isinstance(index, slice):
-            return [*self][index]
-        payload = self.payloads[index]
-        index %= len(self.payloads)
-        if self._counts is None:
-            return payload, [self.fds[index]]
-        start = sum(self._counts[:index])
-        return payload, [self.fds[at] for at in range(start, start + self._counts[index])]
-
-    def __iter__(self) -> Iterator[tuple[bytes, list[int]]]:
-        counts = self._counts or [1] * len(self.payloads)
-        for payload, count, end in zip(self.payloads, counts, accumulate(counts), strict=True):
-            yield payload, [self.fds[at] for at in range(end - count, end)]
-
-    def __repr__(self) -> str:
-        return f"<Batch of {len(self.payloads)} messages, {self.fds!r}>"
-
-    def close(self) -> None:
-        """Closes every descriptor that was not taken out of fds. Calling it again does nothing."""
-        self.fds.close()
-
-    def __enter__(self) -> "Batch":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-
-_new = Batch.__new__
-
-
-def gather(payloads: list[bytes], fds: Descriptors, counts: list[int] | None) -> Batch:
-    """A Batch, in half the time that calling the class takes."""
-    batch = _new(Batch)
-    batch.payloads = payloads
-    batch.fds = fds
-    batch._counts = counts
-    return batch
-
-
-class TruncatedBatchError(TruncatedError):
-    """Some messages of a batch were truncated. Their descriptors are closed.
-
-    Attributes:
-        batch: The Batch of the messages that arrived whole, in order. The caller owns and closes
-            it.
-    """
-
-    def __init__(self, lost: int, batch: Batch) -> None:
-        super().__init__(
-            f"{lost} messages lost descriptors or bytes: they had more than maxfds or bufsize "
-            "allow, or this process's descriptor table is full (RLIMIT_NOFILE)"
-        )
-        self.batch = batch
 
 
 def send_many(
@@ -465,25 +348,3 @@ def recv_one(
         recycle(owned, many)
         _idle.append(memory)
         raise
-
-
-def read_messages(
-    code: int, scratch: Any, view: Any, owned: Any
-) -> tuple[list[bytes], list[int] | None]:
-    """The payloads of what a receive brought, and how many descriptors go with each, None for one.
-
-    code and scratch describe it, view shows the payloads, owned has the descriptors.
-    """
-    if not code & _UNUSUAL:
-        return [*cut[code](view)], None
-    if code >= _LARGE:
-        return [bytes(ffi.buffer(scratch.large, scratch.large_size))], [owned.count]
-    count = (code & ~_MORE) >> _COUNT_SHIFT
-    payloads: list[bytes]
-    if code & _MIXED_LENGTHS:
-        lengths = ffi.unpack(scratch.lengths, count)
-        ends = accumulate(lengths)
-        payloads = [view[end - size : end] for end, size in zip(ends, lengths, strict=True)]
-    else:
-        payloads = [*cut[code & ~_UNUSUAL](view)]
-    return payloads, ffi.unpack(scratch.fd_counts, count) if code & _MIXED_COUNTS else None

@@ -12,7 +12,6 @@ from functools import partial
 from typing import Any, NoReturn
 
 from fdpass_c._native import ffi, lib
-from fdpass_c.batches import NOTHING_SENT, Batch, Progress, gather, read_messages
 from fdpass_c.buffers import Buffer
 from fdpass_c.descriptors import (
     FEW,
@@ -41,6 +40,7 @@ from fdpass_c.options import (
     check_options,
     refuse_fds,
 )
+from fdpass_c.outcomes import NOTHING_SENT, Batch, Progress, gather, read_messages
 from fdpass_c.peer import Credentials, is_unix, peer_credentials, peer_pidfd
 from fdpass_c.scratch import MOST, get_scratch, make_scratch, spare, take_spare
 from fdpass_c.sending import Sending, start_many, start_one

@@ -8,11 +8,11 @@ from functools import partial
 from typing import Any
 
 from fdpass_c._native import ffi, lib
-from fdpass_c.batches import NOTHING_SENT, Progress
 from fdpass_c.buffers import Buffer
 from fdpass_c.descriptors import LISTS, as_list
 from fdpass_c.errors import MAX_FDS
 from fdpass_c.jobs import flatten_fds, make_job
+from fdpass_c.outcomes import NOTHING_SENT, Progress
 from fdpass_c.shapes import LONGEST_IN_COLUMN, UNFIT, pack_column
 from fdpass_c.waiting import HasFileno
 

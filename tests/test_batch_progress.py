@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 import fdpass_c
 from fdpass_c import Progress
-from fdpass_c.batches import NOTHING_SENT
+from fdpass_c.outcomes import NOTHING_SENT
 from support.descriptors import MakeFiles
 from support.marks import linux_only
 from support.messages import (

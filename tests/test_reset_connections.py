@@ -11,7 +11,7 @@ import pytest
 
 import fdpass_c
 from fdpass_c import Channel, PeerClosedError, ProtocolError
-from fdpass_c.batches import read_messages
+from fdpass_c.outcomes import read_messages
 from support.channels import raw_pair
 from support.descriptors import MakeFiles, identity
 from support.frames import NEXT, first, one, pack

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 import fdpass_c
-from fdpass_c import Channel, batches, vectors
+from fdpass_c import Channel, outcomes, vectors
 from support.channels import raw_pair
 from support.frames import one
 from support.processes import run_in_child
@@ -160,7 +160,7 @@ def test_between_two_receives(file: int) -> None:
     with left, right:
         fdpass_c.send_many(left, [b"x"] * 100, [file] * 100)
         stranger = Stranger(b"hello")
-        with once_over(batches.read_messages, lambda: stranger.replace(right)):
+        with once_over(outcomes.read_messages, lambda: stranger.replace(right)):
             batch = fdpass_c.recv_many(right, 200)
         with batch:
             assert [*batch.payloads] == [b"x"] * 64

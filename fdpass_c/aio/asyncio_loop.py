@@ -5,6 +5,7 @@ import contextvars
 import os
 import types
 from collections.abc import Callable, Coroutine, Generator
+from functools import partial
 from threading import get_ident
 from typing import Any
 
@@ -36,7 +37,7 @@ def watch(source: HasFileno, writes: bool) -> "AsyncioDirection":
 
 
 class _Waiting:
-    """What a task awaits until its descriptor is ready: a future, as far as a task can tell.
+    """An event that one task waits for, once: a future, as far as the task can tell.
 
     It resumes the task inside of the loop's callback. A Future has that wait for the loop's next
     turn, before which asyncio's own looks at all descriptors once more: a quarter of the time that
@@ -51,7 +52,8 @@ class _Waiting:
         self._resume: Callable[[Any], object] | None = None
         self._cancelled: asyncio.CancelledError | None = None
 
-    def __await__(self) -> Generator[Any, None, None]:
+    @types.coroutine
+    def wait(self) -> Generator[Any, None, None]:
         self._asyncio_future_blocking = True
         yield self
 
@@ -65,7 +67,7 @@ class _Waiting:
         if self._resume is None:
             return False  # A signal handler has interrupted result(): the task sees to it.
         self._cancelled = asyncio.CancelledError(*() if msg is None else (msg,))
-        self.end_soon()
+        self.set()
         return True
 
     def result(self) -> None:
@@ -81,8 +83,8 @@ class _Waiting:
         if self._resume is not None:
             self._context.run(self._resume, self)
 
-    def end_soon(self) -> None:
-        """The same from anywhere."""
+    def set(self) -> None:
+        """The same from anywhere, and later."""
         self._loop.call_soon(self.end)
 
 
@@ -93,8 +95,8 @@ class AsyncioDirection(Direction):
     """
 
     def __init__(self, source: HasFileno, writes: bool) -> None:
-        super().__init__(asyncio.Event)
         self._loop = loop = asyncio.get_running_loop()
+        super().__init__(partial(_Waiting, loop))
         self._is_running = loop.is_running
         self._thread = get_ident()
         self._process = _process
@@ -129,7 +131,7 @@ class AsyncioDirection(Direction):
             self._watched = fd
         self._waiting = waiting = _Waiting(self._loop)
         try:
-            await waiting
+            await waiting.wait()
         finally:
             self._waiting = None
 
@@ -162,7 +164,7 @@ class AsyncioDirection(Direction):
         self._forget()
         is_ours = self._process is _process and not self._loop.is_closed()
         if self._waiting is not None and is_ours:
-            self._waiting.end_soon()
+            self._waiting.set()
 
     def drop(self) -> None:
         if self._watched >= 0 and self._is_elsewhere():

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 import fdpass_c
 from fdpass_c._native import lib
 from fdpass_c.aio.loops import Direction, Result, growing_pauses, keep_trying, running
-from fdpass_c.batches import NOTHING_SENT, Batch, Progress
 from fdpass_c.buffers import Buffer
 from fdpass_c.channel import IN_FLIGHT_DELAY
 from fdpass_c.descriptors import Descriptors, as_list
 from fdpass_c.errors import NotCopied, PeerClosedError, raise_oserror
+from fdpass_c.outcomes import NOTHING_SENT, Batch, Progress
 from fdpass_c.peer import Credentials
 from fdpass_c.sending import Sending, start_many, start_one
 from fdpass_c.unix import Path, connect_unix

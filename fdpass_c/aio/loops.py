@@ -52,7 +52,7 @@ class Direction(ABC):
     cancelled, which the next pause() raises. It does not wait otherwise. None for other loops."""
 
     def __init__(self, make_event: Callable[[], Any]) -> None:
-        """make_event: the loop's own Event, by which one that waits for its turn is woken."""
+        """make_event: makes what has set() and wait(), for one task that waits for its turn."""
         self.holder: object = None
         self.places: OrderedDict[object, Any] = OrderedDict()
         self._make_event = make_event

@@ -7,16 +7,10 @@ from typing import Any
 
 import fdpass_c
 from fdpass_c.aio.loops import Direction, Result, growing_pauses, running, take
-from fdpass_c.batches import (
-    NOTHING_SENT,
-    Batch,
-    Progress,
-    read_progress,
-    send_rest,
-    start_batch,
-)
+from fdpass_c.batches import read_progress, send_rest, start_batch
 from fdpass_c.buffers import Buffer
 from fdpass_c.descriptors import Descriptors, as_list
+from fdpass_c.outcomes import NOTHING_SENT, Batch, Progress
 from fdpass_c.waiting import HasFileno, raw_fileno
 
 
