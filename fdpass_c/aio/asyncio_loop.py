@@ -9,7 +9,7 @@ from functools import partial
 from threading import get_ident
 from typing import Any
 
-from fdpass_c.aio.loops import CALLS, Direction
+from fdpass_c.aio.directions import CALLS, Direction
 from fdpass_c.waiting import HasFileno
 
 sleep: Callable[[float], Coroutine[Any, Any, None]] = asyncio.sleep

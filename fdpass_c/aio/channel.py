@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import fdpass_c
 from fdpass_c._native import lib
-from fdpass_c.aio.loops import Direction, Result, growing_pauses, keep_trying, running
+from fdpass_c.aio.directions import Direction, Result, growing_pauses, keep_trying
+from fdpass_c.aio.loops import running
 from fdpass_c.buffers import Buffer
 from fdpass_c.channel import IN_FLIGHT_DELAY
 from fdpass_c.descriptors import Descriptors, as_list

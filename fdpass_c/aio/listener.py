@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 import fdpass_c
 from fdpass_c.aio.channel import Channel
-from fdpass_c.aio.loops import Direction, in_trio, running, take
+from fdpass_c.aio.directions import Direction, take
+from fdpass_c.aio.loops import in_trio, running
 from fdpass_c.errors import NotCopied
 from fdpass_c.unix import Path
 

@@ -6,7 +6,8 @@ from contextlib import contextmanager
 from typing import Any
 
 import fdpass_c
-from fdpass_c.aio.loops import Direction, Result, growing_pauses, running, take
+from fdpass_c.aio.directions import Direction, Result, growing_pauses, take
+from fdpass_c.aio.loops import running
 from fdpass_c.batches import read_progress, send_rest, start_batch
 from fdpass_c.buffers import Buffer
 from fdpass_c.descriptors import Descriptors, as_list

@@ -6,7 +6,7 @@ from typing import Any
 
 import trio
 
-from fdpass_c.aio.loops import CALLS, Direction
+from fdpass_c.aio.directions import CALLS, Direction
 from fdpass_c.waiting import HasFileno
 
 _checkpoint = trio.lowlevel.checkpoint_if_cancelled
