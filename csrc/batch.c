@@ -196,6 +196,10 @@ static ssize_t receive(int sock, void *ret_data, size_t capacity, size_t fd_capa
 ssize_t fdp_try_recv_batch(int sock, void *ret_data, size_t capacity, size_t fd_capacity,
                            size_t max_messages, int flags, struct fdp_scratch *ret_scratch,
                            struct fdp_owner *ret_owner) {
+    const size_t most = FDP_BATCH * FDP_INLINE_SIZE;
+    size_t count = max_messages < FDP_BATCH ? max_messages : FDP_BATCH;
+    if (capacity > most || capacity * count > most)
+        return -EMSGSIZE;
     if (flags & MSG_WAITALL)
         return -EAGAIN; /* It would not wait for all. */
     return receive(sock, ret_data, capacity, fd_capacity, max_messages, flags | MSG_DONTWAIT,

@@ -215,7 +215,8 @@ ssize_t fdp_recv_batch(int sock, void *ret_data, size_t capacity, size_t fd_capa
                        struct fdp_owner *ret_owner);
 
 /* The same without waiting, and without closing what messages that lost something had brought: call
- * fdp_close_surplus if scratch->lost is not 0. With MSG_WAITALL it receives nothing, -EAGAIN. */
+ * fdp_close_surplus if scratch->lost is not 0. With MSG_WAITALL it receives nothing, -EAGAIN.
+ * -EMSGSIZE: all messages together may have more than FDP_BATCH * FDP_INLINE_SIZE bytes. */
 ssize_t fdp_try_recv_batch(int sock, void *ret_data, size_t capacity, size_t fd_capacity,
                            size_t max_messages, int flags, struct fdp_scratch *ret_scratch,
                            struct fdp_owner *ret_owner);

@@ -191,7 +191,8 @@ def _check_batch(
                 )
 
 
-_INLINE_SIZE = lib.FDP_INLINE_SIZE
+_MOST_BYTES = _BATCH * lib.FDP_INLINE_SIZE
+_DONTWAIT = int(socket.MSG_DONTWAIT)
 _MSG_PEEK = int(socket.MSG_PEEK)
 # Only the first message is waited for, and a try with this flag receives nothing.
 _LATER = ~int(socket.MSG_WAITALL)
@@ -199,7 +200,7 @@ _LATER = ~int(socket.MSG_WAITALL)
 
 def _make_memory() -> tuple[Any, Any, Any]:
     """Memory to receive one batch: its description, and the bytes."""
-    data = new_uncleared("char[]", _BATCH * _INLINE_SIZE)
+    data = new_uncleared("char[]", _MOST_BYTES)
     return make_scratch()[0], data, ffi.buffer(data)
 
 
@@ -253,9 +254,11 @@ def recv_many(
     fd = raw_fileno(sock)
     scratch, data, view = memory = _get_memory()
     most = max_messages if max_messages < _BATCH else _BATCH
-    if bufsize > _INLINE_SIZE:
+    receive_more = _try_recv_batch
+    if most * bufsize > _MOST_BYTES:
         data = new_uncleared("char[]", most * bufsize)
         view = ffi.buffer(data)
+        receive_more = lib.fdp_recv_batch  # A try would keep the interpreter's lock for long.
     room = most * (maxfds if maxfds < MAX_FDS else MAX_FDS)
     pool = many if room <= MANY else None
     owned = get_memory(many, MANY) if room <= MANY else new_memory(room)
@@ -276,8 +279,8 @@ def recv_many(
         while code & _MORE and (left := max_messages - len(payloads) - lost) > 0:
             pool = None
             held.append(new_memory(max(room, 1)))
-            arguments = (data, bufsize, maxfds, left, flags & _LATER, scratch, held[-1])
-            code = _try_recv_batch(fileno(sock), *arguments)
+            arguments = (data, bufsize, maxfds, left, flags & _LATER | _DONTWAIT, scratch, held[-1])
+            code = receive_more(fileno(sock), *arguments)
             if code == -errno.ECONNRESET:  # As above: it is told once, and there may be more.
                 error = OSError(errno.ECONNRESET, describe_errno(errno.ECONNRESET))
                 code = _MORE
@@ -326,7 +329,7 @@ def recv_one(
     The payload is None at end of file, and if something was lost.
     """
     scratch, data, view = memory = _get_memory()
-    if bufsize > _BATCH * _INLINE_SIZE:
+    if bufsize > _MOST_BYTES:
         data = new_uncleared("char[]", bufsize)
         view = ffi.buffer(data)
     owned = get_memory(many, MANY)

@@ -19,7 +19,7 @@ from fdpass_c._native import ffi, lib
 from support.channels import channels, raw_pair
 from support.frames import NEXT, first, pack
 from support.marks import linux_only, places_known
-from support.sockets import Pair, fill
+from support.sockets import Pair, drain, fill
 from support.threads import run_together
 
 pytestmark = [
@@ -135,6 +135,32 @@ def test_small_messages_keep_it(file: int) -> None:
         for owner in owners:
             owner.close()
     assert turns == 0
+
+
+LARGE: dict[str, Callable[[socket.socket], Any]] = {
+    "recv_fds": lambda sock: fdpass_c.recv_fds(sock, 1 << 20, 0),
+    "recv_fd": lambda sock: fdpass_c.recv_fd(sock, 1 << 20)[1],
+    "recv_many": lambda sock: fdpass_c.recv_many(sock, 64, 1 << 20),
+    "recv_many of more": lambda sock: fdpass_c.recv_many(sock, 100, 5000),
+}
+
+
+@pytest.mark.parametrize("name", LARGE)
+def test_large_receives_give_it_up(name: str, seqpacket: Pair, file: int) -> None:
+    """Another thread may run while more is copied than takes a moment."""
+    left, right = seqpacket
+    fds = [] if name == "recv_fds" else [file]
+    with busy_thread() as counter:
+        turns = 0
+        while turns == 0:
+            for _ in range(10):
+                socket.send_fds(left, [bytes(5000)], fds)
+            before = counter.turns
+            received = LARGE[name](right)
+            turns = counter.turns - before
+            if fds:
+                received.close()
+            drain(right)
 
 
 @contextmanager

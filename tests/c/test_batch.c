@@ -189,7 +189,7 @@ static void test_short_write(void) {
         ssize_t sent = fdp_send_batch(left, &job, MSG_DONTWAIT);
         CHECK(sent >= 0 || sent == -EAGAIN);
         stops += sent <= 0;
-        while (fdp_try_recv_batch(right, data, SIZE, 1, 1, 0, &scratch, owner) > 0) {
+        while (fdp_recv_batch(right, data, SIZE, 1, 1, MSG_DONTWAIT, &scratch, owner) > 0) {
             received += scratch.lengths[0];
             fd_count += owner->count;
             fdp_drop_owner(owner);
@@ -294,6 +294,10 @@ static void test_column(void) {
     int left, right;
     open_pair(SOCK_SEQPACKET, &left, &right);
     CHECK(fdp_try_send_messages(left, &column, ROWS, WIDTH, 0) == ROWS);
+    /* So much is not copied in one try. */
+    CHECK(fdp_try_recv_batch(right, data, (size_t)-1, 1, 2, 0, &scratch, owner) == -EMSGSIZE);
+    CHECK(fdp_try_recv_batch(right, data, FDP_INLINE_SIZE + 1, 1, (size_t)-1, 0, &scratch, owner) ==
+          -EMSGSIZE);
     CHECK(fdp_try_recv_batch(right, data, 3, 1, FDP_BATCH, 0, &scratch, owner) ==
           (ROWS << FDP_COUNT_SHIFT | 2));
     CHECK(memcmp(data, "abcdef", 6) == 0 && owner->count == ROWS);
