@@ -125,12 +125,26 @@ static int compare(const void *left, const void *right) {
     return (one > other) - (one < other);
 }
 
+/* Makes close not wait for the peer (SO_LINGER), as it would if a worker has closed the socket before.
+ * With a time of 0 it resets the connection, and does not wait. */
+static void prevent_waiting(int sock) {
+    struct linger linger;
+    socklen_t size = sizeof linger;
+    if (getsockopt(sock, SOL_SOCKET, SO_LINGER, &linger, &size) < 0 || linger.l_onoff == 0 ||
+        linger.l_linger == 0)
+        return;
+    linger.l_onoff = 0;
+    (void)setsockopt(sock, SOL_SOCKET, SO_LINGER, &linger, size);
+}
+
 void fdp_close_connections(struct fdp_queue *queue) {
     while (queue->count > 0) {
         int fds[FDP_MAX_FDS];
         size_t count = 0;
-        for (; count < FDP_MAX_FDS && count < queue->count; count++)
+        for (; count < FDP_MAX_FDS && count < queue->count; count++) {
             fds[count] = queue->items[queue->head + count].fd;
+            prevent_waiting(fds[count]);
+        }
         queue->head += (unsigned)count;
         queue->count -= (unsigned)count;
         /* In ascending order neighbours are closed with one system call. */
