@@ -37,8 +37,10 @@ static int accept_one(struct fdp_listener *listener, int nonblocking, struct fdp
     unsigned char *address = connection->payload + FDP_ORIGIN_SIZE;
     socklen_t length = FDP_ADDRESS_SIZE;
     int fd = fdp_accept(listener->sock, address, &length, nonblocking);
-    if (fd < 0 && (errno == EAGAIN || errno == EWOULDBLOCK)) {
+    if (fd < 0 && (errno == EAGAIN || errno == EWOULDBLOCK) && !listener->is_shut) {
         listener->state = FDP_WATCHED;
+    } else if (fd < 0 && (errno == EAGAIN || errno == EWOULDBLOCK)) {
+        listener->error = -EINVAL; /* As a TCP socket says it itself. */
     } else if (fd < 0) {
         listener->failures++;
         listener->error = -errno;
@@ -109,6 +111,11 @@ int fdp_return_connections(struct fdp_queue *queue, struct fdp_queue *target) {
     take_front(queue, count, front);
     target->count += (unsigned)count;
     return 0;
+}
+
+int fdp_try_find_shut_down(int listener) {
+    struct pollfd polled = {.fd = listener, .events = POLLRDHUP};
+    return poll(&polled, 1, 0) > 0;
 }
 
 int fdp_try_find_unread(int sock) {
