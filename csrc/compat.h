@@ -40,6 +40,11 @@
 #include <sys/procctl.h>
 #endif
 
+#ifndef POLLRDHUP
+/* macOS and older FreeBSD, where accept itself says that a listener is shut down. */
+#define POLLRDHUP 0
+#endif
+
 #ifndef ENODATA
 /* FreeBSD. */
 #define ENODATA ENOMSG

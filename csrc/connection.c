@@ -37,8 +37,10 @@ static int accept_one(struct fdp_listener *listener, int nonblocking, struct fdp
     unsigned char *address = connection->payload + FDP_ORIGIN_SIZE;
     socklen_t length = FDP_ADDRESS_SIZE;
     int fd = fdp_accept(listener->sock, address, &length, nonblocking);
-    if (fd < 0 && (errno == EAGAIN || errno == EWOULDBLOCK)) {
+    if (fd < 0 && (errno == EAGAIN || errno == EWOULDBLOCK) && !listener->is_shut) {
         listener->state = FDP_WATCHED;
+    } else if (fd < 0 && (errno == EAGAIN || errno == EWOULDBLOCK)) {
+        listener->error = -EINVAL; /* As a TCP socket says it itself. */
     } else if (fd < 0) {
         listener->failures++;
         listener->error = -errno;
@@ -111,6 +113,11 @@ int fdp_return_connections(struct fdp_queue *queue, struct fdp_queue *target) {
     return 0;
 }
 
+int fdp_try_find_shut_down(int listener) {
+    struct pollfd polled = {.fd = listener, .events = POLLRDHUP};
+    return poll(&polled, 1, 0) > 0;
+}
+
 int fdp_try_find_unread(int sock) {
     unsigned char byte;
     return recv(sock, &byte, 1, MSG_PEEK | MSG_DONTWAIT) > 0;
@@ -125,12 +132,26 @@ static int compare(const void *left, const void *right) {
     return (one > other) - (one < other);
 }
 
+/* Makes close not wait for the peer (SO_LINGER), as it would if a worker has closed the socket before.
+ * With a time of 0 it resets the connection, and does not wait. */
+static void prevent_waiting(int sock) {
+    struct linger linger;
+    socklen_t size = sizeof linger;
+    if (getsockopt(sock, SOL_SOCKET, SO_LINGER, &linger, &size) < 0 || linger.l_onoff == 0 ||
+        linger.l_linger == 0)
+        return;
+    linger.l_onoff = 0;
+    (void)setsockopt(sock, SOL_SOCKET, SO_LINGER, &linger, size);
+}
+
 void fdp_close_connections(struct fdp_queue *queue) {
     while (queue->count > 0) {
         int fds[FDP_MAX_FDS];
         size_t count = 0;
-        for (; count < FDP_MAX_FDS && count < queue->count; count++)
+        for (; count < FDP_MAX_FDS && count < queue->count; count++) {
             fds[count] = queue->items[queue->head + count].fd;
+            prevent_waiting(fds[count]);
+        }
         queue->head += (unsigned)count;
         queue->count -= (unsigned)count;
         /* In ascending order neighbours are closed with one system call. */

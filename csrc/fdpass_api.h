@@ -468,8 +468,8 @@ struct fdp_queue {
 };
 
 /* A listening socket. number: sent with each connection. state: whether connections may wait there;
- * FDP_RESTING ones are left alone. failures: of accept, since it last succeeded. error: 0, or the
- * negative errno of one that the caller has not seen. */
+ * FDP_RESTING ones are left alone. is_shut: nobody can connect any more. failures: of accept, since it
+ * last succeeded. error: 0, or the negative errno of one that the caller has not seen. */
 #define FDP_WATCHED 0
 #define FDP_READY 1
 #define FDP_RESTING 2
@@ -477,6 +477,7 @@ struct fdp_listener {
     int sock;
     unsigned int number;
     int state;
+    int is_shut;
     unsigned int failures;
     int error;
 };
@@ -494,11 +495,14 @@ struct fdp_listeners {
  * FDP_WATCHED then; one with an error stays FDP_READY. Returns how many. -ENOMEM. */
 ssize_t fdp_accept_many(struct fdp_listeners *listeners, size_t most, struct fdp_queue *queue);
 
-/* Closes all connections. */
+/* Closes all connections, and waits for no peer: the time of SO_LINGER has no effect any more. */
 void fdp_close_connections(struct fdp_queue *queue);
 
 /* Closes all connections, and frees the memory of the queue. It may be used again. */
 void fdp_free_queue(struct fdp_queue *queue);
+
+/* Whether nobody can connect to a listening socket any more. Of a Unix socket accept does not say it. */
+int fdp_try_find_shut_down(int listener);
 
 /* deal.c: which worker gets which connection. */
 

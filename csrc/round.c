@@ -96,9 +96,8 @@ static int read_wakeup(int fd) {
 }
 
 /* Returns 1 if a round comes next, 0 if something is the caller's, -EAGAIN if it must wait. */
-static int wait_for_more(struct fdp_rounds *rounds, struct pollfd *polled, int64_t end) {
+static int wait_for_more(struct fdp_rounds *rounds, struct pollfd *polled, int64_t left) {
     struct fdp_listeners *listeners = &rounds->listeners;
-    int64_t left = end - read_clock();
     int is_last = rounds->wait < 0 || left <= rounds->wait;
     int timeout = rounds->selector < 0 || left < 0 ? 0 : is_last ? (int)left : rounds->wait;
     polled[0] = (struct pollfd){.fd = rounds->wakeup, .events = POLLIN};
@@ -106,15 +105,18 @@ static int wait_for_more(struct fdp_rounds *rounds, struct pollfd *polled, int64
     /* Even without room, or those that had no turn lately would never have one. */
     for (size_t i = 0; i < listeners->count; i++) {
         const struct fdp_listener *listener = listeners->items[i];
-        polled[2 + i] = (struct pollfd){
-            .fd = listener->state == FDP_WATCHED ? listener->sock : -1, .events = POLLIN};
+        int sock = listener->state == FDP_WATCHED ? listener->sock : -1;
+        polled[2 + i] = (struct pollfd){.fd = sock, .events = POLLIN | POLLRDHUP};
     }
     int found = poll(polled, (nfds_t)(2 + listeners->count), timeout);
     if (found == 0)
         return rounds->selector < 0 && timeout < left ? -EAGAIN : !is_last;
-    for (size_t i = 0; found > 0 && i < listeners->count; i++)
-        if (polled[2 + i].revents != 0)
-            listeners->items[i]->state = FDP_READY;
+    for (size_t i = 0; found > 0 && i < listeners->count; i++) {
+        if (polled[2 + i].revents == 0)
+            continue;
+        listeners->items[i]->state = FDP_READY;
+        listeners->items[i]->is_shut = (polled[2 + i].revents & (POLLHUP | POLLRDHUP)) != 0;
+    }
     return found > 0 && polled[1].revents == 0 &&
            (polled[0].revents == 0 || read_wakeup(rounds->wakeup));
 }
@@ -129,8 +131,9 @@ int fdp_run_rounds(struct fdp_rounds *rounds, int timeout) {
     do {
         result = run_announced(rounds);
         if (result == 0 && !has_news(rounds) && !is_over) {
-            is_over = read_clock() >= end;
-            result = wait_for_more(rounds, polled, end);
+            int64_t left = end - read_clock();
+            is_over = left <= 0;
+            result = wait_for_more(rounds, polled, left);
         }
     } while (result > 0);
     free(polled);

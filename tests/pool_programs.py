@@ -60,11 +60,16 @@ def accept_fails(code: str, *addresses: str) -> None:
     Pool(obey, 1).serve(*listeners)
 
 
-def shut_down_listeners(*addresses: str) -> None:
-    """A pool of two workers; USR2 shuts the first listener that is still open."""
+def end_listeners(how: str, *addresses: str) -> None:
+    """A pool of two workers; USR2 shuts down or closes the first listener that is still open."""
     listeners = [open_listener(address) for address in addresses]
     left = iter(listeners)
-    signal.signal(signal.SIGUSR2, lambda *_: next(left).shutdown(socket.SHUT_RDWR))
+    end = {
+        "read": lambda sock: sock.shutdown(socket.SHUT_RD),
+        "both": lambda sock: sock.shutdown(socket.SHUT_RDWR),
+        "close": socket.socket.close,
+    }[how]
+    signal.signal(signal.SIGUSR2, lambda *_: end(next(left)))
     Pool(begin_and_wait, 2).serve(*listeners)
 
 

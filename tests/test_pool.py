@@ -310,12 +310,14 @@ def test_status_while_connections_are_served() -> None:
     def ask(addresses: tuple[tuple[str, int], ...]) -> None:
         watching = threading.Thread(target=watch)
         watching.start()
-        for _ in range(1000):
-            with socket.create_connection(addresses[0]) as sock:
-                assert read_all(sock) == b"hello"
-        over.set()
-        watching.join()
-        pool.stop()
+        try:
+            for _ in range(1000):
+                with socket.create_connection(addresses[0]) as sock:
+                    assert read_all(sock) == b"hello"
+        finally:
+            over.set()
+            watching.join()
+            pool.stop()
 
     def serve() -> None:
         pool.serve(

@@ -56,6 +56,18 @@ def test_resetting_clients(handler: str) -> None:
 
 
 @pytest.mark.thread_unsafe
+def test_a_client_that_does_not_read() -> None:
+    """A handler may set SO_LINGER: the master waits for no client when it closes its copies."""
+    with Server("linger", "--workers", "1") as server, connections(server, 1) as (deaf,):
+        deaf.sendall(b"much")
+        assert deaf.recv(1)
+        for _ in range(2):
+            assert server.ask(b"little") == b"a little"
+        assert server.settled(1).handled == 3
+        assert server.stop() == 0
+
+
+@pytest.mark.thread_unsafe
 @pytest.mark.parametrize("handler", ["answer_for_ever", "answer_for_ever_async"])
 def test_a_client_that_goes(handler: str) -> None:
     """A client that goes is no failure of the handler, whose exception says it."""

@@ -218,20 +218,35 @@ def test_a_lasting_error_of_accept(code: int) -> None:
             assert server.stop() == 0
 
 
+def connect(address: str) -> socket.socket:
+    """To where a pool listens, as its log tells it."""
+    if address.startswith("/"):
+        sock = socket.socket(socket.AF_UNIX)
+        sock.connect(address)
+        return sock
+    host, _, port = address.rpartition(":")
+    return socket.create_connection((host, int(port)))
+
+
 @pytest.mark.thread_unsafe
 @linux_only
-def test_a_listener_that_is_shut_down() -> None:
+@pytest.mark.parametrize("how", ["read", "both", "close"])
+@pytest.mark.parametrize("family", ["tcp", "unix"])
+def test_a_listener_that_ends(family: str, how: str, tmp_path: Path) -> None:
     """When a borrowed listener ends, what was begun goes on and the others serve; without any,
     the pool finishes what it has, and ends with an error that says so."""
-    program = ("pool_programs.py", "shut_down_listeners")
-    with Server(program=program, addresses=("127.0.0.1:0", "127.0.0.1:0")) as server:
-        first, second = [int(address.rpartition(":")[2]) for address in server.addresses]
+    program = ("pool_programs.py", "end_listeners", how)
+    addresses = ("127.0.0.1:0", "127.0.0.1:0")
+    if family == "unix":
+        addresses = (str(tmp_path / "first"), str(tmp_path / "second"))
+    with Server(program=program, addresses=addresses) as server:
+        first, second = server.addresses
         with ExitStack() as stack:
-            begun = stack.enter_context(socket.create_connection(("127.0.0.1", first)))
+            begun = stack.enter_context(connect(first))
             assert begun.recv(1000)
             server.send_signal(signal.SIGUSR2)
-            server.wait_for(rf"ERROR cannot accept at 127.0.0.1:{first}")
-            other = stack.enter_context(socket.create_connection(("127.0.0.1", second)))
+            server.wait_for(f"ERROR cannot accept at {first}")
+            other = stack.enter_context(connect(second))
             begun.sendall(b"still here")
             assert read_all(begun) == b"still here"
             assert other.recv(1000)

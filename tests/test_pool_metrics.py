@@ -9,6 +9,7 @@ import resource
 import selectors
 import signal
 import socket
+import struct
 import time
 from contextlib import ExitStack
 from pathlib import Path
@@ -319,6 +320,50 @@ def test_clients_that_are_aborted() -> None:
         assert not selector.select(0)
         server.close()
         client.close()
+
+
+@linux_only
+@pytest.mark.parametrize("how", ["read", "both", "close"])
+@pytest.mark.parametrize("family", ["tcp", "unix"])
+def test_a_listener_that_ends(family: str, how: str, tmp_path: Path) -> None:
+    """When other code shuts down or closes the listener, nobody can ask any more, and that is
+    all: the master neither spins nor fails."""
+    address = "127.0.0.1:0" if family == "tcp" else str(tmp_path / "metrics")
+    with (
+        open_listener(address) as listener,
+        selectors.DefaultSelector() as selector,
+        ExitStack() as clients,
+    ):
+        server = MetricsServer(listener, selector, lambda: Status((), 7, 0, 0, 0))
+        for _ in range(8):
+            client = clients.enter_context(socket.socket(listener.family))
+            client.connect(listener.getsockname())
+            turn(selector, server)
+        if how == "close":
+            listener.close()
+        else:
+            listener.shutdown(socket.SHUT_RD if how == "read" else socket.SHUT_RDWR)
+        clients.close()
+        while selector.select(0):
+            turn(selector, server)
+        assert server.due_at == float("inf")
+        server.close()
+
+
+@linux_only
+def test_a_client_that_does_not_read() -> None:
+    """The listener may have SO_LINGER: the master waits for no client when it closes its end."""
+    with open_listener("127.0.0.1:0") as listener, selectors.DefaultSelector() as selector:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 1000))
+        server = MetricsServer(listener, selector, lambda: Status((), 7, 0, 0, 0))
+        with socket.create_connection(listener.getsockname()) as client:
+            turn(selector, server)
+            (accepted,) = {key.fd for key in selector.get_map().values()} - {listener.fileno()}
+            with socket.socket(fileno=os.dup(accepted)) as same:
+                server.close()
+                on, _ = struct.unpack("ii", same.getsockopt(socket.SOL_SOCKET, socket.SO_LINGER, 8))
+                assert not on
+            assert client.recv(1) == b""
 
 
 @linux_only

@@ -57,8 +57,10 @@ class Acceptor:
         return self.sock.fileno()
 
     def find(self) -> None:
-        """Tells the core the descriptor, which other code may have closed meanwhile."""
+        """Tells the core the descriptor. If other code has closed it, the next accept says so."""
         self.record.sock = self.sock.fileno()
+        if self.record.sock < 0:
+            self.record.state = lib.FDP_READY
 
     def take_error(self) -> int:
         """The errno of an accept that failed since the last call, or 0."""

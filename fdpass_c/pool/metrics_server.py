@@ -1,13 +1,17 @@
 """Answers HTTP requests for the status and the metrics, in the master's loop."""
 
+import errno
+import os
 import selectors
 import socket
+import struct
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import partial
 from typing import NamedTuple
 
+from fdpass_c._native import lib
 from fdpass_c.pool.listeners import Mode, describe_listener
 from fdpass_c.pool.log import logger
 from fdpass_c.pool.metrics import PROMETHEUS_TYPE, to_json, to_prometheus
@@ -25,6 +29,9 @@ _RETRY_DELAY = 5.0
 """Seconds until the next try to accept, after an error such as a full descriptor table."""
 
 _MAX_HEAD = 16384
+
+# Closing waits for no client, whatever the listener's option is.
+_NO_LINGER = struct.pack("ii", 0, 0)
 
 
 class _Client(NamedTuple):
@@ -64,6 +71,7 @@ class MetricsServer:
             if now >= client.deadline:
                 self._end(client)
         listens = len(self._clients) < _MAX_CLIENTS and now >= self._retry_at
+        listens = listens and self._listener.fileno() >= 0  # Other code may have closed it.
         if listens and not self._listens:
             try:
                 self._selector.register(self._listener, selectors.EVENT_READ, self._accept)
@@ -84,6 +92,8 @@ class MetricsServer:
             self._listener.setblocking(False)  # A process that shares it may have changed it.
             sock, _ = self._listener.accept()
         except BlockingIOError:
+            if lib.fdp_try_find_shut_down(self._listener.fileno()):
+                self._pause(OSError(errno.EINVAL, os.strerror(errno.EINVAL)))
             return
         except OSError as error:
             # One client may have gone before it was accepted. A second error may last.
@@ -93,6 +103,8 @@ class MetricsServer:
             return
         self._failed = False
         sock.setblocking(False)
+        with suppress(OSError):
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGER)
         client = _Client(
             sock, _serve_client(sock, self._report), time.monotonic() + _CLIENT_TIMEOUT
         )
@@ -106,7 +118,9 @@ class MetricsServer:
 
     def _pause(self, error: OSError) -> None:
         logger.warning("cannot accept a client of the metrics: %s", error.strerror)
-        self._retry_at = time.monotonic() + _RETRY_DELAY
+        # Other code has shut it down or closed it.
+        lasts = error.errno in (errno.EINVAL, errno.EBADF)
+        self._retry_at = float("inf") if lasts else time.monotonic() + _RETRY_DELAY
 
     def _step(self, client: _Client, _events: int) -> None:
         with suppress(OSError, StopIteration):  # The client has gone, or all is done.

@@ -217,6 +217,23 @@ static void test_close_many(void) {
     fdp_free_queue(&queue);
 }
 
+/* Nobody waits for the peer of a socket, and one that is to be reset is reset. */
+static void test_linger(void) {
+    static const struct linger given[] = {{1, 1000}, {1, 0}, {0, 0}};
+    for (size_t i = 0; i < COUNT(given); i++) {
+        struct linger left;
+        socklen_t size = sizeof left;
+        struct fdp_queue queue = {.items = NULL};
+        int sock = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0), copy = dup(sock);
+        CHECK(setsockopt(sock, SOL_SOCKET, SO_LINGER, &given[i], sizeof given[i]) == 0);
+        fill(&queue, &copy, 1);
+        fdp_free_queue(&queue);
+        CHECK(getsockopt(sock, SOL_SOCKET, SO_LINGER, &left, &size) == 0);
+        CHECK(left.l_onoff == (i == 1) && !is_open(copy));
+        (void)close(sock);
+    }
+}
+
 int main(void) {
     RUN(test_accept);
     RUN(test_accept_in_turn);
@@ -226,6 +243,7 @@ int main(void) {
 #endif
     RUN(test_move);
     RUN(test_close_many);
+    RUN(test_linger);
     RUN(test_end);
     return 0;
 }

@@ -273,6 +273,21 @@ static void test_news(void) {
     close_master(master);
 }
 
+/* The connections of a listener that somebody has shut down are accepted, and then the rounds end. */
+static void test_shut_down(void) {
+    for (int how = SHUT_RD; how <= SHUT_RDWR; how += SHUT_RDWR - SHUT_RD) {
+        struct master *master = open_master(9);
+        int client;
+        CHECK(run(master, 0) == 0 && master->listener.state == FDP_WATCHED);
+        connect_many(master, &client, 1);
+        CHECK(shutdown(master->listener.sock, how) == 0);
+        CHECK(run(master, 100) == 0 && master->rounds.has_errors);
+        CHECK(master->listener.error == -EINVAL && master->workers[0].given == 1);
+        (void)close(client);
+        close_master(master);
+    }
+}
+
 /* What a dead worker had not begun waits before all others. */
 static void test_return(void) {
     struct master *master = open_master(9);
@@ -299,6 +314,7 @@ int main(void) {
     RUN(test_pause);
     RUN(test_full_sockets);
     RUN(test_news);
+    RUN(test_shut_down);
     RUN(test_return);
     return 0;
 }

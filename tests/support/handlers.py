@@ -1,6 +1,7 @@
 """Handlers for the pools that tests run."""
 
 import asyncio
+import contextlib
 import itertools
 import logging
 import multiprocessing
@@ -9,6 +10,7 @@ import resource
 import signal
 import socket
 import ssl
+import struct
 import sys
 import threading
 import time
@@ -249,6 +251,18 @@ def close_and_wait(sock: socket.socket, _address: object) -> None:
     sock.sendall(f"{os.getpid()}".encode())
     sock.close()
     signal.pause()
+
+
+def linger(sock: socket.socket, _address: object) -> None:
+    """Closes with more than the buffers hold unsent, and with a close that waits for the peer."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 1000))
+    if sock.recv(10) == b"much":
+        sock.setblocking(False)
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                sock.send(bytes(LONG))
+    else:
+        sock.sendall(b"a little")
 
 
 LONG = 400_000
