@@ -31,9 +31,11 @@ def once_blocked(fd: int, action: Callable[[], object]) -> Iterator[None]:
     state = Path(f"/proc/self/task/{threading.get_native_id()}/syscall")
     if _POLL is None or not state.exists():
         pytest.skip("the kernel does not tell in which system call a thread waits")
-    left = threading.Event()
+    entered, left = threading.Event(), threading.Event()
 
     def watch() -> None:
+        # Of a call without arguments, as before that, the kernel shows what registers held.
+        entered.wait()
         while not left.is_set():
             # "number argument argument ...", or "running"
             words = state.read_text().split()
@@ -44,6 +46,7 @@ def once_blocked(fd: int, action: Callable[[], object]) -> Iterator[None]:
     thread = threading.Thread(target=watch)
     thread.start()
     try:
+        entered.set()
         yield
     finally:
         left.set()
