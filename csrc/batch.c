@@ -18,8 +18,7 @@ struct chunk {
  * that its control data takes, or a negative errno, -ENOBUFS where the chunk is full. */
 static ssize_t add_message(struct chunk *chunk, int filled, size_t used, int sock,
                            struct iovec payload, const int *fds, size_t fd_count) {
-    ssize_t size =
-        fdp_build_control(chunk->arena + used, ARENA - used, fds, fd_count, NULL);
+    ssize_t size = fdp_build_control(chunk->arena + used, ARENA - used, fds, fd_count);
     if (size > 0 && payload.iov_len == 0) {
         int refusal = fdp_check_empty(sock);
         if (refusal < 0)

@@ -2,44 +2,22 @@
 #include "compat.h"
 #include "fdpass.h"
 
-static void put_block(struct cmsghdr *header, int type, const void *data, size_t length) {
-    header->cmsg_level = SOL_SOCKET;
-    header->cmsg_type = type;
-    header->cmsg_len = (fdp_controllen_t)CMSG_LEN(length);
-    fdp_copy(CMSG_DATA(header), data, length);
-}
-
-ssize_t fdp_build_control(void *control, size_t capacity, const int *fds, size_t fd_count,
-                          const struct fdp_credentials *credentials) {
+ssize_t fdp_build_control(void *control, size_t capacity, const int *fds, size_t fd_count) {
+    size_t size = fd_count * sizeof(int);
     if (fd_count > FDP_MAX_FDS)
         return -EINVAL;
-    if (credentials != NULL && !FDP_HAVE_SCM_CREDENTIALS)
-        return -EOPNOTSUPP;
-
-    size_t fds_size = fd_count * sizeof(int);
-    size_t total = fd_count > 0 ? CMSG_SPACE(fds_size) : 0;
-    if (credentials != NULL)
-        total += CMSG_SPACE(sizeof(struct fdp_ucred));
-    if (total > capacity)
-        return -ENOBUFS;
-    if (total == 0)
+    if (fd_count == 0)
         return 0;
-
-    /* Zeroed, because CMSG_NXTHDR reads the next header's length and the kernel the padding. */
-    memset(control, 0, total);
-    struct msghdr message = {.msg_control = control, .msg_controllen = (fdp_controllen_t)total};
-    struct cmsghdr *header = CMSG_FIRSTHDR(&message);
-    if (fd_count > 0) {
-        put_block(header, SCM_RIGHTS, fds, fds_size);
-        header = fdp_next_control(&message, header);
-    }
-    if (credentials != NULL) {
-        struct fdp_ucred stated = {.pid = (pid_t)credentials->pid,
-                                   .uid = (uid_t)credentials->uid,
-                                   .gid = (gid_t)credentials->gid};
-        put_block(header, SCM_CREDENTIALS, &stated, sizeof stated);
-    }
-    return (ssize_t)total;
+    if (CMSG_SPACE(size) > capacity)
+        return -ENOBUFS;
+    /* Zeroed, because the kernel reads the padding. */
+    memset(control, 0, CMSG_SPACE(size));
+    struct cmsghdr *header = control;
+    header->cmsg_level = SOL_SOCKET;
+    header->cmsg_type = SCM_RIGHTS;
+    header->cmsg_len = (fdp_controllen_t)CMSG_LEN(size);
+    fdp_copy(CMSG_DATA(header), fds, size);
+    return (ssize_t)CMSG_SPACE(size);
 }
 
 static void take_rights(const unsigned char *data, size_t size, int *ret_fds, size_t fd_capacity,

@@ -86,11 +86,9 @@ static inline void fdp_set_cloexec(int fd) { (void)fd; }
 static inline void fdp_set_cloexec(int fd) { (void)fcntl(fd, F_SETFD, FD_CLOEXEC); }
 #endif
 
-/* -- credentials, pidfds --------------------------------------------------------------------- */
+/* -- pidfds ---------------------------------------------------------------------------------- */
 
 #if defined(__linux__)
-#define FDP_HAVE_SCM_CREDENTIALS 1
-#define fdp_ucred ucred
 /* Both are newer than the oldest headers we build with (Linux 6.5). */
 #ifndef SCM_PIDFD
 #define SCM_PIDFD 0x04
@@ -105,15 +103,8 @@ static inline void fdp_set_cloexec(int fd) { (void)fcntl(fd, F_SETFD, FD_CLOEXEC
 #endif
 #endif
 #else
-/* The BSDs let nobody state credentials; these types never match a control message. */
-#define FDP_HAVE_SCM_CREDENTIALS 0
-#define SCM_CREDENTIALS (-1)
+/* Matches no control message. */
 #define SCM_PIDFD (-2)
-struct fdp_ucred {
-    pid_t pid;
-    uid_t uid;
-    gid_t gid;
-};
 #endif
 
 /* The type of a socket, or a negative errno. */

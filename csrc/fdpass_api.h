@@ -13,12 +13,10 @@ struct fdp_credentials {
 
 /* cmsg.c: control data. Pure: no system call but close. */
 
-/* Builds the control data of one message into control[0..capacity). Borrows fds. credentials may
- * be NULL. Returns the length for msg_controllen, 0 if there is no control data.
- * -EINVAL: more than FDP_MAX_FDS descriptors.  -ENOBUFS: capacity is too small.
- * -EOPNOTSUPP: credentials, on a system that does not let a sender state them. */
-ssize_t fdp_build_control(void *control, size_t capacity, const int *fds, size_t fd_count,
-                          const struct fdp_credentials *credentials);
+/* Builds the control data of one message into control[0..capacity). Borrows fds. Returns the length
+ * for msg_controllen, 0 if there is no control data.
+ * -EINVAL: more than FDP_MAX_FDS descriptors.  -ENOBUFS: capacity is too small. */
+ssize_t fdp_build_control(void *control, size_t capacity, const int *fds, size_t fd_count);
 
 /* What arrived with one message. flags is msg_flags: MSG_CTRUNC says that descriptors were lost. */
 struct fdp_arrival {

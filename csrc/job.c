@@ -149,7 +149,7 @@ static unsigned fill_chunk(struct chunk *chunk, const struct fdp_job *job) {
         size_t fd_count = sent > 0 ? 0 : plan.fd_count;
         const int *fds = fd_count > 0 ? job->fds + at.fd_offset + at.fds : NULL;
         ssize_t control_size = fdp_build_control(chunk->controls + controls, CONTROLS - controls,
-                                                 fds, fd_count, NULL);
+                                                 fds, fd_count);
         if (control_size < 0)
             break;
         write_head(job, &at, &plan, chunk->heads + heads);

@@ -12,7 +12,7 @@ int fdp_check_empty(int sock) {
 ssize_t fdp_send_message(int sock, const struct iovec *buffers, size_t buffer_count, const int *fds,
                          size_t fd_count, int flags) {
     FDP_CONTROL(control, FDP_CONTROL_SIZE);
-    ssize_t control_size = fdp_build_control(control, sizeof control, fds, fd_count, NULL);
+    ssize_t control_size = fdp_build_control(control, sizeof control, fds, fd_count);
     if (control_size > 0 && fdp_sum_lengths(buffers, buffer_count) == 0) {
         int refusal = fdp_check_empty(sock);
         if (refusal < 0)

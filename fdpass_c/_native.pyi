@@ -21,9 +21,7 @@ class _Lib(Protocol):
     FDP_MAX_FDS: int
     FDP_ADDRESS_SIZE: int
     FDP_INLINE_SIZE: int
-    def fdp_build_control(
-        self, control: Any, capacity: int, fds: Any, fd_count: int, credentials: Any
-    ) -> int: ...
+    def fdp_build_control(self, control: Any, capacity: int, fds: Any, fd_count: int) -> int: ...
     def fdp_parse_control(
         self,
         control: Any,
