@@ -573,8 +573,8 @@ struct fdp_rounds {
 /* In each round, reads the counters, accepts as many connections as there is room for, gives them away,
  * closes the copies that are not needed, and waits until there is something to do. Returns 0 if that
  * is the caller's: after timeout milliseconds, whatever else there is to do, for a byte that is not 0,
- * the selector, a signal, or what was found. -EAGAIN: without a selector, there is nothing to do but
- * wait. -ENOMEM. */
+ * the selector, a signal, or what was found; and soon if poll fails. -EAGAIN: without a selector, there
+ * is nothing to do but wait. -ENOMEM. */
 int fdp_run_rounds(struct fdp_rounds *rounds, int timeout);
 
 /* Moves the copies of what a dead worker had not begun to the front of waiting. Returns 0.  -ENOMEM. */

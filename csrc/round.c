@@ -95,6 +95,14 @@ static int read_wakeup(int fd) {
     return count < (ssize_t)sizeof bytes;
 }
 
+/* There is no memory, or RLIMIT_NOFILE is below the number of listeners. */
+static void try_without_poll(struct fdp_listeners *listeners) {
+    for (size_t i = 0; i < listeners->count; i++)
+        if (listeners->items[i]->state == FDP_WATCHED)
+            listeners->items[i]->state = FDP_READY;
+    (void)poll(NULL, 0, SHORTEST_POLL);
+}
+
 /* Returns 1 if a round comes next, 0 if something is the caller's, -EAGAIN if it must wait. */
 static int wait_for_more(struct fdp_rounds *rounds, struct pollfd *polled, int64_t left) {
     struct fdp_listeners *listeners = &rounds->listeners;
@@ -109,6 +117,10 @@ static int wait_for_more(struct fdp_rounds *rounds, struct pollfd *polled, int64
         polled[2 + i] = (struct pollfd){.fd = sock, .events = POLLIN | POLLRDHUP};
     }
     int found = poll(polled, (nfds_t)(2 + listeners->count), timeout);
+    if (found < 0 && errno != EINTR) {
+        try_without_poll(listeners);
+        return 0;
+    }
     if (found == 0)
         return rounds->selector < 0 && timeout < left ? -EAGAIN : !is_last;
     for (size_t i = 0; found > 0 && i < listeners->count; i++) {
@@ -142,6 +154,9 @@ int fdp_run_rounds(struct fdp_rounds *rounds, int timeout) {
 
 int fdp_return_copies(struct fdp_rounds *rounds, struct fdp_worker *worker) {
     struct fdp_round round;
+    /* Without it those that are begun would be given once more. */
+    if (fdp_reserve_connections(&rounds->done, worker->copies.count) < 0)
+        return -ENOMEM;
     fdp_read_workers(&worker, 1, &rounds->done, &round);
     rounds->begun += round.begun;
     return fdp_return_connections(&worker->copies, &rounds->waiting);

@@ -47,10 +47,12 @@ class Rounds:
         self._point_to_workers()
 
     def remove(self, account: Account) -> None:
-        """Queues the connections that the worker had not begun, before all later ones."""
+        """Queues the connections that the worker had not begun, before all later ones. May be
+        repeated."""
         if lib.fdp_return_copies(self.found, account.record) < 0:
             raise MemoryError
-        self._accounts.remove(account)
+        if account in self._accounts:
+            self._accounts.remove(account)
         self._point_to_workers()
 
     def _point_to_workers(self) -> None:

@@ -7,6 +7,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from functools import partial
+from itertools import repeat
 from typing import NamedTuple
 
 from fdpass_c.pool import failed_starts
@@ -14,7 +15,7 @@ from fdpass_c.pool.dispatch import Dispatcher
 from fdpass_c.pool.failed_starts import FailedStarts
 from fdpass_c.pool.log import logger
 from fdpass_c.pool.status import Phase
-from fdpass_c.pool.worker_process import State, WorkerProcess, describe_exit
+from fdpass_c.pool.worker_process import State, WorkerProcess, collect_exits, describe_exit
 
 _GRACE = 1.0
 """Seconds for a worker to end that is still starting, or that hangs."""
@@ -73,6 +74,7 @@ class Supervisor:
         self._reloaded: set[WorkerProcess] = set()
         self._stop_deadline = float("inf")
         self._failed_starts = FailedStarts()
+        self._exits: list[tuple[int, int]] = []
 
     @property
     def phase(self) -> Phase:
@@ -247,39 +249,43 @@ class Supervisor:
 
     def reap_exited(self) -> None:
         """Finds workers that have ended although a child process keeps their channel open."""
+        if os.getpid() == 1:
+            self._wait_for_orphans()
         for worker in [*self._workers]:
             if worker.has_exited():
                 self.reap(worker)
-        if os.getpid() == 1:
-            self._reap_orphans()
 
-    def _reap_orphans(self) -> None:
+    def _wait_for_orphans(self) -> None:
         """A container's first process inherits those whose parent died (man 7 pid_namespaces)."""
         with contextlib.suppress(ChildProcessError):
-            while True:
-                pid, status = os.waitpid(-1, os.WNOHANG)  # Not waitid, which PyPy does not have.
-                if pid == 0:
-                    return
-                for worker in [*self._workers]:
-                    if worker.pid == pid:
-                        worker.note_exit(status)
-                        self.reap(worker)
+            collect_exits(self._exits, repeat(-1), os.WNOHANG)
+        self._note_exits()
+
+    def _note_exits(self) -> None:
+        for worker in self._workers:
+            for pid, status in self._exits:
+                if pid == worker.pid:
+                    worker.note_exit(status)
+        self._exits.clear()
 
     def reap(self, worker: WorkerProcess) -> None:
-        """Ends a worker and gives what it had not begun to others."""
+        """Ends a worker and gives what it had not begun to others. May be repeated, after a signal
+        handler has raised in it."""
         status = worker.kill()
         given_back = self._dispatcher.remove(worker)
-        self._selector.unregister(worker.channel)
+        with contextlib.suppress(KeyError, ValueError):
+            self._selector.unregister(worker.channel)
         worker.channel.close()
+        lost = worker.account.begun - worker.account.handled
+        if worker in self.counted.workers:
+            self.counted = Counted(
+                tuple(other for other in self._workers if other is not worker),
+                self.counted.handled + worker.account.handled,
+                self.counted.failed + worker.counters.failed,
+                self.counted.lost + lost,
+            )
         self._workers.remove(worker)
         self._reloaded.discard(worker)
-        lost = worker.account.begun - worker.account.handled
-        self.counted = Counted(
-            (*self._workers,),
-            self.counted.handled + worker.account.handled,
-            self.counted.failed + worker.counters.failed,
-            self.counted.lost + lost,
-        )
         self.due_at = 0.0
         ended = f"worker {worker.pid} {describe_exit(status)}"
         if worker.state is State.LEAVING and status == 0 and not lost and not given_back:
@@ -315,5 +321,8 @@ class Supervisor:
             self.fail(failure)
 
     def kill_all(self) -> None:
+        self._note_exits()
+        for worker in self._workers:
+            worker.kill()
         for worker in [*self._workers]:
             self.reap(worker)

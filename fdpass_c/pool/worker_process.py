@@ -6,7 +6,8 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from itertools import repeat, takewhile
 from typing import NamedTuple
 
 from fdpass_c.channel import Channel
@@ -65,7 +66,7 @@ class WorkerProcess:
         self._busy = 0.0
         self.deadline: float = float("inf")
         self.ready_at: float = float("inf")
-        self._status: int | None = None
+        self._waited: list[tuple[int, int]] = []
         self._sock = sock
         self.channel: Channel = Channel(sock)
         self.channel.setblocking(False)
@@ -117,21 +118,20 @@ class WorkerProcess:
         return not self.channel.unsent
 
     def has_exited(self) -> bool:
-        if self._status is None:
+        if not self._waited:
             self._wait(os.WNOHANG)
-        return self._status is not None
+        return self._waited != []
 
     def note_exit(self, status: int) -> None:
         """Another has waited for it, and got this wait status."""
-        self._status = status
+        self._waited = [(self.pid, status)]
 
     def kill(self) -> int:
         """Kills it if it still runs, and waits for it. Returns its wait status, or TAKEN."""
         self._send_signal(signal.SIGKILL)
-        if self._status is None:
+        if not self._waited:
             self._wait(0)
-        assert self._status is not None
-        return self._status
+        return self._waited[0][1]
 
     def _send_signal(self, signum: int) -> None:
         if not self.has_exited():
@@ -140,11 +140,9 @@ class WorkerProcess:
 
     def _wait(self, options: int) -> None:
         try:
-            pid, status = os.waitpid(self.pid, options)
+            collect_exits(self._waited, [self.pid], options)
         except ChildProcessError:
-            self._status = TAKEN
-        else:
-            self._status = status if pid else None
+            self._waited = self._waited or [(self.pid, TAKEN)]
 
     def close_in_child(self) -> None:
         """In a forked child: closes its copies."""
@@ -223,6 +221,15 @@ def _run_child(
         failure = error
     finally:
         end_process(failure)
+
+
+def collect_exits(found: list[tuple[int, int]], pids: Iterable[int], options: int) -> None:
+    """Appends what os.waitpid returns for each of pids, until there is nothing.
+
+    No bytecode is between the call and the list, where a signal handler could raise. What was
+    appended before a ChildProcessError stays.
+    """
+    found.extend(takewhile(any, map(os.waitpid, pids, repeat(options))))
 
 
 def describe_exit(status: int) -> str:

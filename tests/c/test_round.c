@@ -297,10 +297,31 @@ static void test_return(void) {
     finish(master, 0);
     int left = master->workers[0].copies.items[master->workers[0].copies.head + 1].fd;
     add_waiting(master);
+    struct fdp_queue *waiting = &master->rounds.waiting, *done = &master->rounds.done;
+    /* There is no memory for so many. */
+    done->count = UINT32_MAX / 2;
+    CHECK(fdp_return_copies(&master->rounds, &master->workers[0]) == -ENOMEM);
+    CHECK(waiting->count == 1 && master->workers[0].copies.count == 2);
+    done->count = 0;
     CHECK(fdp_return_copies(&master->rounds, &master->workers[0]) == 0);
-    struct fdp_queue *waiting = &master->rounds.waiting;
     CHECK(waiting->count == 2 && waiting->items[waiting->head].fd == left && is_open(left));
     CHECK(master->rounds.begun == 1 && master->rounds.done.count == 1);
+    close_master(master);
+}
+
+/* Where poll fails the listeners are tried in its place, and the master does not spin. */
+static void test_poll_fails(void) {
+    struct master *master = open_master(9);
+    struct rlimit old, limited;
+    CHECK(run(master, 0) == 0 && master->listener.state == FDP_WATCHED);
+    CHECK(getrlimit(RLIMIT_NOFILE, &old) == 0);
+    limited = old;
+    limited.rlim_cur = 2; /* Fewer than are polled. */
+    CHECK(setrlimit(RLIMIT_NOFILE, &limited) == 0);
+    int64_t start = milliseconds();
+    CHECK(run(master, LONG) == 0 && master->listener.state == FDP_READY);
+    CHECK(milliseconds() - start >= 4);
+    CHECK(setrlimit(RLIMIT_NOFILE, &old) == 0);
     close_master(master);
 }
 
@@ -316,5 +337,8 @@ int main(void) {
     RUN(test_news);
     RUN(test_shut_down);
     RUN(test_return);
+#ifndef UNDER_VALGRIND
+    RUN(test_poll_fails);
+#endif
     return 0;
 }

@@ -1,0 +1,71 @@
+"""A signal handler of the program may raise while the master deals with a dead worker."""
+
+import itertools
+import os
+import selectors
+import signal
+import sys
+from contextlib import closing
+from types import ModuleType
+
+import pytest
+
+from fdpass_c.channel import Channel
+from fdpass_c.pool import connections, dispatch, rounds, supervisor, worker_process
+from fdpass_c.pool.accepting import Acceptors
+from fdpass_c.pool.counters import Counters
+from fdpass_c.pool.dispatch import Dispatcher
+from fdpass_c.pool.supervisor import Supervisor
+from fdpass_c.pool.wakeup import Wakeup
+from fdpass_c.pool.worker_process import WorkerProcess, WorkerSettings, fork_worker
+from support.marks import linux_only
+from support.signals import interrupt_call
+
+pytestmark = [
+    linux_only,
+    pytest.mark.thread_unsafe,
+    pytest.mark.untraced,
+    pytest.mark.skipif(not hasattr(os, "waitid"), reason="PyPy has no waitid"),
+]
+
+
+def end(_channel: Channel, counters: Counters) -> None:
+    counters.fail()
+    sys.exit(7)
+
+
+def wait(channel: Channel, _counters: Counters) -> None:
+    channel.recv()
+
+
+def start(slot: int, restarts: int) -> WorkerProcess:
+    settings = WorkerSettings(slot, restarts, 1, float("inf"))
+    return fork_worker(settings, lambda: None, wait if slot else end)
+
+
+def interrupt_reaping(module: ModuleType, number: int, name: str) -> bool:
+    """One of two workers has ended, then the pool ends. Returns whether there were so many
+    calls."""
+    workers: list[WorkerProcess] = []
+    with selectors.DefaultSelector() as selector, closing(Wakeup()) as wakeup:
+        dispatcher = Dispatcher(Acceptors(False), workers, wakeup, selector)
+        pool = Supervisor(workers, dispatcher, selector, start, 2, 60, 60)
+        pool.check()
+        started = [*workers]
+        os.waitid(os.P_PID, started[0].pid, os.WEXITED | os.WNOWAIT)
+        came = interrupt_call(module, number, getattr(pool, name))
+        pool.kill_all()
+        assert not workers
+        assert not selector.get_map()
+        assert pool.counted == ((), 0, 1, 0)
+        assert [worker.kill() for worker in started] == [7 << 8, signal.SIGKILL]
+    return came
+
+
+@pytest.mark.parametrize("name", ["reap_exited", "_wait_for_orphans"])
+@pytest.mark.parametrize("module", [supervisor, worker_process, dispatch, rounds, connections])
+def test_a_handler_that_raises(module: ModuleType, name: str) -> None:
+    """Wherever it does, no worker is left or counted twice, and none's exit status is lost."""
+    for number in itertools.count(1):
+        if not interrupt_reaping(module, number, name):
+            break
