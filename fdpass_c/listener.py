@@ -8,6 +8,7 @@ import threading
 from collections.abc import Collection, Iterator
 from functools import partial
 
+from fdpass_c._native import lib
 from fdpass_c.channel import Channel
 from fdpass_c.errors import NotCopied, raise_oserror
 from fdpass_c.options import DEFAULT_MAX_FDS, DEFAULT_MAX_PAYLOAD, check_options, refuse_fds
@@ -118,6 +119,8 @@ class Listener(NotCopied):
             try:
                 sock, _ = self._sock.accept()
             except BlockingIOError:
+                if lib.fdp_try_find_shut_down(self._sock.fileno()):
+                    raise_oserror(errno.EINVAL)  # As a blocking accept says it.
                 deadline.handle(errno.EAGAIN)
                 continue
             try:

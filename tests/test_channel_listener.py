@@ -117,6 +117,17 @@ def test_close_beside_one_who_comes(path: Path) -> None:
         accept()
 
 
+@linux_only
+def test_another_process_shuts_it_down(path: Path) -> None:
+    """Nobody can connect any more, and accept says so at once, whatever the timeout is."""
+    for timeout in (0, 1, None):
+        with Listener(path) as listener, socket.socket(fileno=os.dup(listener.fileno())) as same:
+            listener.settimeout(timeout)
+            same.shutdown(socket.SHUT_RDWR)
+            with pytest.raises(OSError, match="Invalid argument"):
+                listener.accept()
+
+
 class ClosedBeforeTheWait(Listener):
     """As another thread may close it: after a try that found nobody, and before the wait."""
 
