@@ -61,7 +61,11 @@ def view_each(buffers: Sequence[Buffer], name: str) -> list[Any]:
         try:
             views.append(ffi.from_buffer(_copy_array(buffer) if _IS_PYPY else buffer))
         except NOT_BYTES_LIKE as error:
-            reason = "encode() makes bytes of a str" if isinstance(buffer, str) else error
+            reason: object = error
+            if isinstance(buffer, str):
+                reason = "encode() makes bytes of a str"
+            elif isinstance(buffer, int):  # What bytes consist of.
+                reason = "pass a list, even for one buffer"
             raise TypeError(f"{name}[{position}] is not bytes-like: {reason}") from None
     return views
 

@@ -180,6 +180,7 @@ def test_wrong_buffers(stream: Pair, file: int) -> None:
 
 NOT_BYTES_LIKE: list[tuple[Any, str]] = [
     ("text", r"encode\(\) makes bytes of a str"),
+    (b"bytes"[0], "pass a list, even for one buffer"),
     (memoryview(b"abcd")[::2], "not C-contiguous"),
 ]
 

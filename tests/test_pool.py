@@ -147,6 +147,9 @@ def test_bad_address() -> None:
     ):
         with pytest.raises(ValueError, match="not HOST:PORT"):
             open_listener(address)
+    port: Any = 8000
+    with pytest.raises(TypeError, match=r"an address is HOST:PORT, .* not int"):
+        open_listener(port)
 
 
 def test_address_forms() -> None:

@@ -40,6 +40,7 @@ def open_listener(address: Address, backlog: int = 1024) -> socket.socket:
 
     Raises:
         ValueError: address has none of the forms of Address.
+        TypeError: It is of another type.
         socket.gaierror: The host is unknown.
         FileExistsError: There is a file at the path, and it is not a socket.
         PermissionError: This user may not use the port, or write to the path's directory.
@@ -115,8 +116,14 @@ def parse_address(address: Address) -> str | tuple[str, int]:
         if isinstance(address[1], int) and not 0 <= address[1] <= 65535:
             raise ValueError(f"a port is 0 to 65535: {address!r}")
         return address
-    if not isinstance(address, str) or "/" in address:
-        return os.fspath(address)
+    if not isinstance(address, str):
+        try:
+            return os.fspath(address)
+        except TypeError:
+            kind = type(address).__name__
+            raise TypeError(f"an address is HOST:PORT, a path or a socket, not {kind}") from None
+    if "/" in address:
+        return address
     host, colon, port = address.rpartition(":")
     if host.startswith("[") and host.endswith("]"):
         host = host[1:-1]

@@ -151,6 +151,7 @@ class Pool:
             PoolError: Workers die at start again and again, or no listener accepts any longer.
             ValueError: There is no listener. A socket does not listen, or is given twice. An
                 address has an unknown form. The caller is not the main thread.
+            TypeError: An address has the wrong type.
             OSError: As for open_listener. EBADF: a socket is closed.
         """
         if not listeners:
