@@ -380,7 +380,7 @@ class Descriptors(NotCopied, Sequence[int]):
         open(fd, mode, **{**options, "closefd": False}).close()
         opener = partial(lib.fdp_open_fd, self._memory, self._find(index))
         self._stop_warning(left=1)
-        return open(b"fd", mode, opener=opener, **options)
+        return _named_by_fd(open(b"fd", mode, opener=opener, **options))
 
     def close(self) -> None:
         """Closes every descriptor that was not taken. Calling it again does nothing."""
@@ -394,6 +394,17 @@ class Descriptors(NotCopied, Sequence[int]):
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _named_by_fd(file: IO[Any]) -> IO[Any]:
+    """Names file as open() names one that it makes of an int.
+
+    A name that is text would get into what gzip and tarfile make of the file.
+    """
+    buffer: Any = getattr(file, "buffer", file)
+    raw: Any = getattr(buffer, "raw", buffer)
+    raw.name = file.fileno()
+    return file
 
 
 _new = Descriptors.__new__

@@ -8,6 +8,7 @@ import socket
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
+from typing import Any
 
 import pytest
 
@@ -281,6 +282,15 @@ def test_as_file_takes_the_options_of_open(stream: Pair, tmp_path: os.PathLike[s
     with fds, fds.as_file(0, "w", encoding="utf-16") as received:
         assert isinstance(received, io.TextIOWrapper)
         assert received.encoding == "utf-16"
+
+
+def test_as_file_has_no_invented_name(file: int) -> None:
+    """The file's name is its descriptor, as if open() had made it of an int: gzip and tarfile write
+    a name that is text into what they make."""
+    kinds: list[dict[str, Any]] = [{}, {"buffering": 0}, {"mode": "r"}, {"mode": "r+b"}]
+    for options in kinds:
+        with Descriptors([os.dup(file)]) as fds, fds.as_file(**options) as received:
+            assert received.name == received.fileno()
 
 
 @pytest.mark.thread_unsafe
