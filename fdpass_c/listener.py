@@ -13,19 +13,19 @@ from fdpass_c.channel import Channel
 from fdpass_c.errors import NotCopied, raise_oserror
 from fdpass_c.options import DEFAULT_MAX_FDS, DEFAULT_MAX_PAYLOAD, check_options, refuse_fds
 from fdpass_c.turns import while_listed
-from fdpass_c.unix import Path, SocketFile, as_address, is_abstract
+from fdpass_c.unix import Path, SocketFile, as_address, check_listening, is_abstract
 from fdpass_c.waiting import READABLE, Deadline
 
 
 class Listener(NotCopied):
-    """Listens at a path and accepts channels.
+    """Listens at a path, or takes a socket that listens, and accepts channels.
 
     A context manager: its exit calls close(). Iterating accepts for ever.
     """
 
     def __init__(
         self,
-        path: Path,
+        address: Path | socket.socket,
         *,
         backlog: int = 128,
         mode: int = 0o600,
@@ -34,14 +34,17 @@ class Listener(NotCopied):
         allow_uids: Collection[int] | None = None,
         receive_fds: bool = True,
     ) -> None:
-        """Binds a new socket and listens.
+        """Binds a new socket and listens, or takes ownership of one that listens.
 
         A stale socket file, at which no process listens, is replaced. During this check a lock file
         exists beside it: its name with .lock at the end. After an exception no file is left.
 
         Args:
-            path: The path of the socket file, or a name in Linux's abstract namespace: a NUL
-                followed by the name. An abstract name has no permissions: use allow_uids.
+            address: The path of the socket file, or a name in Linux's abstract namespace: a NUL
+                followed by the name. An abstract name has no permissions: use allow_uids. Or a
+                listening Unix socket of the type SOCK_STREAM or SOCK_SEQPACKET, for instance from
+                systemd or from another process. backlog and mode have no effect then, and its file
+                is not removed.
             backlog: How many connections may wait to be accepted.
             mode: The permissions of the file, 0 to 0o777. Connecting needs write permission (man 7
                 unix). By default 0o600: only this user can connect.
@@ -52,11 +55,11 @@ class Listener(NotCopied):
             receive_fds: As for Channel, for each accepted one.
 
         Raises:
-            OSError: EADDRINUSE: another socket listens at the path, or is about to. Others as for
-                socket.bind.
+            OSError: EADDRINUSE: another socket listens at the path, or is about to. EAFNOSUPPORT:
+                the socket is of another family. Others as for socket.bind.
             FileExistsError: The path is a file, and not a socket.
-            ValueError: The path contains a NUL, mode is not in 0 to 0o777, or a limit is negative
-                or too large.
+            ValueError: The path contains a NUL, the socket does not listen, mode is not in 0 to
+                0o777, or a limit is negative or too large.
             TypeError: An option has the wrong type.
         """
         check_options(max_payload, max_fds, allow_uids)
@@ -73,25 +76,35 @@ class Listener(NotCopied):
             allow_uids=allow_uids,
             receive_fds=receive_fds,
         )
-        address = as_address(path)
-        self._file = None if is_abstract(address) else SocketFile(address)
+        self._file: SocketFile | None = None
         self._pid = os.getpid()
         self._waiting: list[int] = []
         self._closed = False
+        if isinstance(address, socket.socket):
+            check_listening(address)
+            self._sock = address
+            self._start(receive_fds)
+            return
+        name = as_address(address)
+        if not is_abstract(name):
+            self._file = SocketFile(name)
         self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
-            self.settimeout(None)
-            if not receive_fds:
-                # Accepted sockets inherit it, so not even a descriptor that is sent early gets in.
-                refuse_fds(self._sock)
+            self._start(receive_fds)
             if self._file is None:
-                self._sock.bind(address)
+                self._sock.bind(name)
                 self._sock.listen(backlog)
             else:
                 self._file.listen(self._sock, backlog=backlog, mode=mode)
         except BaseException:
             self.close()
             raise
+
+    def _start(self, receive_fds: bool) -> None:
+        self.settimeout(None)
+        if not receive_fds:
+            # Accepted sockets inherit it, so not even a descriptor that is sent early gets in.
+            refuse_fds(self._sock)
 
     def accept(self) -> Channel:
         """Waits for the next connection and returns its Channel, which the caller owns and closes.
@@ -117,6 +130,8 @@ class Listener(NotCopied):
         deadline = Deadline(self, READABLE)
         while True:
             try:
+                if self._timeout is not None:  # A process that shares it may have changed it.
+                    self._sock.setblocking(False)
                 sock, _ = self._sock.accept()
             except BlockingIOError:
                 if lib.fdp_try_find_shut_down(self._sock.fileno()):
@@ -156,11 +171,36 @@ class Listener(NotCopied):
         self._sock.setblocking(timeout is None)
         self._timeout = timeout
 
-    def close(self) -> None:
-        """Stops listening, and removes the socket file unless another file has replaced it.
+    def detach(self) -> socket.socket:
+        """Hands over the listening socket to the caller, and closes the listener.
 
-        Calling it again does nothing. A thread that waits in accept gets an OSError (EBADF). In a
-        forked child it only closes the child's copy, and the parent goes on listening.
+        The socket file stays, and who connects waits until something accepts from the socket. No
+        other thread may wait in accept: the socket would be shut down.
+
+        Raises:
+            OSError: EBADF: the listener is closed. EMFILE: the descriptor table is full, and
+                nothing has changed.
+        """
+        if self._closed:
+            raise_oserror(errno.EBADF, "the listener is closed")
+        sock = self._sock
+        self._sock = sock.dup()
+        sock.settimeout(sock.gettimeout())  # PyPy's dup makes both blocking.
+        self._file = None
+        self.close()
+        return sock
+
+    @property
+    def closed(self) -> bool:
+        """Whether close() or detach() was called."""
+        return self._closed
+
+    def close(self) -> None:
+        """Stops listening, and removes the socket file that it made unless another has replaced it.
+
+        Calling it again does nothing. A thread that waits in accept gets an OSError (EBADF); for
+        that the socket is shut down, in other processes that have it too. In a forked child it only
+        closes the child's copy, and the parent goes on listening.
         """
         self._closed = True
         if self._file is not None:

@@ -11,6 +11,8 @@ import time
 from collections.abc import Iterator
 
 from fdpass_c.errors import raise_oserror
+from fdpass_c.peer import is_unix
+from fdpass_c.waiting import raw_fileno
 
 Path = str | bytes | os.PathLike[str]
 
@@ -134,6 +136,14 @@ def bind_unix(path: Path, *, backlog: int, mode: int = 0o600) -> socket.socket:
         sock.close()
         raise
     return sock
+
+
+def check_listening(sock: socket.socket) -> None:
+    """ValueError if sock does not listen; OSError: EAFNOSUPPORT if it is no Unix socket."""
+    if not is_unix(raw_fileno(sock)):
+        raise_oserror(errno.EAFNOSUPPORT)
+    if not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+        raise ValueError(f"the socket does not listen: {sock}")
 
 
 def connect_unix(path: Path, timeout: float | None) -> socket.socket:

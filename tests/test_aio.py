@@ -1114,6 +1114,35 @@ def test_serve_forgets_what_has_ended(tmp_path: Path) -> None:
     asyncio.run(test())
 
 
+@every_loop
+def test_listener_handed_over(loop: str, tmp_path: Path, file: int) -> None:
+    """A detached listener ends serve, which lets the handlers finish. Another one accepts on."""
+    path = tmp_path / "socket"
+
+    async def echo(channel: aio.Channel) -> None:
+        async for payload, fds in channel:
+            with fds:
+                await channel.send(payload, fds)
+
+    async def test() -> None:
+        async with Group(loop) as group:
+            first = aio.Listener(path)
+            serving = group.start(first.serve, echo)
+            async with await aio.Channel.connect(path) as old:
+                await old.send(b"old", [file])
+                assert take(await old.recv()) == (b"old", [identity(file)])
+                async with aio.Listener(first.detach()) as second:
+                    assert first.closed
+                    async with await aio.Channel.connect(path), await second.accept():
+                        await old.send(b"still served", [file])
+                        assert take(await old.recv()) == (b"still served", [identity(file)])
+            await serving.wait()
+            with pytest.raises(OSError, match="the listener is closed"):
+                first.detach()
+
+    run(loop, test)
+
+
 def test_options_are_passed_on(tmp_path: Path) -> None:
     """A listener's file has the mode given, or 0600; connect passes its options to the channel."""
 

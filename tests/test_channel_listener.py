@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 import fdpass_c
-from fdpass_c import Channel, Listener
+from fdpass_c import Channel, Listener, ProtocolError
 from fdpass_c.options import ChannelOptions
 from support.descriptors import identity
 from support.marks import linux_only
@@ -126,6 +126,65 @@ def test_another_process_shuts_it_down(path: Path) -> None:
             same.shutdown(socket.SHUT_RDWR)
             with pytest.raises(OSError, match="Invalid argument"):
                 listener.accept()
+
+
+def test_others_make_it_blocking(path: Path) -> None:
+    """A process that shares the socket may make it blocking: accept does not wait nevertheless."""
+    with Listener(path) as listener:
+        listener.settimeout(0)
+        os.set_blocking(listener.fileno(), True)
+        with pytest.raises(BlockingIOError):
+            listener.accept()
+
+
+@pytest.mark.parametrize("kind", [socket.SOCK_STREAM, socket.SOCK_SEQPACKET])
+def test_takes_a_socket(kind: socket.SocketKind, path: Path, file: int) -> None:
+    """A listener owns the listening socket that it is made of, and leaves its file alone."""
+    sock = socket.socket(socket.AF_UNIX, kind)
+    sock.bind(str(path))
+    sock.listen()
+    with socket.socket(socket.AF_UNIX, kind) as end, Listener(sock, max_payload=3) as listener:
+        end.connect(str(path))
+        with Channel(end) as client, listener.accept() as server:
+            client.send(b"up", [file])
+            assert take(server.recv()) == (b"up", [identity(file)])
+            client.send(b"long")
+            with pytest.raises(ProtocolError, match="max_payload is 3"):
+                server.recv()
+    assert sock.fileno() == -1
+    assert path.exists()
+
+
+def test_detach(path: Path) -> None:
+    """A detached socket listens on: who had connected is accepted by the next listener."""
+    first = Listener(path)
+    with Channel.connect(path) as client:
+        with Listener(first.detach()) as second, second.accept() as server:
+            assert first.closed
+            assert not second.closed
+            client.send(b"x")
+            assert server.recv()[0] == b"x"
+            first.close()
+            Channel.connect(path).close()
+        assert second.closed
+    for listener in (first, second):
+        with pytest.raises(OSError, match="the listener is closed") as caught:
+            listener.detach()
+        assert caught.value.errno == errno.EBADF
+
+
+def test_wrong_listening_sockets(path: Path) -> None:
+    """A Listener takes listening Unix sockets; what it refuses stays open."""
+    with socket.create_server(("127.0.0.1", 0)) as inet:
+        with pytest.raises(OSError, match="Unix domain") as caught:
+            Listener(inet)
+        assert caught.value.errno == errno.EAFNOSUPPORT
+        assert inet.fileno() >= 0
+    with socket.socket(socket.AF_UNIX) as bound:
+        bound.bind(str(path))
+        with pytest.raises(ValueError, match="does not listen"):
+            Listener(bound)
+        assert bound.fileno() >= 0
 
 
 class ClosedBeforeTheWait(Listener):

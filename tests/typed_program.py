@@ -71,6 +71,7 @@ def listen(path: Path) -> None:
         assert_type(listener.accept(), Channel)
         for channel in listener:
             assert_type(channel, Channel)
+    assert_type(Listener(socket.socket()).detach(), socket.socket)
     Listener(path, allow_uid={0})  # type: ignore[call-arg]
     Channel.connect(path, timeout="soon")  # type: ignore[arg-type]
 

@@ -3,6 +3,7 @@
 import asyncio
 import errno
 import logging
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from functools import partial
 from typing import TYPE_CHECKING
@@ -40,7 +41,7 @@ _REST = 0.1
 
 
 class Listener(NotCopied):
-    """Listens at a path and accepts channels of the running loop.
+    """Listens at a path, or takes a socket that listens, and accepts channels of the running loop.
 
     An async context manager: its exit calls close(). An async iterator: it accepts for ever. What
     Channel says about loops, tasks, fairness and cancellation holds here too.
@@ -48,26 +49,26 @@ class Listener(NotCopied):
 
     def __init__(
         self,
-        path: Path,
+        address: Path | socket.socket,
         *,
         backlog: int = 128,
         mode: int = 0o600,
         **options: "Unpack[ChannelOptions]",
     ) -> None:
-        """Binds a new socket and listens.
+        """Binds a new socket and listens, or takes ownership of one that listens.
 
         Args:
-            path: As for fdpass_c.Listener.
+            address: As for fdpass_c.Listener.
             backlog: As for fdpass_c.Listener.
             mode: As for fdpass_c.Listener.
             **options: As for Channel, for each accepted one.
 
         Raises:
             RuntimeError: No event loop is running.
-            OSError: As for fdpass_c.Listener.
+            OSError: As for fdpass_c.Listener, and so are all other errors.
         """
         _, loop = running()
-        self._listener = fdpass_c.Listener(path, backlog=backlog, mode=mode, **options)
+        self._listener = fdpass_c.Listener(address, backlog=backlog, mode=mode, **options)
         self._listener.settimeout(0)
         self._accepting: Direction = loop.watch(self._listener, False)
         self._sleep = loop.sleep
@@ -158,11 +159,24 @@ class Listener(NotCopied):
 
     @property
     def closed(self) -> bool:
-        """Whether close() was called."""
-        return self._listener.fileno() < 0
+        """Whether close() or detach() was called."""
+        return self._listener.closed
+
+    def detach(self) -> socket.socket:
+        """Hands over the socket, which stays non-blocking: see fdpass_c.Listener.detach.
+
+        Tasks that wait in accept get an OSError (EBADF). serve ends as after close().
+
+        Raises:
+            RuntimeError: Called in another thread than the loop's.
+            OSError: As for fdpass_c.Listener.detach.
+        """
+        if not self.closed:
+            self._accepting.stop()
+        return self._listener.detach()
 
     def close(self) -> None:
-        """Stops listening, and removes the socket file unless another file has replaced it.
+        """Stops listening, and removes the socket file that it made unless another has replaced it.
 
         Calling it again does nothing. Tasks that wait in accept get an OSError (EBADF). In a forked
         child it only closes the child's copy: the parent still listens.
