@@ -546,6 +546,13 @@ def test_wrong_line(line: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert "error: " in text
 
 
+def test_addresses_of_a_pool_are_optional(capsys: pytest.CaptureFixture[str]) -> None:
+    """Where the handler is missing, the error asks for no address, which may be passed."""
+    with pytest.raises(SystemExit):
+        main(["pool"])
+    assert capsys.readouterr().err.endswith("arguments are required: MODULE:HANDLER\n")
+
+
 def test_wrong_line_of_the_program() -> None:
     """The program ends with that status, too."""
     assert b"error: " in fdpass("no-such-command", status=2).stderr

@@ -88,7 +88,7 @@ def add_parser(commands: Any) -> None:
     )
     parser.add_argument("--quiet", action="store_true", help="log warnings and errors only")
     parser.add_argument("handler", metavar="MODULE:HANDLER")
-    parser.add_argument("addresses", nargs="*", type=_address, metavar="ADDRESS")
+    parser.add_argument("addresses", nargs="*", type=_address, metavar="ADDRESS", default=[])
     parser.set_defaults(run=run, parser=parser)
 
 
