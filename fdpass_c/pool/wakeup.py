@@ -32,7 +32,7 @@ class Wakeup:
         """Must be made before the fork."""
         self.shared: mmap.mmap = mmap.mmap(-1, mmap.PAGESIZE)
         self._reader, writer = os.pipe()
-        self.writer = io.FileIO(writer, "w")
+        self.writer: io.FileIO = io.FileIO(writer, "w")
         for fd in (self._reader, writer):
             os.set_blocking(fd, False)
 
