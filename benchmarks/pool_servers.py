@@ -92,6 +92,7 @@ class _PureChannel:
 
     pending = unsent = 0
     has_kept = False
+    outbox = None
 
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock

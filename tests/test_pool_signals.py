@@ -13,6 +13,7 @@ from types import FrameType
 import pytest
 
 from fdpass_c.pool.signals import MASTERS_SIGNALS, Signals, ignore
+from fdpass_c.pool.wakeup import Wakeup
 from support.server import Server, connections
 from support.sockets import read_all, read_some
 
@@ -377,3 +378,17 @@ def test_death_of_the_master_while_a_start_hangs(tmp_path: Path) -> None:
         for pidfd in pidfds:
             assert select.select([pidfd], [], [], 60)[0]
             os.close(pidfd)
+
+
+@pytest.mark.thread_unsafe
+def test_late_wakeup(tmp_path: Path) -> None:
+    """A thread that calls reload() just as serve() ends writes to nobody who has the number now."""
+    wakeup = Wakeup()
+    number = wakeup.writer.fileno()
+    wakeup.close()
+    path = tmp_path / "file"
+    with path.open("wb") as file:
+        os.dup2(file.fileno(), number)
+        wakeup.wake()
+        os.close(number)
+    assert path.read_bytes() == b""

@@ -77,7 +77,7 @@ class Signals:
         handlers = {}
         previous_fd = -1
         try:
-            previous_fd = signal.set_wakeup_fd(wakeup.writer, warn_on_full_buffer=False)
+            previous_fd = signal.set_wakeup_fd(wakeup.writer.fileno(), warn_on_full_buffer=False)
             for signum, came in self._came.items():
                 handlers[signum] = signal.signal(signum, came.insert)
             self._wakeup = wakeup

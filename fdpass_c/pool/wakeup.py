@@ -1,5 +1,6 @@
 """Waking the master."""
 
+import io
 import mmap
 import os
 
@@ -23,14 +24,16 @@ class Wakeup:
     when they have room again. The master sets the flag and then reads the counters once more. A
     worker counts first and then reads the flag. So at least one of them notices the other, unless
     the processor reorders these accesses. Then the master notices at its next poll.
+
+    writer: a file, because a thread that is late must not write to whoever has its number then.
     """
 
     def __init__(self) -> None:
         """Must be made before the fork."""
         self.shared: mmap.mmap = mmap.mmap(-1, mmap.PAGESIZE)
-        self.writer: int
-        self._reader, self.writer = os.pipe()
-        for fd in (self._reader, self.writer):
+        self._reader, writer = os.pipe()
+        self.writer: io.FileIO = io.FileIO(writer, "w")
+        for fd in (self._reader, writer):
             os.set_blocking(fd, False)
 
     @property
@@ -51,9 +54,9 @@ class Wakeup:
 
     def _write(self, byte: bytes) -> None:
         try:
-            os.write(self.writer, byte)
-        except (BlockingIOError, BrokenPipeError):
-            return  # The pipe is full of wakeups already, or the master has ended.
+            self.writer.write(byte)  # Nothing, if it is full of wakeups already.
+        except (BrokenPipeError, ValueError):
+            return  # The master has ended, or the pool in this process.
 
     def wake_for_copy(self, counters: Counters, number: int) -> None:
         """In a worker that has closed its number-th connection: wakes the master if it has a copy.
@@ -69,4 +72,4 @@ class Wakeup:
 
     def close(self) -> None:
         os.close(self._reader)
-        os.close(self.writer)
+        self.writer.close()
