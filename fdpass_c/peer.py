@@ -12,6 +12,8 @@ from fdpass_c.waiting import HasFileno, fileno
 class Credentials(NamedTuple):
     """The peer as it was when it called connect, listen or socketpair (man 7 unix, SO_PEERCRED).
 
+    For both ends of a socket pair that is the process that made the pair, whoever has them now.
+
     The kernel vouches for all three numbers. In a user namespace, every user and group without a
     number there appears as 65534 (/proc/sys/kernel/overflowuid). That number identifies no user: do
     not put it into allow_uids.

@@ -365,11 +365,17 @@ class Channel(NotCopied):
 
     @property
     def peer(self) -> Credentials:
-        """The pid, uid and gid of the peer as it was when the connection was made."""
+        """The pid, uid and gid of the peer as it was when the connection was made.
+
+        For both ends of a socket pair: of the process that made the pair.
+        """
         return self._channel.peer
 
     def peer_pidfd(self) -> int | None:
-        """Returns a pidfd of the peer, which the caller owns, or None: see fdpass_c.peer_pidfd."""
+        """Returns a pidfd of the process that peer names, or None: see fdpass_c.peer_pidfd.
+
+        The caller owns it.
+        """
         return self._channel.peer_pidfd()
 
     @property
