@@ -175,19 +175,26 @@ class Listener(NotCopied):
         """Hands over the listening socket to the caller, and closes the listener.
 
         The socket file stays, and who connects waits until something accepts from the socket. No
-        other thread may wait in accept: the socket would be shut down.
+        other thread may wait in accept: it might take a connection all the same.
 
         Raises:
-            OSError: EBADF: the listener is closed. EMFILE: the descriptor table is full, and
-                nothing has changed.
+            OSError: EBADF: the listener is closed.
         """
         if self._closed:
             raise_oserror(errno.EBADF, "the listener is closed")
-        sock = self._sock
-        self._sock = sock.dup()
-        sock.settimeout(sock.gettimeout())  # PyPy's dup makes both blocking.
+        own = self._sock
+        sock = socket.socket.__new__(socket.socket)
+        try:
+            sock.__init__(own.family, own.type, own.proto, own.fileno())  # type: ignore[misc]
+            sock.settimeout(own.gettimeout())
+            own.detach()
+        except BaseException:
+            # Both own it, unless the listener has given it up.
+            if own.fileno() >= 0:
+                socket.socket.detach(sock)
+            raise
         self._file = None
-        self.close()
+        self._closed = True
         return sock
 
     @property

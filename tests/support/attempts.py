@@ -541,6 +541,8 @@ class Operations:
         return {
             "Listener": self._listen,
             "Listener over a stale file": partial(self._listen, True),
+            "Listener of a socket": self._listen_at_a_socket,
+            "Listener.detach": self._detach_a_listener,
             "Listener.close": self._stop_listening,
             "Listener.accept": self._accept,
             "Listener.accept 30.0": partial(self._accept, 30.0),
@@ -568,6 +570,29 @@ class Operations:
             self._meet(listener, path)
         assert not path.exists()
         Path(f"{path}.lock").unlink(missing_ok=True)
+
+    def _listen_at_a_socket(self) -> Attempt:
+        path = self.path()
+        with socket.socket(socket.AF_UNIX) as sock:
+            sock.bind(str(path))
+            sock.listen()
+            outcome = yield lambda: self.api.Listener(sock)
+            with outcome.value or self.api.Listener(sock) as listener:
+                self._meet(listener, path)
+        path.unlink()
+
+    def _detach_a_listener(self) -> Attempt:
+        path = self.path()
+        with self.api.Listener(path) as listener:
+            outcome = yield listener.detach
+            if outcome.error is None:
+                assert listener.fileno() == -1
+                with self.api.Listener(outcome.value) as other:
+                    self._meet(other, path)
+                path.unlink()
+            elif not isinstance(outcome.error, ANYWHERE):
+                self._meet(listener, path)
+        path.unlink(missing_ok=True)
 
     def _stop_listening(self) -> Attempt:
         path = self.path()

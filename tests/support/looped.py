@@ -163,6 +163,7 @@ class Listener(_Limited):
     def __init__(self, path: Any, **options: Any) -> None:
         self._listener: aio.Listener = _run(partial(_make, aio.Listener, path, **options))
         self.close = self._listener.close
+        self.detach = self._listener.detach
         self.fileno = self._listener.fileno
 
     def accept(self) -> Channel:
