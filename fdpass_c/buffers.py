@@ -64,8 +64,8 @@ def view_each(buffers: Sequence[Buffer], name: str) -> list[Any]:
             reason: object = error
             if isinstance(buffer, str):
                 reason = "encode() makes bytes of a str"
-            elif isinstance(buffer, int):  # What bytes consist of.
-                reason = "pass a list, even for one buffer"
+            elif isinstance(buffer, int):
+                reason = "it is an int, as the items of bytes are"
             raise TypeError(f"{name}[{position}] is not bytes-like: {reason}") from None
     return views
 

@@ -180,7 +180,7 @@ def test_wrong_buffers(stream: Pair, file: int) -> None:
 
 NOT_BYTES_LIKE: list[tuple[Any, str]] = [
     ("text", r"encode\(\) makes bytes of a str"),
-    (b"bytes"[0], "pass a list, even for one buffer"),
+    (b"bytes"[0], "it is an int, as the items of bytes are"),
     (memoryview(b"abcd")[::2], "not C-contiguous"),
 ]
 
