@@ -37,13 +37,12 @@ static int accept_one(struct fdp_listener *listener, int nonblocking, struct fdp
     unsigned char *address = connection->payload + FDP_ORIGIN_SIZE;
     socklen_t length = FDP_ADDRESS_SIZE;
     int fd = fdp_accept(listener->sock, address, &length, nonblocking);
-    if (fd < 0 && (errno == EAGAIN || errno == EWOULDBLOCK) && !listener->is_shut) {
+    int is_empty = fd < 0 && (errno == EAGAIN || errno == EWOULDBLOCK);
+    if (is_empty && !listener->is_shut) {
         listener->state = FDP_WATCHED;
-    } else if (fd < 0 && (errno == EAGAIN || errno == EWOULDBLOCK)) {
-        listener->error = -EINVAL; /* As a TCP socket says it itself. */
     } else if (fd < 0) {
         listener->failures++;
-        listener->error = -errno;
+        listener->error = is_empty ? -EINVAL : -errno; /* As a TCP socket says it itself. */
     } else {
         if (length > FDP_ADDRESS_SIZE)
             length = FDP_ADDRESS_SIZE;

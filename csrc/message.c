@@ -13,13 +13,13 @@ ssize_t fdp_send_message(int sock, const struct iovec *buffers, size_t buffer_co
                          size_t fd_count, int flags) {
     FDP_CONTROL(control, FDP_CONTROL_SIZE);
     ssize_t control_size = fdp_build_control(control, sizeof control, fds, fd_count);
+    if (control_size < 0)
+        return control_size;
     if (control_size > 0 && fdp_sum_lengths(buffers, buffer_count) == 0) {
         int refusal = fdp_check_empty(sock);
         if (refusal < 0)
             return refusal;
     }
-    if (control_size < 0)
-        return control_size;
 
     struct msghdr header = {
         .msg_iov = (struct iovec *)(uintptr_t)buffers,
