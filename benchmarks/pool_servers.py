@@ -147,7 +147,8 @@ class _PureAccount:
         self.counters = counters
         self.channel = channel
         self.copies = _PureConnections()
-        self.given = self.begun = self.handled = self.capacity = self.room = self.turn = 0
+        self.given = self.taken = self.begun = self.handled = 0
+        self.capacity = self.room = self.turn = 0
         self.most = most
 
     @property
@@ -181,7 +182,13 @@ class _PureAccount:
 class _PureRounds:
     """As pool.rounds.Rounds, in Python; one system call for each connection."""
 
-    def __init__(self, selector: selectors.BaseSelector, wakeup: Wakeup, nonblocking: bool) -> None:
+    def __init__(
+        self,
+        selector: selectors.BaseSelector,
+        wakeup: Wakeup,
+        _offers: object,
+        nonblocking: bool,
+    ) -> None:
         self.waiting = _PureConnections()
         self.found = SimpleNamespace(begun=0, has_errors=0, unsent=0, error=0)
         self._done = _PureConnections()
@@ -313,12 +320,21 @@ def _take_connection(
 class _PureIntake:
     """As pool.intake.Intake."""
 
-    def __init__(self, channel: _PureChannel, kinds: object) -> None:
+    pending = 0
+
+    def __init__(
+        self, channel: _PureChannel, counters: Counters, _offers: object, kinds: object
+    ) -> None:
         self._channel = channel
+        self._counters = counters
         self._kinds = kinds
 
     def receive(self) -> None:
         self._payload, self._fds = self._channel.recv()
+        self._counters.begin(1)
+
+    def take_offer(self) -> bool:
+        return True
 
     def take(self) -> tuple[socket.socket, Any]:
         with self._fds as fds:

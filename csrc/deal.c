@@ -9,24 +9,42 @@
 /* In place of a worker's number. */
 #define GIVEN UINT32_MAX
 
+static uint64_t count_in_hand(const struct fdp_worker *worker) {
+    return worker->given + worker->taken - worker->handled;
+}
+
+static int is_used_up(const struct fdp_worker *worker) {
+    return worker->given + worker->taken >= worker->most;
+}
+
 static void count_room(struct fdp_worker *worker) {
-    uint64_t in_hand = worker->given - worker->handled;
+    uint64_t in_hand = count_in_hand(worker);
     worker->room = worker->capacity > in_hand ? worker->capacity - (unsigned)in_hand : 0;
 }
 
 /* Returns how many connections it has begun since the last call. */
-static unsigned read_worker(struct fdp_worker *worker, struct fdp_queue *done) {
+static unsigned read_worker(struct fdp_worker *worker, struct fdp_offers *offers,
+                            struct fdp_queue *done) {
     /* In this order, so that it never seems to have finished more than it has begun. */
     unsigned handled = __atomic_load_n(worker->words + FDP_WORD_HANDLED, __ATOMIC_ACQUIRE);
     unsigned begun = __atomic_load_n(worker->words + FDP_WORD_BEGUN, __ATOMIC_ACQUIRE);
+    unsigned taken = __atomic_load_n(worker->words + FDP_WORD_TAKEN, __ATOMIC_ACQUIRE);
     handled -= (unsigned)worker->handled;
     begun -= (unsigned)worker->begun;
-    if ((handled == 0 && begun == 0) || begun > worker->copies.count ||
-        fdp_move_connections(&worker->copies, begun, done) < 0)
+    taken -= (unsigned)worker->taken;
+    if ((handled == 0 && begun == 0 && taken == 0) || begun > worker->copies.count ||
+        taken > (offers != NULL ? offers->queue.count : 0) ||
+        fdp_reserve_connections(done, begun + taken) < 0)
         return 0;
-    worker->handled += handled;
+    (void)fdp_move_connections(&worker->copies, begun, done);
     worker->begun += begun;
-    __atomic_store_n(worker->words + FDP_WORD_RELEASED, (unsigned)worker->begun, __ATOMIC_RELEASE);
+    for (; taken > 0; taken--, begun++) {
+        size_t position = worker->taken++ % FDP_MOST_OFFERS;
+        fdp_note_taken(offers, worker->words[FDP_WORD_OFFERS + position], done);
+    }
+    worker->handled += handled;
+    __atomic_store_n(worker->words + FDP_WORD_RELEASED,
+                     (unsigned)(worker->begun + worker->taken), __ATOMIC_RELEASE);
     count_room(worker);
     return begun;
 }
@@ -35,26 +53,24 @@ void fdp_free_worker(struct fdp_worker *worker) {
     fdp_free_queue(&worker->copies);
 }
 
-void fdp_read_workers(struct fdp_worker **workers, size_t count, struct fdp_queue *done,
-                      struct fdp_round *ret_round) {
+void fdp_read_workers(struct fdp_worker **workers, size_t count, struct fdp_offers *offers,
+                      struct fdp_queue *done, struct fdp_round *ret_round) {
     *ret_round = (struct fdp_round){.room = 0};
     for (size_t i = 0; i < count; i++) {
         struct fdp_worker *worker = workers[i];
-        if (worker->given != worker->handled)
-            ret_round->begun += read_worker(worker, done);
+        uint64_t taken = worker->taken;
+        if (count_in_hand(worker) > 0)
+            ret_round->begun += read_worker(worker, offers, done);
         else
             count_room(worker); /* Nothing that it finishes would end what a deal found full. */
+        ret_round->used_up |= worker->taken != taken && is_used_up(worker);
         ret_round->room += worker->room;
         ret_round->has_copies |= worker->copies.count > 0;
     }
 }
 
-static uint64_t count_in_hand(const struct fdp_worker *worker) {
-    return worker->given - worker->handled + worker->share;
-}
-
 static int comes_before(const struct fdp_worker *one, const struct fdp_worker *other) {
-    uint64_t mine = count_in_hand(one), theirs = count_in_hand(other);
+    uint64_t mine = count_in_hand(one) + one->share, theirs = count_in_hand(other) + other->share;
     return mine < theirs || (mine == theirs && one->turn < other->turn);
 }
 
@@ -175,7 +191,7 @@ size_t fdp_deal(struct fdp_worker **workers, size_t count, struct fdp_queue *wai
         if (worker->share > 0) {
             result = give(worker, (unsigned)i, waiting, chosen, most);
             ret_round->unsent |= worker->outbox->unsent > 0;
-            ret_round->used_up |= worker->given >= worker->most;
+            ret_round->used_up |= is_used_up(worker);
         }
         if (result == -EAGAIN || result == -EBUSY || result == -EPIPE || result == -ECONNRESET) {
             worker->room = 0;

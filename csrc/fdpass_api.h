@@ -504,22 +504,33 @@ int fdp_try_find_shut_down(int listener);
 
 /* deal.c: which worker gets which connection. */
 
-/* Words in memory that a worker shares with its master: how many connections it has finished and
- * begun, and of how many begun ones the master has closed its copies, all modulo 2^32. */
+/* Words in memory that a worker shares with its master, all modulo 2^32: how many connections it has
+ * finished; how many of those that it was given it has begun; of how many begun ones the master has
+ * closed its copies; how many it has taken of those offered to all, and whether it is taking one. The
+ * program may use the words from FDP_WORD_OWN on. From FDP_WORD_OFFERS on are the numbers of the last
+ * FDP_MOST_OFFERS offers that it has taken. */
 #define FDP_WORD_HANDLED 0
 #define FDP_WORD_BEGUN 1
 #define FDP_WORD_RELEASED 2
+#define FDP_WORD_TAKEN 3
+#define FDP_WORD_TAKING 4
+#define FDP_WORD_OWN 5
+#define FDP_WORD_OFFERS 16
+#define FDP_MOST_OFFERS 64
+#define FDP_WORD_COUNT 80
 
 /* The master's account of a worker. outbox and words are borrowed. copies: of the connections that were
- * given and are not known to be begun. capacity: how many it may have in hand, 0 if it gets none. most:
- * after how many it is used up. room: how many more it can be given, set by the core, and to be set to
- * 0 with capacity. turn and share are for the core only. Starts as zeros. */
+ * given and are not known to be begun. given, begun: by name. taken: of those offered to all, begun
+ * when they are taken. capacity: how many it may have in hand, 0 if it gets none. most: after how many
+ * it is used up. room: how many more it can be given, set by the core, and to be set to 0 with capacity.
+ * turn and share are for the core only. Starts as zeros. */
 struct fdp_worker {
     struct fdp_outbox *outbox;
     unsigned int *words;
     struct fdp_queue copies;
     uint64_t given;
     uint64_t begun;
+    uint64_t taken;
     uint64_t handled;
     uint64_t most;
     uint64_t turn;
@@ -537,11 +548,37 @@ int fdp_try_find_unread(int sock);
 /* Ends the sending of a connected socket, however many processes have it. Ignores errors. */
 void fdp_try_end_sending(int sock);
 
+/* offers.c: connections offered to all workers that take one at a time. */
+
+/* sender, receiver: a pair of datagram sockets; the workers share receiver. queue owns the connections
+ * that are offered, with a negative descriptor where one was taken; first: the number of its first.
+ * count: how many are open. is_unsettled: a worker that died may have taken one and not said so. The
+ * sockets are borrowed, and all else is for the core only. Starts as zeros. */
+struct fdp_offers {
+    int sender;
+    int receiver;
+    struct fdp_queue queue;
+    unsigned int first;
+    unsigned int count;
+    int is_unsettled;
+};
+
+/* In a worker: takes what is offered, if anything is, without waiting, and notes it in words. Returns
+ * the size of the payload, of at most FDP_ORIGIN_SIZE + FDP_ADDRESS_SIZE bytes, with FDP_MORE_OFFERS if
+ * there are more, and 0 if there is nothing. -EMFILE: the table had no room for the descriptor; others get the connection when this
+ * worker has ended.  Other negative errnos of recvmsg. */
+#define FDP_MORE_OFFERS 256
+ssize_t fdp_try_take_offer(int sock, unsigned int *words, unsigned char *ret_payload,
+                           struct fdp_owner *ret_owner);
+
+/* Closes the connections that are offered, and frees their memory. */
+void fdp_free_offers(struct fdp_offers *offers);
+
 /* round.c: the loop of a master, which accepts connections and passes them on. */
 
-/* The workers, and the connections that none was given yet. wakeup: a pipe's end, where a byte that is
+/* The workers, and the connections that none was given yet. offers: NULL if none are made. wakeup: a pipe's end, where a byte that is
  * 0 only says that counters have changed. wanted: in shared memory, whether workers are to write such
- * bytes. selector: a descriptor to poll for what is not the core's, or -1 if the caller waits itself.
+ * bytes, because there is no room or something is offered. selector: a descriptor to poll for what is not the core's, or -1 if the caller waits itself.
  * is_paused: nothing is accepted or given. All but the queues is the caller's. Starts as zeros.
  *
  * What the last call has found: unsent, an outbox keeps a part of a frame. used_up, a worker was given
@@ -555,6 +592,7 @@ struct fdp_rounds {
     size_t worker_count;
     struct fdp_queue waiting;
     struct fdp_queue done;
+    struct fdp_offers *offers;
     unsigned char *wanted;
     int wakeup;
     int selector;
@@ -577,8 +615,15 @@ struct fdp_rounds {
  * is nothing to do but wait. -ENOMEM. */
 int fdp_run_rounds(struct fdp_rounds *rounds, int timeout);
 
-/* Moves the copies of what a dead worker had not begun to the front of waiting. Returns 0.  -ENOMEM. */
+/* Moves the copies of what a dead worker had not begun to the front of waiting. A later round does it
+ * with an offer that it was taking. Returns 0.  -ENOMEM. */
 int fdp_return_copies(struct fdp_rounds *rounds, struct fdp_worker *worker);
+
+/* How many connections no worker has taken or was given yet. */
+size_t fdp_try_count_waiting(const struct fdp_rounds *rounds);
+
+/* Closes these. */
+void fdp_drop_waiting(struct fdp_rounds *rounds);
 
 /* Frees the queues. */
 void fdp_free_rounds(struct fdp_rounds *rounds);

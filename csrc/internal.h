@@ -210,9 +210,10 @@ struct fdp_round {
     unsigned failed;
 };
 
-/* Reads how far the workers are, and moves the copies of what they have begun to done. */
-void fdp_read_workers(struct fdp_worker **workers, size_t count, struct fdp_queue *done,
-                      struct fdp_round *ret_round);
+/* Reads how far the workers are, and moves the copies of what they have begun to done. offers may be
+ * NULL. */
+void fdp_read_workers(struct fdp_worker **workers, size_t count, struct fdp_offers *offers,
+                      struct fdp_queue *done, struct fdp_round *ret_round);
 
 /* Gives up to FDP_MAX_FDS waiting connections away, each to the worker that then has the fewest in hand,
  * of several to the one that waited longest, in one frame for each worker, without waiting. They
@@ -221,6 +222,24 @@ void fdp_read_workers(struct fdp_worker **workers, size_t count, struct fdp_queu
  * ended, or whose socket is full, has no room until it is found to have begun some. */
 size_t fdp_deal(struct fdp_worker **workers, size_t count, struct fdp_queue *waiting,
                 struct fdp_round *ret_round);
+
+/* offers.c: connections offered to all workers that take one at a time. */
+
+/* How many more can be offered if most may be open. */
+size_t fdp_count_offer_room(const struct fdp_offers *offers, size_t most);
+
+/* Offers the first waiting connections, as long as there is room. The others stay. */
+void fdp_offer(struct fdp_offers *offers, size_t most, struct fdp_queue *waiting);
+
+/* Moves what was taken to done, where there is room for it. */
+void fdp_note_taken(struct fdp_offers *offers, unsigned number, struct fdp_queue *done);
+
+/* Moves the offers that nobody takes any more to the front of waiting: afterwards those that are open
+ * have been taken, and that is not noted yet. Returns 0.  -ENOMEM. */
+int fdp_withdraw_offers(struct fdp_offers *offers, struct fdp_queue *waiting);
+
+/* Moves all open offers to the front of waiting. Returns 0.  -ENOMEM. */
+int fdp_return_offers(struct fdp_offers *offers, struct fdp_queue *waiting);
 
 /* job.c: messages to send. */
 

@@ -17,6 +17,25 @@ static void find_errors(struct fdp_rounds *rounds) {
         rounds->has_errors |= rounds->listeners.items[i]->error != 0;
 }
 
+/* How many connections may be offered in all: one for each worker that could take it. */
+static size_t count_offers(const struct fdp_rounds *rounds) {
+    size_t count = 0;
+    /* A master that stops must know when it has given away the last. */
+    if (rounds->offers == NULL || rounds->listeners.count == 0)
+        return 0;
+    for (size_t i = 0; i < rounds->worker_count; i++)
+        count += rounds->workers[i]->capacity > 0;
+    return count;
+}
+
+static size_t count_offer_room(const struct fdp_rounds *rounds) {
+    return rounds->offers != NULL ? fdp_count_offer_room(rounds->offers, count_offers(rounds)) : 0;
+}
+
+static int has_offers(const struct fdp_rounds *rounds) {
+    return rounds->offers != NULL && rounds->offers->count > 0;
+}
+
 /* Gives the waiting connections away. Each call gives some, or finds a worker that takes none. */
 static void pass_on(struct fdp_rounds *rounds, struct fdp_round *round) {
     while (rounds->waiting.count > 0 && round->room > 0 && round->error == 0) {
@@ -27,22 +46,59 @@ static void pass_on(struct fdp_rounds *rounds, struct fdp_round *round) {
     }
     rounds->error = round->error;
     rounds->failed = round->failed;
+    if (rounds->offers != NULL && round->room == 0)
+        fdp_offer(rounds->offers, count_offers(rounds), &rounds->waiting);
+}
+
+/* Returns whether a worker may have taken an offer and not said so yet. */
+static int is_taking(const struct fdp_rounds *rounds) {
+    for (size_t i = 0; i < rounds->worker_count; i++)
+        if (__atomic_load_n(rounds->workers[i]->words + FDP_WORD_TAKING, __ATOMIC_SEQ_CST))
+            return 1;
+    return 0;
+}
+
+/* Reads how far the workers are, and ends offers that need not be, or were a dead worker's. Returns 0,
+ * or -ENOMEM. */
+static int read_workers(struct fdp_rounds *rounds, struct fdp_round *ret_round) {
+    struct fdp_offers *offers = rounds->offers;
+    int is_unsettled = offers != NULL && offers->is_unsettled, is_over = 0;
+    if (is_unsettled) {
+        if (fdp_withdraw_offers(offers, &rounds->waiting) < 0)
+            return -ENOMEM;
+        is_over = !is_taking(rounds);
+        rounds->poll_interval = SHORTEST_POLL;
+    }
+    fdp_read_workers(rounds->workers, rounds->worker_count, offers, &rounds->done, ret_round);
+    rounds->begun += ret_round->begun;
+    rounds->used_up |= ret_round->used_up || (rounds->listeners.count == 0 && ret_round->begun > 0);
+    if (!has_offers(rounds))
+        return 0;
+    if (is_over) {
+        offers->is_unsettled = 0;
+        return fdp_return_offers(offers, &rounds->waiting);
+    }
+    return ret_round->room > 0 || count_offers(rounds) < offers->count
+               ? fdp_withdraw_offers(offers, &rounds->waiting)
+               : 0;
 }
 
 /* Returns 0, or -ENOMEM. */
 static int run_round(struct fdp_rounds *rounds, struct fdp_round *ret_round) {
-    fdp_read_workers(rounds->workers, rounds->worker_count, &rounds->done, ret_round);
-    rounds->begun += ret_round->begun;
+    if (read_workers(rounds, ret_round) < 0)
+        return -ENOMEM;
     if (!rounds->is_paused) {
-        if (ret_round->room > rounds->waiting.count) {
-            size_t room = (size_t)(ret_round->room - rounds->waiting.count);
-            if (fdp_accept_many(&rounds->listeners, room, &rounds->waiting) < 0)
+        size_t room = ret_round->room + count_offer_room(rounds);
+        if (room > rounds->waiting.count) {
+            if (fdp_accept_many(&rounds->listeners, room - rounds->waiting.count,
+                                &rounds->waiting) < 0)
                 return -ENOMEM;
             find_errors(rounds);
         }
         pass_on(rounds, ret_round);
     }
-    rounds->is_full = rounds->is_paused || ret_round->room <= rounds->waiting.count;
+    rounds->is_full = rounds->is_paused ||
+                      ret_round->room + count_offer_room(rounds) <= rounds->waiting.count;
     return 0;
 }
 
@@ -58,7 +114,7 @@ static int has_ready(const struct fdp_rounds *rounds) {
 static void set_wait(struct fdp_rounds *rounds, const struct fdp_round *round) {
     rounds->wait = !rounds->is_full && has_ready(rounds) ? 0 : -1;
     /* Usually a worker says it first. */
-    if (rounds->wait < 0 && (round->has_copies || rounds->is_full)) {
+    if (rounds->wait < 0 && (round->has_copies || rounds->is_full || has_offers(rounds))) {
         int wait = rounds->poll_interval > 0 ? rounds->poll_interval : SHORTEST_POLL;
         rounds->wait = wait;
         rounds->poll_interval = 2 * wait < LONGEST_POLL ? 2 * wait : LONGEST_POLL;
@@ -73,10 +129,12 @@ static int has_news(const struct fdp_rounds *rounds) {
 static int run_announced(struct fdp_rounds *rounds) {
     struct fdp_round round;
     int result = run_round(rounds, &round);
-    if (*rounds->wanted != rounds->is_full) {
-        __atomic_store_n(rounds->wanted, (unsigned char)rounds->is_full, __ATOMIC_SEQ_CST);
+    /* A worker that found nothing offered is free only afterwards: it must say so. */
+    unsigned char wanted = rounds->is_full || has_offers(rounds);
+    if (*rounds->wanted != wanted) {
+        __atomic_store_n(rounds->wanted, wanted, __ATOMIC_SEQ_CST);
         /* One may have changed just before it could see that. */
-        if (result == 0 && rounds->is_full && !has_news(rounds))
+        if (result == 0 && wanted && !has_news(rounds))
             result = run_round(rounds, &round);
     }
     set_wait(rounds, &round);
@@ -155,11 +213,25 @@ int fdp_run_rounds(struct fdp_rounds *rounds, int timeout) {
 int fdp_return_copies(struct fdp_rounds *rounds, struct fdp_worker *worker) {
     struct fdp_round round;
     /* Without it those that are begun would be given once more. */
-    if (fdp_reserve_connections(&rounds->done, worker->copies.count) < 0)
+    if (fdp_reserve_connections(&rounds->done, worker->copies.count + FDP_MOST_OFFERS) < 0)
         return -ENOMEM;
-    fdp_read_workers(&worker, 1, &rounds->done, &round);
+    fdp_read_workers(&worker, 1, rounds->offers, &rounds->done, &round);
     rounds->begun += round.begun;
+    if (has_offers(rounds))
+        rounds->offers->is_unsettled = 1;
     return fdp_return_connections(&worker->copies, &rounds->waiting);
+}
+
+size_t fdp_try_count_waiting(const struct fdp_rounds *rounds) {
+    return rounds->waiting.count + (rounds->offers != NULL ? rounds->offers->count : 0);
+}
+
+void fdp_drop_waiting(struct fdp_rounds *rounds) {
+    if (rounds->offers != NULL) {
+        (void)fdp_withdraw_offers(rounds->offers, &rounds->waiting);
+        fdp_free_offers(rounds->offers);
+    }
+    fdp_close_connections(&rounds->waiting);
 }
 
 void fdp_free_rounds(struct fdp_rounds *rounds) {

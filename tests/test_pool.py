@@ -449,13 +449,14 @@ def test_a_signal_while_the_program_starts() -> None:
 
 @pytest.mark.thread_unsafe
 def test_no_descriptor_in_workers(tmp_path: Path) -> None:
-    """A worker holds its channel and nothing of the master's: no listener, no other worker's."""
+    """A worker holds its channel and the end from which all take offers, and nothing of the
+    master's: no listener, no other worker's."""
     if sys.platform != "linux":
         pytest.skip("needs /proc")
     with Server("echo", "--workers", "3", addresses=("127.0.0.1:0", str(tmp_path / "s"))) as server:
         for pid in server.settled(3).pids:
             fds = [os.readlink(f"/proc/{pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pid}/fd")]
-            assert len([fd for fd in fds if fd.startswith("socket:")]) == 1
+            assert len([fd for fd in fds if fd.startswith("socket:")]) == 2
             assert not [fd for fd in fds if "eventpoll" in fd]
 
 
@@ -529,10 +530,12 @@ def test_an_activation_without_its_sockets() -> None:
 @pytest.mark.thread_unsafe
 @linux_only
 @pytest.mark.parametrize(
-    ("handler", "capacity"), [("begin_and_wait", 1), ("begin_and_wait_async", 4)]
+    ("handler", "capacity", "offered"),
+    [("begin_and_wait", 1, 2), ("begin_and_wait_async", 1, 0), ("begin_and_wait_async", 4, 0)],
 )
-def test_a_full_pool(handler: str, capacity: int) -> None:
-    """A full pool accepts no more than it can hold; the rest wait in the kernel and are served."""
+def test_a_full_pool(handler: str, capacity: int, offered: int) -> None:
+    """A full pool accepts no more than it can hold, and one for each worker that can take it; the
+    rest wait in the kernel and are served."""
     with Server(handler, "--workers", "2", "--capacity", str(capacity)) as server:
         fds = server.settled(2) and server.list_fds()
         with connections(server, 2 * capacity + 5) as socks:
@@ -540,8 +543,9 @@ def test_a_full_pool(handler: str, capacity: int) -> None:
                 assert sock.recv(1000)
             status = server.status()
             assert [(w.state, w.in_hand) for w in status.workers] == [("BUSY", capacity)] * 2
-            assert status.waiting == 0
-            assert server.settled_fds(fds) == fds
+            assert status.waiting == offered
+            full = sorted([*fds, *["socket:[]"] * offered])
+            assert server.settled_fds(full) == full
             for sock in socks:
                 sock.sendall(b"go on")
                 assert read_all(sock).endswith(b"go on")

@@ -15,6 +15,7 @@ from fdpass_c.pool import connections, dispatch, rounds, supervisor, worker_proc
 from fdpass_c.pool.accepting import Acceptors
 from fdpass_c.pool.counters import Counters
 from fdpass_c.pool.dispatch import Dispatcher
+from fdpass_c.pool.offers import Offers
 from fdpass_c.pool.supervisor import Supervisor
 from fdpass_c.pool.wakeup import Wakeup
 from fdpass_c.pool.worker_process import WorkerProcess, WorkerSettings, fork_worker
@@ -47,8 +48,12 @@ def interrupt_reaping(module: ModuleType, number: int, name: str) -> bool:
     """One of two workers has ended, then the pool ends. Returns whether there were so many
     calls."""
     workers: list[WorkerProcess] = []
-    with selectors.DefaultSelector() as selector, closing(Wakeup()) as wakeup:
-        dispatcher = Dispatcher(Acceptors(False), workers, wakeup, selector)
+    with (
+        selectors.DefaultSelector() as selector,
+        closing(Wakeup()) as wakeup,
+        closing(Offers()) as offers,
+    ):
+        dispatcher = Dispatcher(Acceptors(False), workers, wakeup, selector, offers)
         pool = Supervisor(workers, dispatcher, selector, start, 2, 60, 60)
         pool.check()
         started = [*workers]

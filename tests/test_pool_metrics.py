@@ -381,7 +381,7 @@ def test_workers_hold_nothing_of_it(tmp_path: Path) -> None:
             assert server.ask().endswith(b"hello")  # It has closed what it does not need.
             (pid,) = server.settled(1).pids
             # It closes the connection just after its answer. What it kept would be a timeout here.
-            while len([fd for fd in server.list_fds(pid) if fd.startswith("socket:")]) != 1:
+            while len([fd for fd in server.list_fds(pid) if fd.startswith("socket:")]) != 2:
                 pass
         assert server.stop() == 0
 

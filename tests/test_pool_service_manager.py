@@ -205,12 +205,13 @@ def test_no_manager(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @linux_only
 def test_workers_do_not_speak_for_the_pool(manager: Manager) -> None:
-    """A worker holds its channel, and not the socket by which the master tells."""
+    """A worker holds its channel and the end from which all take offers, and not the socket by
+    which the master tells."""
     with Server("echo", "--workers", "2") as server:
         manager.hear_of("READY")
         for pid in server.settled(2).pids:
             fds = [os.readlink(f"/proc/{pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pid}/fd")]
-            assert len([fd for fd in fds if fd.startswith("socket:")]) == 1
+            assert len([fd for fd in fds if fd.startswith("socket:")]) == 2
 
 
 _PASS = """

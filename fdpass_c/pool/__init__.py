@@ -18,6 +18,7 @@ Each of these modules imports only those below it:
     worker_process   one worker, as the master sees it
     worker           what runs in a worker: intake receives, event_loop is for coroutine functions
     connections      what a worker was given, in memory of the C core
+    offers           what any worker may take, if each takes one at a time
     accepting        the listening sockets, as the master uses them
     listeners        opens and inherits listening sockets
     service_manager  reports to systemd what the pool does

@@ -53,5 +53,10 @@ class Config(NamedTuple):
         return self.timeout / _CHECKS
 
     @property
+    def is_serial(self) -> bool:
+        """Whether a worker gets a connection only when it has finished the one before."""
+        return self.capacity == 1 and not self.runs_coroutines
+
+    @property
     def runs_coroutines(self) -> bool:
         return is_coroutine_function(self.handler)

@@ -1,7 +1,7 @@
-"""Accepted connections that wait for a worker, and the connections of each worker.
+"""The connections of each worker.
 
-All of it is in memory of the C core, which moves connections inside one call. So a signal handler
-that raises an exception neither loses a connection nor gives it two owners.
+They are in memory of the C core, which moves connections inside one call. So a signal handler that
+raises an exception neither loses a connection nor gives it two owners.
 """
 
 from typing import Any
@@ -12,23 +12,6 @@ from fdpass_c.pool.counters import Counters
 
 _MOST = 2**64 - 1
 _LARGEST_CAPACITY = 2**32 - 1
-
-
-class Connections:
-    """A queue that owns connections."""
-
-    __slots__ = ("_queue",)
-
-    def __init__(self, queue: Any) -> None:
-        """queue: a struct fdp_queue *, borrowed."""
-        self._queue = queue
-
-    def __len__(self) -> int:
-        return int(self._queue.count)
-
-    def close(self) -> None:
-        """Closes all."""
-        lib.fdp_close_connections(self._queue)
 
 
 class Account:
@@ -51,16 +34,22 @@ class Account:
         """Sets how many it may have in hand from now on. With 0 it gets no more."""
         record = self.record
         record.capacity = capacity = min(capacity, _LARGEST_CAPACITY)
-        record.room = max(0, capacity - (record.given - record.handled))
+        record.room = max(0, capacity - (record.given + record.taken - record.handled))
 
     @property
     def given(self) -> int:
+        """Without those that it has taken."""
         return int(self.record.given)
 
     @property
+    def taken(self) -> int:
+        """Of those that are offered, as the master has last read it. So are begun and handled."""
+        return int(self.record.taken)
+
+    @property
     def begun(self) -> int:
-        """As the master has last read it. So is handled."""
-        return int(self.record.begun)
+        """With those that it has taken."""
+        return int(self.record.begun + self.record.taken)
 
     @property
     def handled(self) -> int:
@@ -68,7 +57,7 @@ class Account:
 
     @property
     def is_used_up(self) -> bool:
-        return bool(self.record.given >= self.record.most)
+        return self.given + self.taken >= int(self.record.most)
 
     @property
     def room(self) -> int:

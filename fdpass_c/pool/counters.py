@@ -6,11 +6,11 @@ import time
 from fdpass_c._native import lib
 
 _HANDLED, _BEGUN = lib.FDP_WORD_HANDLED, lib.FDP_WORD_BEGUN
-_RELEASED = lib.FDP_WORD_RELEASED
-_READY, _FAILED, _LEAVING, _HEARTBEATS = range(_RELEASED + 1, _RELEASED + 5)
+_RELEASED, _TAKEN = lib.FDP_WORD_RELEASED, lib.FDP_WORD_TAKEN
+_READY, _FAILED, _LEAVING, _HEARTBEATS = range(lib.FDP_WORD_OWN, lib.FDP_WORD_OWN + 4)
 _MASK = 2**32 - 1
 _BUSY, _SINCE = range(2)
-_BYTES_OF_COUNTS = 64
+_BYTES_OF_COUNTS = 4 * lib.FDP_WORD_COUNT
 
 
 class Counters:
@@ -39,9 +39,13 @@ class Counters:
         self.words[_READY] = 1
 
     def begin(self, count: int) -> None:
-        """In the worker: before the handlers of that many connections run."""
+        """In the worker: before the handlers of that many connections, which it was given, run."""
         self.begun += count
-        self.words[_BEGUN] = self.begun & _MASK
+        self.words[_BEGUN] = (self.words[_BEGUN] + count) & _MASK
+
+    def begin_taken(self) -> None:
+        """In the worker: before the handler of one that it has taken. The C core has counted it."""
+        self.begun += 1
 
     def fail(self) -> None:
         """In the worker, before finish: the handler raised."""
@@ -101,6 +105,10 @@ class Counters:
     def count_handled(self, before: int) -> int:
         """In any thread of the master: how many were handled; before is the last known count."""
         return before + ((self.words[_HANDLED] - before) & _MASK)
+
+    def count_taken(self, before: int) -> int:
+        """The same of those that it has taken."""
+        return before + ((self.words[_TAKEN] - before) & _MASK)
 
     @property
     def failed(self) -> int:

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 
 from fdpass_c.errors import describe_errno
 from fdpass_c.pool.accepting import RETRY_DELAY, Acceptors
-from fdpass_c.pool.connections import Connections
 from fdpass_c.pool.log import logger
-from fdpass_c.pool.rounds import Rounds
+from fdpass_c.pool.offers import Offers
+from fdpass_c.pool.rounds import Rounds, Waiting
 from fdpass_c.pool.wakeup import Wakeup
 from fdpass_c.pool.worker_process import WorkerProcess
 
@@ -22,7 +22,7 @@ class Dispatcher:
     """Accepts as many connections as there is room for, and gives each to the worker with the
     fewest.
 
-    waiting: connections accepted and not given to a worker yet.
+    waiting: connections accepted and not given to a worker, or taken by one, yet.
     """
 
     def __init__(
@@ -31,10 +31,12 @@ class Dispatcher:
         workers: Sequence[WorkerProcess],
         wakeup: Wakeup,
         selector: selectors.BaseSelector,
+        offers: Offers | None,
     ) -> None:
-        """workers: the living ones, a list that the supervisor keeps up to date."""
-        self._rounds = Rounds(selector, wakeup, acceptors.nonblocking)
-        self.waiting: Connections = self._rounds.waiting
+        """workers: the living ones, a list that the supervisor keeps up to date. offers: None if
+        they take more than one at a time."""
+        self._rounds = Rounds(selector, wakeup, offers, acceptors.nonblocking)
+        self.waiting: Waiting = self._rounds.waiting
         self._acceptors = acceptors
         self._workers = workers
         self._selector = selector

@@ -1,20 +1,25 @@
 """Receives connections in a plain worker, one after the other."""
 
 import errno
+import os
 import socket
 from collections.abc import Sequence
 from typing import Any
 
-from fdpass_c._native import lib
+from fdpass_c._native import ffi, lib
 from fdpass_c.channel import Channel
 from fdpass_c.descriptors import new_memory
 from fdpass_c.errors import PeerClosedError
 from fdpass_c.pool.connected import ConnectedSocket, Kind, find_origin, read_address
+from fdpass_c.pool.counters import Counters
+from fdpass_c.pool.offers import Offers
 from fdpass_c.scratch import make_scratch
 from fdpass_c.waiting import READABLE, Deadline
 
 _receive = lib.fdp_receive
 _take = lib.fdp_take_fd
+_take_offer = lib.fdp_try_take_offer
+_MORE = lib.FDP_MORE_OFFERS
 _WAIT = lib.FDP_WAIT
 _LENGTH = lib.FDP_MIXED_LENGTHS - 1
 _AGAIN = {-errno.EINTR, lib.FDP_LOOK}
@@ -27,20 +32,57 @@ class Intake:
     and others get its connections, because the master has copies of them.
     """
 
-    def __init__(self, channel: Channel, kinds: Sequence[Kind]) -> None:
-        """Borrows the channel. kinds: of the connections, by the number of the listener."""
+    def __init__(
+        self,
+        channel: Channel,
+        counters: Counters,
+        offers: Offers | None,
+        kinds: Sequence[Kind],
+    ) -> None:
+        """Borrows all. kinds: of the connections, by the number of the listener."""
         self._channel = channel
+        self._counters = counters
+        self._offers = offers
         self._inbox = channel.inbox
         self._inbox.sender_keeps = True
         self._kinds = kinds
         self._scratch, self._view = make_scratch()
         self._owner = new_memory(1)
+        self._owner.fds[0] = lib.FDP_TAKEN
+        self._words = ffi.from_buffer("unsigned int[]", counters.shared)
+        self._offered = ffi.new("unsigned char[]", lib.FDP_ORIGIN_SIZE + lib.FDP_ADDRESS_SIZE)
+        self._offered_view = ffi.buffer(self._offered)
+        self._failure = 0
+
+    @property
+    def pending(self) -> int:
+        """How many connections that it was given are queued here."""
+        return self._channel.pending
+
+    def take_offer(self) -> bool:
+        """Takes a connection that is offered to all workers, if there is one: it is the next.
+
+        Returns whether the master has to do something now: there is none left.
+        """
+        if self._offers is None or self._counters.is_leaving:
+            return True
+        code = _take_offer(self._offers.fileno(), self._words, self._offered, self._owner)
+        if code > 0:
+            self._counters.begin_taken()
+            self._payload = self._offered_view[: code & ~_MORE]
+        self._failure = min(code, 0)
+        return code <= 0 or not code & _MORE
 
     def receive(self) -> None:
-        """Waits for the next connection, which take then returns.
+        """Waits for the next connection, counts it as begun, and take then returns it.
 
-        PeerClosedError, ConnectionResetError: the master has closed its side, or died.
+        PeerClosedError, ConnectionResetError: the master has closed its side, or died. OSError: it
+        could not take what was offered: EMFILE.
         """
+        if self._failure:
+            raise OSError(-self._failure, os.strerror(-self._failure))
+        if self._owner.fds[0] >= 0:
+            return
         while (code := _receive(self._inbox, 1, _WAIT, self._scratch, self._owner)) <= 0:
             if code == 0:
                 raise PeerClosedError("the master has closed the channel")
@@ -49,6 +91,7 @@ class Intake:
                 # This waits only if gevent has made the socket non-blocking.
                 Deadline(self._channel, READABLE).handle(-code)
         self._payload = self._view[: code & _LENGTH]
+        self._counters.begin(1)
 
     def take(self) -> tuple[ConnectedSocket, Any]:
         """The connection as a socket, which owns it, and the peer's address."""

@@ -14,6 +14,7 @@ from fdpass_c.pool.config import Config
 from fdpass_c.pool.counters import Counters
 from fdpass_c.pool.dispatch import Dispatcher
 from fdpass_c.pool.log import logger
+from fdpass_c.pool.offers import Offers
 from fdpass_c.pool.service_manager import ServiceManager
 from fdpass_c.pool.signals import Signals
 from fdpass_c.pool.status import Phase, Status
@@ -53,6 +54,7 @@ class Master:
         signals: Signals,
         wakeup: Wakeup,
         acceptors: Acceptors,
+        offers: Offers | None,
         selector: selectors.BaseSelector,
         manager: ServiceManager,
         helpers: Sequence[Helper],
@@ -65,9 +67,10 @@ class Master:
         self._signals = signals
         self._wakeup = wakeup
         self._acceptors = acceptors
+        self._offers = offers
         self._selector = selector
         self._workers: list[WorkerProcess] = []
-        self._dispatcher = Dispatcher(acceptors, self._workers, wakeup, selector)
+        self._dispatcher = Dispatcher(acceptors, self._workers, wakeup, selector, offers)
         self._supervisor = Supervisor(
             self._workers,
             self._dispatcher,
@@ -164,7 +167,8 @@ class Master:
 
     def _run_worker(self, channel: Channel, counters: Counters) -> None:
         """In the worker."""
-        run_worker(channel, counters, self._wakeup, self._config, self._acceptors.kinds)
+        kinds = self._acceptors.kinds
+        run_worker(channel, counters, self._wakeup, self._offers, self._config, kinds)
 
     def _close_in_child(self) -> None:
         """In the worker: closes its copies of the master's descriptors."""

@@ -5,7 +5,7 @@ import selectors
 import signal
 import socket
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 
 from fdpass_c.errors import FdpassError
 from fdpass_c.pool.accepting import Acceptors
@@ -14,6 +14,7 @@ from fdpass_c.pool.handlers import Handler
 from fdpass_c.pool.listeners import Address, check_listener, opened
 from fdpass_c.pool.master import Helper, Master, Ready
 from fdpass_c.pool.metrics_server import MetricsServer
+from fdpass_c.pool.offers import Offers
 from fdpass_c.pool.service_manager import ServiceManager
 from fdpass_c.pool.signals import Signals
 from fdpass_c.pool.status import Status
@@ -72,6 +73,8 @@ class Pool:
             capacity: The largest number of connections that a worker has been given and has not
                 finished. With a plain function, more than 1 makes a queue in the worker: this needs
                 fewer system calls per connection, but a short request can wait behind a long one.
+                With 1, while all workers are busy, the master accepts one connection more for each,
+                which the first that finishes takes.
             max_requests: A worker is replaced after about this number of connections: a random
                 number from three quarters of it to all of it, so that not all workers are replaced
                 at once. A worker serves until its successor is ready. None: never.
@@ -164,6 +167,7 @@ class Pool:
             stack.callback(acceptors.close)
             acceptors.open(listeners)
             wakeup = stack.enter_context(self._signals.handling())
+            offers = stack.enter_context(closing(Offers())) if self._config.is_serial else None
             manager = ServiceManager()
             stack.callback(manager.close)
             helpers: list[Helper] = [manager]
@@ -172,7 +176,15 @@ class Pool:
                 stack.callback(server.close)
                 helpers.append(server)
             self._master = Master(
-                self._config, self._signals, wakeup, acceptors, selector, manager, helpers, ready
+                self._config,
+                self._signals,
+                wakeup,
+                acceptors,
+                offers,
+                selector,
+                manager,
+                helpers,
+                ready,
             )
             failure = self._master.run()
         if failure:

@@ -8,22 +8,42 @@ from typing import Any
 
 from fdpass_c._native import ffi, lib
 from fdpass_c.pool.accepting import Acceptor
-from fdpass_c.pool.connections import Account, Connections
+from fdpass_c.pool.connections import Account
+from fdpass_c.pool.offers import Offers
 from fdpass_c.pool.wakeup import Wakeup
+
+
+class Waiting:
+    """The accepted connections that no worker was given, or has taken, yet."""
+
+    def __init__(self, found: Any) -> None:
+        self._found = found
+
+    def __len__(self) -> int:
+        return int(lib.fdp_try_count_waiting(self._found))
+
+    def close(self) -> None:
+        """Closes all."""
+        lib.fdp_drop_waiting(self._found)
 
 
 class Rounds:
     """Gives each connection to the worker with the fewest, while nothing else is to be done.
 
-    found: a struct fdp_rounds *, which says what. waiting: connections that no worker was given
-    yet.
+    found: a struct fdp_rounds *, which says what.
     """
 
-    def __init__(self, selector: selectors.BaseSelector, wakeup: Wakeup, nonblocking: bool) -> None:
-        """Borrows both. nonblocking: the mode of the accepted sockets."""
+    def __init__(
+        self,
+        selector: selectors.BaseSelector,
+        wakeup: Wakeup,
+        offers: Offers | None,
+        nonblocking: bool,
+    ) -> None:
+        """Borrows all. nonblocking: the mode of the accepted sockets."""
         self.found: Any = ffi.gc(ffi.new("struct fdp_rounds *"), lib.fdp_free_rounds)
-        self.waiting: Connections = Connections(ffi.addressof(self.found, "waiting"))
-        self._done = Connections(ffi.addressof(self.found, "done"))
+        self.waiting: Waiting = Waiting(self.found)
+        self._offers = offers
         self._selector = selector
         self._wakeup = wakeup
         self._wanted = ffi.from_buffer("unsigned char[]", wakeup.shared)
@@ -31,6 +51,7 @@ class Rounds:
         self._acceptors: Sequence[Acceptor] = ()
         self.found.wakeup = wakeup.fileno()
         self.found.wanted = self._wanted
+        self.found.offers = offers.record if offers is not None else ffi.NULL
         # That of gevent has no descriptor.
         self.found.selector = selector.fileno() if hasattr(selector, "fileno") else -1
         self.found.listeners.nonblocking = nonblocking
@@ -88,11 +109,13 @@ class Rounds:
 
     def close_done(self) -> None:
         """Closes the copies that are no longer needed."""
-        self._done.close()
+        lib.fdp_close_connections(ffi.addressof(self.found, "done"))
 
     def close_in_child(self) -> None:
         """In a forked child: closes its copies."""
-        self._done.close()
-        self.waiting.close()
+        if self._offers is not None:
+            self._offers.close_in_child()
+        self.close_done()
+        lib.fdp_close_connections(ffi.addressof(self.found, "waiting"))
         for account in self._accounts:
             account.close()

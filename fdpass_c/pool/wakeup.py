@@ -20,10 +20,11 @@ class Wakeup:
     know. For every other byte the whole loop of the master runs; Python writes the numbers of
     signals.
 
-    shared: memory that begins with the flag. wanted: the master is full, and workers must wake it
-    when they have room again. The master sets the flag and then reads the counters once more. A
-    worker counts first and then reads the flag. So at least one of them notices the other, unless
-    the processor reorders these accesses. Then the master notices at its next poll.
+    shared: memory that begins with the flag. wanted: the master is full, or has offered
+    connections, and workers must wake it when they have room again. The master sets the flag and
+    then reads the counters once more. A worker counts first and then reads the flag. So at least
+    one of them notices the other, unless the processor reorders these accesses. Then the master
+    notices at its next poll.
 
     writer: a file, because a thread that is late must not write to whoever has its number then.
     """

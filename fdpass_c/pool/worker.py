@@ -26,6 +26,7 @@ from fdpass_c.pool.handlers import (
 )
 from fdpass_c.pool.intake import Intake
 from fdpass_c.pool.leaving import become_ready
+from fdpass_c.pool.offers import Offers
 from fdpass_c.pool.signals import MASTERS_SIGNALS, ignore, terminate_children
 from fdpass_c.pool.wakeup import Wakeup
 
@@ -34,6 +35,7 @@ def run_worker(
     channel: Channel,
     counters: Counters,
     wakeup: Wakeup,
+    offers: Offers | None,
     config: Config,
     kinds: Sequence[Kind],
 ) -> None:
@@ -51,7 +53,7 @@ def run_worker(
             _run_loop(worker.run(), config.loop_factory)
         else:
             become_ready(counters, wakeup)
-            _serve(channel, counters, wakeup, config, kinds)
+            _serve(Intake(channel, counters, offers, kinds), counters, wakeup, config)
         # As Python does at its end: waits for non-daemon threads and the threads of thread pools.
         threading._shutdown()  # type: ignore[attr-defined]
     finally:
@@ -97,26 +99,18 @@ def leave_signals_to_master() -> None:
     terminate_children()
 
 
-def _serve(
-    channel: Channel,
-    counters: Counters,
-    wakeup: Wakeup,
-    config: Config,
-    kinds: Sequence[Kind],
-) -> None:
+def _serve(intake: Intake, counters: Counters, wakeup: Wakeup, config: Config) -> None:
     """Handles one connection after the other.
 
     If the master wants to be woken, that is when the queue is empty and after every quarter of it.
     """
     report_every = max(1, config.capacity // 4)
-    intake = Intake(channel, kinds)
     reported = 0
     while True:
         try:
             intake.receive()
         except MASTER_GONE:
             return
-        counters.begin(1)
         counters.enter_handler()
         sock, address = intake.take()
         try:
@@ -135,12 +129,16 @@ def _serve(
             if find_unread(sock):
                 end_sending(sock)
                 read_out(sock)
+            # Before it counts as free.
+            is_wanted = intake.take_offer()
             counters.leave_handler()
             # Counted before the peer sees the end: it may connect again, and the master then has
             # room.
             counters.finish()
-            if wakeup.wanted and (
-                counters.handled - reported >= report_every or not channel.pending
+            if (
+                is_wanted
+                and wakeup.wanted
+                and (counters.handled - reported >= report_every or not intake.pending)
             ):
                 reported = counters.handled
                 # First, so that the master works while this process closes.

@@ -79,7 +79,8 @@ class WorkerProcess:
 
     def postpone_replacement(self) -> None:
         """There is no successor: it will be replaced after as many connections again."""
-        self.account.set_most(self.account.given + self.settings.max_requests)
+        given = self.account.given + self.account.taken
+        self.account.set_most(given + self.settings.max_requests)
 
     def mark_ready(self) -> None:
         """The worker has started."""
@@ -150,15 +151,18 @@ class WorkerProcess:
 
     def count_in_hand(self) -> int:
         """How many it has in hand at this moment. In any thread of the master."""
-        handled = self._count_handled()
-        return self.account.given - handled
+        return self._count_in_hand(self._count_handled())
+
+    def _count_in_hand(self, handled: int) -> int:
+        """handled was read before, so that it never seems to have handled more than it got."""
+        return self.account.given + self.counters.count_taken(self.account.taken) - handled
 
     def _count_handled(self) -> int:
         return self.counters.count_handled(self.account.handled)
 
     def describe(self) -> WorkerStatus:
         handled = self._count_handled()
-        in_hand = self.account.given - handled
+        in_hand = self._count_in_hand(handled)
         state = self.state.name
         if self.state is State.READY:
             state = "FREE" if in_hand < self.settings.capacity else "BUSY"

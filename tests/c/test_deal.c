@@ -9,7 +9,7 @@
 struct pool {
     size_t count;
     struct ends *ends[MOST_WORKERS];
-    unsigned words[MOST_WORKERS][3];
+    unsigned words[MOST_WORKERS][FDP_WORD_COUNT];
     struct fdp_worker workers[MOST_WORKERS];
     struct fdp_worker *pointers[MOST_WORKERS];
     struct fdp_queue waiting;
@@ -56,7 +56,7 @@ static size_t deal(struct pool *pool) {
 }
 
 static void read_all(struct pool *pool) {
-    fdp_read_workers(pool->pointers, pool->count, &pool->done, &pool->round);
+    fdp_read_workers(pool->pointers, pool->count, NULL, &pool->done, &pool->round);
 }
 
 /* The worker receives exactly connections with these numbers. */

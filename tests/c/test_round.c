@@ -15,7 +15,7 @@ struct master {
     struct ends *ends[MOST_WORKERS];
     struct fdp_worker workers[MOST_WORKERS];
     struct fdp_worker *pointers[MOST_WORKERS];
-    unsigned words[MOST_WORKERS][3];
+    unsigned words[MOST_WORKERS][FDP_WORD_COUNT];
     unsigned char wanted;
     int wakeup[2];
     int selector[2];

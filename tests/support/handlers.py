@@ -117,6 +117,12 @@ def begin_and_wait(sock: socket.socket, _address: object) -> None:
     sock.sendall(sock.recv(1000))
 
 
+def end_room(sock: socket.socket, address: object) -> None:
+    """The same, and then this process can open nothing more."""
+    begin_and_wait(sock, address)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+
+
 async def begin_and_wait_async(sock: socket.socket, _address: object) -> None:
     """The same in an event loop."""
     loop = asyncio.get_running_loop()

@@ -1,0 +1,357 @@
+/* What no worker is free for is offered to all, and exactly one gets it, whoever dies. */
+#define _GNU_SOURCE 1
+
+#include "channel.h"
+
+#include <sys/resource.h>
+
+#define WORKERS 2
+
+/* A master whose workers take one connection at a time, and whose listener accepts nothing. */
+struct master {
+    struct fdp_rounds rounds;
+    struct fdp_offers offers;
+    struct fdp_listener listener;
+    struct fdp_listener *listeners[1];
+    struct ends *ends[WORKERS];
+    struct fdp_worker workers[WORKERS];
+    struct fdp_worker *pointers[WORKERS];
+    unsigned words[WORKERS][FDP_WORD_COUNT];
+    unsigned char wanted;
+    int wakeup[2];
+    int selector[2];
+    unsigned char payload[FDP_ORIGIN_SIZE + FDP_ADDRESS_SIZE];
+    struct fdp_owner *owner;
+};
+
+static struct master *open_master(void) {
+    struct master *master = calloc(1, sizeof *master);
+    CHECK(master != NULL);
+    int pair[2];
+    CHECK(socketpair(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0, pair) == 0);
+    master->offers = (struct fdp_offers){.sender = pair[0], .receiver = pair[1]};
+    CHECK(pipe2(master->wakeup, O_NONBLOCK | O_CLOEXEC) == 0);
+    CHECK(pipe2(master->selector, O_NONBLOCK | O_CLOEXEC) == 0);
+    for (size_t i = 0; i < WORKERS; i++) {
+        master->ends[i] = open_ends(SOCK_STREAM);
+        master->workers[i] = (struct fdp_worker){.outbox = &master->ends[i]->outbox,
+                                                 .words = master->words[i],
+                                                 .most = UINT64_MAX,
+                                                 .capacity = 1,
+                                                 .room = 1};
+        master->pointers[i] = &master->workers[i];
+    }
+    master->listener = (struct fdp_listener){.sock = -1, .state = FDP_RESTING};
+    master->listeners[0] = &master->listener;
+    master->rounds = (struct fdp_rounds){.listeners = {.items = master->listeners, .count = 1},
+                                         .workers = master->pointers,
+                                         .worker_count = WORKERS,
+                                         .offers = &master->offers,
+                                         .wanted = &master->wanted,
+                                         .wakeup = master->wakeup[0],
+                                         .selector = master->selector[0]};
+    master->owner = calloc(1, sizeof *master->owner + sizeof(int));
+    CHECK(master->owner != NULL);
+    master->owner->capacity = 1;
+    return master;
+}
+
+static void close_master(struct master *master) {
+    for (size_t i = 0; i < WORKERS; i++) {
+        fdp_free_worker(&master->workers[i]);
+        close_ends(master->ends[i]);
+    }
+    fdp_free_rounds(&master->rounds);
+    fdp_free_offers(&master->offers);
+    fdp_close_fds((int[]){master->offers.sender, master->offers.receiver}, 2);
+    fdp_close_fds(master->wakeup, 2);
+    fdp_close_fds(master->selector, 2);
+    free(master->owner);
+    free(master);
+}
+
+/* Adds connections, whose payloads are these letters. */
+static void add(struct master *master, const char *letters) {
+    struct fdp_queue *waiting = &master->rounds.waiting;
+    for (; *letters != '\0'; letters++) {
+        CHECK(fdp_reserve_connections(waiting, 1) == 0);
+        struct fdp_connection *end = waiting->items + waiting->head + waiting->count++;
+        *end = (struct fdp_connection){.fd = open_null(), .size = 1};
+        end->payload[0] = (unsigned char)*letters;
+    }
+}
+
+static void run(struct master *master) {
+    CHECK(fdp_run_rounds(&master->rounds, 0) == 0);
+}
+
+/* Both workers are busy with a and b, and these are offered. */
+static struct master *open_busy(const char *letters) {
+    struct master *master = open_master();
+    add(master, "ab");
+    add(master, letters);
+    run(master);
+    CHECK(master->rounds.waiting.count == 0 && master->offers.count == strlen(letters));
+    for (size_t i = 0; i < WORKERS; i++) {
+        CHECK(receive(master->ends[i], 9) > 0);
+        fdp_drop_owner(master->ends[i]->owner);
+        master->words[i][FDP_WORD_BEGUN]++;
+    }
+    run(master);
+    CHECK(master->rounds.begun == WORKERS && master->workers[0].copies.count == 0);
+    return master;
+}
+
+/* A worker takes the next offer; its letter, or 0. */
+static int take(struct master *master, size_t worker) {
+    unsigned *words = master->words[worker];
+    ssize_t size = fdp_try_take_offer(master->offers.receiver, words, master->payload, master->owner);
+    CHECK(size >= 0 && !words[FDP_WORD_TAKING]);
+    if (size == 0)
+        return 0;
+    CHECK((size & ~FDP_MORE_OFFERS) == 1 && is_open(master->owner->fds[0]));
+    fdp_drop_owner(master->owner);
+    return master->payload[0];
+}
+
+static size_t count_waiting(const struct master *master) {
+    return fdp_try_count_waiting(&master->rounds);
+}
+
+/* As many are offered as there are workers. Who takes one has one in hand, and makes room for another. */
+static void test_take(void) {
+    struct master *master = open_busy("cd");
+    CHECK(master->rounds.is_full && master->wanted && count_waiting(master) == 2);
+    add(master, "e");
+    run(master);
+    CHECK(master->rounds.waiting.count == 1 && count_waiting(master) == 3);
+    CHECK(take(master, 1) == 'c');
+    master->words[1][FDP_WORD_HANDLED]++;
+    run(master);
+    CHECK(master->workers[1].taken == 1 && master->workers[1].handled == 1);
+    CHECK(master->workers[1].room == 0 && master->workers[1].given == 1);
+    CHECK(master->words[1][FDP_WORD_RELEASED] == 2 && master->rounds.begun == 3);
+    CHECK(master->rounds.waiting.count == 0 && count_waiting(master) == 2);
+    CHECK(take(master, 0) == 'd' && take(master, 1) == 'e' && take(master, 0) == 0);
+    run(master);
+    CHECK(master->rounds.begun == 5 && count_waiting(master) == 0 && master->offers.queue.count == 0);
+    CHECK(!master->rounds.used_up);
+    close_master(master);
+}
+
+/* A worker that finds nothing offered says that it is free, even if there is room for more. */
+static void test_wakeups(void) {
+    struct master *master = open_busy("c");
+    CHECK(!master->rounds.is_full && master->wanted && master->rounds.wait > 0);
+    CHECK(take(master, 0) == 'c');
+    run(master);
+    CHECK(!master->wanted && master->rounds.wait < 0);
+    close_master(master);
+}
+
+/* Whether there are more is said with each. */
+static void test_more(void) {
+    struct master *master = open_busy("cd");
+    unsigned *words = master->words[0];
+    for (int more = FDP_MORE_OFFERS; more >= 0; more -= FDP_MORE_OFFERS) {
+        CHECK(fdp_try_take_offer(master->offers.receiver, words, master->payload, master->owner) ==
+              (more | 1));
+        fdp_drop_owner(master->owner);
+    }
+    close_master(master);
+}
+
+/* A worker that is free gets the first, before all that wait. */
+static void test_withdrawal(void) {
+    struct master *master = open_busy("cd");
+    add(master, "e");
+    master->words[0][FDP_WORD_HANDLED]++;
+    run(master);
+    CHECK(master->workers[0].given == 2 && count_waiting(master) == 2);
+    CHECK(receive(master->ends[0], 9) > 0);
+    CHECK(master->ends[0]->scratch.bytes[FDP_COLUMN_SIZE] == 'c');
+    fdp_drop_owner(master->ends[0]->owner);
+    CHECK(take(master, 1) == 'd' && take(master, 1) == 'e');
+    close_master(master);
+}
+
+/* They are taken in any order, many times more than may be open. */
+static void test_many(void) {
+    struct master *master = open_busy("cd");
+    for (unsigned i = 0; i < 3 * FDP_MOST_OFFERS; i++) {
+        add(master, "x");
+        CHECK(take(master, i % 3 % WORKERS) != 0);
+        master->words[i % 3 % WORKERS][FDP_WORD_HANDLED]++;
+        run(master);
+        CHECK(count_waiting(master) == 2 && master->rounds.begun == 3 + i);
+    }
+    close_master(master);
+}
+
+/* However long one is taken and not noted, no more are kept than a worker can note. */
+static void test_late_note(void) {
+    struct master *master = open_busy("c");
+    char taken[64];
+    CHECK(recv(master->offers.receiver, taken, sizeof taken, 0) > 0);
+    for (unsigned i = 1; i < FDP_MOST_OFFERS; i++) {
+        add(master, "x");
+        run(master);
+        CHECK(take(master, 0) == 'x');
+    }
+    add(master, "y");
+    run(master);
+    CHECK(master->offers.queue.count == FDP_MOST_OFFERS && master->rounds.waiting.count == 1);
+    master->words[1][FDP_WORD_TAKEN] = 1;
+    run(master);
+    CHECK(master->offers.queue.count == 1 && take(master, 1) == 'y');
+    close_master(master);
+}
+
+/* What a worker took and did not note before it died goes to another; what it noted does not. */
+static void test_death(void) {
+    struct master *master = open_busy("cd");
+    struct fdp_worker *dead = &master->workers[0];
+    char taken[64];
+    CHECK(take(master, 0) == 'c');
+    CHECK(recv(master->offers.receiver, taken, sizeof taken, 0) > 0 && count_waiting(master) == 2);
+    CHECK(fdp_return_copies(&master->rounds, dead) == 0);
+    CHECK(dead->taken == 1 && dead->copies.count == 0 && count_waiting(master) == 1);
+    master->pointers[0] = &master->workers[1];
+    master->rounds.worker_count = 1;
+    add(master, "e");
+    run(master);
+    CHECK(count_waiting(master) == 2 && master->offers.count == 1);
+    CHECK(take(master, 1) == 'd');
+    master->words[1][FDP_WORD_HANDLED]++;
+    run(master);
+    CHECK(take(master, 1) == 'e' && take(master, 1) == 0);
+    run(master);
+    CHECK(count_waiting(master) == 0 && master->rounds.begun == 5);
+    close_master(master);
+}
+
+/* While a living worker is taking one, that may be its own: it stays. */
+static void test_two_takers(void) {
+    struct master *master = open_busy("cd");
+    char taken[64];
+    master->words[1][FDP_WORD_TAKING] = 1;
+    CHECK(recv(master->offers.receiver, taken, sizeof taken, 0) > 0);
+    CHECK(recv(master->offers.receiver, taken, sizeof taken, 0) > 0);
+    CHECK(fdp_return_copies(&master->rounds, &master->workers[0]) == 0);
+    master->pointers[0] = &master->workers[1];
+    master->rounds.worker_count = 1;
+    run(master);
+    CHECK(master->offers.count == 2 && master->rounds.wait == 5);
+    /* It has taken the second. */
+    master->words[1][FDP_WORD_OFFERS] = 1;
+    master->words[1][FDP_WORD_TAKEN] = 1;
+    master->words[1][FDP_WORD_TAKING] = 0;
+    run(master);
+    CHECK(master->workers[1].taken == 1 && master->offers.count == 1);
+    CHECK(take(master, 1) == 'c' && take(master, 1) == 0);
+    close_master(master);
+}
+
+/* A worker without room for the descriptor has not taken it. */
+static void test_full_table(void) {
+    struct master *master = open_busy("c");
+    struct rlimit old, limited;
+    CHECK(getrlimit(RLIMIT_NOFILE, &old) == 0);
+    limited = old;
+    limited.rlim_cur = 3;
+    CHECK(setrlimit(RLIMIT_NOFILE, &limited) == 0);
+    CHECK(fdp_try_take_offer(master->offers.receiver, master->words[0], master->payload,
+                             master->owner) == -EMFILE);
+    CHECK(setrlimit(RLIMIT_NOFILE, &old) == 0);
+    CHECK(master->words[0][FDP_WORD_TAKEN] == 0 && !master->words[0][FDP_WORD_TAKING]);
+    CHECK(fdp_return_copies(&master->rounds, &master->workers[0]) == 0);
+    run(master);
+    CHECK(take(master, 1) == 'c');
+    close_master(master);
+}
+
+/* A master that stops offers nothing, and is told when it has given away the last. */
+static void test_stopping(void) {
+    struct master *master = open_busy("cd");
+    master->rounds.listeners.count = 0;
+    CHECK(take(master, 0) == 'c');
+    run(master);
+    CHECK(master->rounds.used_up && master->offers.count == 0 && master->rounds.waiting.count == 1);
+    run(master);
+    CHECK(!master->rounds.used_up);
+    master->words[1][FDP_WORD_HANDLED]++;
+    run(master);
+    CHECK(master->rounds.used_up && count_waiting(master) == 0 && master->workers[1].given == 2);
+    close_master(master);
+}
+
+/* A worker may have had its last connection so as well. */
+static void test_used_up(void) {
+    struct master *master = open_busy("c");
+    master->workers[0].most = 2;
+    CHECK(take(master, 0) == 'c');
+    run(master);
+    CHECK(master->rounds.used_up);
+    run(master);
+    CHECK(!master->rounds.used_up);
+    close_master(master);
+}
+
+/* Where the socket is full or the user has too many in flight, they wait as without it. */
+static void test_full_socket(void) {
+    struct master *master = open_master();
+    while (send(master->offers.sender, "x", 1, MSG_DONTWAIT) == 1)
+        continue;
+    add(master, "abc");
+    run(master);
+    CHECK(master->offers.count == 0 && master->rounds.waiting.count == 1);
+    CHECK(!master->rounds.is_full && master->rounds.wait == 5 && master->rounds.error == 0);
+    close_master(master);
+}
+
+/* Numbers and counts that a worker never writes change nothing. */
+static void test_junk(void) {
+    struct master *master = open_busy("cd");
+    master->words[0][FDP_WORD_TAKEN] = 3;
+    run(master);
+    CHECK(master->workers[0].taken == 0 && master->offers.count == 2);
+    master->words[0][FDP_WORD_TAKEN] = 1;
+    master->words[0][FDP_WORD_OFFERS] = 77;
+    run(master);
+    CHECK(master->workers[0].taken == 1 && master->offers.count == 2);
+    close_master(master);
+}
+
+/* Those that are dropped are closed here, and nobody can take them. */
+static void test_drop(void) {
+    struct master *master = open_busy("cd");
+    char taken[64];
+    CHECK(recv(master->offers.receiver, taken, sizeof taken, 0) > 0);
+    add(master, "e");
+    fdp_drop_waiting(&master->rounds);
+    CHECK(count_waiting(master) == 0 && take(master, 0) == 0);
+    add(master, "fg");
+    run(master);
+    master->words[1][FDP_WORD_TAKEN] = 1;
+    run(master);
+    CHECK(master->offers.count == 2 && take(master, 0) == 'f' && take(master, 0) == 'g');
+    close_master(master);
+}
+
+int main(void) {
+    RUN(test_take);
+    RUN(test_wakeups);
+    RUN(test_more);
+    RUN(test_withdrawal);
+    RUN(test_many);
+    RUN(test_late_note);
+    RUN(test_death);
+    RUN(test_two_takers);
+    RUN(test_full_table);
+    RUN(test_stopping);
+    RUN(test_used_up);
+    RUN(test_full_socket);
+    RUN(test_junk);
+    RUN(test_drop);
+    return 0;
+}

@@ -1,0 +1,125 @@
+"""Plain workers that get one connection at a time take what waits as soon as they have finished."""
+
+import os
+import signal
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from support.marks import linux_only
+from support.server import Server, connections
+from support.sockets import read_all
+
+pytestmark = [linux_only, pytest.mark.thread_unsafe]
+
+
+@contextmanager
+def waiting(handler: str, workers: int, count: int) -> Iterator[tuple[Server, list[socket.socket]]]:
+    """A pool whose workers are all busy with the first connections, and wait for a request, while
+    the others are offered."""
+    with Server(handler, "--workers", str(workers)) as server:
+        server.settled(workers)
+        with connections(server, workers) as busy, connections(server, count) as others:
+            for sock in busy:
+                assert sock.recv(1000)
+            while server.status().waiting < count:
+                pass
+            yield server, [*busy, *others]
+
+
+def finish(sock: socket.socket) -> int:
+    """The pid of the worker, or 0 if it was said before."""
+    sock.sendall(b"done")
+    pid, _, answer = read_all(sock).rpartition(b" ")
+    assert answer == b"done"
+    return int(pid or 0)
+
+
+def test_a_stopped_master() -> None:
+    """They need no master for that."""
+    with waiting("begin_and_wait", 2, 2) as (server, socks):
+        server.send_signal(signal.SIGSTOP)
+        os.waitpid(server.pid, os.WUNTRACED)
+        for sock in socks:
+            finish(sock)
+        server.send_signal(signal.SIGCONT)
+        assert server.settled(2).handled == 4
+        assert server.ask().endswith(b"hello")
+        assert server.stop() == 0
+
+
+def test_a_dead_worker() -> None:
+    """What was offered is not lost with it."""
+    with waiting("begin_and_wait", 1, 1) as (server, (busy, offered)):
+        (pid,) = server.status().pids
+        os.kill(pid, signal.SIGKILL)
+        assert finish(offered) not in (0, pid)
+        assert read_all(busy) == b""
+        status = server.settled(1)
+        assert (status.handled, status.lost) == (1, 1)
+        assert server.stop() == 0
+
+
+def test_no_room_for_it() -> None:
+    """A worker whose table is full ends, and another one gets what it could not take."""
+    with waiting("end_room", 1, 1) as (server, (busy, offered)):
+        finish(busy)
+        server.wait_for("exited with status 1: 0 connections lost")
+        finish(offered)
+        status = server.settled(1)
+        assert (status.handled, status.lost) == (2, 0)
+        assert server.stop() == 0
+
+
+def test_reload() -> None:
+    """A worker that is replaced takes nothing any more: its successor does."""
+    with waiting("begin_and_wait", 1, 1) as (server, (busy, offered)):
+        (old,) = server.status().pids
+        server.send_signal(signal.SIGHUP)
+        assert int(offered.recv(1000)) != old
+        finish(busy)
+        finish(offered)
+        assert server.settled(1).handled == 2
+        assert server.stop() == 0
+
+
+def test_stop() -> None:
+    """What was offered is answered before the pool ends."""
+    with waiting("begin_and_wait", 2, 2) as (server, socks):
+        server.send_signal(signal.SIGTERM)
+        server.wait_for("stopping")
+        for sock in socks:
+            finish(sock)
+        assert server.process.wait(30) == 0
+        assert "lost" not in server.log.split("stopping")[1]
+        assert "dropping" not in server.log
+
+
+def test_killed_while_stopping() -> None:
+    """With all workers gone, a stopping pool starts one for what is left."""
+    with waiting("begin_and_wait", 2, 2) as (server, socks):
+        pids = server.status().pids
+        server.send_signal(signal.SIGTERM)
+        server.wait_for("stopping")
+        for pid in pids:
+            os.kill(pid, signal.SIGKILL)
+        for sock in socks[2:]:
+            finish(sock)
+        assert server.process.wait(30) == 0
+
+
+def test_max_requests() -> None:
+    """Connections that were taken count as well."""
+    with Server("echo", "--workers", "2", "--max-requests", "4") as server:
+        server.settled(2)
+        with connections(server, 40) as socks:
+            for sock in socks:
+                sock.sendall(b"x")
+            for sock in socks:
+                assert read_all(sock).endswith(b"x")
+        status = server.settled(2)
+        assert (status.handled, status.lost) == (40, 0)
+        assert sum(worker.restarts for worker in status.workers) >= 2
+        assert server.stop() == 0
