@@ -114,7 +114,8 @@ static int has_ready(const struct fdp_rounds *rounds) {
 static void set_wait(struct fdp_rounds *rounds, const struct fdp_round *round) {
     rounds->wait = !rounds->is_full && has_ready(rounds) ? 0 : -1;
     /* Usually a worker says it first. */
-    if (rounds->wait < 0 && (round->has_copies || rounds->is_full || has_offers(rounds))) {
+    if (rounds->wait < 0 &&
+        (round->has_copies || rounds->is_full || fdp_try_count_waiting(rounds) > 0)) {
         int wait = rounds->poll_interval > 0 ? rounds->poll_interval : SHORTEST_POLL;
         rounds->wait = wait;
         rounds->poll_interval = 2 * wait < LONGEST_POLL ? 2 * wait : LONGEST_POLL;
@@ -130,7 +131,7 @@ static int run_announced(struct fdp_rounds *rounds) {
     struct fdp_round round;
     int result = run_round(rounds, &round);
     /* A worker that found nothing offered is free only afterwards: it must say so. */
-    unsigned char wanted = rounds->is_full || has_offers(rounds);
+    unsigned char wanted = rounds->is_full || fdp_try_count_waiting(rounds) > 0;
     if (*rounds->wanted != wanted) {
         __atomic_store_n(rounds->wanted, wanted, __ATOMIC_SEQ_CST);
         /* One may have changed just before it could see that. */

@@ -92,7 +92,7 @@ class MetricsServer:
             self._listener.setblocking(False)  # A process that shares it may have changed it.
             sock, _ = self._listener.accept()
         except BlockingIOError:
-            if lib.fdp_try_find_shut_down(self._listener.fileno()):
+            if self._is_shut_down():
                 self._pause(OSError(errno.EINVAL, os.strerror(errno.EINVAL)))
             return
         except OSError as error:
@@ -118,9 +118,12 @@ class MetricsServer:
 
     def _pause(self, error: OSError) -> None:
         logger.warning("cannot accept a client of the metrics: %s", error.strerror)
-        # Other code has shut it down or closed it.
-        lasts = error.errno in (errno.EINVAL, errno.EBADF)
+        lasts = self._is_shut_down()
         self._retry_at = float("inf") if lasts else time.monotonic() + _RETRY_DELAY
+
+    def _is_shut_down(self) -> bool:
+        """Whether other code has shut the listener down, or closed it."""
+        return bool(lib.fdp_try_find_shut_down(self._listener.fileno()))
 
     def _step(self, client: _Client, _events: int) -> None:
         with suppress(OSError, StopIteration):  # The client has gone, or all is done.

@@ -33,7 +33,12 @@ class Wakeup:
         """Must be made before the fork."""
         self.shared: mmap.mmap = mmap.mmap(-1, mmap.PAGESIZE)
         self._reader, writer = os.pipe()
-        self.writer: io.FileIO = io.FileIO(writer, "w")
+        try:
+            self.writer: io.FileIO = io.FileIO(writer, "w")
+        except BaseException:
+            os.close(self._reader)
+            os.close(writer)
+            raise
         for fd in (self._reader, writer):
             os.set_blocking(fd, False)
 

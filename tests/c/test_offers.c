@@ -306,6 +306,16 @@ static void test_full_socket(void) {
     run(master);
     CHECK(master->offers.count == 0 && master->rounds.waiting.count == 1);
     CHECK(!master->rounds.is_full && master->rounds.wait == 5 && master->rounds.error == 0);
+    for (size_t i = 0; i < WORKERS; i++)
+        master->words[i][FDP_WORD_BEGUN]++;
+    run(master);
+    CHECK(master->workers[0].copies.count == 0 && master->rounds.waiting.count == 1);
+    CHECK(master->wanted && master->rounds.wait > 0);
+    char byte;
+    while (recv(master->offers.receiver, &byte, 1, MSG_DONTWAIT) == 1)
+        continue;
+    run(master);
+    CHECK(take(master, 0) == 'c');
     close_master(master);
 }
 

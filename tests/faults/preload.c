@@ -174,9 +174,20 @@ static size_t cut(struct iovec *target, const struct iovec *buffers, size_t coun
 
 /* -- messages ---------------------------------------------------------------------------------- */
 
+/* What a call of limit says, but of datagrams, which no kernel cuts short. */
+static long limit_message(int call, int sock) {
+    int type = 0;
+    socklen_t size = sizeof type;
+    long most = limit(call);
+    if (most >= 0 && syscall(SYS_getsockopt, sock, SOL_SOCKET, SO_TYPE, &type, &size) == 0 &&
+        type == SOCK_DGRAM)
+        most = -1;
+    return most;
+}
+
 ssize_t sendmsg(int sock, const struct msghdr *header, int flags) {
     REAL(sendmsg);
-    long most = limit(CALL_sendmsg);
+    long most = limit_message(CALL_sendmsg, sock);
     if (most == -2)
         return -1;
     struct msghdr shorter = *header;
@@ -198,7 +209,7 @@ ssize_t send(int sock, const void *data, size_t size, int flags) {
 
 ssize_t recvmsg(int sock, struct msghdr *header, int flags) {
     REAL(recvmsg);
-    long most = limit(CALL_recvmsg);
+    long most = limit_message(CALL_recvmsg, sock);
     if (most == -2)
         return -1;
     struct iovec buffers[1024];
