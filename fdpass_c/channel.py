@@ -29,7 +29,6 @@ from fdpass_c.descriptors import (
 )
 from fdpass_c.errors import (
     DescriptorTableFullError,
-    NotCopied,
     PeerClosedError,
     ProtocolError,
     raise_oserror,
@@ -41,6 +40,7 @@ from fdpass_c.options import (
     refuse_fds,
 )
 from fdpass_c.outcomes import NOTHING_SENT, Batch, Progress, gather, read_messages
+from fdpass_c.owning import Closing
 from fdpass_c.peer import Credentials, is_unix, peer_credentials, peer_pidfd
 from fdpass_c.scratch import MOST, get_scratch, make_scratch, spare, take_spare
 from fdpass_c.sending import Sending, start_many, start_one
@@ -83,7 +83,7 @@ IN_FLIGHT_DELAY = 0.002
 _all: "weakref.WeakSet[Channel]" = weakref.WeakSet()
 
 
-class Channel(NotCopied):
+class Channel(Closing):
     """Passes whole messages, each a payload and descriptors, over a connected Unix socket.
 
     Messages arrive whole, in order and exactly once, with payloads of any size and any number of
@@ -115,10 +115,6 @@ class Channel(NotCopied):
     The descriptor table: messages that have arrived only in part reserve at most half of the soft
     limit (RLIMIT_NOFILE), over all channels of the process together, and leave 64 places free.
     """
-
-    wait_in_flight: bool = False
-    """Whether a send waits, as the timeout says, while the user has as many descriptors in flight
-    as the system allows. If not, it fails with ETOOMANYREFS. May be set."""
 
     def __init__(
         self,
@@ -175,6 +171,7 @@ class Channel(NotCopied):
         self._receivers = Turns()
         self._senders = Turns()
         self._waiting: list[int] = []
+        self._waits_in_flight = False
         self._sock = sock
         _all.add(self)
 
@@ -380,7 +377,7 @@ class Channel(NotCopied):
             # A non-blocking send goes on: there may be room, and its messages are finite.
             if self._sock.gettimeout() != 0:
                 deadline.look()
-        elif result == -errno.ETOOMANYREFS and self.wait_in_flight:
+        elif result == -errno.ETOOMANYREFS and self._waits_in_flight:
             self.raise_failure()
             deadline.pause(IN_FLIGHT_DELAY)
         else:
@@ -405,6 +402,17 @@ class Channel(NotCopied):
     def outbox(self) -> Any:
         """For an event loop and the pool: the struct fdp_outbox * of the core. Borrowed."""
         return self._outbox
+
+    @property
+    def wait_in_flight(self) -> bool:
+        """Whether a send waits, as the timeout says, while the user has as many descriptors in
+        flight as the system allows. If not, it fails with ETOOMANYREFS. May be set.
+        """
+        return self._waits_in_flight
+
+    @wait_in_flight.setter
+    def wait_in_flight(self, waits: bool) -> None:
+        self._waits_in_flight = waits
 
     @property
     def unsent(self) -> int:
@@ -724,13 +732,8 @@ class Channel(NotCopied):
             self._receivers.wait()
         self._sock.close()
 
-    def __enter__(self) -> "Channel":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
     def __del__(self) -> None:
+        """Closes with a ResourceWarning, unless it was closed."""
         if hasattr(self, "_sock") and not self.closed:
             try:
                 warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=2)

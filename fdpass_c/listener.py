@@ -10,14 +10,15 @@ from functools import partial
 
 from fdpass_c._native import lib
 from fdpass_c.channel import Channel
-from fdpass_c.errors import NotCopied, raise_oserror
+from fdpass_c.errors import raise_oserror
 from fdpass_c.options import DEFAULT_MAX_FDS, DEFAULT_MAX_PAYLOAD, check_options, refuse_fds
+from fdpass_c.owning import Closing
 from fdpass_c.turns import while_listed
 from fdpass_c.unix import Path, SocketFile, as_address, check_listening, is_abstract
 from fdpass_c.waiting import READABLE, Deadline
 
 
-class Listener(NotCopied):
+class Listener(Closing):
     """Listens at a path, or takes a socket that listens, and accepts channels.
 
     A context manager: its exit calls close(). Iterating accepts for ever.
@@ -149,6 +150,7 @@ class Listener(NotCopied):
                 raise
 
     def __iter__(self) -> Iterator[Channel]:
+        """Accepts for ever."""
         while True:
             yield self.accept()
 
@@ -218,9 +220,3 @@ class Listener(NotCopied):
             with contextlib.suppress(OSError):
                 self._sock.shutdown(socket.SHUT_RDWR)
         self._sock.close()
-
-    def __enter__(self) -> "Listener":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()

@@ -1505,16 +1505,6 @@ def is_interrupt(error: BaseException) -> bool:
     return isinstance(error, KeyboardInterrupt) or any(map(is_interrupt, parts))
 
 
-def test_docstrings() -> None:
-    """Every public name has a docstring."""
-    for name in aio.__all__:
-        value = getattr(aio, name)
-        assert value.__doc__
-        for method, function in vars(value).items():
-            if callable(function) and not method.startswith("_") and isinstance(value, type):
-                assert function.__doc__, f"{name}.{method}"
-
-
 # -- handing over ----------------------------------------------------------------------------------
 
 

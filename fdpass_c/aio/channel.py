@@ -13,8 +13,9 @@ from fdpass_c.aio.loops import running
 from fdpass_c.buffers import Buffer
 from fdpass_c.channel import IN_FLIGHT_DELAY
 from fdpass_c.descriptors import Descriptors, as_list
-from fdpass_c.errors import NotCopied, PeerClosedError, raise_oserror
+from fdpass_c.errors import PeerClosedError, raise_oserror
 from fdpass_c.outcomes import NOTHING_SENT, Batch, Progress
+from fdpass_c.owning import NotCopied
 from fdpass_c.peer import Credentials
 from fdpass_c.sending import Sending, start_many, start_one
 from fdpass_c.unix import Path, connect_unix
@@ -349,6 +350,7 @@ class Channel(NotCopied):
         return self
 
     async def __anext__(self) -> tuple[bytes, Descriptors]:
+        """Receives one message."""
         try:
             return await self.recv()
         except PeerClosedError:
@@ -426,9 +428,11 @@ class Channel(NotCopied):
         self._channel.close()
 
     async def __aenter__(self) -> "Channel":
+        """Returns the object itself."""
         return self
 
     async def __aexit__(self, kind: object, *_: object) -> None:
+        """Sends what is unsent, unless an exception leaves the block, and calls close()."""
         try:
             if kind is None and self.unsent:
                 await self.flush()
@@ -436,7 +440,7 @@ class Channel(NotCopied):
             self.close()
 
     def __del__(self) -> None:
-        # The blocking one warns, and closes.
+        """The blocking channel below closes with a ResourceWarning, unless it was closed."""
         if hasattr(self, "_writing") and not self._channel.closed:
             self._reading.drop()
             self._writing.drop()
