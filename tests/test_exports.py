@@ -69,6 +69,17 @@ def test_docstrings(package: ModuleType) -> None:
     assert without == []
 
 
+def test_names_of_a_channel() -> None:
+    """A blocking one shows what one of an event loop has, its timeout, and nothing internal."""
+    blocking, looped = (
+        {name for name in dir(kind) if not name.startswith("_")}
+        for kind in (fdpass_c.Channel, fdpass_c.aio.Channel)
+    )
+    assert looped - blocking == {"adopt", "wait_for_room"}
+    of_the_pool = {"inbox", "outbox", "raise_failure"}  # Until it uses end_of.
+    assert blocking - looped == {"gettimeout", "settimeout", "setblocking"} | of_the_pool
+
+
 def test_max_fds() -> None:
     """The constant of the package is that of the C core."""
     assert lib.FDP_MAX_FDS == fdpass_c.MAX_FDS

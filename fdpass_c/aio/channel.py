@@ -11,7 +11,7 @@ from fdpass_c._native import lib
 from fdpass_c.aio.directions import Direction, Result, growing_pauses, keep_trying
 from fdpass_c.aio.loops import running
 from fdpass_c.buffers import Buffer
-from fdpass_c.channel import IN_FLIGHT_DELAY
+from fdpass_c.channel import IN_FLIGHT_DELAY, end_of
 from fdpass_c.descriptors import Descriptors, as_list
 from fdpass_c.errors import PeerClosedError, raise_oserror
 from fdpass_c.outcomes import NOTHING_SENT, Batch, Progress
@@ -85,7 +85,8 @@ class Channel(NotCopied):
         _, loop = running()
         channel.setblocking(False)
         self._channel = channel
-        self._outbox = channel.outbox
+        self._end = end_of(channel)
+        self._outbox = self._end.outbox
         self._reading: Direction = loop.watch(channel, False)
         self._writing: Direction = loop.watch(channel, True)
         self._look = self._writing.look
@@ -210,7 +211,7 @@ class Channel(NotCopied):
 
     async def flush(self) -> None:
         """Sends what unsent counts."""
-        await self._finish(None, NOTHING_SENT, self._channel.start_flushing)
+        await self._finish(None, NOTHING_SENT, self._end.start_flushing)
 
     async def _finish(
         self,
@@ -238,7 +239,7 @@ class Channel(NotCopied):
                 elif result == -errno.ETOOMANYREFS and self._channel.wait_in_flight:
                     await self._sleep(IN_FLIGHT_DELAY)
                 elif result != -errno.EINTR:
-                    self._channel.raise_failure()
+                    self._end.raise_failure()
                     raise_oserror(-result)
         except BaseException as error:
             if sending is not None:
@@ -281,7 +282,7 @@ class Channel(NotCopied):
             OSError: As for fdpass_c.Channel.recv.
         """
         channel = self._channel
-        tries = self._reading.is_free() and (not self._vain or channel.has_kept)
+        tries = self._reading.is_free() and (not self._vain or self._end.has_kept)
         if tries and self._look is not None:
             tries = await self._look()
         if tries:
@@ -306,7 +307,7 @@ class Channel(NotCopied):
         channel = self._channel
         if max_messages < 1:
             return channel.recv_many(max_messages)  # A ValueError.
-        tries = self._reading.is_free() and (not self._vain or channel.has_kept)
+        tries = self._reading.is_free() and (not self._vain or self._end.has_kept)
         if tries and self._look is not None:
             tries = await self._look()
         if tries:
@@ -332,7 +333,7 @@ class Channel(NotCopied):
     def _has_more(self, has_tried: bool) -> bool:
         """Before the first try, what is here may be no message: the peer may never send more. After
         one, a long message can be complete, which only the next one hands out."""
-        return self._channel.pending > 0 if has_tried else self._channel.has_kept
+        return self._channel.pending > 0 if has_tried else self._end.has_kept
 
     async def wait_for_room(self) -> None:
         """After DescriptorTableFullError: waits until there may be room for that message.
@@ -342,7 +343,7 @@ class Channel(NotCopied):
         self._reading.check_loop()
         while True:
             await self._sleep(_LOOK_AGAIN)
-            if self._channel.has_room():
+            if self._end.has_room():
                 return
 
     def __aiter__(self) -> AsyncIterator[tuple[bytes, Descriptors]]:
@@ -407,7 +408,7 @@ class Channel(NotCopied):
             ValueError: As for fdpass_c.Channel.detach. A task is sending: flush() waits for it.
             OSError: As for fdpass_c.Channel.detach.
         """
-        self._channel.check_empty()
+        self._end.check_empty()
         self._reading.stop()
         self._writing.stop()
         return self._channel.detach()
