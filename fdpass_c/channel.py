@@ -230,13 +230,15 @@ class Channel(Closing):
 
         Raises:
             ValueError: The path contains a NUL.
-            FileNotFoundError: There is no such file. The attribute filename has the path.
-            ConnectionRefusedError: No process listens there.
+            FileNotFoundError: There is no such file. The attribute filename has the path, here and
+                below.
+            ConnectionRefusedError: No process listens there, or the path is not a socket.
             PermissionError: The file's mode does not allow it, or the peer's user is not in
                 allow_uids.
             BlockingIOError: The timeout is 0 and the backlog is full.
             TimeoutError: The timeout is over.
-            OSError: As for Channel and for socket.connect.
+            OSError: ENAMETOOLONG: the path has more than 107 bytes, outside of Linux 103. Others as
+                for Channel and for socket.connect.
         """
         sock = connect_unix(path, timeout)
         try:
