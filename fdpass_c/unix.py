@@ -22,8 +22,13 @@ _RETRY = 0.01
 # Bytes of a path; an abstract name has no NUL at its end.
 _LONGEST = 107 if sys.platform == "linux" else 103
 
-_LISTENS = "another process listens there"
 _OTHER_TYPE = "a socket of another type is bound there"
+# What a try to connect says of who listens.
+_IN_USE = {
+    0: "another process listens there",
+    errno.EAGAIN: "another process listens there, with a full backlog",
+    errno.EPROTOTYPE: _OTHER_TYPE,
+}
 
 # PyPy has no name for it.
 _O_PATH: int = getattr(os, "O_PATH", 0o10000000)
@@ -120,14 +125,15 @@ class SocketFile:
     def _bind(self, sock: socket.socket) -> None:
         try:
             sock.bind(self._address)
+            return
         except OSError as error:
             if error.errno != errno.EADDRINUSE:
                 raise
-            with contextlib.suppress(FileNotFoundError):  # Its owner has just removed it.
-                identify(self._path)
-                _check_stale(self._address)
-                os.unlink(self._path)
-            sock.bind(self._address)
+        with contextlib.suppress(FileNotFoundError):  # Its owner has just removed it.
+            identify(self._path)
+            _check_stale(self._address)
+            os.unlink(self._path)
+        sock.bind(self._address)
 
     def _set_mode(self, mode: int) -> None:
         """Adds the permissions that the umask removed. Before listen, no process can connect."""
@@ -292,20 +298,11 @@ def _identify_socket(found: os.stat_result, path: str) -> tuple[int, int]:
 
 
 def _check_stale(address: str | bytes) -> None:
-    """OSError: EADDRINUSE if another process listens there, EACCES if that cannot be told."""
+    """OSError: EADDRINUSE if another process listens there, others if that cannot be told."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.setblocking(False)
-        try:
-            probe.connect(address)
-        except ConnectionRefusedError:
-            return
-        except BlockingIOError:
-            raise_oserror(errno.EADDRINUSE, f"{_LISTENS}, with a full backlog")
-        except PermissionError as error:
-            error.strerror = f"{error.strerror}: cannot tell whether a process listens there"
-            raise
-        except OSError as error:
-            if error.errno != errno.EPROTOTYPE:
-                raise
-            raise_oserror(errno.EADDRINUSE, _OTHER_TYPE)
-        raise_oserror(errno.EADDRINUSE, _LISTENS)
+        code = probe.connect_ex(address)
+    if code in _IN_USE:
+        raise_oserror(errno.EADDRINUSE, _IN_USE[code])
+    if code != errno.ECONNREFUSED:
+        raise_oserror(code, "cannot tell whether a process listens there")

@@ -263,6 +263,7 @@ def test_live_one(path: Path) -> None:
             Listener(path)
         assert caught.value.errno == errno.EADDRINUSE
         assert caught.value.filename == str(path)
+        assert caught.value.__context__ is None  # One traceback is enough.
         first.accept().close()  # the connection that the second one tried
         with Channel.connect(path) as client, first.accept() as server:
             client.send(b"x")
