@@ -91,11 +91,11 @@ class _PureChannel:
     """As much of a Channel as the pool uses: one system call a message, in each direction."""
 
     pending = unsent = 0
-    has_kept = False
     outbox = None
 
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
+        self._end = SimpleNamespace(has_kept=False, outbox=None)
         self.fileno = sock.fileno
         self.setblocking = sock.setblocking
         self.closed = False

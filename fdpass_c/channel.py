@@ -9,7 +9,7 @@ import warnings
 import weakref
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from functools import partial
-from typing import Any, NoReturn
+from typing import Any
 
 from fdpass_c._native import ffi, lib
 from fdpass_c.buffers import Buffer
@@ -27,11 +27,10 @@ from fdpass_c.descriptors import (
     recycle,
     take_few,
 )
+from fdpass_c.ends import End
 from fdpass_c.errors import (
     DescriptorTableFullError,
-    NotCopied,
     PeerClosedError,
-    ProtocolError,
     raise_oserror,
 )
 from fdpass_c.options import (
@@ -41,6 +40,7 @@ from fdpass_c.options import (
     refuse_fds,
 )
 from fdpass_c.outcomes import NOTHING_SENT, Batch, Progress, gather, read_messages
+from fdpass_c.owning import Closing
 from fdpass_c.peer import Credentials, is_unix, peer_credentials, peer_pidfd
 from fdpass_c.scratch import MOST, get_scratch, make_scratch, spare, take_spare
 from fdpass_c.sending import Sending, start_many, start_one
@@ -64,26 +64,13 @@ _NOTHING = os.strerror(errno.EAGAIN)
 
 _UNDECIDED = {lib.FDP_LOOK, -errno.EPROTO}
 
-_VIOLATIONS = {
-    lib.FDP_MALFORMED: "the peer sent something other than a frame",
-    lib.FDP_TORN: "the peer closed the connection inside a message",
-    lib.FDP_MISSING: "a frame came without all of the descriptors that it announced",
-    lib.FDP_SURPLUS: "descriptors came that no frame announced",
-    lib.FDP_UNWANTED: "descriptors came to a channel with receive_fds=False",
-    lib.FDP_TRUNCATED: "descriptors were lost: the descriptor table is full (RLIMIT_NOFILE) "
-    "or a security module refused them",
-    lib.FDP_TOO_LONG: "a message of {needed} bytes, max_payload is {max_payload}",
-    lib.FDP_TOO_MANY: "a message with {needed} descriptors, max_fds is {max_fds}",
-    lib.FDP_NO_MEMORY: "no memory for what was received",
-}
-
 # Seconds between two tries while too many are in flight: no event reports that they were received.
 IN_FLIGHT_DELAY = 0.002
 
 _all: "weakref.WeakSet[Channel]" = weakref.WeakSet()
 
 
-class Channel(NotCopied):
+class Channel(Closing):
     """Passes whole messages, each a payload and descriptors, over a connected Unix socket.
 
     Messages arrive whole, in order and exactly once, with payloads of any size and any number of
@@ -115,10 +102,6 @@ class Channel(NotCopied):
     The descriptor table: messages that have arrived only in part reserve at most half of the soft
     limit (RLIMIT_NOFILE), over all channels of the process together, and leave 64 places free.
     """
-
-    wait_in_flight: bool = False
-    """Whether a send waits, as the timeout says, while the user has as many descriptors in flight
-    as the system allows. If not, it fails with ETOOMANYREFS. May be set."""
 
     def __init__(
         self,
@@ -165,16 +148,13 @@ class Channel(NotCopied):
         # A byte sent with MSG_OOB would make the socket readable with nothing to read (Linux 5.15).
         with contextlib.suppress(OSError):
             sock.setsockopt(socket.SOL_SOCKET, _SO_OOBINLINE, 1)
-        inbox, outbox = ffi.new("struct fdp_inbox *"), ffi.new("struct fdp_outbox *")
-        lib.fdp_start_inbox(inbox, sock.fileno(), max_payload, max_fds, receive_fds)
-        lib.fdp_start_outbox(outbox, sock.fileno())
-        # Apart from the memory: in a cycle it may be finalised before others that still use that.
-        self._ends = ffi.gc(inbox, lib.fdp_close_inbox), ffi.gc(outbox, lib.fdp_close_outbox)
-        self._inbox = inbox
-        self._outbox = outbox
+        self._end = End(sock.fileno(), max_payload, max_fds, receive_fds)
+        self._inbox = self._end.inbox
+        self._outbox = self._end.outbox
         self._receivers = Turns()
         self._senders = Turns()
         self._waiting: list[int] = []
+        self._waits_in_flight = False
         self._sock = sock
         _all.add(self)
 
@@ -250,13 +230,15 @@ class Channel(NotCopied):
 
         Raises:
             ValueError: The path contains a NUL.
-            FileNotFoundError: There is no such file. The attribute filename has the path.
-            ConnectionRefusedError: No process listens there.
+            FileNotFoundError: There is no such file. The attribute filename has the path, here and
+                below.
+            ConnectionRefusedError: No process listens there, or the path is not a socket.
             PermissionError: The file's mode does not allow it, or the peer's user is not in
                 allow_uids.
             BlockingIOError: The timeout is 0 and the backlog is full.
             TimeoutError: The timeout is over.
-            OSError: As for Channel and for socket.connect.
+            OSError: ENAMETOOLONG: the path has more than 107 bytes, outside of Linux 103. Others as
+                for Channel and for socket.connect.
         """
         sock = connect_unix(path, timeout)
         try:
@@ -339,12 +321,6 @@ class Channel(NotCopied):
             self._finish(sending)
         return len(data)
 
-    def start_flushing(self) -> Sending | None:
-        """For an event loop: begins what flush does. Returns None if there is nothing to send."""
-        if self._inbox.violation:
-            self._raise_violation()
-        return Sending(self._outbox, None, 0) if self._outbox.unsent else None
-
     def _finish(self, sending: Sending | None) -> None:
         """Sends the rest, waits as the timeout says, and then lets the next thread send."""
         try:
@@ -380,8 +356,8 @@ class Channel(NotCopied):
             # A non-blocking send goes on: there may be room, and its messages are finite.
             if self._sock.gettimeout() != 0:
                 deadline.look()
-        elif result == -errno.ETOOMANYREFS and self.wait_in_flight:
-            self.raise_failure()
+        elif result == -errno.ETOOMANYREFS and self._waits_in_flight:
+            self._end.raise_failure()
             deadline.pause(IN_FLIGHT_DELAY)
         else:
             self._wait(result, deadline)
@@ -391,20 +367,35 @@ class Channel(NotCopied):
         while_listed(self._waiting, threading.get_ident(), self._handle, code, deadline)
 
     def _handle(self, code: int, deadline: Deadline) -> None:
-        self.raise_failure()
+        self._end.raise_failure()
         deadline.handle(-code)
 
-    def raise_failure(self) -> None:
-        """After a failure: raises an exception if the channel is closed or its protocol broken."""
-        if self._inbox.violation:
-            self._raise_violation()
-        if self.closed:
-            raise_oserror(errno.EBADF, "the channel is closed")
+    @property
+    def wait_in_flight(self) -> bool:
+        """Whether a send waits, as the timeout says, while the user has as many descriptors in
+        flight as the system allows. If not, it fails with ETOOMANYREFS. May be set.
+        """
+        return self._waits_in_flight
+
+    @wait_in_flight.setter
+    def wait_in_flight(self, waits: bool) -> None:
+        self._waits_in_flight = waits
+
+    # The pool's, until it uses end_of.
+
+    @property
+    def inbox(self) -> Any:
+        """For the pool: the struct fdp_inbox * of the core. Borrowed."""
+        return self._inbox
 
     @property
     def outbox(self) -> Any:
-        """For an event loop and the pool: the struct fdp_outbox * of the core. Borrowed."""
+        """For the pool: the struct fdp_outbox * of the core. Borrowed."""
         return self._outbox
+
+    def raise_failure(self) -> None:
+        """For the pool: as End.raise_failure."""
+        self._end.raise_failure()
 
     @property
     def unsent(self) -> int:
@@ -419,7 +410,7 @@ class Channel(NotCopied):
             TimeoutError: The channel's timeout is over.
             OSError: As for send.
         """
-        sending = self.start_flushing()
+        sending = self._end.start_flushing()
         if sending is not None:
             try:
                 self._drive(sending)
@@ -584,13 +575,6 @@ class Channel(NotCopied):
         elif not self.pending:  # The last frame may have made a message whole.
             deadline.look()
 
-    def _raise_violation(self) -> NoReturn:
-        inbox = self._inbox
-        text = _VIOLATIONS[inbox.violation].format(
-            needed=inbox.needed, max_payload=inbox.max_payload, max_fds=inbox.max_fds
-        )
-        raise ProtocolError(f"{text}; every descriptor received and not handed out is closed")
-
     def __iter__(self) -> Iterator[tuple[bytes, Descriptors]]:
         """Receives messages until the peer closes. The loop owns and closes each Descriptors."""
         while True:
@@ -601,28 +585,9 @@ class Channel(NotCopied):
             yield message
 
     @property
-    def inbox(self) -> Any:
-        """For the pool: the struct fdp_inbox * of the core. Borrowed."""
-        return self._inbox
-
-    def has_room(self) -> bool:
-        """After DescriptorTableFullError: whether there may be room for that message now.
-
-        This does not look at the incomplete messages of other channels.
-        """
-        self.raise_failure()
-        room = lib.fdp_count_room()
-        return room < 0 or bool(room >= self._inbox.needed)
-
-    @property
     def pending(self) -> int:
         """How many whole messages are here and not handed out. A selector does not report them."""
         return int(lib.fdp_try_count_pending(self._inbox))
-
-    @property
-    def has_kept(self) -> bool:
-        """For an event loop: whether anything was received, whole or not, and not handed out."""
-        return bool(self._inbox.store != ffi.NULL)
 
     def fileno(self) -> int:
         """Returns the socket's descriptor, borrowed; -1 after close()."""
@@ -690,22 +655,12 @@ class Channel(NotCopied):
                 changed.
             OSError: EBADF: the channel is closed.
         """
-        self.check_empty()
+        self._end.check_empty()
         sock = self._sock
         self._sock = sock.dup()
         sock.settimeout(sock.gettimeout())  # PyPy's dup makes both blocking.
         self.close()
         return sock
-
-    def check_empty(self) -> None:
-        """Raises the exceptions of detach."""
-        self.raise_failure()
-        sends = self.unsent or self._outbox.job != ffi.NULL
-        if self.has_kept or self._inbox.large.is_open or sends:
-            raise ValueError(
-                "received messages or unsent bytes would be lost: "
-                "receive until pending is 0, and flush()"
-            )
 
     def close(self) -> None:
         """Closes the socket and every descriptor that was received and not handed out.
@@ -724,13 +679,8 @@ class Channel(NotCopied):
             self._receivers.wait()
         self._sock.close()
 
-    def __enter__(self) -> "Channel":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
     def __del__(self) -> None:
+        """Closes with a ResourceWarning, unless it was closed."""
         if hasattr(self, "_sock") and not self.closed:
             try:
                 warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=2)
@@ -740,6 +690,11 @@ class Channel(NotCopied):
     def __repr__(self) -> str:
         state = "closed" if self.closed else f"fd={self.fileno()}, peer pid={self._peer.pid}"
         return f"<Channel {state}>"
+
+
+def end_of(channel: Channel) -> End:
+    """What an event loop and the pool use of a channel. Borrowed."""
+    return channel._end
 
 
 def _after_fork() -> None:

@@ -20,7 +20,7 @@ except ImportError:  # PyPy
 
 
 from fdpass_c._native import ffi, lib
-from fdpass_c.errors import NotCopied
+from fdpass_c.owning import Closing
 from fdpass_c.shapes import UNFIT, pack_ints
 from fdpass_c.waiting import HasFileno, fileno
 
@@ -168,7 +168,7 @@ def recycle(memory: Any, spare: list[Any] | None) -> None:
         ffi.gc(memory, None)  # There is nothing to warn about.
 
 
-class Descriptors(NotCopied, Sequence[int]):
+class Descriptors(Closing, Sequence[int]):
     """Owns received descriptors, and closes those that were not taken out of it.
 
     It is a sequence of ints, in the order in which they were sent. Reading one (fds[0], iterating)
@@ -211,6 +211,7 @@ class Descriptors(NotCopied, Sequence[int]):
     @overload
     def __getitem__(self, index: slice) -> list[int]: ...
     def __getitem__(self, index: int | slice) -> int | list[int]:
+        """The descriptor at a position, or those of a slice, borrowed."""
         if isinstance(index, slice):
             return [*self][index]
         memory = self._open()
@@ -220,6 +221,7 @@ class Descriptors(NotCopied, Sequence[int]):
         return fd
 
     def __iter__(self) -> Iterator[int]:
+        """The descriptors in the order in which they were sent, borrowed."""
         memory = self._open()
         fds: list[int] = ffi.unpack(memory.fds, memory.count)
         if _TAKEN in fds:
@@ -388,12 +390,6 @@ class Descriptors(NotCopied, Sequence[int]):
         if memory is not None:
             self._memory = None
             recycle(memory, self._spare)
-
-    def __enter__(self) -> "Descriptors":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
 
 def _named_by_fd(file: IO[Any]) -> IO[Any]:

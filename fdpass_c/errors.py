@@ -16,18 +16,6 @@ ENODATA: int = getattr(errno, "ENODATA", errno.ENOMSG)
 """FreeBSD has no such errno; csrc/compat.h uses ENOMSG instead."""
 
 
-class NotCopied:
-    """The base class of everything that owns descriptors: a copy would close them a second time."""
-
-    __slots__ = ()
-
-    def __reduce_ex__(self, _protocol: object) -> NoReturn:
-        raise TypeError(
-            f"cannot copy or pickle a {type(self).__name__}: both would own the same descriptors; "
-            "send descriptors over a Channel, or copy one with os.dup"
-        )
-
-
 class FdpassError(Exception):
     """The base class of the exceptions that only this package raises."""
 

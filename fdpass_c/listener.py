@@ -10,14 +10,15 @@ from functools import partial
 
 from fdpass_c._native import lib
 from fdpass_c.channel import Channel
-from fdpass_c.errors import NotCopied, raise_oserror
+from fdpass_c.errors import raise_oserror
 from fdpass_c.options import DEFAULT_MAX_FDS, DEFAULT_MAX_PAYLOAD, check_options, refuse_fds
+from fdpass_c.owning import Closing
 from fdpass_c.turns import while_listed
-from fdpass_c.unix import Path, SocketFile, as_address, check_listening, is_abstract
+from fdpass_c.unix import Path, SocketFile, as_address, check_listening, is_abstract, naming
 from fdpass_c.waiting import READABLE, Deadline
 
 
-class Listener(NotCopied):
+class Listener(Closing):
     """Listens at a path, or takes a socket that listens, and accepts channels.
 
     A context manager: its exit calls close(). Iterating accepts for ever.
@@ -55,8 +56,9 @@ class Listener(NotCopied):
             receive_fds: As for Channel, for each accepted one.
 
         Raises:
-            OSError: EADDRINUSE: another socket listens at the path, or is about to. EAFNOSUPPORT:
-                the socket is of another family. Others as for socket.bind.
+            OSError: EADDRINUSE: another socket listens at the path, or is about to. ENAMETOOLONG:
+                the path has more than 107 bytes, outside of Linux 103. EAFNOSUPPORT: the socket is
+                of another family. Others as for socket.bind.
             FileExistsError: The path is a file, and not a socket.
             ValueError: The path contains a NUL, the socket does not listen, mode is not in 0 to
                 0o777, or a limit is negative or too large.
@@ -92,8 +94,9 @@ class Listener(NotCopied):
         try:
             self._start(receive_fds)
             if self._file is None:
-                self._sock.bind(name)
-                self._sock.listen(backlog)
+                with naming(name):
+                    self._sock.bind(name)
+                    self._sock.listen(backlog)
             else:
                 self._file.listen(self._sock, backlog=backlog, mode=mode)
         except BaseException:
@@ -149,6 +152,7 @@ class Listener(NotCopied):
                 raise
 
     def __iter__(self) -> Iterator[Channel]:
+        """Accepts for ever."""
         while True:
             yield self.accept()
 
@@ -218,9 +222,3 @@ class Listener(NotCopied):
             with contextlib.suppress(OSError):
                 self._sock.shutdown(socket.SHUT_RDWR)
         self._sock.close()
-
-    def __enter__(self) -> "Listener":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()

@@ -6,7 +6,8 @@ from typing import Any, NamedTuple, overload
 
 from fdpass_c._native import ffi, lib
 from fdpass_c.descriptors import Descriptors
-from fdpass_c.errors import NotCopied, TruncatedError
+from fdpass_c.errors import TruncatedError
+from fdpass_c.owning import Closing
 from fdpass_c.shapes import cut
 
 _COUNT_SHIFT = lib.FDP_COUNT_SHIFT
@@ -38,7 +39,7 @@ class Progress(NamedTuple):
 NOTHING_SENT = Progress()
 
 
-class Batch(NotCopied):
+class Batch(Closing):
     """The messages of one recv_many, and the owner of their descriptors.
 
     len(), indexing and iterating go by message: batch[i] is a tuple (payload, list of borrowed
@@ -70,6 +71,7 @@ class Batch(NotCopied):
         self._counts = counts
 
     def __len__(self) -> int:
+        """The number of messages."""
         return len(self.payloads)
 
     @overload
@@ -79,6 +81,7 @@ class Batch(NotCopied):
     def __getitem__(
         self, index: int | slice
     ) -> tuple[bytes, list[int]] | list[tuple[bytes, list[int]]]:
+        """The message at a position, or those of a slice."""
         if isinstance(index, slice):
             return [*self][index]
         payload = self.payloads[index]
@@ -89,6 +92,7 @@ class Batch(NotCopied):
         return payload, [self.fds[at] for at in range(start, start + self._counts[index])]
 
     def __iter__(self) -> Iterator[tuple[bytes, list[int]]]:
+        """The messages in the order in which they were sent."""
         counts = self._counts or [1] * len(self.payloads)
         for payload, count, end in zip(self.payloads, counts, accumulate(counts), strict=True):
             yield payload, [self.fds[at] for at in range(end - count, end)]
@@ -99,12 +103,6 @@ class Batch(NotCopied):
     def close(self) -> None:
         """Closes every descriptor that was not taken out of fds. Calling it again does nothing."""
         self.fds.close()
-
-    def __enter__(self) -> "Batch":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
 
 _new = Batch.__new__

@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Iterator
 
-from fdpass_c.errors import raise_oserror
+from fdpass_c.errors import describe_errno, raise_oserror
 from fdpass_c.peer import is_unix
 from fdpass_c.waiting import raw_fileno
 
@@ -18,6 +18,17 @@ Path = str | bytes | os.PathLike[str]
 
 # Seconds between two tries to connect to a full backlog: selectors do not report that it has room.
 _RETRY = 0.01
+
+# Bytes of a path; an abstract name has no NUL at its end.
+_LONGEST = 107 if sys.platform == "linux" else 103
+
+_OTHER_TYPE = "a socket of another type is bound there"
+# What a try to connect says of who listens.
+_IN_USE = {
+    0: "another process listens there",
+    errno.EAGAIN: "another process listens there, with a full backlog",
+    errno.EPROTOTYPE: _OTHER_TYPE,
+}
 
 # PyPy has no name for it.
 _O_PATH: int = getattr(os, "O_PATH", 0o10000000)
@@ -27,7 +38,8 @@ def as_address(path: Path) -> str | bytes:
     """The path or abstract name, as socket.bind and connect take it.
 
     ValueError: a NUL in a path, where the system would end it. FileNotFoundError: an empty path,
-    for which Linux would choose an abstract name.
+    for which Linux would choose an abstract name. OSError: ENAMETOOLONG, which the socket module
+    would raise without an errno.
     """
     address = os.fspath(path)
     name = os.fsencode(address)
@@ -35,6 +47,10 @@ def as_address(path: Path) -> str | bytes:
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), address)
     if b"\0" in name and not is_abstract(address):
         raise ValueError(f"a path cannot contain a NUL: {address!r}")
+    longest = _LONGEST + is_abstract(address)
+    if len(name) > longest:
+        text = describe_errno(errno.ENAMETOOLONG, f"a socket's has at most {longest} bytes")
+        raise OSError(errno.ENAMETOOLONG, text, address)
     return address
 
 
@@ -46,6 +62,17 @@ def read_name(path: bytes) -> str | bytes:
 def is_abstract(address: str | bytes) -> bool:
     """Whether it is a name in Linux's abstract namespace, and no file."""
     return address[:1] in ("\0", b"\0")
+
+
+@contextlib.contextmanager
+def naming(address: str | bytes) -> Iterator[None]:
+    """Errors of the system in the block have the address in them, as their filename."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None:
+            error.filename = address
+        raise
 
 
 class SocketFile:
@@ -65,9 +92,10 @@ class SocketFile:
 
         A stale socket file is replaced. mode: the permissions of the file, whatever the umask;
         connecting needs write permission. OSError: EADDRINUSE if another socket listens,
-        FileExistsError if the path is not a socket; as for socket.bind. No file is left then.
+        FileExistsError if the path is not a socket; as for socket.bind; each with the path in it.
+        No file is left then.
         """
-        with _locked(self._path):
+        with naming(self._address), _locked(self._path):
             try:
                 # Linux creates the file with this mode, less the umask; other systems refuse.
                 with contextlib.suppress(OSError):
@@ -97,14 +125,15 @@ class SocketFile:
     def _bind(self, sock: socket.socket) -> None:
         try:
             sock.bind(self._address)
+            return
         except OSError as error:
             if error.errno != errno.EADDRINUSE:
                 raise
-            with contextlib.suppress(FileNotFoundError):  # Its owner has just removed it.
-                identify(self._path)
-                _check_stale(self._address)
-                os.unlink(self._path)
-            sock.bind(self._address)
+        with contextlib.suppress(FileNotFoundError):  # Its owner has just removed it.
+            identify(self._path)
+            _check_stale(self._address)
+            os.unlink(self._path)
+        sock.bind(self._address)
 
     def _set_mode(self, mode: int) -> None:
         """Adds the permissions that the umask removed. Before listen, no process can connect."""
@@ -158,13 +187,12 @@ def connect_unix(path: Path, timeout: float | None) -> socket.socket:
         raise ValueError(f"timeout is {timeout}, not a number of seconds from 0 on")
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        sock.settimeout(timeout)
-        _connect(sock, address, timeout)
-        sock.settimeout(timeout)
-    except BaseException as error:
+        with naming(address):
+            sock.settimeout(timeout)
+            _connect(sock, address, timeout)
+            sock.settimeout(timeout)
+    except BaseException:
         sock.close()
-        if isinstance(error, OSError) and error.errno is not None:
-            error.filename = address
         raise
     return sock
 
@@ -188,7 +216,21 @@ def _connect(sock: socket.socket, address: str | bytes, timeout: float | None) -
         except OSError as error:
             # CPython assumes that a connect continues by itself after a signal.
             if error.errno != errno.ENOTCONN:
+                if explanation := _explain(error.errno, address):
+                    error.strerror = f"{error.strerror}: {explanation}"
                 raise
+
+
+def _explain(code: int | None, address: str | bytes) -> str | None:
+    """What the failure of a connect says about the address, if that needs to be said."""
+    if code == errno.EPROTOTYPE:
+        return _OTHER_TYPE
+    if code != errno.ECONNREFUSED:
+        return None
+    with contextlib.suppress(OSError):
+        if not is_abstract(address) and not stat.S_ISSOCK(os.stat(address).st_mode):
+            return "it is not a socket"
+    return "no process listens there"
 
 
 @contextlib.contextmanager
@@ -196,7 +238,7 @@ def _locked(path: str) -> Iterator[None]:
     """Two listeners that start together must not mistake each other's new socket for a stale one.
 
     The lock is a file that only this user can open: others could hold it for ever.
-    OSError: EADDRINUSE if another holds it; as for open, with path in it.
+    OSError: EADDRINUSE if another holds it; as for open.
     """
     name = path + ".lock"
     while True:
@@ -205,9 +247,6 @@ def _locked(path: str) -> Iterator[None]:
             (lock,) = map(os.open, (name,), (_LOCK_FLAGS,), (0o600,))
         except BlockingIOError:  # Another process has a lease on it.
             raise_oserror(errno.EADDRINUSE, _SOMEBODY_STARTS)
-        except OSError as error:
-            error.filename = path
-            raise
         try:
             if _try_lock(lock, name):
                 try:
@@ -259,17 +298,11 @@ def _identify_socket(found: os.stat_result, path: str) -> tuple[int, int]:
 
 
 def _check_stale(address: str | bytes) -> None:
-    """OSError: EADDRINUSE if another process listens there."""
+    """OSError: EADDRINUSE if another process listens there, others if that cannot be told."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.setblocking(False)
-        try:
-            probe.connect(address)
-        except ConnectionRefusedError:
-            return
-        except BlockingIOError:
-            raise_oserror(errno.EADDRINUSE, "another process listens there, with a full backlog")
-        except OSError as error:
-            if error.errno != errno.EPROTOTYPE:
-                raise
-            raise_oserror(errno.EADDRINUSE, "a socket of another type is bound there")
-        raise_oserror(errno.EADDRINUSE, "another process listens there")
+        code = probe.connect_ex(address)
+    if code in _IN_USE:
+        raise_oserror(errno.EADDRINUSE, _IN_USE[code])
+    if code != errno.ECONNREFUSED:
+        raise_oserror(code, "cannot tell whether a process listens there")

@@ -11,6 +11,7 @@ import pytest
 
 import fdpass_c
 from fdpass_c import Channel
+from fdpass_c.channel import end_of
 from support.channels import channels, raw_pair
 from support.descriptors import MakeFiles, identities, identity, repeat
 from support.frames import NEXT, WITHDRAWN, first, one, pack
@@ -184,7 +185,7 @@ def test_the_sender_is_killed_in_the_middle(count: int, file: int, stream: Pair)
             assert receiver.recv()[0] == b"whole"
             receiver.setblocking(False)
             # Until pieces of the large one are here.
-            while not receiver._inbox.large.is_open:
+            while not end_of(receiver).inbox.large.is_open:
                 with pytest.raises(BlockingIOError):
                     receiver.recv()
             os.kill(pid, signal.SIGKILL)

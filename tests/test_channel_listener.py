@@ -262,6 +262,8 @@ def test_live_one(path: Path) -> None:
         with pytest.raises(OSError, match="another process listens") as caught:
             Listener(path)
         assert caught.value.errno == errno.EADDRINUSE
+        assert caught.value.filename == str(path)
+        assert caught.value.__context__ is None  # One traceback is enough.
         first.accept().close()  # the connection that the second one tried
         with Channel.connect(path) as client, first.accept() as server:
             client.send(b"x")
@@ -278,6 +280,7 @@ def test_full_backlog(path: Path) -> None:
         with pytest.raises(OSError, match="backlog") as caught:
             Listener(path)
         assert caught.value.errno == errno.EADDRINUSE
+        assert caught.value.filename == str(path)
         first.accept().close()
 
 
@@ -292,6 +295,7 @@ def test_live_one_of_another_type(kind: socket.SocketKind, path: Path) -> None:
         with pytest.raises(OSError, match="another type") as caught:
             Listener(path)
         assert caught.value.errno == errno.EADDRINUSE
+        assert caught.value.filename == str(path)
     assert path.is_socket()
     with Listener(path):
         pass
@@ -447,8 +451,10 @@ def test_listening_errors(tmp_path: Path) -> None:
     """Errors of bind are handed on, and leave nothing open."""
     with pytest.raises(FileNotFoundError):
         Listener(tmp_path / "missing" / "socket")
-    with pytest.raises(OSError, match="too long"):
+    with pytest.raises(OSError, match="too long: a socket's has at most") as caught:
         Listener(tmp_path / ("x" * 200))
+    assert caught.value.errno == errno.ENAMETOOLONG
+    assert caught.value.filename == str(tmp_path / ("x" * 200))
 
 
 def test_options_hold_for_the_accepted(path: Path) -> None:

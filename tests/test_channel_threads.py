@@ -15,6 +15,7 @@ import pytest
 
 import fdpass_c
 from fdpass_c import Channel
+from fdpass_c.channel import end_of
 from fdpass_c.sending import Sending, start_one
 from support.channels import channels, raw_pair
 from support.descriptors import identity, is_open
@@ -30,13 +31,14 @@ from support.waiting import once_blocked
 def test_whose_send_it_is() -> None:
     """A send waits for other threads; another send of its own thread is in its way for good."""
     with channels(buffer=20_000) as (sender, _):
-        own, other = (start_one(sender.outbox, bytes(1_000_000), []) for _ in range(2))
-        flushing = Sending(sender.outbox, None, 0)
+        outbox = end_of(sender).outbox
+        own, other = (start_one(outbox, bytes(1_000_000), []) for _ in range(2))
+        flushing = Sending(outbox, None, 0)
         assert own is not None
         assert other is not None
         assert own.step(socket.MSG_DONTWAIT) < 0
         for busy in (0, 1):  # 1: a thread is inside, for a moment.
-            sender.outbox.busy = busy
+            outbox.busy = busy
             assert other.step(socket.MSG_DONTWAIT) == -errno.EBUSY
             assert other.interrupts_own()
             assert not own.interrupts_own()
@@ -44,7 +46,7 @@ def test_whose_send_it_is() -> None:
             with beside(other.interrupts_own) as elsewhere:
                 pass
             assert elsewhere == [False]
-        sender.outbox.busy = 0
+        outbox.busy = 0
         own.give_up(BlockingIOError())
         assert not other.interrupts_own()
 

@@ -337,6 +337,20 @@ def test_save_nowhere(tmp_path: Path) -> None:
     assert done.stderr.endswith(b": No such file or directory\n")
 
 
+def test_wrong_kind_of_file(tmp_path: Path) -> None:
+    """A path that is no socket, or no directory, is named with what it is not."""
+    (tmp_path / "file").touch()
+    for line, text in (
+        (["recv", "--connect", "."], ".: Connection refused: it is not a socket"),
+        (["send", "--connect", "file", "file"], "file: Connection refused: it is not a socket"),
+        (["recv", "--listen", "file"], "file: exists and is not a socket"),
+        (["recv", "--listen", "socket", "--save", "file"], "file: Not a directory"),
+        (["cat", "file/file"], "file/file: Not a directory"),
+    ):
+        done = fdpass(*line, status=1, cwd=tmp_path)
+        assert done.stderr == f"fdpass: {line[0]}: {text}\n".encode()
+
+
 def test_nobody_there(tmp_path: Path) -> None:
     """Whom nobody meets is told so, with the path, at once or when time is up."""
     path = tmp_path / "socket"

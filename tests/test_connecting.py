@@ -18,6 +18,8 @@ from support.threads import beside
 
 pytestmark = linux_only
 
+DGRAM = socket.SOCK_DGRAM
+
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
@@ -106,8 +108,36 @@ def test_wrong_timeouts(timeout: object, path: Path) -> None:
 
 
 def test_errors_name_the_path(path: Path) -> None:
-    """What cannot be reached is named, as it was given."""
-    for name in (path, os.fsencode(path)):
-        with pytest.raises(FileNotFoundError) as caught:
-            Channel.connect(name)
-        assert caught.value.filename == os.fspath(name)
+    """What cannot be reached is named, as it was given, with what is wrong with it."""
+    path.with_name("file").touch()
+    with socket.socket(socket.AF_UNIX) as stale, socket.socket(socket.AF_UNIX, DGRAM) as datagrams:
+        stale.bind(str(path.with_name("stale")))
+        datagrams.bind(str(path.with_name("datagrams")))
+        for name, code, text in (
+            ("missing", errno.ENOENT, "No such file or directory"),
+            ("", errno.ECONNREFUSED, "Connection refused: it is not a socket"),
+            ("file", errno.ECONNREFUSED, "Connection refused: it is not a socket"),
+            ("file/socket", errno.ENOTDIR, "Not a directory"),
+            ("stale", errno.ECONNREFUSED, "Connection refused: no process listens there"),
+            ("datagrams", errno.EPROTOTYPE, ".*: a socket of another type is bound there"),
+            ("x" * 200, errno.ENAMETOOLONG, "File name too long: .* at most 10[37] bytes"),
+        ):
+            where = path.parent / name
+            for given in (where, os.fsencode(where)):
+                with pytest.raises(OSError, match=f"{text}: b?'") as caught:
+                    Channel.connect(given)
+                assert (caught.value.errno, caught.value.filename) == (code, os.fspath(given))
+
+
+def test_errors_name_the_abstract_name() -> None:
+    """So does what is wrong with a name that is no path."""
+    name = f"\0{os.getpid()}"
+    with pytest.raises(ConnectionRefusedError, match="no process listens there") as caught:
+        Channel.connect(name)
+    assert caught.value.filename == name
+    with pytest.raises(OSError, match="at most 108 bytes") as too_long:
+        Listener("\0" + "x" * 108)
+    assert too_long.value.errno == errno.ENAMETOOLONG
+    with Listener("\0" + "x" * 107), pytest.raises(OSError, match="in use") as in_use:
+        Listener("\0" + "x" * 107)
+    assert in_use.value.filename == "\0" + "x" * 107

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from fdpass_c import Channel
+from fdpass_c.channel import end_of
 from fdpass_c.sending import start_one
 
 _DROP_OWNER = """
@@ -33,6 +34,7 @@ except OSError:
 _DROP_SENDING = """
 import gc
 from fdpass_c import Channel
+from fdpass_c.channel import end_of
 from fdpass_c.sending import start_one
 
 class Box:
@@ -42,7 +44,7 @@ here, there = Channel.pair()
 here.setblocking(False)
 box = Box()
 box.me = box
-box.sending = start_one(here.outbox, bytes(10_000_000), [])
+box.sending = start_one(end_of(here).outbox, bytes(10_000_000), [])
 box.sending.step(0x40)
 del box
 gc.collect()
@@ -85,7 +87,7 @@ def test_a_send_that_was_begun() -> None:
     here, there = Channel.pair()
     with here, there:
         here.setblocking(False)
-        sending = start_one(here.outbox, bytes(10_000_000), [])
+        sending = start_one(end_of(here).outbox, bytes(10_000_000), [])
         assert sending is not None
         sending.step(socket.MSG_DONTWAIT)
     cycle: list[Any] = [here, sending]

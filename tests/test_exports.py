@@ -2,13 +2,16 @@
 
 import ast
 import inspect
+import pydoc
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
 import fdpass_c
+import fdpass_c.aio
 from fdpass_c._native import ffi, lib
 
 HEADER = Path(__file__).parents[1] / "csrc" / "fdpass_api.h"
@@ -35,22 +38,46 @@ def test_all_is_complete() -> None:
     assert found == set(fdpass_c.__all__)
 
 
-def test_docstrings() -> None:
-    """Every public class and function has a docstring, and so has every method of it."""
+def shown(kind: type) -> Iterator[tuple[str, object]]:
+    """What help() shows of a class, as far as it is this package's: names, and where each is."""
+    for name, _, owner, value in inspect.classify_class_attrs(kind):
+        if owner.__module__.startswith("fdpass_c") and pydoc.visiblename(name):
+            yield name, value
+
+
+# How Python describes classes and slots to itself.
+NOT_DESCRIBED = {"__abstractmethods__", "__annotations__", "__match_args__", "__orig_bases__"}
+
+
+@pytest.mark.parametrize("package", [fdpass_c, fdpass_c.aio])
+def test_docstrings(package: ModuleType) -> None:
+    """Whatever help() shows has a docstring. Attributes may have theirs in that of the class."""
     without = []
-    for name in fdpass_c.__all__:
-        value = getattr(fdpass_c, name)
+    for name in package.__all__:
         if name.isupper():
             continue
+        value = getattr(package, name)
         described = {name: value}
         if inspect.isclass(value):
+            _, _, attributes = (value.__doc__ or "").partition("Attributes:")
             described |= {
-                f"{name}.{method}": function
-                for method, function in vars(value).items()
-                if inspect.isfunction(function) and not method.startswith("_")
+                f"{name}.{attribute}": thing
+                for attribute, thing in shown(value)
+                if attribute not in NOT_DESCRIBED and f"    {attribute}: " not in attributes
             }
-        without += [called for called, thing in described.items() if not thing.__doc__]
+        without += [called for called, thing in described.items() if not inspect.getdoc(thing)]
     assert without == []
+
+
+def test_names_of_a_channel() -> None:
+    """A blocking one shows what one of an event loop has, its timeout, and nothing internal."""
+    blocking, looped = (
+        {name for name in dir(kind) if not name.startswith("_")}
+        for kind in (fdpass_c.Channel, fdpass_c.aio.Channel)
+    )
+    assert looped - blocking == {"adopt", "wait_for_room"}
+    of_the_pool = {"inbox", "outbox", "raise_failure"}  # Until it uses end_of.
+    assert blocking - looped == {"gettimeout", "settimeout", "setblocking"} | of_the_pool
 
 
 def test_max_fds() -> None:

@@ -124,8 +124,24 @@ def test_two_at_once(path: Path) -> None:
         with pytest.raises(OSError, match="about to listen") as caught:
             Listener(path)
         assert caught.value.errno == errno.EADDRINUSE
+        assert caught.value.filename == str(path)
     Listener(path).close()
     assert not [*path.parent.iterdir()]
+
+
+@pytest.mark.thread_unsafe
+@needs_root
+def test_a_socket_that_may_not_be_asked(public: Path) -> None:
+    """Where nobody can tell whether a process listens, the error says so."""
+
+    def listen() -> None:
+        become_nobody()
+        with pytest.raises(PermissionError, match="cannot tell whether a process") as caught:
+            Listener(public)
+        assert caught.value.filename == str(public)
+
+    with Listener(public):
+        run_in_child(listen)
 
 
 @pytest.mark.thread_unsafe

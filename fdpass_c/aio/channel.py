@@ -11,10 +11,11 @@ from fdpass_c._native import lib
 from fdpass_c.aio.directions import Direction, Result, growing_pauses, keep_trying
 from fdpass_c.aio.loops import running
 from fdpass_c.buffers import Buffer
-from fdpass_c.channel import IN_FLIGHT_DELAY
+from fdpass_c.channel import IN_FLIGHT_DELAY, end_of
 from fdpass_c.descriptors import Descriptors, as_list
-from fdpass_c.errors import NotCopied, PeerClosedError, raise_oserror
+from fdpass_c.errors import PeerClosedError, raise_oserror
 from fdpass_c.outcomes import NOTHING_SENT, Batch, Progress
+from fdpass_c.owning import NotCopied
 from fdpass_c.peer import Credentials
 from fdpass_c.sending import Sending, start_many, start_one
 from fdpass_c.unix import Path, connect_unix
@@ -84,7 +85,8 @@ class Channel(NotCopied):
         _, loop = running()
         channel.setblocking(False)
         self._channel = channel
-        self._outbox = channel.outbox
+        self._end = end_of(channel)
+        self._outbox = self._end.outbox
         self._reading: Direction = loop.watch(channel, False)
         self._writing: Direction = loop.watch(channel, True)
         self._look = self._writing.look
@@ -209,7 +211,7 @@ class Channel(NotCopied):
 
     async def flush(self) -> None:
         """Sends what unsent counts."""
-        await self._finish(None, NOTHING_SENT, self._channel.start_flushing)
+        await self._finish(None, NOTHING_SENT, self._end.start_flushing)
 
     async def _finish(
         self,
@@ -237,7 +239,7 @@ class Channel(NotCopied):
                 elif result == -errno.ETOOMANYREFS and self._channel.wait_in_flight:
                     await self._sleep(IN_FLIGHT_DELAY)
                 elif result != -errno.EINTR:
-                    self._channel.raise_failure()
+                    self._end.raise_failure()
                     raise_oserror(-result)
         except BaseException as error:
             if sending is not None:
@@ -280,7 +282,7 @@ class Channel(NotCopied):
             OSError: As for fdpass_c.Channel.recv.
         """
         channel = self._channel
-        tries = self._reading.is_free() and (not self._vain or channel.has_kept)
+        tries = self._reading.is_free() and (not self._vain or self._end.has_kept)
         if tries and self._look is not None:
             tries = await self._look()
         if tries:
@@ -305,7 +307,7 @@ class Channel(NotCopied):
         channel = self._channel
         if max_messages < 1:
             return channel.recv_many(max_messages)  # A ValueError.
-        tries = self._reading.is_free() and (not self._vain or channel.has_kept)
+        tries = self._reading.is_free() and (not self._vain or self._end.has_kept)
         if tries and self._look is not None:
             tries = await self._look()
         if tries:
@@ -331,7 +333,7 @@ class Channel(NotCopied):
     def _has_more(self, has_tried: bool) -> bool:
         """Before the first try, what is here may be no message: the peer may never send more. After
         one, a long message can be complete, which only the next one hands out."""
-        return self._channel.pending > 0 if has_tried else self._channel.has_kept
+        return self._channel.pending > 0 if has_tried else self._end.has_kept
 
     async def wait_for_room(self) -> None:
         """After DescriptorTableFullError: waits until there may be room for that message.
@@ -341,7 +343,7 @@ class Channel(NotCopied):
         self._reading.check_loop()
         while True:
             await self._sleep(_LOOK_AGAIN)
-            if self._channel.has_room():
+            if self._end.has_room():
                 return
 
     def __aiter__(self) -> AsyncIterator[tuple[bytes, Descriptors]]:
@@ -349,6 +351,7 @@ class Channel(NotCopied):
         return self
 
     async def __anext__(self) -> tuple[bytes, Descriptors]:
+        """Receives one message."""
         try:
             return await self.recv()
         except PeerClosedError:
@@ -405,7 +408,7 @@ class Channel(NotCopied):
             ValueError: As for fdpass_c.Channel.detach. A task is sending: flush() waits for it.
             OSError: As for fdpass_c.Channel.detach.
         """
-        self._channel.check_empty()
+        self._end.check_empty()
         self._reading.stop()
         self._writing.stop()
         return self._channel.detach()
@@ -426,9 +429,11 @@ class Channel(NotCopied):
         self._channel.close()
 
     async def __aenter__(self) -> "Channel":
+        """Returns the object itself."""
         return self
 
     async def __aexit__(self, kind: object, *_: object) -> None:
+        """Sends what is unsent, unless an exception leaves the block, and calls close()."""
         try:
             if kind is None and self.unsent:
                 await self.flush()
@@ -436,7 +441,7 @@ class Channel(NotCopied):
             self.close()
 
     def __del__(self) -> None:
-        # The blocking one warns, and closes.
+        """The blocking channel below closes with a ResourceWarning, unless it was closed."""
         if hasattr(self, "_writing") and not self._channel.closed:
             self._reading.drop()
             self._writing.drop()

@@ -12,7 +12,7 @@ import fdpass_c
 from fdpass_c.aio.channel import Channel
 from fdpass_c.aio.directions import Direction, take
 from fdpass_c.aio.loops import in_trio, running
-from fdpass_c.errors import NotCopied
+from fdpass_c.owning import NotCopied
 from fdpass_c.unix import Path
 
 if TYPE_CHECKING:
@@ -85,9 +85,11 @@ class Listener(NotCopied):
         return Channel.adopt(await take(self._accepting, self._listener.accept))
 
     def __aiter__(self) -> AsyncIterator[Channel]:
+        """Accepts for ever."""
         return self
 
     async def __anext__(self) -> Channel:
+        """Accepts one channel."""
         return await self.accept()
 
     async def serve(self, handler: Handler) -> None:
@@ -189,13 +191,15 @@ class Listener(NotCopied):
         self._listener.close()
 
     async def __aenter__(self) -> "Listener":
+        """Returns the object itself."""
         return self
 
     async def __aexit__(self, *_: object) -> None:
+        """Calls close()."""
         self.close()
 
     def __del__(self) -> None:
-        # The socket warns, and closes.
+        """The socket below closes with a ResourceWarning, unless it was closed."""
         if hasattr(self, "_accepting") and not self.closed:
             self._accepting.drop()
 

@@ -2,6 +2,7 @@
 them."""
 
 import argparse
+import errno
 import fcntl
 import os
 import socket
@@ -71,7 +72,7 @@ def run(options: argparse.Namespace) -> int:
     if options.at and not options.program:
         options.parser.error("--at needs a program, after --")
     if options.save is not None:
-        os.makedirs(options.save, exist_ok=True)
+        _make_directory(options.save)
     elif not options.program:
         find_output()
     with rendezvous.meet(options) as sock:
@@ -148,6 +149,13 @@ def _save(path: bytes, fd: int, timeout: float | None) -> OSError | None:
     finally:
         if not whole:
             os.unlink(path)
+
+
+def _make_directory(path: str) -> None:
+    try:
+        os.makedirs(path, exist_ok=True)
+    except FileExistsError:
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), path) from None
 
 
 def _execute(sock: socket.socket, numbers: list[int], program: list[str]) -> int:

@@ -22,6 +22,7 @@ from fdpass_c import (
     channel,
     sending,
 )
+from fdpass_c.channel import end_of
 from fdpass_c.testing import full_table, list_fds
 from stateful.model import Files, Queue, tried
 from support.messages import Message, take, take_batch
@@ -51,7 +52,7 @@ def _recv_interrupted(end: Channel) -> list[Message]:
         with _interrupts():
             return _recv(end)
     except Interruption:
-        end.raise_failure()  # Perhaps in place of the interrupted call's own.
+        end_of(end).raise_failure()  # Perhaps in place of the interrupted call's own.
         return []
 
 
@@ -245,7 +246,7 @@ class ChannelMachine(RuleBasedStateMachine):
         def attempt(here: Channel) -> list[Message]:
             with _no_collection():
                 if interrupt_call(channel, place, receive):
-                    here.raise_failure()  # Perhaps in place of the interrupted call's own.
+                    end_of(here).raise_failure()  # Perhaps in place of the interrupted call's own.
             return received
 
         self._receive(end, attempt)

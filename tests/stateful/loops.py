@@ -1,6 +1,7 @@
 """The Channel of an event loop against the model: tasks send, receive, wait and are cancelled."""
 
 import contextlib
+import select
 import socket
 from typing import Any, NamedTuple
 
@@ -82,11 +83,12 @@ class _End:
             self.received += take_batch(await self.channel.recv_many(most))
 
     async def drain(self, loop: str) -> bool:
-        """Whether anything came."""
+        """Whether anything came, or still waits: on a busy machine the time may be too short."""
         before = len(self.received)
         async with Group(loop) as group:
             await group.within(0.002, self.recv_many, 1000)
-        return len(self.received) > before
+        waits = self.channel.pending or select.select([self.channel], [], [], 0)[0]
+        return bool(waits) or len(self.received) > before
 
 
 async def _follow(loop: str, plan: list[Step], buffer: int, files: Files) -> None:

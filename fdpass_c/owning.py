@@ -1,0 +1,35 @@
+"""What everything that owns descriptors has in common."""
+
+from typing import NoReturn, TypeVar
+
+_Owner = TypeVar("_Owner", bound="Closing")
+
+
+class NotCopied:
+    """The base class of everything that owns descriptors: a copy would close them a second time."""
+
+    __slots__ = ()
+
+    def __reduce_ex__(self, _protocol: object) -> NoReturn:
+        raise TypeError(
+            f"cannot copy or pickle a {type(self).__name__}: both would own the same descriptors; "
+            "send descriptors over a Channel, or copy one with os.dup"
+        )
+
+
+class Closing(NotCopied):
+    """One that a with statement closes."""
+
+    __slots__ = ()
+
+    def close(self) -> None:
+        """Closes what it owns."""
+        raise NotImplementedError
+
+    def __enter__(self: _Owner) -> _Owner:
+        """Returns the object itself."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Calls close()."""
+        self.close()
