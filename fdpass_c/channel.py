@@ -381,22 +381,6 @@ class Channel(Closing):
     def wait_in_flight(self, waits: bool) -> None:
         self._waits_in_flight = waits
 
-    # The pool's, until it uses end_of.
-
-    @property
-    def inbox(self) -> Any:
-        """For the pool: the struct fdp_inbox * of the core. Borrowed."""
-        return self._inbox
-
-    @property
-    def outbox(self) -> Any:
-        """For the pool: the struct fdp_outbox * of the core. Borrowed."""
-        return self._outbox
-
-    def raise_failure(self) -> None:
-        """For the pool: as End.raise_failure."""
-        self._end.raise_failure()
-
     @property
     def unsent(self) -> int:
         """How many bytes of a begun frame wait for the next send, or for flush()."""

@@ -337,28 +337,8 @@ class Descriptors(Closing, Sequence[int]):
             ValueError: It was taken, or this object is closed.
         """
         sock = socket.socket.__new__(socket.socket)
-        self.initialize(sock, index)
+        initialize(sock, self, index)
         return sock
-
-    def initialize(self, sock: socket.socket, index: int, *kind: int) -> None:
-        """For the pool: as as_socket, with a socket object whose __init__ was not called yet.
-
-        kind: the family, type and protocol, where they need not be read.
-        """
-        fd = self[index]
-        memory, position = self._memory, self._find(index)
-        blocking = not _IS_PYPY or os.get_blocking(fd)
-        try:
-            sock.__init__(*kind, fileno=fd)  # type: ignore[misc]
-            if not blocking:
-                os.set_blocking(fd, False)  # Where PyPy has made it blocking, for the sender too.
-            lib.fdp_take_fd(memory, position)
-            self._stop_warning()
-        except BaseException:
-            # Both own it, unless the owner has given it up.
-            if memory.fds[position] >= 0:
-                socket.socket.detach(sock)  # A class of its own may not be ready for more.
-            raise
 
     def as_file(self, index: int = 0, mode: str = "rb", **options: Any) -> IO[Any]:
         """Hands over the descriptor at index as a file object, which owns it from then on.
@@ -390,6 +370,27 @@ class Descriptors(Closing, Sequence[int]):
         if memory is not None:
             self._memory = None
             recycle(memory, self._spare)
+
+
+def initialize(sock: socket.socket, fds: Descriptors, index: int, *kind: int) -> None:
+    """As Descriptors.as_socket, with a socket object whose __init__ was not called yet.
+
+    kind: the family, type and protocol, where they need not be read.
+    """
+    fd = fds[index]
+    memory, position = fds._memory, fds._find(index)
+    blocking = not _IS_PYPY or os.get_blocking(fd)
+    try:
+        sock.__init__(*kind, fileno=fd)  # type: ignore[misc]
+        if not blocking:
+            os.set_blocking(fd, False)  # Where PyPy has made it blocking, for the sender too.
+        lib.fdp_take_fd(memory, position)
+        fds._stop_warning()
+    except BaseException:
+        # Both own it, unless the owner has given it up.
+        if memory.fds[position] >= 0:
+            socket.socket.detach(sock)  # A class of its own may not be ready for more.
+        raise
 
 
 def _named_by_fd(file: IO[Any]) -> IO[Any]:

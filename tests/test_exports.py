@@ -76,8 +76,7 @@ def test_names_of_a_channel() -> None:
         for kind in (fdpass_c.Channel, fdpass_c.aio.Channel)
     )
     assert looped - blocking == {"adopt", "wait_for_room"}
-    of_the_pool = {"inbox", "outbox", "raise_failure"}  # Until it uses end_of.
-    assert blocking - looped == {"gettimeout", "settimeout", "setblocking"} | of_the_pool
+    assert blocking - looped == {"gettimeout", "settimeout", "setblocking"}
 
 
 def test_max_fds() -> None:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from fdpass_c._native import lib
-from fdpass_c.descriptors import Descriptors
+from fdpass_c.descriptors import Descriptors, initialize
 from fdpass_c.errors import PeerClosedError
 from fdpass_c.unix import read_name
 
@@ -99,7 +99,7 @@ def take_connection(
     """
     kind = find_origin(payload, kinds)
     sock = ConnectedSocket.__new__(ConnectedSocket)
-    fds.initialize(sock, position, *kind)
+    initialize(sock, fds, position, *kind)
     return sock, read_address(payload, kind.family, sock)
 
 

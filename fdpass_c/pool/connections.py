@@ -7,7 +7,7 @@ raises an exception neither loses a connection nor gives it two owners.
 from typing import Any
 
 from fdpass_c._native import ffi, lib
-from fdpass_c.channel import Channel
+from fdpass_c.channel import Channel, end_of
 from fdpass_c.pool.counters import Counters
 
 _MOST = 2**64 - 1
@@ -23,7 +23,7 @@ class Account:
         # Not from a memoryview, which the garbage collector may clear first (Python 3.11 crashes).
         self._words = ffi.from_buffer("unsigned int[]", counters.shared)
         self.record: Any = ffi.gc(ffi.new("struct fdp_worker *"), lib.fdp_free_worker)
-        self.record.outbox = channel.outbox
+        self.record.outbox = end_of(channel).outbox
         self.record.words = self._words
         self.set_most(most)
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from fdpass_c._native import ffi, lib
-from fdpass_c.channel import Channel
+from fdpass_c.channel import Channel, end_of
 from fdpass_c.descriptors import new_memory
 from fdpass_c.errors import PeerClosedError
 from fdpass_c.pool.connected import ConnectedSocket, Kind, find_origin, read_address
@@ -43,7 +43,8 @@ class Intake:
         self._channel = channel
         self._counters = counters
         self._offers = offers
-        self._inbox = channel.inbox
+        self._end = end_of(channel)
+        self._inbox = self._end.inbox
         self._inbox.sender_keeps = True
         self._kinds = kinds
         self._scratch, self._view = make_scratch()
@@ -87,7 +88,7 @@ class Intake:
             if code == 0:
                 raise PeerClosedError("the master has closed the channel")
             if code not in _AGAIN:
-                self._channel.raise_failure()
+                self._end.raise_failure()
                 # This waits only if gevent has made the socket non-blocking.
                 Deadline(self._channel, READABLE).handle(-code)
         self._payload = self._view[: code & _LENGTH]
