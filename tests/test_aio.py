@@ -1434,6 +1434,8 @@ def test_cancelled_by_a_signal_handler(loop: str) -> None:
         left, right = make_pair()
         async with left, right:
             task = asyncio.create_task(receive(right, received))
+            # The first time of all, Python 3.12 heeds this in the next settrace only.
+            sys._getframe().f_trace_opcodes = True
             sys.settrace(trace)
             try:
                 for payload in sent:

@@ -53,6 +53,8 @@ class Interrupts:
 
     @contextmanager
     def _at(self, number: int) -> Iterator[None]:
+        # The first time of all, Python 3.12 heeds this in the next settrace only.
+        sys._getframe().f_trace_opcodes = True
         self._library.interrupts_arm(_OURS, number, signal.SIGUSR1)
         try:
             yield
