@@ -151,13 +151,19 @@ class Deadline:
         if left is None and os.get_blocking(fileno(self._sock)):
             raise_oserror(code)  # The socket's own SO_RCVTIMEO or SO_SNDTIMEO ran out.
         if not _wait(fileno(self._sock), self._event, left):
-            raise TimeoutError("timed out")
+            self.look()
+
+
+# Seconds, about 24 days: poll counts milliseconds in an int.
+_LONGEST_WAIT = 2_000_000.0
 
 
 def _wait(fd: int, event: int, timeout: float | None) -> bool:
     """Whether fd is ready in time. select.poll is looked up here because gevent replaces it."""
     if fd < 0:
         raise_oserror(errno.EBADF)  # Closed since the last try; poll would call that a ValueError.
+    if timeout is not None:
+        timeout = min(timeout, _LONGEST_WAIT)
     if hasattr(select, "poll"):
         poller = select.poll()
         poller.register(fd, event)
