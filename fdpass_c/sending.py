@@ -99,6 +99,8 @@ def start_many(
     before = 0
     if start is not NOTHING_SENT:
         before = _check_whole(start, len(payloads))
+        if fds and len(fds) != len(payloads):  # Of what is left, none may be left.
+            raise ValueError(f"{len(payloads)} payloads, but descriptors for {len(fds)}")
         payloads, fds = payloads[before:], fds[before:]
     count = len(payloads)
     if 0 < len(fds) == count <= MAX_FDS and type(payloads[0]) is bytes:
