@@ -399,7 +399,8 @@ int fdp_close_inbox(struct fdp_inbox *inbox);
 #define FDP_ATOMIC_SIZE 2000
 
 /* unsent: how many bytes of a begun frame are kept. job: what is being sent, or NULL, and sender: its
- * sender, or 0. All else is for the core only. */
+ * sender, or 0. cut: 0, or the negative errno for which the rest of a begun frame was given up, and
+ * the stream ended. All else is for the core only. */
 struct fdp_outbox {
     int sock;
     unsigned int busy;
@@ -408,6 +409,7 @@ struct fdp_outbox {
     size_t unsent;
     size_t rest_at;
     unsigned char *rest;
+    int cut;
 };
 
 void fdp_start_outbox(struct fdp_outbox *ret_outbox, int sock);

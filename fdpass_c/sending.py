@@ -62,7 +62,8 @@ class Sending:
         """Ends it where it stands, and sets error.progress. True if the receiver gets all messages,
         because only the rest of the last frame was not sent in time.
         """
-        done = self._count
+        # The last frame has all of them, where there is no job any more.
+        done = 0 if self._outbox.cut else self._count
         if self._job is not None:
             lib.fdp_abandon(self._outbox, self._job)
             done = self._job.at.message

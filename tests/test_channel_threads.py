@@ -333,6 +333,29 @@ def test_closed() -> None:
 
 
 @pytest.mark.thread_unsafe
+@pytest.mark.parametrize("timeout", [None, 1000.0])
+@pytest.mark.parametrize("descriptors", [False, True])
+def test_closed_beside_a_begun_message(
+    timeout: float | None, descriptors: bool, file: int
+) -> None:
+    """Who waits to send the rest of a message is told that close() has cut it."""
+    with channels(buffer=4608) as (sender, receiver):
+        sender.settimeout(timeout)
+        calls: list[Callable[[], object]] = [
+            lambda: sender.send(bytes(60_000)),
+            lambda: sender.send_many([bytes(250)] * 50, [file] * 50),
+        ]
+        with (
+            once_blocked(sender.fileno(), sender.close),
+            pytest.raises(OSError, match="Bad file descriptor") as caught,
+        ):
+            calls[descriptors]()
+        assert fdpass_c.Progress.of(caught.value) == (0, 0)
+        with pytest.raises(fdpass_c.ProtocolError, match="inside a message"):
+            receiver.recv()
+
+
+@pytest.mark.thread_unsafe
 def test_state_is_shown() -> None:
     """repr tells the descriptor and the peer; peer is who connected."""
     with channels() as (sender, _):
