@@ -188,12 +188,13 @@ def persist(
     flags: int,
     call: Callable[..., int],
     *arguments: Any,
+    deadline: Deadline | None = None,
 ) -> int:
     """Repeats a call of the C core that returned a negative errno until it returns a count.
 
-    call gets the socket's descriptor, asked for anew, and arguments.
+    call gets the socket's descriptor, asked for anew, and arguments. deadline: one that has begun.
     """
-    deadline = Deadline(sock, event, flags)
+    deadline = deadline or Deadline(sock, event, flags)
     while result < 0:
         deadline.handle(-result)
         result = call(fileno(sock), *arguments)

@@ -12,9 +12,11 @@ import pytest
 
 import fdpass_c
 from fdpass_c import aio
+from fdpass_c.testing import shorten
 from support.descriptors import MakeFiles, identity
 from support.marks import linux_only
 from support.sockets import Pair, fill
+from support.threads import beside
 
 
 def test_round_trip(pair: Pair, file: int) -> None:
@@ -154,6 +156,25 @@ def test_payload_sent_in_part(
     while chunk := stream[1].recv(1 << 20):
         rest += len(chunk)
     assert rest == left
+
+
+def test_slow_reader(stream: Pair, file: int) -> None:
+    """A reader that takes little by little does not extend the timeout."""
+    shorten(stream[0])
+    stream[0].settimeout(0.2)
+    done = threading.Event()
+
+    def read() -> None:
+        while not done.wait(0.05):
+            stream[1].recv(2000)
+
+    with beside(read, *stream):
+        try:
+            with pytest.raises(TimeoutError) as caught:
+                fdpass_c.send_fd(stream[0], file, bytes(1 << 17))
+        finally:
+            done.set()
+    assert 0 < caught.value.characters_written < 1 << 17  # type: ignore[attr-defined]
 
 
 def test_full_socket(stream: Pair, file: int) -> None:
