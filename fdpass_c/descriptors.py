@@ -211,9 +211,9 @@ class Descriptors(NotCopied, Sequence[int]):
     @overload
     def __getitem__(self, index: slice) -> list[int]: ...
     def __getitem__(self, index: int | slice) -> int | list[int]:
-        if isinstance(index, slice):
-            return [*self][index]
         memory = self._open()
+        if isinstance(index, slice):
+            return [self[at] for at in range(memory.count)[index]]
         fd: int = memory.fds[self._find(index)]
         if fd == _TAKEN:
             raise ValueError(f"descriptor {index} was taken")

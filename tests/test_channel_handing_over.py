@@ -168,3 +168,4 @@ def test_slices_of_a_batch(file: int) -> None:
         with receiver.recv_many() as batch:
             assert batch[1:] == [batch[1], batch[2]]
             assert [payload for payload, _ in batch[::-1]] == [b"2", b"1", b"0"]
+            assert batch[::-2] == [batch[2], batch[0]]

@@ -165,6 +165,18 @@ def test_take_by_default_the_first_and_from_the_end() -> None:
     os.close(third)
 
 
+def test_slices_beside_what_was_taken() -> None:
+    """A slice reads only its own positions, of an owner and of a batch."""
+    with own(3) as fds:
+        batch = fdpass_c.Batch([b"0", b"1", b"2"], fds)
+        os.close(fds.take(1))
+        assert fds[::2] == [fds[0], fds[2]]
+        assert batch[::2] == [batch[0], batch[2]]
+        for sequence in (fds, batch):
+            with pytest.raises(ValueError, match="descriptor 1 was taken"):
+                sequence[1:]
+
+
 def test_use_after_take() -> None:
     """What was taken cannot be had again."""
     uses: list[Callable[[Descriptors], object]] = [
