@@ -174,8 +174,8 @@ class Listener(NotCopied):
     def detach(self) -> socket.socket:
         """Hands over the listening socket to the caller, and closes the listener.
 
-        The socket file stays, and who connects waits until something accepts from the socket. No
-        other thread may wait in accept: it might take a connection all the same.
+        The socket has the listener's timeout. Its file stays, and who connects waits until
+        something accepts from the socket. No other thread may wait in accept: it might take a connection all the same.
 
         Raises:
             OSError: EBADF: the listener is closed.
@@ -186,7 +186,7 @@ class Listener(NotCopied):
         sock = socket.socket.__new__(socket.socket)
         try:
             sock.__init__(own.family, own.type, own.proto, own.fileno())  # type: ignore[misc]
-            sock.settimeout(own.gettimeout())
+            sock.settimeout(self._timeout)
             own.detach()
         except BaseException:
             # Both own it, unless the listener has given it up.
