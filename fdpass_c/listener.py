@@ -37,7 +37,8 @@ class Listener(NotCopied):
         """Binds a new socket and listens, or takes ownership of one that listens.
 
         A stale socket file, at which no process listens, is replaced. During this check a lock file
-        exists beside it: its name with .lock at the end. After an exception no file is left.
+        exists beside it: its name with .lock at the end. A file of that name that is not empty is
+        locked, but not changed or removed. After an exception no file is left.
 
         Args:
             address: The path of the socket file, or a name in Linux's abstract namespace: a NUL
