@@ -4,6 +4,7 @@ import contextlib
 import errno
 import os
 import socket
+import sys
 import threading
 import warnings
 import weakref
@@ -61,6 +62,8 @@ _WAIT = lib.FDP_WAIT
 _WAIT_FIRST = lib.FDP_WAIT_FIRST
 
 _NOTHING = os.strerror(errno.EAGAIN)
+
+_is_finalizing = sys.is_finalizing
 
 _UNDECIDED = {lib.FDP_LOOK, -errno.EPROTO}
 
@@ -717,8 +720,9 @@ class Channel(NotCopied):
             self._receivers.wait()
         while lib.fdp_close_outbox(self._outbox) < 0:
             self._senders.wait()
-        # This thread, where a handler closes what it has interrupted, finds out by itself.
-        while {*self._waiting} - {threading.get_ident()}:
+        # This thread, where a handler closes what it has interrupted, finds out by itself. A daemon
+        # never leaves the list when the interpreter is shutting down: it does not run any more.
+        while {*self._waiting} - {threading.get_ident()} and not _is_finalizing():
             with contextlib.suppress(OSError):
                 self._sock.shutdown(socket.SHUT_RDWR)
             self._receivers.wait()

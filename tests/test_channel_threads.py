@@ -7,6 +7,9 @@ import os
 import selectors
 import signal
 import socket
+import subprocess
+import sys
+import textwrap
 import threading
 import warnings
 from collections.abc import Callable
@@ -353,6 +356,33 @@ def test_closed_beside_a_begun_message(
         assert fdpass_c.Progress.of(caught.value) == (0, 0)
         with pytest.raises(fdpass_c.ProtocolError, match="inside a message"):
             receiver.recv()
+
+
+@pytest.mark.thread_unsafe
+@pytest.mark.parametrize("timeout", [None, 1000.0])
+@pytest.mark.parametrize("call", ["here.recv", "here.send, args=[bytes(10_000_000)]"])
+def test_closed_as_the_interpreter_ends(timeout: float | None, call: str) -> None:
+    """A finaliser that closes a channel in which a daemon thread waits does not wait for that."""
+    waits = "here._waiting" if timeout else "here.inbox.waiting or here.outbox.busy"
+    code = textwrap.dedent(f"""
+        import threading
+        from fdpass_c import Channel
+
+        class Closing:
+            def __init__(self, channel):
+                self.channel = channel
+
+            def __del__(self):
+                self.channel.close()
+
+        here, there = Channel.pair()
+        here.settimeout({timeout})
+        kept = Closing(here)
+        threading.Thread(daemon=True, target={call}).start()
+        while not ({waits}):
+            pass
+    """)
+    subprocess.run([sys.executable, "-c", code], timeout=20, check=True)
 
 
 @pytest.mark.thread_unsafe
