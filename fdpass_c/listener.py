@@ -176,7 +176,8 @@ class Listener(NotCopied):
         """Hands over the listening socket to the caller, and closes the listener.
 
         The socket has the listener's timeout. Its file stays, and who connects waits until
-        something accepts from the socket. No other thread may wait in accept: it might take a connection all the same.
+        something accepts from the socket. No other thread may wait in accept: it might take a
+        connection all the same.
 
         Raises:
             OSError: EBADF: the listener is closed.

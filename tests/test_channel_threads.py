@@ -338,9 +338,7 @@ def test_closed() -> None:
 @pytest.mark.thread_unsafe
 @pytest.mark.parametrize("timeout", [None, 1000.0])
 @pytest.mark.parametrize("descriptors", [False, True])
-def test_closed_beside_a_begun_message(
-    timeout: float | None, descriptors: bool, file: int
-) -> None:
+def test_closed_beside_a_begun_message(timeout: float | None, descriptors: bool, file: int) -> None:
     """Who waits to send the rest of a message is told that close() has cut it."""
     with channels(buffer=4608) as (sender, receiver):
         sender.settimeout(timeout)

@@ -30,7 +30,7 @@ def _stop_at_each_line(_receiver: Channel, receive: Callable[..., object]) -> No
     for line in range(1, 100):
         left = line
 
-        def trace(frame: FrameType, event: str, _: object) -> Any:
+        def trace(_frame: FrameType, event: str, _: object) -> Any:
             nonlocal left
             left -= event == "line"
             if not left:

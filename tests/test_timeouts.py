@@ -90,9 +90,12 @@ def test_a_timeout_of_months(stream: Pair, file: int) -> None:
     stream[1].settimeout(months)
     with once_blocked(stream[1].fileno(), lambda: fdpass_c.send_fd(stream[0], file)):
         fdpass_c.recv_fd(stream[1])[1].close()
-    with fdpass_c.Channel(stream[0]) as sender, fdpass_c.Channel(stream[1]) as receiver:
-        with once_blocked(receiver.fileno(), lambda: sender.send(b"x")):
-            assert receiver.recv()[0] == b"x"
+    with (
+        fdpass_c.Channel(stream[0]) as sender,
+        fdpass_c.Channel(stream[1]) as receiver,
+        once_blocked(receiver.fileno(), lambda: sender.send(b"x")),
+    ):
+        assert receiver.recv()[0] == b"x"
 
 
 def test_send_within_the_timeout(stream: Pair, file: int, keep: Keep) -> None:
