@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 
 from fdpass_c._native import ffi, lib
 from fdpass_c.batches import recv_one
-from fdpass_c.buffers import Buffer, describe, join
+from fdpass_c.buffers import Buffer, describe, join, view_bytes
 from fdpass_c.descriptors import LISTS, Descriptors, as_fd_ints, as_list
 from fdpass_c.errors import (
     ENODATA,
@@ -257,16 +257,16 @@ def send_fd(sock: int | HasFileno, fd: int | HasFileno, data: Buffer = b"\0") ->
         ValueError: data is empty on a stream.
         TypeError: fd or data has the wrong type.
     """
-    size = len(data) if type(data) is bytes else -1
-    # Of what is short, nothing is left.
-    deadline = None if 0 <= size <= _ATOMIC_SIZE else Deadline(sock, WRITABLE)
+    size = len(data) if type(data) is bytes else None
+    is_long = size is None or size > _ATOMIC_SIZE
+    deadline = Deadline(sock, WRITABLE) if is_long else None
     sent = send_fds(sock, (data,), (fd,))
-    if size < 0:
-        size = memoryview(data).nbytes
-    while sent < size:
-        rest: list[Buffer] = [memoryview(data).cast("B")[sent:]]
+    if sent == size:
+        return
+    view = view_bytes(data)
+    while sent < view.nbytes:
         try:
-            sent += _send(sock, rest, as_fd_ints([]), 0, 0, deadline)
+            sent += _send(sock, [view.cast("B")[sent:]], as_fd_ints([]), 0, 0, deadline)
         except OSError as error:
             error.characters_written = sent  # type: ignore[attr-defined]
             raise

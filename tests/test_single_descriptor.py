@@ -15,7 +15,7 @@ from fdpass_c import aio
 from fdpass_c.testing import shorten
 from support.descriptors import MakeFiles, identity
 from support.marks import linux_only
-from support.sockets import Pair, fill
+from support.sockets import Pair, fill, read_all
 from support.threads import beside
 
 
@@ -56,6 +56,22 @@ def test_no_bytes_in_any_shape(seqpacket: Pair, file: int) -> None:
         received, fds = fdpass_c.recv_fd(seqpacket[1])
         with fds:
             assert received == b""
+
+
+def test_items_without_a_name(stream: Pair, file: int) -> None:
+    """Nor does memoryview need to know what is in the buffer."""
+    numpy = pytest.importorskip("numpy")
+    data = numpy.arange(30_000).astype("M8[s]")
+    shorten(stream[0])
+
+    with beside(lambda: read_all(stream[1]), *stream) as received:
+        fdpass_c.send_fd(stream[0], file, data)
+        stream[0].setblocking(False)
+        asyncio.run(aio.send_fd(stream[0], file, data))
+        stream[0].setblocking(True)
+        assert fdpass_c.writev(stream[0], [data, data, b""]) == 2 * data.nbytes
+        stream[0].shutdown(socket.SHUT_WR)
+    assert received == [4 * data.tobytes()]
 
 
 def test_object_with_fileno(stream: Pair) -> None:
