@@ -155,7 +155,7 @@ class Channel(NotCopied):
             raise_oserror(errno.EAFNOSUPPORT)
         if sock.type not in (socket.SOCK_STREAM, socket.SOCK_SEQPACKET):
             raise ValueError(f"a channel needs a stream or seqpacket socket, not {sock.type!r}")
-        check_options(max_payload, max_fds, allow_uids)
+        check_options(max_payload, max_fds, allow_uids, receive_fds)
         if sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
             # It has peer credentials nevertheless: its own.
             raise_oserror(errno.ENOTCONN, "the socket listens: pass what its accept() returns")

@@ -63,7 +63,7 @@ class Listener(NotCopied):
                 0o777, or a limit is negative or too large.
             TypeError: An option has the wrong type.
         """
-        check_options(max_payload, max_fds, allow_uids)
+        check_options(max_payload, max_fds, allow_uids, receive_fds)
         # A range has only ints, perhaps 2**32 of them.
         for uid in () if allow_uids is None or isinstance(allow_uids, range) else allow_uids:
             if not isinstance(uid, int):

@@ -483,6 +483,8 @@ def test_wrong_options(path: Path) -> None:
         ({"max_payload": -1}, ValueError, "max_payload is -1"),
         ({"max_fds": -1}, ValueError, "max_fds is -1"),
         ({"max_fds": 2**32}, ValueError, "max_fds is 4294967296"),
+        ({"receive_fds": None}, TypeError, "receive_fds is a bool"),
+        ({"receive_fds": "no"}, TypeError, "receive_fds is a bool"),
         ({"mode": 600}, ValueError, "600 is not 0o600"),
     ]
     for mistake, error, text in mistakes:
