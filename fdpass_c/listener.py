@@ -143,6 +143,9 @@ class Listener(NotCopied):
                 sock.settimeout(None)
                 return self._make_channel(sock)
             except PermissionError:
+                if sock.fileno() >= 0:  # Not allow_uids, which closes it: a security module.
+                    sock.close()
+                    raise
                 if self._timeout is not None:
                     deadline.handle(errno.EAGAIN)
             except BaseException:
