@@ -691,7 +691,8 @@ class Channel(NotCopied):
             ValueError: That would lose messages, or parts of them, that were received and not
                 handed out, what unsent counts, or the rest of a send that is under way. Nothing has
                 changed.
-            OSError: EBADF: the channel is closed.
+            OSError: EBADF: the channel is closed. EMFILE: the descriptor table is full, and nothing
+                has changed.
         """
         self.check_empty()
         sock = self._sock
