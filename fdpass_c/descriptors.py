@@ -368,7 +368,7 @@ class Descriptors(NotCopied, Sequence[int]):
         Args:
             index: The position among the descriptors; negative positions count from the end.
             mode: As for open().
-            **options: As for open(): buffering, encoding and so on.
+            **options: As for open(): buffering, encoding, errors and newline.
 
         Raises:
             OSError: As for open(), for example EISDIR for a directory.
@@ -376,6 +376,8 @@ class Descriptors(NotCopied, Sequence[int]):
             ValueError: It was taken, this object is closed, or open() refuses the mode.
         """
         fd = self[index]
+        if not options.get("closefd", True) or "opener" in options:
+            raise ValueError("the file will own the descriptor: without closefd=False and opener")
         # open() closes the descriptor after some errors: try it first with closefd=False.
         open(fd, mode, **{**options, "closefd": False}).close()
         opener = partial(lib.fdp_open_fd, self._memory, self._find(index))

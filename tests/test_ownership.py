@@ -318,16 +318,23 @@ def test_as_file_of_a_directory(tmp_path: os.PathLike[str]) -> None:
 @pytest.mark.thread_unsafe
 def test_as_file_with_wrong_options() -> None:
     """Options that open() refuses leave the descriptor open, with its owner."""
-    wrong: list[tuple[str, dict[str, str]]] = [
+    wrong: list[tuple[str, dict[str, Any]]] = [
         ("nonsense", {}),
         ("rb", {"encoding": "utf-8"}),
         ("r", {"encoding": "no-such"}),
+        ("rb", {"closefd": False}),
+        ("rb", {"opener": os.open}),
     ]
-    with own(1) as fds:
-        for mode, options in wrong:
-            with pytest.raises((ValueError, LookupError)):
-                fds.as_file(0, mode, **options)
-            assert is_open(fds[0])
+    for mode, options in wrong:
+        fds = own(1)
+        fd = fds[0]
+        with pytest.raises((ValueError, LookupError)):
+            fds.as_file(0, mode, **options)
+        assert is_open(fd)
+        with pytest.warns(ResourceWarning, match="unclosed <Descriptors"):  # noqa: PT031
+            del fds
+            gc.collect()
+        assert not is_open(fd)
 
 
 @pytest.mark.thread_unsafe
