@@ -13,12 +13,14 @@ import textwrap
 import threading
 import warnings
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 
 import fdpass_c
 from fdpass_c import Channel
 from fdpass_c.sending import Sending, start_one
+from fdpass_c.testing import shorten
 from support.channels import channels, raw_pair
 from support.descriptors import identity, is_open
 from support.frames import first, one, pack
@@ -351,6 +353,36 @@ def test_closed_beside_a_begun_message(timeout: float | None, descriptors: bool,
             pytest.raises(OSError, match="Bad file descriptor") as caught,
         ):
             calls[descriptors]()
+        assert fdpass_c.Progress.of(caught.value) == (0, 0)
+        with pytest.raises(fdpass_c.ProtocolError, match="inside a message"):
+            receiver.recv()
+
+
+@pytest.mark.parametrize("many", [False, True])
+@pytest.mark.parametrize("violates", [False, True])
+def test_progress_of_a_frame_that_cannot_end(violates: bool, many: bool) -> None:
+    """Of a begun frame whose rest can never leave, no message counts as sent."""
+    left, right = socket.socketpair()
+    shorten(left)
+    with Channel(left) as sender, Channel(right) as receiver:
+        sender.settimeout(1000 if violates else 0.1)
+
+        def end() -> None:
+            if violates:
+                right.send(b"no frame")
+                with pytest.raises(fdpass_c.ProtocolError):
+                    sender.recv()
+            else:
+                sender.shutdown(socket.SHUT_WR)  # The sender waits on, in vain.
+
+        send: Callable[[], object] = partial(sender.send, bytes(60_000))
+        if many:
+            send = partial(sender.send_many, [bytes(9000)] * 6)
+        with (
+            once_blocked(sender.fileno(), end),
+            pytest.raises(fdpass_c.ProtocolError if violates else TimeoutError) as caught,
+        ):
+            send()
         assert fdpass_c.Progress.of(caught.value) == (0, 0)
         with pytest.raises(fdpass_c.ProtocolError, match="inside a message"):
             receiver.recv()
