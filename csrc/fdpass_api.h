@@ -102,10 +102,12 @@ struct fdp_aside {
 #define FDP_TAKEN -4096
 
 /* Owns fds[0..count). The caller sets capacity, and count to 0. A slot may be negative: FDP_TAKEN,
- * or an errno if the receiver asked the kernel for that. */
+ * or an errno if the receiver asked the kernel for that. The caller sets is_filled to 0, too: it says
+ * whether fdp_receive has come as far as to receive, since fdp_drop_owner. */
 struct fdp_owner {
     unsigned int capacity;
     unsigned int count;
+    unsigned int is_filled;
     int fds[];
 };
 
@@ -380,7 +382,8 @@ ssize_t fdp_try_receive(struct fdp_inbox *inbox, size_t most, struct fdp_scratch
                         struct fdp_owner *ret_owner);
 
 /* Undoes the last receive with this scratch and owner: what it returned is the next to be received.
- * Does nothing if it returned nothing. */
+ * Does nothing if it returned nothing, or if there was none since fdp_drop_owner: what the scratch has
+ * is of an earlier one then, and was taken. */
 void fdp_put_back(struct fdp_inbox *inbox, struct fdp_scratch *scratch, struct fdp_owner *owner);
 
 /* How many complete messages are here, or 0 while another thread is inside. */
@@ -396,7 +399,8 @@ int fdp_close_inbox(struct fdp_inbox *inbox);
 #define FDP_ATOMIC_SIZE 2000
 
 /* unsent: how many bytes of a begun frame are kept. job: what is being sent, or NULL, and sender: its
- * sender, or 0. All else is for the core only. */
+ * sender, or 0. cut: 0, or the negative errno for which the rest of a begun frame was given up, and
+ * the stream ended. All else is for the core only. */
 struct fdp_outbox {
     int sock;
     unsigned int busy;
@@ -405,6 +409,7 @@ struct fdp_outbox {
     size_t unsent;
     size_t rest_at;
     unsigned char *rest;
+    int cut;
 };
 
 void fdp_start_outbox(struct fdp_outbox *ret_outbox, int sock);

@@ -67,6 +67,7 @@ static ssize_t receive(struct fdp_inbox *inbox, size_t most, struct fdp_scratch 
     fdp_drop_scratch(scratch);
     scratch->count = scratch->payload_size = scratch->lost = 0;
     owner->count = 0;
+    owner->is_filled = 1;
     if (fdp_get_sock(&inbox->sock) < 0)
         return -EBADF;
     for (int frames = 0; frames < MOST_FRAMES; frames++) {

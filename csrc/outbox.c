@@ -10,6 +10,7 @@ void fdp_start_outbox(struct fdp_outbox *ret_outbox, int sock) {
 static unsigned char *start_rest(struct fdp_outbox *outbox, size_t size) {
     unsigned char *rest = malloc(size);
     if (rest == NULL) {
+        outbox->cut = -ENOMEM;
         (void)shutdown(fdp_get_sock(&outbox->sock), SHUT_RDWR);
         return NULL;
     }
@@ -47,11 +48,19 @@ static ssize_t flush_rest(struct fdp_outbox *outbox, int flags) {
     return 0;
 }
 
+/* Whether nothing can leave any more, so that who waits for the rest of a frame waits in vain. */
+static int has_ended(ssize_t result) {
+    return result == -EPIPE || result == -ECONNRESET || result == -ENOTCONN;
+}
+
 ssize_t fdp_flush(struct fdp_outbox *outbox, int flags) {
     if (fdp_enter(&outbox->busy) < 0)
         return -EBUSY;
-    int is_cut = outbox->unsent > 0 && fdp_get_sock(&outbox->sock) < 0;
-    ssize_t result = is_cut ? -EBADF : flush_rest(outbox, flags);
+    ssize_t result = outbox->cut < 0 ? outbox->cut : flush_rest(outbox, flags);
+    if (outbox->unsent > 0 && fdp_get_sock(&outbox->sock) < 0)
+        result = outbox->cut = -EBADF;
+    else if (outbox->unsent > 0 && has_ended(result))
+        outbox->cut = (int)result;
     fdp_leave(&outbox->busy);
     return result;
 }
@@ -139,6 +148,8 @@ ssize_t fdp_send(struct fdp_outbox *outbox, struct fdp_job *job, int flags) {
         }
         if (result < 0 && fdp_get_sock(&outbox->sock) < 0)
             result = -EBADF; /* Another thread has closed it meanwhile. */
+        if (outbox->unsent > 0 && has_ended(result))
+            outbox->cut = (int)result;
     }
     fdp_leave(&outbox->busy);
     return result;
@@ -151,7 +162,8 @@ void fdp_abandon(struct fdp_outbox *outbox, struct fdp_job *job) {
     while (fdp_enter(&outbox->busy) < 0)
         (void)sched_yield();
     if (outbox->job == job) {
-        size_t size = fdp_size_rest(job);
+        /* What close cuts does not arrive, and is not counted as if it did. */
+        size_t size = fdp_get_sock(&outbox->sock) < 0 ? 0 : fdp_size_rest(job);
         unsigned char *rest = size > 0 ? start_rest(outbox, size) : NULL;
         if (rest != NULL)
             fdp_end_job(job, rest);
@@ -166,6 +178,8 @@ int fdp_close_outbox(struct fdp_outbox *outbox) {
         (void)shutdown(sock, SHUT_RDWR); /* So that who waits there goes. */
         return -EBUSY;
     }
+    if (outbox->unsent > 0)
+        outbox->cut = -EBADF;
     free(outbox->rest);
     outbox->rest = NULL;
     outbox->unsent = 0;

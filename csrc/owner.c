@@ -4,7 +4,7 @@
 
 void fdp_drop_owner(struct fdp_owner *owner) {
     unsigned count = owner->count;
-    owner->count = 0;
+    owner->count = owner->is_filled = 0;
     fdp_close_fds(owner->fds, count);
 }
 

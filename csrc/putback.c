@@ -34,7 +34,7 @@ static struct fdp_store *take_back(struct fdp_scratch *scratch, const struct fdp
 }
 
 void fdp_put_back(struct fdp_inbox *inbox, struct fdp_scratch *scratch, struct fdp_owner *owner) {
-    if (scratch->count == 0)
+    if (scratch->count == 0 || !owner->is_filled)
         return;
     while (fdp_enter(&inbox->busy) < 0)
         (void)sched_yield();

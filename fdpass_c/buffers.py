@@ -70,6 +70,14 @@ def view_each(buffers: Sequence[Buffer], name: str) -> list[Any]:
     return views
 
 
+def view_bytes(buffer: Buffer) -> memoryview:
+    """A view of a buffer, also where memoryview has no name for its items (numpy's datetime64)."""
+    try:
+        return memoryview(buffer)
+    except ValueError:
+        return memoryview(ffi.buffer(ffi.from_buffer(buffer)))
+
+
 def describe(buffers: Sequence[Buffer], name: str) -> tuple[Any, list[int]]:
     """A struct iovec[] of buffers, with a view of each, and the size of each. As view_each."""
     views = view_each(buffers, name)

@@ -4,6 +4,7 @@ import contextlib
 import errno
 import os
 import socket
+import sys
 import threading
 import warnings
 import weakref
@@ -61,6 +62,8 @@ _WAIT = lib.FDP_WAIT
 _WAIT_FIRST = lib.FDP_WAIT_FIRST
 
 _NOTHING = os.strerror(errno.EAGAIN)
+
+_is_finalizing = sys.is_finalizing
 
 _UNDECIDED = {lib.FDP_LOOK, -errno.EPROTO}
 
@@ -135,7 +138,7 @@ class Channel(Closing):
             raise_oserror(errno.EAFNOSUPPORT)
         if sock.type not in (socket.SOCK_STREAM, socket.SOCK_SEQPACKET):
             raise ValueError(f"a channel needs a stream or seqpacket socket, not {sock.type!r}")
-        check_options(max_payload, max_fds, allow_uids)
+        check_options(max_payload, max_fds, allow_uids, receive_fds)
         if sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
             # It has peer credentials nevertheless: its own.
             raise_oserror(errno.ENOTCONN, "the socket listens: pass what its accept() returns")
@@ -637,7 +640,8 @@ class Channel(Closing):
             ValueError: That would lose messages, or parts of them, that were received and not
                 handed out, what unsent counts, or the rest of a send that is under way. Nothing has
                 changed.
-            OSError: EBADF: the channel is closed.
+            OSError: EBADF: the channel is closed. EMFILE: the descriptor table is full, and nothing
+                has changed.
         """
         self._end.check_empty()
         sock = self._sock
@@ -656,8 +660,9 @@ class Channel(Closing):
             self._receivers.wait()
         while lib.fdp_close_outbox(self._outbox) < 0:
             self._senders.wait()
-        # This thread, where a handler closes what it has interrupted, finds out by itself.
-        while {*self._waiting} - {threading.get_ident()}:
+        # This thread, where a handler closes what it has interrupted, finds out by itself. A daemon
+        # never leaves the list when the interpreter is shutting down: it does not run any more.
+        while {*self._waiting} - {threading.get_ident()} and not _is_finalizing():
             with contextlib.suppress(OSError):
                 self._sock.shutdown(socket.SHUT_RDWR)
             self._receivers.wait()

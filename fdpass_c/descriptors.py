@@ -212,9 +212,9 @@ class Descriptors(Closing, Sequence[int]):
     def __getitem__(self, index: slice) -> list[int]: ...
     def __getitem__(self, index: int | slice) -> int | list[int]:
         """The descriptor at a position, or those of a slice, borrowed."""
-        if isinstance(index, slice):
-            return [*self][index]
         memory = self._open()
+        if isinstance(index, slice):
+            return [self[at] for at in range(memory.count)[index]]
         fd: int = memory.fds[self._find(index)]
         if fd == _TAKEN:
             raise ValueError(f"descriptor {index} was taken")
@@ -350,7 +350,7 @@ class Descriptors(Closing, Sequence[int]):
         Args:
             index: The position among the descriptors; negative positions count from the end.
             mode: As for open().
-            **options: As for open(): buffering, encoding and so on.
+            **options: As for open(): buffering, encoding, errors and newline.
 
         Raises:
             OSError: As for open(), for example EISDIR for a directory.
@@ -358,6 +358,8 @@ class Descriptors(Closing, Sequence[int]):
             ValueError: It was taken, this object is closed, or open() refuses the mode.
         """
         fd = self[index]
+        if not options.get("closefd", True) or "opener" in options:
+            raise ValueError("the file will own the descriptor: without closefd=False and opener")
         # open() closes the descriptor after some errors: try it first with closefd=False.
         open(fd, mode, **{**options, "closefd": False}).close()
         opener = partial(lib.fdp_open_fd, self._memory, self._find(index))

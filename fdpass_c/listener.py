@@ -38,7 +38,8 @@ class Listener(Closing):
         """Binds a new socket and listens, or takes ownership of one that listens.
 
         A stale socket file, at which no process listens, is replaced. During this check a lock file
-        exists beside it: its name with .lock at the end. After an exception no file is left.
+        exists beside it: its name with .lock at the end. A file of that name that is not empty is
+        locked, but not changed or removed. After an exception no file is left.
 
         Args:
             address: The path of the socket file, or a name in Linux's abstract namespace: a NUL
@@ -64,7 +65,7 @@ class Listener(Closing):
                 0o777, or a limit is negative or too large.
             TypeError: An option has the wrong type.
         """
-        check_options(max_payload, max_fds, allow_uids)
+        check_options(max_payload, max_fds, allow_uids, receive_fds)
         # A range has only ints, perhaps 2**32 of them.
         for uid in () if allow_uids is None or isinstance(allow_uids, range) else allow_uids:
             if not isinstance(uid, int):
@@ -145,6 +146,9 @@ class Listener(Closing):
                 sock.settimeout(None)
                 return self._make_channel(sock)
             except PermissionError:
+                if sock.fileno() >= 0:  # Not allow_uids, which closes it: a security module.
+                    sock.close()
+                    raise
                 if self._timeout is not None:
                     deadline.handle(errno.EAGAIN)
             except BaseException:
@@ -178,8 +182,9 @@ class Listener(Closing):
     def detach(self) -> socket.socket:
         """Hands over the listening socket to the caller, and closes the listener.
 
-        The socket file stays, and who connects waits until something accepts from the socket. No
-        other thread may wait in accept: it might take a connection all the same.
+        The socket has the listener's timeout. Its file stays, and who connects waits until
+        something accepts from the socket. No other thread may wait in accept: it might take a
+        connection all the same.
 
         Raises:
             OSError: EBADF: the listener is closed.
@@ -190,7 +195,7 @@ class Listener(Closing):
         sock = socket.socket.__new__(socket.socket)
         try:
             sock.__init__(own.family, own.type, own.proto, own.fileno())  # type: ignore[misc]
-            sock.settimeout(own.gettimeout())
+            sock.settimeout(self._timeout)
             own.detach()
         except BaseException:
             # Both own it, unless the listener has given it up.

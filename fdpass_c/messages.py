@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 
 from fdpass_c._native import ffi, lib
 from fdpass_c.batches import recv_one
-from fdpass_c.buffers import Buffer, describe, join
+from fdpass_c.buffers import Buffer, describe, join, view_bytes
 from fdpass_c.descriptors import LISTS, Descriptors, as_fd_ints, as_list
 from fdpass_c.errors import (
     ENODATA,
@@ -22,7 +22,7 @@ from fdpass_c.errors import (
 from fdpass_c.peer import is_unix
 from fdpass_c.scratch import MOST, new_uncleared
 from fdpass_c.unix import read_name
-from fdpass_c.waiting import WRITABLE, HasFileno, fileno, persist, raw_fileno, receive
+from fdpass_c.waiting import WRITABLE, Deadline, HasFileno, fileno, persist, raw_fileno, receive
 
 # Looked up once: reading an attribute of lib takes as long as passing an argument.
 _try_send_fd = lib.fdp_try_send_fd
@@ -94,7 +94,14 @@ def send_fds(
     return _send(sock, parts, ints, len(listed), flags)
 
 
-def _send(sock: int | HasFileno, parts: list[Buffer], fds: Any, count: int, flags: int) -> int:
+def _send(
+    sock: int | HasFileno,
+    parts: list[Buffer],
+    fds: Any,
+    count: int,
+    flags: int,
+    deadline: Deadline | None = None,
+) -> int:
     call: Callable[..., int]
     arguments: tuple[Any, ...]
     joined = join(parts)
@@ -107,7 +114,7 @@ def _send(sock: int | HasFileno, parts: list[Buffer], fds: Any, count: int, flag
     if sent == -ENODATA:
         raise ValueError("on a stream, descriptors need at least one byte to travel with")
     if sent < 0:
-        sent = persist(sock, WRITABLE, sent, flags, call, *arguments)
+        sent = persist(sock, WRITABLE, sent, flags, call, *arguments, deadline=deadline)
     return sent
 
 
@@ -237,7 +244,7 @@ def send_fd(sock: int | HasFileno, fd: int | HasFileno, data: Buffer = b"\0") ->
     """Sends exactly one descriptor, with all of data.
 
     Args:
-        sock: A Unix domain socket of any type. Its timeout applies.
+        sock: A Unix domain socket of any type. Its timeout applies to all of data together.
         fd: An int or an object with fileno(). The caller still owns it, and may close it
             immediately after the call.
         data: Bytes-like, on a stream at least one byte. A stream has no boundaries between
@@ -250,11 +257,16 @@ def send_fd(sock: int | HasFileno, fd: int | HasFileno, data: Buffer = b"\0") ->
         ValueError: data is empty on a stream.
         TypeError: fd or data has the wrong type.
     """
+    size = len(data) if type(data) is bytes else None
+    is_long = size is None or size > _ATOMIC_SIZE
+    deadline = Deadline(sock, WRITABLE) if is_long else None
     sent = send_fds(sock, (data,), (fd,))
-    size = len(data) if type(data) is bytes else memoryview(data).nbytes
-    while sent < size:
+    if sent == size:
+        return
+    view = view_bytes(data)
+    while sent < view.nbytes:
         try:
-            sent += send_fds(sock, (memoryview(data).cast("B")[sent:],), ())
+            sent += _send(sock, [view.cast("B")[sent:]], as_fd_ints([]), 0, 0, deadline)
         except OSError as error:
             error.characters_written = sent  # type: ignore[attr-defined]
             raise

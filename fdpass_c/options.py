@@ -22,7 +22,9 @@ class ChannelOptions(TypedDict, total=False):
     receive_fds: bool
 
 
-def check_options(max_payload: int, max_fds: int, allow_uids: Collection[int] | None) -> None:
+def check_options(
+    max_payload: int, max_fds: int, allow_uids: Collection[int] | None, receive_fds: bool
+) -> None:
     """Raises the TypeError and ValueError of Channel for options that no connection can have."""
     for name, limit, most in (
         ("max_payload", max_payload, 2**64 - 1),
@@ -34,6 +36,8 @@ def check_options(max_payload: int, max_fds: int, allow_uids: Collection[int] | 
             raise TypeError(f"{name} is an int, not {type(limit).__name__}") from None
         if not fits:
             raise ValueError(f"{name} is {limit}, which is not in 0 to {most}")
+    if not isinstance(receive_fds, int):
+        raise TypeError(f"receive_fds is a bool, not {type(receive_fds).__name__}")
     text = isinstance(allow_uids, str | bytes)
     if allow_uids is not None and (text or not isinstance(allow_uids, Collection)):
         kind = type(allow_uids).__name__

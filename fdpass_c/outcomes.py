@@ -1,6 +1,6 @@
 """What happened to many messages: how far a send has come, and what a receive has brought."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import accumulate
 from typing import Any, NamedTuple, overload
 
@@ -83,7 +83,7 @@ class Batch(Closing):
     ) -> tuple[bytes, list[int]] | list[tuple[bytes, list[int]]]:
         """The message at a position, or those of a slice."""
         if isinstance(index, slice):
-            return [*self][index]
+            return [*self._read(range(len(self.payloads))[index])]
         payload = self.payloads[index]
         index %= len(self.payloads)
         if self._counts is None:
@@ -93,9 +93,13 @@ class Batch(Closing):
 
     def __iter__(self) -> Iterator[tuple[bytes, list[int]]]:
         """The messages in the order in which they were sent."""
-        counts = self._counts or [1] * len(self.payloads)
-        for payload, count, end in zip(self.payloads, counts, accumulate(counts), strict=True):
-            yield payload, [self.fds[at] for at in range(end - count, end)]
+        return self._read(range(len(self.payloads)))
+
+    def _read(self, positions: Iterable[int]) -> Iterator[tuple[bytes, list[int]]]:
+        starts = [0, *accumulate(self._counts or [1] * len(self.payloads))]
+        for position in positions:
+            start, end = starts[position : position + 2]
+            yield self.payloads[position], [self.fds[at] for at in range(start, end)]
 
     def __repr__(self) -> str:
         return f"<Batch of {len(self.payloads)} messages, {self.fds!r}>"

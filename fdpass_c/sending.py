@@ -62,12 +62,16 @@ class Sending:
         """Ends it where it stands, and sets error.progress. True if the receiver gets all messages,
         because only the rest of the last frame was not sent in time.
         """
-        done = self._count
+        # Without the begun frame, which has all of them where there is no job any more.
+        without, done = 0, self._count
         if self._job is not None:
+            without = self._job.at.message
             lib.fdp_abandon(self._outbox, self._job)
             done = self._job.at.message
         if self._outbox.unsent:
             lib.fdp_flush(self._outbox, socket.MSG_DONTWAIT)
+        if self._outbox.cut:
+            done = without
         if isinstance(error, (BlockingIOError, TimeoutError)) and done == self._count:
             return True
         error.progress = Progress(self._before + done, 0)  # type: ignore[attr-defined]
@@ -99,6 +103,8 @@ def start_many(
     before = 0
     if start is not NOTHING_SENT:
         before = _check_whole(start, len(payloads))
+        if fds and len(fds) != len(payloads):  # Of what is left, none may be left.
+            raise ValueError(f"{len(payloads)} payloads, but descriptors for {len(fds)}")
         payloads, fds = payloads[before:], fds[before:]
     count = len(payloads)
     if 0 < len(fds) == count <= MAX_FDS and type(payloads[0]) is bytes:

@@ -252,15 +252,13 @@ def _locked(path: str) -> Iterator[None]:
                 try:
                     yield
                 finally:
-                    # In a sticky directory it may be another user's.
-                    with contextlib.suppress(OSError):
-                        os.unlink(name)
+                    _remove_lock(lock, name)
                 return
         except BaseException:
             # A signal handler may have raised it when the lock was taken, and not removed yet.
             with contextlib.suppress(OSError):
                 if _try_lock(lock, name):
-                    os.unlink(name)
+                    _remove_lock(lock, name)
             raise
         finally:
             os.close(lock)
@@ -281,6 +279,14 @@ def _try_lock(lock: int, name: str) -> bool:
         raise_oserror(errno.EADDRINUSE, _SOMEBODY_STARTS)
     except FileNotFoundError:
         return False
+
+
+def _remove_lock(lock: int, name: str) -> None:
+    # One that is not empty is other code's (poetry.lock), and in a sticky directory it may be
+    # another user's.
+    with contextlib.suppress(OSError):
+        if os.fstat(lock).st_size == 0:
+            os.unlink(name)
 
 
 def identify(path: str) -> tuple[int, int]:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NoReturn
 
 from fdpass_c._native import ffi, lib
-from fdpass_c.buffers import NOT_BYTES_LIKE, PLAIN, Buffer, is_plain, view_each
+from fdpass_c.buffers import NOT_BYTES_LIKE, PLAIN, Buffer, is_plain, view_bytes, view_each
 from fdpass_c.descriptors import as_ints, as_list
 from fdpass_c.shapes import UNFIT, Shapes
 from fdpass_c.waiting import WRITABLE, Deadline, HasFileno, fileno, raw_fileno
@@ -208,13 +208,13 @@ def _count_written(error: OSError, written: int) -> None:
 
 
 def _size(buffer: Buffer) -> int:
-    return len(buffer) if type(buffer) is bytes else memoryview(buffer).nbytes
+    return len(buffer) if type(buffer) is bytes else view_bytes(buffer).nbytes
 
 
 def _skip(buffers: Sequence[Buffer], written: int) -> list[memoryview]:
     rest = []
     for buffer in buffers:
-        view = memoryview(buffer)
+        view = view_bytes(buffer)
         if written >= view.nbytes:
             written -= view.nbytes
         else:

@@ -151,13 +151,19 @@ class Deadline:
         if left is None and os.get_blocking(fileno(self._sock)):
             raise_oserror(code)  # The socket's own SO_RCVTIMEO or SO_SNDTIMEO ran out.
         if not _wait(fileno(self._sock), self._event, left):
-            raise TimeoutError("timed out")
+            self.look()
+
+
+# Seconds, about 24 days: poll counts milliseconds in an int.
+_LONGEST_WAIT = 2_000_000.0
 
 
 def _wait(fd: int, event: int, timeout: float | None) -> bool:
     """Whether fd is ready in time. select.poll is looked up here because gevent replaces it."""
     if fd < 0:
         raise_oserror(errno.EBADF)  # Closed since the last try; poll would call that a ValueError.
+    if timeout is not None:
+        timeout = min(timeout, _LONGEST_WAIT)
     if hasattr(select, "poll"):
         poller = select.poll()
         poller.register(fd, event)
@@ -182,12 +188,13 @@ def persist(
     flags: int,
     call: Callable[..., int],
     *arguments: Any,
+    deadline: Deadline | None = None,
 ) -> int:
     """Repeats a call of the C core that returned a negative errno until it returns a count.
 
-    call gets the socket's descriptor, asked for anew, and arguments.
+    call gets the socket's descriptor, asked for anew, and arguments. deadline: one that has begun.
     """
-    deadline = Deadline(sock, event, flags)
+    deadline = deadline or Deadline(sock, event, flags)
     while result < 0:
         deadline.handle(-result)
         result = call(fileno(sock), *arguments)

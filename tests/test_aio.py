@@ -699,6 +699,25 @@ def test_close_wakes(loop: str) -> None:
     run(loop, test)
 
 
+@both_backends
+def test_close_cuts_a_begun_message(loop: str) -> None:
+    """Who waits to send the rest of a message is told that it does not arrive."""
+
+    async def test() -> None:
+        left, right = make_pair(small=True)
+        async with Group(loop) as group, right:
+            sending = await group.started(left.send, bytes(60_000))
+            left.close()
+            error = (await sending.wait()).error
+            assert isinstance(error, OSError)
+            assert error.errno == errno.EBADF
+            assert Progress.of(error) == (0, 0)
+            with pytest.raises(ProtocolError, match="inside a message"):
+                await right.recv()
+
+    run(loop, test)
+
+
 @every_loop
 def test_close_in_another_thread(loop: str, tmp_path: Path) -> None:
     """close(), detach() and shutdown() in another thread than the loop's are a RuntimeError, and

@@ -132,6 +132,17 @@ def test_a_start_outside_of_the_batch(file: int) -> None:
             receiver.recv()
 
 
+def test_unequal_lengths_behind_the_start(file: int) -> None:
+    """Where the descriptors end before the start, no message goes without them."""
+    with channels() as (sender, receiver):
+        for fds in ([file], [file] * 2, [[file]] * 2, [file] * 4):
+            with pytest.raises(ValueError, match=f"3 payloads, but descriptors for {len(fds)}"):
+                sender.send_many([b"one", b"two", b"three"], fds, start=Progress(2, 0))
+        receiver.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            receiver.recv()
+
+
 def test_what_is_no_socket() -> None:
     """A number, too: its timeout would be nobody's."""
     wrong: Any
@@ -157,3 +168,4 @@ def test_slices_of_a_batch(file: int) -> None:
         with receiver.recv_many() as batch:
             assert batch[1:] == [batch[1], batch[2]]
             assert [payload for payload, _ in batch[::-1]] == [b"2", b"1", b"0"]
+            assert batch[::-2] == [batch[2], batch[0]]

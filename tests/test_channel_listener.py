@@ -173,6 +173,15 @@ def test_detach(path: Path) -> None:
         assert caught.value.errno == errno.EBADF
 
 
+def test_detached_with_its_timeout(path: Path) -> None:
+    """A detached socket waits as long as its listener did."""
+    for timeout in (None, 0.0, 60.0):
+        with Listener(path) as listener:
+            listener.settimeout(timeout)
+            with listener.detach() as sock:
+                assert sock.gettimeout() == timeout
+
+
 def test_wrong_listening_sockets(path: Path) -> None:
     """A Listener takes listening Unix sockets; what it refuses stays open."""
     with socket.create_server(("127.0.0.1", 0)) as inet:
@@ -480,6 +489,8 @@ def test_wrong_options(path: Path) -> None:
         ({"max_payload": -1}, ValueError, "max_payload is -1"),
         ({"max_fds": -1}, ValueError, "max_fds is -1"),
         ({"max_fds": 2**32}, ValueError, "max_fds is 4294967296"),
+        ({"receive_fds": None}, TypeError, "receive_fds is a bool"),
+        ({"receive_fds": "no"}, TypeError, "receive_fds is a bool"),
         ({"mode": 600}, ValueError, "600 is not 0o600"),
     ]
     for mistake, error, text in mistakes:

@@ -7,9 +7,13 @@ import os
 import selectors
 import signal
 import socket
+import subprocess
+import sys
+import textwrap
 import threading
 import warnings
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 
@@ -17,6 +21,7 @@ import fdpass_c
 from fdpass_c import Channel
 from fdpass_c.channel import end_of
 from fdpass_c.sending import Sending, start_one
+from fdpass_c.testing import shorten
 from support.channels import channels, raw_pair
 from support.descriptors import identity, is_open
 from support.frames import first, one, pack
@@ -332,6 +337,84 @@ def test_closed() -> None:
                 call()
         sender.flush()
         sender.close()
+
+
+@pytest.mark.thread_unsafe
+@pytest.mark.parametrize("timeout", [None, 1000.0])
+@pytest.mark.parametrize("descriptors", [False, True])
+def test_closed_beside_a_begun_message(timeout: float | None, descriptors: bool, file: int) -> None:
+    """Who waits to send the rest of a message is told that close() has cut it."""
+    with channels(buffer=4608) as (sender, receiver):
+        sender.settimeout(timeout)
+        calls: list[Callable[[], object]] = [
+            lambda: sender.send(bytes(60_000)),
+            lambda: sender.send_many([bytes(250)] * 50, [file] * 50),
+        ]
+        with (
+            once_blocked(sender.fileno(), sender.close),
+            pytest.raises(OSError, match="Bad file descriptor") as caught,
+        ):
+            calls[descriptors]()
+        assert fdpass_c.Progress.of(caught.value) == (0, 0)
+        with pytest.raises(fdpass_c.ProtocolError, match="inside a message"):
+            receiver.recv()
+
+
+@pytest.mark.parametrize("many", [False, True])
+@pytest.mark.parametrize("violates", [False, True])
+def test_progress_of_a_frame_that_cannot_end(violates: bool, many: bool) -> None:
+    """Of a begun frame whose rest can never leave, no message counts as sent."""
+    left, right = socket.socketpair()
+    shorten(left)
+    with Channel(left) as sender, Channel(right) as receiver:
+        sender.settimeout(1000 if violates else 0.1)
+
+        def end() -> None:
+            if violates:
+                right.send(b"no frame")
+                with pytest.raises(fdpass_c.ProtocolError):
+                    sender.recv()
+            else:
+                sender.shutdown(socket.SHUT_WR)  # The sender waits on, in vain.
+
+        send: Callable[[], object] = partial(sender.send, bytes(60_000))
+        if many:
+            send = partial(sender.send_many, [bytes(9000)] * 6)
+        with (
+            once_blocked(sender.fileno(), end),
+            pytest.raises(fdpass_c.ProtocolError if violates else TimeoutError) as caught,
+        ):
+            send()
+        assert fdpass_c.Progress.of(caught.value) == (0, 0)
+        with pytest.raises(fdpass_c.ProtocolError, match="inside a message"):
+            receiver.recv()
+
+
+@pytest.mark.thread_unsafe
+@pytest.mark.parametrize("timeout", [None, 1000.0])
+@pytest.mark.parametrize("call", ["here.recv", "here.send, args=[bytes(10_000_000)]"])
+def test_closed_as_the_interpreter_ends(timeout: float | None, call: str) -> None:
+    """A finaliser that closes a channel in which a daemon thread waits does not wait for that."""
+    waits = "here._waiting" if timeout else "here.inbox.waiting or here.outbox.busy"
+    code = textwrap.dedent(f"""
+        import threading
+        from fdpass_c import Channel
+
+        class Closing:
+            def __init__(self, channel):
+                self.channel = channel
+
+            def __del__(self):
+                self.channel.close()
+
+        here, there = Channel.pair()
+        here.settimeout({timeout})
+        kept = Closing(here)
+        threading.Thread(daemon=True, target={call}).start()
+        while not ({waits}):
+            pass
+    """)
+    subprocess.run([sys.executable, "-c", code], timeout=20, check=True)
 
 
 @pytest.mark.thread_unsafe

@@ -14,6 +14,7 @@ import socket
 import struct
 import sys
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import NamedTuple
 
 import pytest
@@ -345,6 +346,25 @@ def test_without_any(stream: Pair, make_files: MakeFiles) -> None:
 
 
 @hides_options
+@hides_options
+@pytest.mark.parametrize("code", [errno.EACCES, errno.EPERM])
+def test_credentials_are_denied(code: int, tmp_path: Path) -> None:
+    """Where a filter hides who the peer is, accept says so, and does not turn away all who come."""
+    option = Denial(numbers().getsockopt, code, socket.SO_PEERCRED)
+
+    def act() -> None:
+        path = tmp_path / "socket"
+        with fdpass_c.Listener(path) as listener, socket.socket(socket.AF_UNIX) as peer:
+            listener.settimeout(0.1)
+            peer.connect(str(path))
+            with pytest.raises(PermissionError) as caught:
+                listener.accept()
+            assert caught.value.errno == code
+            assert peer.recv(1) == b""
+
+    run_without([option], act)
+
+
 def test_filter_denies_nothing_else() -> None:
     """The filter of these tests hides one option and leaves the others alone."""
     option = Denial(numbers().getsockopt, errno.ENOPROTOOPT, SO_PEERPIDFD)

@@ -117,6 +117,18 @@ def test_a_lock_that_somebody_else_made(what: str, path: Path) -> None:
     assert not victim.exists()
 
 
+def test_a_file_named_like_the_lock(path: Path) -> None:
+    """A file with content that happens to have the lock's name stays as it is."""
+    lock = path.with_name("socket.lock")
+    lock.write_text("of other code")
+    with Listener(path):
+        pass
+    path.touch()
+    with pytest.raises(FileExistsError):
+        Listener(path)
+    assert lock.read_text() == "of other code"
+
+
 def test_two_at_once(path: Path) -> None:
     """Where somebody is about to listen, another is told so at once."""
     with open(path.with_name("socket.lock"), "wb") as lock:

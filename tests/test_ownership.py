@@ -165,6 +165,18 @@ def test_take_by_default_the_first_and_from_the_end() -> None:
     os.close(third)
 
 
+def test_slices_beside_what_was_taken() -> None:
+    """A slice reads only its own positions, of an owner and of a batch."""
+    with own(3) as fds:
+        batch = fdpass_c.Batch([b"0", b"1", b"2"], fds)
+        os.close(fds.take(1))
+        assert fds[::2] == [fds[0], fds[2]]
+        assert batch[::2] == [batch[0], batch[2]]
+        for sequence in (fds, batch):
+            with pytest.raises(ValueError, match="descriptor 1 was taken"):
+                sequence[1:]
+
+
 def test_use_after_take() -> None:
     """What was taken cannot be had again."""
     uses: list[Callable[[Descriptors], object]] = [
@@ -306,16 +318,23 @@ def test_as_file_of_a_directory(tmp_path: os.PathLike[str]) -> None:
 @pytest.mark.thread_unsafe
 def test_as_file_with_wrong_options() -> None:
     """Options that open() refuses leave the descriptor open, with its owner."""
-    wrong: list[tuple[str, dict[str, str]]] = [
+    wrong: list[tuple[str, dict[str, Any]]] = [
         ("nonsense", {}),
         ("rb", {"encoding": "utf-8"}),
         ("r", {"encoding": "no-such"}),
+        ("rb", {"closefd": False}),
+        ("rb", {"opener": os.open}),
     ]
-    with own(1) as fds:
-        for mode, options in wrong:
-            with pytest.raises((ValueError, LookupError)):
-                fds.as_file(0, mode, **options)
-            assert is_open(fds[0])
+    for mode, options in wrong:
+        fds = own(1)
+        fd = fds[0]
+        with pytest.raises((ValueError, LookupError)):
+            fds.as_file(0, mode, **options)
+        assert is_open(fd)
+        with pytest.warns(ResourceWarning, match="unclosed <Descriptors"):  # noqa: PT031
+            del fds
+            gc.collect()
+        assert not is_open(fd)
 
 
 @pytest.mark.thread_unsafe

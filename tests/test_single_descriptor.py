@@ -12,9 +12,11 @@ import pytest
 
 import fdpass_c
 from fdpass_c import aio
+from fdpass_c.testing import shorten
 from support.descriptors import MakeFiles, identity
 from support.marks import linux_only
-from support.sockets import Pair, fill
+from support.sockets import Pair, fill, read_all
+from support.threads import beside
 
 
 def test_round_trip(pair: Pair, file: int) -> None:
@@ -54,6 +56,22 @@ def test_no_bytes_in_any_shape(seqpacket: Pair, file: int) -> None:
         received, fds = fdpass_c.recv_fd(seqpacket[1])
         with fds:
             assert received == b""
+
+
+def test_items_without_a_name(stream: Pair, file: int) -> None:
+    """Nor does memoryview need to know what is in the buffer."""
+    numpy = pytest.importorskip("numpy")
+    data = numpy.arange(30_000).astype("M8[s]")
+    shorten(stream[0])
+
+    with beside(lambda: read_all(stream[1]), *stream) as received:
+        fdpass_c.send_fd(stream[0], file, data)
+        stream[0].setblocking(False)
+        asyncio.run(aio.send_fd(stream[0], file, data))
+        stream[0].setblocking(True)
+        assert fdpass_c.writev(stream[0], [data, data, b""]) == 2 * data.nbytes
+        stream[0].shutdown(socket.SHUT_WR)
+    assert received == [4 * data.tobytes()]
 
 
 def test_object_with_fileno(stream: Pair) -> None:
@@ -154,6 +172,25 @@ def test_payload_sent_in_part(
     while chunk := stream[1].recv(1 << 20):
         rest += len(chunk)
     assert rest == left
+
+
+def test_slow_reader(stream: Pair, file: int) -> None:
+    """A reader that takes little by little does not extend the timeout."""
+    shorten(stream[0])
+    stream[0].settimeout(0.2)
+    done = threading.Event()
+
+    def read() -> None:
+        while not done.wait(0.05):
+            stream[1].recv(2000)
+
+    with beside(read, *stream):
+        try:
+            with pytest.raises(TimeoutError) as caught:
+                fdpass_c.send_fd(stream[0], file, bytes(1 << 17))
+        finally:
+            done.set()
+    assert 0 < caught.value.characters_written < 1 << 17  # type: ignore[attr-defined]
 
 
 def test_full_socket(stream: Pair, file: int) -> None:

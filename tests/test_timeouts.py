@@ -11,6 +11,7 @@ import pytest
 import fdpass_c
 from support.descriptors import Keep, identities, identity
 from support.sockets import Pair, fill
+from support.waiting import once_blocked
 
 Operation = Callable[[socket.socket], object]
 
@@ -81,6 +82,20 @@ def test_receive_within_the_timeout(stream: Pair, file: int, keep: Keep) -> None
     fds = keep(fdpass_c.recv_fds(stream[1], 1, 1)[1])
     sender.join()
     assert identities(fds) == [identity(file)]
+
+
+def test_a_timeout_of_months(stream: Pair, file: int) -> None:
+    """A timeout of more milliseconds than an int holds is waited for as any other."""
+    months = 10_000_000.0
+    stream[1].settimeout(months)
+    with once_blocked(stream[1].fileno(), lambda: fdpass_c.send_fd(stream[0], file)):
+        fdpass_c.recv_fd(stream[1])[1].close()
+    with (
+        fdpass_c.Channel(stream[0]) as sender,
+        fdpass_c.Channel(stream[1]) as receiver,
+        once_blocked(receiver.fileno(), lambda: sender.send(b"x")),
+    ):
+        assert receiver.recv()[0] == b"x"
 
 
 def test_send_within_the_timeout(stream: Pair, file: int, keep: Keep) -> None:

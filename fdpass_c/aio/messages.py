@@ -9,7 +9,7 @@ import fdpass_c
 from fdpass_c.aio.directions import Direction, Result, growing_pauses, take
 from fdpass_c.aio.loops import running
 from fdpass_c.batches import read_progress, send_rest, start_batch
-from fdpass_c.buffers import Buffer
+from fdpass_c.buffers import Buffer, view_bytes
 from fdpass_c.descriptors import Descriptors, as_list
 from fdpass_c.outcomes import NOTHING_SENT, Batch, Progress
 from fdpass_c.waiting import HasFileno, raw_fileno
@@ -167,8 +167,9 @@ async def send_fd(sock: int | HasFileno, fd: int | HasFileno, data: Buffer = b"\
         nonlocal sent
         if sent == 0:
             sent = fdpass_c.send_fds(sock, [data], [fd])
-        while sent < memoryview(data).nbytes:
-            sent += fdpass_c.send_fds(sock, [memoryview(data).cast("B")[sent:]], ())
+        view = view_bytes(data)
+        while sent < view.nbytes:
+            sent += fdpass_c.send_fds(sock, [view.cast("B")[sent:]], ())
 
     try:
         await _take(sock, True, attempt)

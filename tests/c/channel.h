@@ -24,7 +24,7 @@ static inline struct fdp_owner *new_owner(unsigned capacity) {
     struct fdp_owner *owner = malloc(sizeof *owner + capacity * sizeof(int));
     CHECK(owner != NULL);
     owner->capacity = capacity;
-    owner->count = 0;
+    owner->count = owner->is_filled = 0;
     return owner;
 }
 

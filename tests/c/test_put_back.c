@@ -186,7 +186,25 @@ static void test_after_violation(void) {
     close_ends(ends);
 }
 
+/* Of an earlier receive, whose messages were taken, nothing comes back: not where the next one could not
+ * enter, or never began. */
+static void test_nothing_received(void) {
+    struct ends *ends = open_ends(SOCK_STREAM);
+    for (int busy = 0; busy < 2; busy++) {
+        send_raw(ends->left, bytes, put_packed(bytes, 1, 4, 1), 1);
+        CHECK(receive(ends, 1) > 0 && ends->scratch.count == 1);
+        fdp_drop_owner(ends->owner);
+        ends->inbox.busy = 1;
+        CHECK(!busy || receive(ends, 1) == -EBUSY);
+        ends->inbox.busy = 0;
+        fdp_put_back(&ends->inbox, &ends->scratch, ends->owner);
+        CHECK(ends->inbox.store == NULL);
+    }
+    close_ends(ends);
+}
+
 int main(void) {
+    RUN(test_nothing_received);
     RUN(test_small);
     RUN(test_most);
     RUN(test_many_frames);
