@@ -395,10 +395,11 @@ def test_progress_of_a_frame_that_cannot_end(violates: bool, many: bool) -> None
 @pytest.mark.parametrize("call", ["here.recv", "here.send, args=[bytes(10_000_000)]"])
 def test_closed_as_the_interpreter_ends(timeout: float | None, call: str) -> None:
     """A finaliser that closes a channel in which a daemon thread waits does not wait for that."""
-    waits = "here._waiting" if timeout else "here.inbox.waiting or here.outbox.busy"
+    waits = "here._waiting" if timeout else "end.inbox.waiting or end.outbox.busy"
     code = textwrap.dedent(f"""
         import threading
         from fdpass_c import Channel
+        from fdpass_c.channel import end_of
 
         class Closing:
             def __init__(self, channel):
@@ -409,6 +410,7 @@ def test_closed_as_the_interpreter_ends(timeout: float | None, call: str) -> Non
 
         here, there = Channel.pair()
         here.settimeout({timeout})
+        end = end_of(here)
         kept = Closing(here)
         threading.Thread(daemon=True, target={call}).start()
         while not ({waits}):

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from fdpass_c import Channel
+from fdpass_c.channel import end_of
 from support.channels import channels
 from support.messages import take
 from support.signals import Interruption
@@ -19,10 +20,10 @@ def _find_refused(_receiver: Channel, receive: Callable[..., object]) -> None:
 
 
 def _find_busy(receiver: Channel, receive: Callable[..., object]) -> None:
-    receiver.inbox.busy = 1  # Another thread is inside.
+    end_of(receiver).inbox.busy = 1  # Another thread is inside.
     with pytest.raises(BlockingIOError):
         receive()
-    receiver.inbox.busy = 0
+    end_of(receiver).inbox.busy = 0
 
 
 def _stop_at_each_line(_receiver: Channel, receive: Callable[..., object]) -> None:
