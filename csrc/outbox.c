@@ -48,19 +48,12 @@ static ssize_t flush_rest(struct fdp_outbox *outbox, int flags) {
     return 0;
 }
 
-/* Whether nothing can leave any more, so that who waits for the rest of a frame waits in vain. */
-static int has_ended(ssize_t result) {
-    return result == -EPIPE || result == -ECONNRESET || result == -ENOTCONN;
-}
-
 ssize_t fdp_flush(struct fdp_outbox *outbox, int flags) {
     if (fdp_enter(&outbox->busy) < 0)
         return -EBUSY;
     ssize_t result = outbox->cut < 0 ? outbox->cut : flush_rest(outbox, flags);
     if (outbox->unsent > 0 && fdp_get_sock(&outbox->sock) < 0)
         result = outbox->cut = -EBADF;
-    else if (outbox->unsent > 0 && has_ended(result))
-        outbox->cut = (int)result;
     fdp_leave(&outbox->busy);
     return result;
 }
@@ -148,8 +141,6 @@ ssize_t fdp_send(struct fdp_outbox *outbox, struct fdp_job *job, int flags) {
         }
         if (result < 0 && fdp_get_sock(&outbox->sock) < 0)
             result = -EBADF; /* Another thread has closed it meanwhile. */
-        if (outbox->unsent > 0 && has_ended(result))
-            outbox->cut = (int)result;
     }
     fdp_leave(&outbox->busy);
     return result;

@@ -634,7 +634,8 @@ class Channel(Closing):
         """Hands over the socket to the caller, and closes the channel.
 
         No other thread may wait in a call of the channel: only the end of the connection wakes it,
-        and so the socket would be shut down.
+        and so the socket would be shut down. After receive_fds=False the socket still refuses
+        descriptors, where the kernel can (SO_PASSRIGHTS).
 
         Raises:
             ValueError: That would lose messages, or parts of them, that were received and not

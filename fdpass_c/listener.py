@@ -184,7 +184,8 @@ class Listener(Closing):
 
         The socket has the listener's timeout. Its file stays, and who connects waits until
         something accepts from the socket. No other thread may wait in accept: it might take a
-        connection all the same.
+        connection all the same. After receive_fds=False the socket still refuses descriptors,
+        where the kernel can (SO_PASSRIGHTS), and so do those that it accepts.
 
         Raises:
             OSError: EBADF: the listener is closed.

@@ -1,5 +1,6 @@
 """Messages that a Channel sends, for whoever waits: a thread or an event loop."""
 
+import errno
 import socket
 import threading
 from array import array
@@ -58,6 +59,15 @@ class Sending:
         is_other = self._job not in (None, self._outbox.job)
         return bool(is_other and self._outbox.sender == threading.get_ident())
 
+    def _has_ended(self) -> bool:
+        """Sends what can leave now of a rest. True if the connection has ended and nothing will."""
+        flags = socket.MSG_DONTWAIT
+        # ECONNRESET is told once.
+        return (
+            lib.fdp_flush(self._outbox, flags) in (-errno.EPIPE, -errno.ECONNRESET)
+            and lib.fdp_flush(self._outbox, flags) == -errno.EPIPE
+        )
+
     def give_up(self, error: BaseException) -> bool:
         """Ends it where it stands, and sets error.progress. True if the receiver gets all messages,
         because only the rest of the last frame was not sent in time.
@@ -68,9 +78,7 @@ class Sending:
             without = self._job.at.message
             lib.fdp_abandon(self._outbox, self._job)
             done = self._job.at.message
-        if self._outbox.unsent:
-            lib.fdp_flush(self._outbox, socket.MSG_DONTWAIT)
-        if self._outbox.cut:
+        if self._outbox.cut or (self._outbox.unsent and self._has_ended()):
             done = without
         if isinstance(error, (BlockingIOError, TimeoutError)) and done == self._count:
             return True
