@@ -259,7 +259,9 @@ def recv_many(
         data = new_uncleared("char[]", most * bufsize)
         view = ffi.buffer(data)
         receive_more = lib.fdp_recv_batch  # A try would keep the interpreter's lock for long.
-    room = most * (maxfds if maxfds < MAX_FDS else MAX_FDS)
+    if maxfds > MAX_FDS:
+        maxfds = MAX_FDS
+    room = most * maxfds
     pool = many if room <= MANY else None
     owned = get_memory(many, MANY) if room <= MANY else new_memory(room)
     held = [owned]

@@ -66,10 +66,6 @@ class Listener(Closing):
             TypeError: An option has the wrong type.
         """
         check_options(max_payload, max_fds, allow_uids, receive_fds)
-        # A range has only ints, perhaps 2**32 of them.
-        for uid in () if allow_uids is None or isinstance(allow_uids, range) else allow_uids:
-            if not isinstance(uid, int):
-                raise TypeError(f"allow_uids is a collection of ints, {uid!r} is none")
         if not 0 <= mode <= 0o777:
             raise ValueError(f"mode is {mode:#o}, which is not in 0 to 0o777: 600 is not 0o600")
         self._make_channel = partial(

@@ -192,6 +192,8 @@ def recv_fds(
     try:
         code = _try_recv(fd, bufsize, maxfds, flags, received)
     except OverflowError:
+        if bufsize >= 0 and maxfds > MAX_FDS:
+            return recv_fds(sock, bufsize, MAX_FDS, flags)
         if bufsize >= 0 <= maxfds:
             raise
         raise ValueError(f"negative bufsize {bufsize} or maxfds {maxfds}") from None

@@ -42,6 +42,10 @@ def check_options(
     if allow_uids is not None and (text or not isinstance(allow_uids, Collection)):
         kind = type(allow_uids).__name__
         raise TypeError(f"allow_uids is a collection of ints, such as {{1000}}, not {kind}")
+    # A range has only ints, perhaps 2**32 of them.
+    for uid in () if allow_uids is None or isinstance(allow_uids, range) else allow_uids:
+        if not isinstance(uid, int):
+            raise TypeError(f"allow_uids is a collection of ints, {uid!r} is none")
 
 
 def refuse_fds(sock: socket.socket) -> None:

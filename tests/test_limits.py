@@ -50,11 +50,14 @@ def test_too_many_to_send_to_an_address(tmp_path: Path, file: int) -> None:
 def test_more_room_than_a_message_can_use(stream: Pair, make_files: MakeFiles) -> None:
     """maxfds beyond 253 counts as 253."""
     files = make_files(253)
-    for maxfds in (254, 10_000, 2**31):
+    for maxfds in (254, 10_000, 2**31, 2**70):
         fdpass_c.send_fds(stream[0], [b"x"], files)
         fds = fdpass_c.recv_fds(stream[1], 1, maxfds)[1]
         assert identities(fds) == identities(files)
         fdpass_c.close_fds(fds)
+        fdpass_c.send_fds(stream[0], [b"x"], files)
+        with fdpass_c.recv_many(stream[1], maxfds=maxfds) as batch:
+            assert identities([*batch.fds]) == identities(files)
 
 
 def test_max_fds_is_the_kernel_s(stream: Pair, file: int) -> None:
