@@ -10,6 +10,7 @@ import pytest
 from fdpass_c import Channel
 from fdpass_c.channel import end_of
 from support.channels import channels
+from support.marks import places_known
 from support.messages import take
 from support.signals import Interruption
 
@@ -58,8 +59,8 @@ def _stop_at_each_line(_receiver: Channel, receive: Callable[..., object]) -> No
         ("recv_many", _find_refused),
         ("recv", _find_busy),
         ("recv_many", _find_busy),
-        ("recv", _stop_at_each_line),
-        ("recv_many", _stop_at_each_line),
+        pytest.param("recv", _stop_at_each_line, marks=places_known),
+        pytest.param("recv_many", _stop_at_each_line, marks=places_known),
     ],
 )
 def test_of_another_channel(
