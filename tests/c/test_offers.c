@@ -1,84 +1,22 @@
 /* What no worker is free for is offered to all, and exactly one gets it, whoever dies. */
 #define _GNU_SOURCE 1
 
-#include "channel.h"
+#include "master.h"
 
-#include <sys/resource.h>
-
-#define WORKERS 2
-
-/* A master whose workers take one connection at a time, and whose listener accepts nothing. */
-struct master {
-    struct fdp_rounds rounds;
-    struct fdp_offers offers;
-    struct fdp_listener listener;
-    struct fdp_listener *listeners[1];
-    struct ends *ends[WORKERS];
-    struct fdp_worker workers[WORKERS];
-    struct fdp_worker *pointers[WORKERS];
-    unsigned words[WORKERS][FDP_WORD_COUNT];
-    unsigned char wanted;
-    int wakeup[2];
-    int selector[2];
-    unsigned char payload[FDP_ORIGIN_SIZE + FDP_ADDRESS_SIZE];
-    struct fdp_owner *owner;
-};
-
-static struct master *open_master(void) {
-    struct master *master = calloc(1, sizeof *master);
-    CHECK(master != NULL);
+/* Its workers take one connection at a time. */
+static struct master *open_offering(void) {
+    struct master *master = open_master(1);
     int pair[2];
     CHECK(socketpair(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0, pair) == 0);
     master->offers = (struct fdp_offers){.sender = pair[0], .receiver = pair[1]};
-    CHECK(pipe2(master->wakeup, O_NONBLOCK | O_CLOEXEC) == 0);
-    CHECK(pipe2(master->selector, O_NONBLOCK | O_CLOEXEC) == 0);
-    for (size_t i = 0; i < WORKERS; i++) {
-        master->ends[i] = open_ends(SOCK_STREAM);
-        master->workers[i] = (struct fdp_worker){.outbox = &master->ends[i]->outbox,
-                                                 .words = master->words[i],
-                                                 .most = UINT64_MAX,
-                                                 .capacity = 1,
-                                                 .room = 1};
-        master->pointers[i] = &master->workers[i];
-    }
-    master->listener = (struct fdp_listener){.sock = -1, .state = FDP_RESTING};
-    master->listeners[0] = &master->listener;
-    master->rounds = (struct fdp_rounds){.listeners = {.items = master->listeners, .count = 1},
-                                         .workers = master->pointers,
-                                         .worker_count = WORKERS,
-                                         .offers = &master->offers,
-                                         .wanted = &master->wanted,
-                                         .wakeup = master->wakeup[0],
-                                         .selector = master->selector[0]};
-    master->owner = calloc(1, sizeof *master->owner + sizeof(int));
-    CHECK(master->owner != NULL);
-    master->owner->capacity = 1;
+    master->rounds.offers = &master->offers;
     return master;
-}
-
-static void close_master(struct master *master) {
-    for (size_t i = 0; i < WORKERS; i++) {
-        fdp_free_worker(&master->workers[i]);
-        close_ends(master->ends[i]);
-    }
-    fdp_free_rounds(&master->rounds);
-    fdp_free_offers(&master->offers);
-    fdp_close_fds((int[]){master->offers.sender, master->offers.receiver}, 2);
-    fdp_close_fds(master->wakeup, 2);
-    fdp_close_fds(master->selector, 2);
-    free(master->owner);
-    free(master);
 }
 
 /* Adds connections, whose payloads are these letters. */
 static void add(struct master *master, const char *letters) {
-    struct fdp_queue *waiting = &master->rounds.waiting;
-    for (; *letters != '\0'; letters++) {
-        CHECK(fdp_reserve_connections(waiting, 1) == 0);
-        struct fdp_connection *end = waiting->items + waiting->head + waiting->count++;
-        *end = (struct fdp_connection){.fd = open_null(), .size = 1};
-        end->payload[0] = (unsigned char)*letters;
-    }
+    for (; *letters != '\0'; letters++)
+        add_waiting(master, *letters);
 }
 
 static void run(struct master *master) {
@@ -87,7 +25,7 @@ static void run(struct master *master) {
 
 /* Both workers are busy with a and b, and these are offered. */
 static struct master *open_busy(const char *letters) {
-    struct master *master = open_master();
+    struct master *master = open_offering();
     add(master, "ab");
     add(master, letters);
     run(master);
@@ -102,16 +40,25 @@ static struct master *open_busy(const char *letters) {
     return master;
 }
 
-/* A worker takes the next offer; its letter, or 0. */
-static int take(struct master *master, size_t worker) {
+/* A worker takes the next offer. Sets its letter, or 0, and returns as the core does. */
+static ssize_t try_take(struct master *master, size_t worker, int *ret_letter) {
+    unsigned char payload[FDP_ORIGIN_SIZE + FDP_ADDRESS_SIZE];
+    struct fdp_owner *owner = new_owner(1);
     unsigned *words = master->words[worker];
-    ssize_t size = fdp_try_take_offer(master->offers.receiver, words, master->payload, master->owner);
-    CHECK(size >= 0 && !words[FDP_WORD_TAKING]);
-    if (size == 0)
-        return 0;
-    CHECK((size & ~FDP_MORE_OFFERS) == 1 && is_open(master->owner->fds[0]));
-    fdp_drop_owner(master->owner);
-    return master->payload[0];
+    ssize_t size = fdp_try_take_offer(master->offers.receiver, words, payload, owner);
+    CHECK(!words[FDP_WORD_TAKING] && owner->count == (size > 0));
+    CHECK(size <= 0 || is_open(owner->fds[0]));
+    *ret_letter = size > 0 ? payload[0] : 0;
+    fdp_drop_owner(owner);
+    free(owner);
+    return size;
+}
+
+/* Its letter, or 0. */
+static int take(struct master *master, size_t worker) {
+    int letter;
+    CHECK(try_take(master, worker, &letter) >= 0);
+    return letter;
 }
 
 static size_t count_waiting(const struct master *master) {
@@ -152,12 +99,9 @@ static void test_wakeups(void) {
 /* Whether there are more is said with each. */
 static void test_more(void) {
     struct master *master = open_busy("cd");
-    unsigned *words = master->words[0];
-    for (int more = FDP_MORE_OFFERS; more >= 0; more -= FDP_MORE_OFFERS) {
-        CHECK(fdp_try_take_offer(master->offers.receiver, words, master->payload, master->owner) ==
-              (more | 1));
-        fdp_drop_owner(master->owner);
-    }
+    int letter;
+    CHECK(try_take(master, 0, &letter) == (FDP_MORE_OFFERS | 1));
+    CHECK(try_take(master, 0, &letter) == 1 && try_take(master, 0, &letter) == 0);
     close_master(master);
 }
 
@@ -256,12 +200,12 @@ static void test_two_takers(void) {
 static void test_full_table(void) {
     struct master *master = open_busy("c");
     struct rlimit old, limited;
+    int letter;
     CHECK(getrlimit(RLIMIT_NOFILE, &old) == 0);
     limited = old;
     limited.rlim_cur = 3;
     CHECK(setrlimit(RLIMIT_NOFILE, &limited) == 0);
-    CHECK(fdp_try_take_offer(master->offers.receiver, master->words[0], master->payload,
-                             master->owner) == -EMFILE);
+    CHECK(try_take(master, 0, &letter) == -EMFILE);
     CHECK(setrlimit(RLIMIT_NOFILE, &old) == 0);
     CHECK(master->words[0][FDP_WORD_TAKEN] == 0 && !master->words[0][FDP_WORD_TAKING]);
     CHECK(fdp_return_copies(&master->rounds, &master->workers[0]) == 0);
@@ -299,7 +243,7 @@ static void test_used_up(void) {
 
 /* Where the socket is full or the user has too many in flight, they wait as without it. */
 static void test_full_socket(void) {
-    struct master *master = open_master();
+    struct master *master = open_offering();
     while (send(master->offers.sender, "x", 1, MSG_DONTWAIT) == 1)
         continue;
     add(master, "abc");

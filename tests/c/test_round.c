@@ -1,76 +1,29 @@
 /* A master's rounds serve what comes, and end for what is not theirs. */
 #define _GNU_SOURCE 1
 
-#include "channel.h"
+#include "master.h"
 
-#define MOST_WORKERS 2
 #define LONG 1000000
 
-/* Two workers and one listener, at which clients connect. */
-struct master {
-    struct fdp_rounds rounds;
-    struct sockaddr_un address;
-    struct fdp_listener listener;
-    struct fdp_listener *listeners[1];
-    struct ends *ends[MOST_WORKERS];
-    struct fdp_worker workers[MOST_WORKERS];
-    struct fdp_worker *pointers[MOST_WORKERS];
-    unsigned words[MOST_WORKERS][FDP_WORD_COUNT];
-    unsigned char wanted;
-    int wakeup[2];
-    int selector[2];
-};
-
-static struct master *open_master(unsigned capacity) {
-    struct master *master = calloc(1, sizeof *master);
-    CHECK(master != NULL);
-    master->address.sun_family = AF_UNIX;
+/* Clients connect at its listener. */
+static struct master *open_listening(unsigned capacity) {
+    struct master *master = open_master(capacity);
+    const struct sockaddr_un nameless = {.sun_family = AF_UNIX};
     int sock = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
     /* The kernel chooses an abstract name. */
-    socklen_t length = sizeof(sa_family_t);
-    CHECK(bind(sock, (struct sockaddr *)&master->address, length) == 0 && listen(sock, 9) == 0);
-    length = sizeof master->address;
-    CHECK(getsockname(sock, (struct sockaddr *)&master->address, &length) == 0);
+    CHECK(bind(sock, (const struct sockaddr *)&nameless, sizeof(sa_family_t)) == 0);
+    CHECK(listen(sock, 9) == 0);
     master->listener = (struct fdp_listener){.sock = sock, .state = FDP_READY};
-    master->listeners[0] = &master->listener;
-    CHECK(pipe2(master->wakeup, O_NONBLOCK | O_CLOEXEC) == 0);
-    CHECK(pipe2(master->selector, O_NONBLOCK | O_CLOEXEC) == 0);
-    for (size_t i = 0; i < MOST_WORKERS; i++) {
-        master->ends[i] = open_ends(SOCK_STREAM);
-        master->workers[i] = (struct fdp_worker){.outbox = &master->ends[i]->outbox,
-                                                 .words = master->words[i],
-                                                 .most = UINT64_MAX,
-                                                 .capacity = capacity,
-                                                 .room = capacity};
-        master->pointers[i] = &master->workers[i];
-    }
-    master->rounds = (struct fdp_rounds){.listeners = {.items = master->listeners, .count = 1},
-                                         .workers = master->pointers,
-                                         .worker_count = MOST_WORKERS,
-                                         .wanted = &master->wanted,
-                                         .wakeup = master->wakeup[0],
-                                         .selector = master->selector[0]};
     return master;
 }
 
-static void close_master(struct master *master) {
-    for (size_t i = 0; i < MOST_WORKERS; i++) {
-        fdp_free_worker(&master->workers[i]);
-        close_ends(master->ends[i]);
-    }
-    fdp_free_rounds(&master->rounds);
-    fdp_close_fds(master->wakeup, 2);
-    fdp_close_fds(master->selector, 2);
-    (void)close(master->listener.sock);
-    free(master);
-}
-
 static void connect_many(const struct master *master, int *ret_clients, size_t count) {
-    /* The kernel's name for it is five hexadecimal digits after a zero. */
-    const socklen_t length = sizeof(sa_family_t) + 6;
+    struct sockaddr_un address;
+    socklen_t length = sizeof address;
+    CHECK(getsockname(master->listener.sock, (struct sockaddr *)&address, &length) == 0);
     for (size_t i = 0; i < count; i++) {
         ret_clients[i] = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
-        CHECK(connect(ret_clients[i], (const struct sockaddr *)&master->address, length) == 0);
+        CHECK(connect(ret_clients[i], (const struct sockaddr *)&address, length) == 0);
     }
 }
 
@@ -83,13 +36,6 @@ static void finish(struct master *master, size_t worker) {
     master->words[worker][FDP_WORD_HANDLED]++;
 }
 
-static void add_waiting(struct master *master) {
-    struct fdp_queue *waiting = &master->rounds.waiting;
-    CHECK(fdp_reserve_connections(waiting, 1) == 0);
-    waiting->items[waiting->head + waiting->count++] =
-        (struct fdp_connection){.fd = open_null(), .size = FDP_ORIGIN_SIZE};
-}
-
 static int64_t milliseconds(void) {
     struct timespec now;
     CHECK(clock_gettime(CLOCK_MONOTONIC, &now) == 0);
@@ -98,13 +44,13 @@ static int64_t milliseconds(void) {
 
 /* As many are accepted as there is room for; what has begun is closed, and makes room. */
 static void test_full(void) {
-    struct master *master = open_master(1);
+    struct master *master = open_listening(1);
     int clients[4];
     CHECK(run(master, 0) == 0 && !master->wanted && !master->rounds.is_full);
     connect_many(master, clients, COUNT(clients));
     CHECK(run(master, 0) == 0 && master->wanted && master->rounds.is_full);
     CHECK(master->listener.state == FDP_READY && master->rounds.waiting.count == 0);
-    for (size_t i = 0; i < MOST_WORKERS; i++) {
+    for (size_t i = 0; i < WORKERS; i++) {
         CHECK(receive(master->ends[i], 9) > 0 && master->ends[i]->owner->count == 1);
         fdp_drop_owner(master->ends[i]->owner);
     }
@@ -125,7 +71,7 @@ static void test_full(void) {
 /* A byte that is 0 causes a round, every other one ends them, and so do too many. */
 static void test_wakeups(void) {
     static const unsigned char zeros[300];
-    struct master *master = open_master(1);
+    struct master *master = open_listening(1);
     int64_t start = milliseconds();
     CHECK(write(master->wakeup[1], zeros, 3) == 3);
     CHECK(run(master, 20) == 0 && milliseconds() - start >= 20);
@@ -140,7 +86,7 @@ static void test_wakeups(void) {
 
 /* However much there is to do, one round after the time is over is the last. */
 static void test_deadline(void) {
-    struct master *master = open_master(1);
+    struct master *master = open_listening(1);
     int packets[2];
     CHECK(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, packets) == 0);
     master->rounds.wakeup = packets[0];
@@ -156,7 +102,7 @@ static void test_deadline(void) {
 
 /* While nothing is said the counters are read at growing intervals, until a connection comes. */
 static void test_intervals(void) {
-    struct master *master = open_master(1);
+    struct master *master = open_listening(1);
     int clients[4];
     CHECK(run(master, 0) == 0 && master->rounds.wait == -1);
     connect_many(master, clients, COUNT(clients));
@@ -174,7 +120,7 @@ static void test_intervals(void) {
 
 /* Without a selector the caller waits, for as long as is said. */
 static void test_no_selector(void) {
-    struct master *master = open_master(2);
+    struct master *master = open_listening(2);
     int client;
     master->rounds.selector = -1;
     CHECK(run(master, LONG) == -EAGAIN && master->rounds.wait == -1);
@@ -189,8 +135,8 @@ static void test_no_selector(void) {
 
 /* A listener where something comes while there is no room has its turn before those that never rest. */
 static void test_no_starving(void) {
-    struct master *master = open_master(1);
-    struct master *other = open_master(1);
+    struct master *master = open_listening(1);
+    struct master *other = open_listening(1);
     struct fdp_listener *both[] = {&master->listener, &other->listener};
     int clients[4], late;
     other->listener.number = 1;
@@ -204,7 +150,7 @@ static void test_no_starving(void) {
     finish(master, 1);
     CHECK(run(master, 0) == 0 && master->workers[1].given == 2);
     unsigned char late_ones = 0;
-    for (size_t i = 0; i < MOST_WORKERS; i++) {
+    for (size_t i = 0; i < WORKERS; i++) {
         struct fdp_queue *copies = &master->workers[i].copies;
         late_ones = (unsigned char)(late_ones + copies->items[copies->head].payload[0]);
     }
@@ -217,13 +163,13 @@ static void test_no_starving(void) {
 
 /* In a pause nothing is accepted or given, and what has begun is closed. */
 static void test_pause(void) {
-    struct master *master = open_master(2);
+    struct master *master = open_listening(2);
     int clients[2];
     connect_many(master, clients, 1);
     CHECK(run(master, 0) == 0 && master->workers[0].given == 1);
     finish(master, 0);
     connect_many(master, clients + 1, 1);
-    add_waiting(master);
+    add_waiting(master, 'w');
     master->rounds.is_paused = 1;
     CHECK(run(master, 0) == 0 && master->wanted && master->rounds.begun == 1);
     CHECK(master->workers[0].copies.count == 0 && master->rounds.waiting.count == 1);
@@ -236,14 +182,14 @@ static void test_pause(void) {
 
 /* What one worker does not take is given to another at once; what none takes, when one can again. */
 static void test_full_sockets(void) {
-    struct master *master = open_master(9);
+    struct master *master = open_listening(9);
     while (send(master->ends[0]->left, "x", 1, MSG_DONTWAIT) == 1)
         continue;
-    add_waiting(master);
+    add_waiting(master, 'w');
     CHECK(run(master, 0) == 0 && master->workers[0].given == 0 && master->workers[1].given == 1);
     while (send(master->ends[1]->left, "x", 1, MSG_DONTWAIT) == 1)
         continue;
-    add_waiting(master);
+    add_waiting(master, 'w');
     CHECK(run(master, 0) == 0 && master->rounds.waiting.count == 1);
     CHECK(master->rounds.is_full && master->rounds.wait == 5 && master->rounds.error == 0);
     char bytes[4096];
@@ -255,15 +201,15 @@ static void test_full_sockets(void) {
 
 /* For each of these the rounds end, although nothing else happens. */
 static void test_news(void) {
-    struct master *master = open_master(9);
+    struct master *master = open_listening(9);
     fdp_close_fds(&master->listener.sock, 1);
     master->listener.sock = -1;
     CHECK(run(master, LONG) == 0 && master->rounds.has_errors);
     CHECK(master->listener.error == -EBADF);
     master->rounds.listeners.count = 0;
-    add_waiting(master);
+    add_waiting(master, 'w');
     CHECK(run(master, LONG) == 0 && master->rounds.used_up && master->workers[0].given == 1);
-    add_waiting(master);
+    add_waiting(master, 'w');
     struct fdp_queue *waiting = &master->rounds.waiting;
     (void)close(waiting->items[waiting->head].fd);
     CHECK(run(master, LONG) == 0 && master->rounds.error == -EBADF && master->rounds.failed == 1);
@@ -276,7 +222,7 @@ static void test_news(void) {
 /* The connections of a listener that somebody has shut down are accepted, and then the rounds end. */
 static void test_shut_down(void) {
     for (int how = SHUT_RD; how <= SHUT_RDWR; how += SHUT_RDWR - SHUT_RD) {
-        struct master *master = open_master(9);
+        struct master *master = open_listening(9);
         int client;
         CHECK(run(master, 0) == 0 && master->listener.state == FDP_WATCHED);
         connect_many(master, &client, 1);
@@ -290,13 +236,13 @@ static void test_shut_down(void) {
 
 /* What a dead worker had not begun waits before all others. */
 static void test_return(void) {
-    struct master *master = open_master(9);
+    struct master *master = open_listening(9);
     for (size_t i = 0; i < 4; i++)
-        add_waiting(master);
+        add_waiting(master, 'w');
     CHECK(run(master, 0) == 0 && master->workers[0].given == 2);
     finish(master, 0);
     int left = master->workers[0].copies.items[master->workers[0].copies.head + 1].fd;
-    add_waiting(master);
+    add_waiting(master, 'w');
     struct fdp_queue *waiting = &master->rounds.waiting, *done = &master->rounds.done;
     /* There is no memory for so many. */
     done->count = UINT32_MAX / 2;
@@ -311,7 +257,7 @@ static void test_return(void) {
 
 /* Where poll fails the listeners are tried in its place, and the master does not spin. */
 static void test_poll_fails(void) {
-    struct master *master = open_master(9);
+    struct master *master = open_listening(9);
     struct rlimit old, limited;
     CHECK(run(master, 0) == 0 && master->listener.state == FDP_WATCHED);
     CHECK(getrlimit(RLIMIT_NOFILE, &old) == 0);
