@@ -91,7 +91,6 @@ class _PureChannel:
     """As much of a Channel as the pool uses: one system call a message, in each direction."""
 
     pending = unsent = 0
-    outbox = None
 
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock

@@ -346,7 +346,6 @@ def test_without_any(stream: Pair, make_files: MakeFiles) -> None:
 
 
 @hides_options
-@hides_options
 @pytest.mark.parametrize("code", [errno.EACCES, errno.EPERM])
 def test_credentials_are_denied(code: int, tmp_path: Path) -> None:
     """Where a filter hides who the peer is, accept says so, and does not turn away all who come."""
@@ -365,6 +364,7 @@ def test_credentials_are_denied(code: int, tmp_path: Path) -> None:
     run_without([option], act)
 
 
+@hides_options
 def test_filter_denies_nothing_else() -> None:
     """The filter of these tests hides one option and leaves the others alone."""
     option = Denial(numbers().getsockopt, errno.ENOPROTOOPT, SO_PEERPIDFD)

@@ -108,18 +108,3 @@ def test_killed_while_stopping() -> None:
         for sock in socks[2:]:
             finish(sock)
         assert server.process.wait(30) == 0
-
-
-def test_max_requests() -> None:
-    """Connections that were taken count as well."""
-    with Server("echo", "--workers", "2", "--max-requests", "4") as server:
-        server.settled(2)
-        with connections(server, 40) as socks:
-            for sock in socks:
-                sock.sendall(b"x")
-            for sock in socks:
-                assert read_all(sock).endswith(b"x")
-        status = server.settled(2)
-        assert (status.handled, status.lost) == (40, 0)
-        assert sum(worker.restarts for worker in status.workers) >= 2
-        assert server.stop() == 0
