@@ -223,17 +223,23 @@ ssize_t fdp_try_recv_batch(int sock, void *ret_data, size_t capacity, size_t fd_
 
 /* vector.c: gather writes. */
 
-/* Writes buffers to each of fds, and does not wait for those that are full. ret_results[i]: the
- * bytes that fds[i] accepted, or a negative errno if none, -EAGAIN if it is full. A device may make
- * it wait; a pipe without a reader raises SIGPIPE. Returns how many of fds it has tried: it stops
- * after one that accepted a part or returned -EINTR, because a signal may be the reason. The caller
- * lets the signal's handler run, and calls again with the rest of fds. */
-size_t fdp_broadcast(const int *fds, size_t fd_count, const struct iovec *buffers, size_t count,
-                     ssize_t *ret_results);
+/* What fdp_broadcast returns: how many targets in a row accepted everything, times
+ * 2^FDP_WHOLE_SHIFT. Below that, if it stopped before the end: the number of bytes that the next one
+ * accepted, or FDP_REFUSED plus its errno if none. */
+#define FDP_WHOLE_SHIFT 48
+#define FDP_REFUSED 140737488355328
+#define FDP_MOST_TARGETS 32767
+
+/* Writes buffers to fds[start..end), which are ints, at most FDP_MOST_TARGETS of them, and does not
+ * wait for those that are full: EAGAIN. A device may make it wait; a pipe without a reader raises
+ * SIGPIPE. It stops after a target that did not accept everything, because a signal may be the
+ * reason. The caller lets the signal's handler run, and calls again with the rest of fds. */
+int64_t fdp_broadcast(const void *fds, size_t start, size_t end, const struct iovec *buffers,
+                      size_t count);
 
 /* The same for one buffer. */
-size_t fdp_broadcast_bytes(const int *fds, size_t fd_count, const void *data, size_t length,
-                           ssize_t *ret_results);
+int64_t fdp_broadcast_bytes(const void *fds, size_t start, size_t end, const void *data,
+                            size_t length);
 
 /* Writes count buffers, one after the other, with one write. Each is in a row of width bytes, 2 to
  * 256, in the form in which Python's struct packs a Pascal string: its length, then its bytes, cut

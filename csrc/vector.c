@@ -83,22 +83,25 @@ static ssize_t check_open(int fd) {
     return fcntl(fd, F_GETFD) < 0 ? -errno : 0;
 }
 
-size_t fdp_broadcast(const int *fds, size_t fd_count, const struct iovec *buffers, size_t count,
-                     ssize_t *ret_results) {
+int64_t fdp_broadcast(const void *fds, size_t start, size_t end, const struct iovec *buffers,
+                      size_t count) {
+    const int *targets = fds;
     size_t total = fdp_sum_lengths(buffers, count);
-    for (size_t i = 0; i < fd_count; i++) {
-        ssize_t result = total > 0 ? write_to_one(fds[i], buffers, count) : check_open(fds[i]);
-        ret_results[i] = result;
-        if (result == -EINTR || (result >= 0 && (size_t)result < total))
-            return i + 1;
+    for (size_t i = start; i < end; i++) {
+        ssize_t result = total > 0 ? write_to_one(targets[i], buffers, count) : check_open(targets[i]);
+        int64_t whole = (int64_t)(i - start) << FDP_WHOLE_SHIFT;
+        if (result < 0)
+            return whole + FDP_REFUSED - result;
+        if ((size_t)result < total)
+            return whole + result;
     }
-    return fd_count;
+    return (int64_t)(end - start) << FDP_WHOLE_SHIFT;
 }
 
-size_t fdp_broadcast_bytes(const int *fds, size_t fd_count, const void *data, size_t length,
-                           ssize_t *ret_results) {
+int64_t fdp_broadcast_bytes(const void *fds, size_t start, size_t end, const void *data,
+                            size_t length) {
     const struct iovec buffer = {.iov_base = (void *)(uintptr_t)data, .iov_len = length};
-    return fdp_broadcast(fds, fd_count, &buffer, 1, ret_results);
+    return fdp_broadcast(fds, start, end, &buffer, 1);
 }
 
 int64_t fdp_write_rows(int fd, void *rows, size_t width, size_t count) {

@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 from fdpass_c._native import ffi, lib
 from fdpass_c.buffers import NOT_BYTES_LIKE, PLAIN, Buffer, is_plain, view_bytes, view_each
 from fdpass_c.descriptors import as_ints, as_list
-from fdpass_c.shapes import UNFIT, Shapes
+from fdpass_c.shapes import UNFIT, Shapes, pack_ints
 from fdpass_c.waiting import WRITABLE, Deadline, HasFileno, fileno, raw_fileno
 
 # The most buffers per system call (IOV_MAX on Linux, man 2 writev).
@@ -27,8 +27,12 @@ _NARROW = 66
 _WIDE = 256
 _WRITTEN = 2**32 - 1
 
-_RESULTS = ffi.typeof("ssize_t[]")
 _MOST_COPIED = 2**20
+
+_WHOLE_SHIFT = lib.FDP_WHOLE_SHIFT
+_PART = 2**_WHOLE_SHIFT - 1
+_REFUSED = lib.FDP_REFUSED
+_MOST_TARGETS = lib.FDP_MOST_TARGETS
 
 _join = b"".join
 _length: Callable[[Any], int] = len
@@ -275,13 +279,12 @@ def broadcast(fds: Iterable[int | HasFileno], buffers: Iterable[Buffer]) -> list
             its own methods, as for writev. Nothing was written.
     """
     targets = as_list(fds)
+    numbers: Any
     try:
-        numbers = as_ints(targets)
-    except TypeError:
-        targets = _find_targets(targets)
-        numbers = as_ints(targets)
+        numbers = pack_ints[len(targets)](*targets)
+    except UNFIT:
+        numbers = as_ints(_find_targets(targets))
     listed = [*buffers]
-    results = ffi.new(_RESULTS, len(targets))
     if {*map(type, listed)} <= PLAIN:
         size = sum(map(_length, listed))
     elif all(map(is_plain, listed)):
@@ -289,30 +292,35 @@ def broadcast(fds: Iterable[int | HasFileno], buffers: Iterable[Buffer]) -> list
     else:
         size = None
     if size is not None and size <= _MOST_COPIED:
-        data = _join(listed)  # Another thread can have resized a bytearray since it was measured.
-        _write_to_each(numbers, _broadcast_bytes, data, len(data), results)
-    else:
-        held = view_each(listed, "buffers")
-        try:
-            vector = ffi.new("struct iovec[]", [(memory, len(memory)) for memory in held])
-            _write_to_each(numbers, lib.fdp_broadcast, vector, len(held), results)
-        finally:
-            for memory in held:
-                ffi.release(memory)  # type: ignore[attr-defined]
-    answers: list[Any] = ffi.unpack(results, len(targets))
-    if answers and min(answers) < 0:
-        answers = [answer if answer >= 0 else _as_error(-answer) for answer in answers]
-    return answers
+        data = _join(listed)
+        size = len(data)  # Another thread can have resized a bytearray since it was measured.
+        return _write_to_each(_broadcast_bytes, numbers, len(targets), data, size, size)
+    held = view_each(listed, "buffers")
+    try:
+        sizes = [*map(_length, held)]
+        vector = ffi.new("struct iovec[]", [*zip(held, sizes, strict=True)])
+        return _write_to_each(
+            lib.fdp_broadcast, numbers, len(targets), vector, len(held), sum(sizes)
+        )
+    finally:
+        for memory in held:
+            ffi.release(memory)  # type: ignore[attr-defined]
 
 
 def _write_to_each(
-    fds: Any, write: Callable[..., int], memory: Any, size: int, results: Any
-) -> None:
-    count = len(fds)
-    done = write(fds, count, memory, size, results)
-    while done < count:
-        # The core stops if a signal may have interrupted a write: its handler has run here.
-        done += write(fds + done, count - done, memory, size, results + done)
+    write: Callable[..., int], fds: Any, count: int, memory: Any, length: int, size: int
+) -> list[int | OSError]:
+    """length: of memory, in the units of write. size: in bytes."""
+    results: list[int | OSError] = []
+    while (start := len(results)) < count:
+        end = min(start + _MOST_TARGETS, count)
+        code = write(fds, start, end, memory, length)
+        results += [size] * (code >> _WHOLE_SHIFT)
+        if len(results) < end:
+            # A signal may have interrupted this write: its handler has run.
+            part = code & _PART
+            results.append(part if part < _REFUSED else _as_error(part - _REFUSED))
+    return results
 
 
 def _find_targets(fds: list[int | HasFileno]) -> list[int]:

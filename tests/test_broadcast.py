@@ -4,6 +4,7 @@ import array
 import errno
 import fcntl
 import os
+import resource
 import socket
 import tempfile
 from collections.abc import Iterator
@@ -273,3 +274,30 @@ def test_number_beyond_an_int(pairs: list[Pair]) -> None:
     with pytest.raises(OverflowError):
         fdpass_c.broadcast([pairs[0][0], 2**40], [b"x"])
     assert_empty(pairs[0][1])
+
+
+def test_more_targets_than_one_call_tries() -> None:
+    """Each of 70,000 has its own result, also where one call of the core ends."""
+    with open(os.devnull, "wb", buffering=0) as null:
+        targets = [null.fileno()] * 70_000
+        assert fdpass_c.broadcast(targets, [b"four"]) == [4] * len(targets)
+        wrong = (0, 1, 32_767, 32_768, 65_535, 69_999)
+        for position in wrong:
+            targets[position] = -1
+        results = fdpass_c.broadcast(targets, [b"four"])
+    assert len(results) == len(targets)
+    assert {position for position, result in enumerate(results) if result != 4} == {*wrong}
+    for position in wrong:
+        assert_error(results[position], OSError, errno.EBADF)
+
+
+@linux_only
+def test_one_byte_short(pairs: list[Pair]) -> None:
+    """A target that takes all but one byte is told apart from those that take all."""
+    page = resource.getpagesize()
+    reader, writer = os.pipe()
+    assert fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, page) == page
+    targets: list[Any] = [pairs[0][0], writer, pairs[1][0]]
+    assert fdpass_c.broadcast(targets, [bytes(page), b"x"]) == [page + 1, page, page + 1]
+    os.close(reader)
+    os.close(writer)
