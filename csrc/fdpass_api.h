@@ -49,7 +49,12 @@ ssize_t fdp_send_message(int sock, const struct iovec *buffers, size_t buffer_co
 ssize_t fdp_send_bytes(int sock, const void *data, size_t length, const int *fds, size_t fd_count,
                        int flags);
 
-/* The same for one descriptor, without waiting. */
+/* The same without waiting. -EMSGSIZE: more than FDP_ATOMIC_SIZE bytes, of which only a part might be
+ * sent. */
+ssize_t fdp_try_send_bytes(int sock, const void *data, size_t length, const int *fds,
+                           size_t fd_count, int flags);
+
+/* The same for one descriptor. */
 ssize_t fdp_try_send_fd(int sock, const void *data, size_t length, int fd, int flags);
 
 /* One received message. address is the sender's struct sockaddr_un; address_length is 0 if the

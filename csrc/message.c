@@ -38,8 +38,15 @@ ssize_t fdp_send_bytes(int sock, const void *data, size_t length, const int *fds
     return fdp_send_message(sock, &buffer, 1, fds, fd_count, flags);
 }
 
+ssize_t fdp_try_send_bytes(int sock, const void *data, size_t length, const int *fds,
+                           size_t fd_count, int flags) {
+    if (length > FDP_ATOMIC_SIZE)
+        return -EMSGSIZE;
+    return fdp_send_bytes(sock, data, length, fds, fd_count, flags | MSG_DONTWAIT);
+}
+
 ssize_t fdp_try_send_fd(int sock, const void *data, size_t length, int fd, int flags) {
-    return fdp_send_bytes(sock, data, length, &fd, 1, flags | MSG_DONTWAIT);
+    return fdp_try_send_bytes(sock, data, length, &fd, 1, flags);
 }
 
 ssize_t fdp_recv_bytes(int sock, void *ret_data, size_t capacity, size_t fd_capacity, int flags,

@@ -37,7 +37,15 @@ from fdpass_c.outcomes import (
 from fdpass_c.peer import is_unix
 from fdpass_c.scratch import MOST, make_scratch, new_uncleared, recycling
 from fdpass_c.shapes import LONGEST_IN_COLUMN, UNFIT, pack_column
-from fdpass_c.waiting import WRITABLE, Deadline, HasFileno, fileno, raw_fileno, receive
+from fdpass_c.waiting import (
+    READABLE,
+    WRITABLE,
+    Deadline,
+    HasFileno,
+    fileno,
+    persist,
+    raw_fileno,
+)
 
 _try_recv_batch = lib.fdp_try_recv_batch
 _try_send_messages = lib.fdp_try_send_messages
@@ -123,6 +131,8 @@ def start_batch(
                         return None
                     if sent > 0:
                         start = Progress(sent, 0)
+                    if sent == -errno.ECONNRESET:  # A packet socket tells this once.
+                        raise_oserror(errno.ECONNRESET)
         flat, counts = flatten_fds(listed)
         job, lengths, _ = make_job(data, flat, counts)
         _check_start(start, lengths)
@@ -272,7 +282,7 @@ def recv_many(
             if code < 0:
                 del _idle[MOST:]
                 arguments = (data, bufsize, maxfds, max_messages, flags, scratch, owned)
-                code = receive(sock, code, flags, lib.fdp_recv_batch, *arguments)
+                code = persist(sock, READABLE, code, flags, lib.fdp_recv_batch, *arguments)
         except ConnectionResetError as reset:
             # The kernel reports this once, and before the queue is empty.
             error, code = reset, _MORE
@@ -340,7 +350,7 @@ def recv_one(
         code = _try_recv_batch(raw_fileno(sock), *arguments)
         if code < 0:
             del _idle[MOST:]
-            code = receive(sock, code, 0, lib.fdp_recv_batch, *arguments)
+            code = persist(sock, READABLE, code, 0, lib.fdp_recv_batch, *arguments)
         payloads, _ = read_messages(code, scratch, view, owned)
         flags = scratch.lost_flags if _count_lost(code, scratch) else 0
         owner = own(owned, many)

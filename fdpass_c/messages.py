@@ -19,14 +19,14 @@ from fdpass_c.errors import (
     TruncatedError,
     raise_oserror,
 )
-from fdpass_c.peer import is_unix
+from fdpass_c.peer import AF_UNIX, get_family, is_unix
 from fdpass_c.scratch import MOST, new_uncleared
 from fdpass_c.unix import read_name
-from fdpass_c.waiting import WRITABLE, Deadline, HasFileno, fileno, persist, raw_fileno, receive
+from fdpass_c.waiting import READABLE, WRITABLE, Deadline, HasFileno, fileno, persist, raw_fileno
 
 # Looked up once: reading an attribute of lib takes as long as passing an argument.
+_Socket = socket.socket
 _try_send_fd = lib.fdp_try_send_fd
-_send_bytes = lib.fdp_send_bytes
 _try_recv = lib.fdp_try_recv
 
 _SIZE_SHIFT = lib.FDP_SIZE_SHIFT
@@ -73,17 +73,24 @@ def send_fds(
         TimeoutError: The socket's timeout is over.
         TypeError: An element of buffers or fds has the wrong type.
     """
-    fd = sock.fileno() if type(sock) is socket.socket else raw_fileno(sock)
-    parts = [*buffers]
-    listed: list[Any] = [*fds] if type(fds) in LISTS else as_list(fds)
-    if listed and not is_unix(fd, sock):
+    tried = None
+    # The common case, with little besides the system call. What follows does everything else.
+    if (
+        type(sock) is _Socket
+        and address is None
+        and type(buffers) in LISTS
+        and type(fds) in LISTS
+        and len(buffers) == 1 == len(fds)  # type: ignore[arg-type]
+    ):
+        data, fd = buffers[0], fds[0]  # type: ignore[index]
+        if type(data) is bytes and type(fd) is int and get_family(sock) == AF_UNIX:
+            tried = _try_send_fd(sock.fileno(), data, len(data), fd, flags)
+            if tried >= 0:
+                return tried
+    number = raw_fileno(sock)
+    parts, listed = [*buffers], as_list(fds)
+    if listed and not is_unix(number, sock):
         raise_oserror(errno.EAFNOSUPPORT)
-    if address is None and len(listed) == 1 and type(listed[0]) is int:
-        data = parts[0] if len(parts) == 1 else None
-        if type(data) is bytes and len(data) <= _ATOMIC_SIZE:
-            sent = _try_send_fd(fd, data, len(data), listed[0], flags)
-            if sent >= 0:
-                return sent
     if len(listed) > MAX_FDS:
         raise_oserror(
             errno.EINVAL, f"{len(listed)} descriptors, one message takes at most {MAX_FDS}"
@@ -91,7 +98,7 @@ def send_fds(
     ints = as_fd_ints(listed)
     if address is not None:
         return _send_to(sock, parts, ints, flags, address)
-    return _send(sock, parts, ints, len(listed), flags)
+    return _send(sock, parts, ints, len(listed), flags, tried=tried)
 
 
 def _send(
@@ -100,22 +107,24 @@ def _send(
     fds: Any,
     count: int,
     flags: int,
+    tried: int | None = None,
     deadline: Deadline | None = None,
 ) -> int:
+    """tried: what a try without waiting has returned."""
     call: Callable[..., int]
     arguments: tuple[Any, ...]
     joined = join(parts)
     if joined is None:
         vector, sizes = describe(parts, "buffers")
         call, arguments = lib.fdp_send_message, (vector, len(sizes), fds, count, flags)
+        tried = call(fileno(sock), *arguments)
     else:
-        call, arguments = _send_bytes, (joined[0], len(joined[0]), fds, count, flags)
-    sent: int = call(fileno(sock), *arguments)
-    if sent == -ENODATA:
+        call, arguments = lib.fdp_send_bytes, (joined[0], len(joined[0]), fds, count, flags)
+        if tried is None:
+            tried = lib.fdp_try_send_bytes(fileno(sock), *arguments)
+    if tried == -ENODATA:
         raise ValueError("on a stream, descriptors need at least one byte to travel with")
-    if sent < 0:
-        sent = persist(sock, WRITABLE, sent, flags, call, *arguments, deadline=deadline)
-    return sent
+    return persist(sock, WRITABLE, tried, flags, call, *arguments, deadline=deadline)
 
 
 def _send_to(sock: Any, parts: list[Buffer], fds: Any, flags: int, address: str | bytes) -> int:
@@ -208,7 +217,7 @@ def recv_fds(
             data = received.data
         try:
             arguments = (data, bufsize, maxfds, flags, received)
-            size = receive(sock, code, flags, lib.fdp_recv_bytes, *arguments)
+            size = persist(sock, READABLE, code, flags, lib.fdp_recv_bytes, *arguments)
         except OSError:
             _idle.append(memory)
             raise
@@ -268,7 +277,7 @@ def send_fd(sock: int | HasFileno, fd: int | HasFileno, data: Buffer = b"\0") ->
     view = view_bytes(data)
     while sent < view.nbytes:
         try:
-            sent += _send(sock, [view.cast("B")[sent:]], as_fd_ints([]), 0, 0, deadline)
+            sent += _send(sock, [view.cast("B")[sent:]], as_fd_ints([]), 0, 0, deadline=deadline)
         except OSError as error:
             error.characters_written = sent  # type: ignore[attr-defined]
             raise

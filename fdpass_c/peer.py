@@ -2,7 +2,8 @@
 
 import errno
 import socket
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 from fdpass_c._native import ffi, lib
 from fdpass_c.errors import ENODATA, raise_oserror
@@ -31,8 +32,8 @@ class Credentials(NamedTuple):
 
 
 # socket.family builds an enum, which takes ten times as long as reading the slot.
-_get_family = socket.SocketType.family.__get__
-_AF_UNIX = int(socket.AF_UNIX)
+get_family: Callable[[Any], int] = socket.SocketType.family.__get__
+AF_UNIX = int(socket.AF_UNIX)
 
 
 def is_unix(fd: int, sock: int | HasFileno | None = None) -> bool:
@@ -41,7 +42,7 @@ def is_unix(fd: int, sock: int | HasFileno | None = None) -> bool:
     OSError (ENOTSOCK, EBADF) where fd is no socket.
     """
     try:
-        return bool(_get_family(sock) == _AF_UNIX)
+        return get_family(sock) == AF_UNIX
     except TypeError:
         result = lib.fdp_check_family(fd)
     if result < 0 and result != -errno.EAFNOSUPPORT:

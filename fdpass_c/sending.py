@@ -51,8 +51,11 @@ class Sending:
         negative errno. After anything but FDP_DONE it may be called again, or given up.
         """
         if self._job is not None:
-            return lib.fdp_send(self._outbox, self._job, flags)
-        return lib.fdp_flush(self._outbox, flags) or _DONE
+            result = lib.fdp_send(self._outbox, self._job, flags)
+        else:
+            result = lib.fdp_flush(self._outbox, flags) or _DONE
+        # A packet socket tells once that its peer left something unread, perhaps to an earlier try.
+        return -errno.EPIPE if result == -errno.ECONNRESET else result
 
     def interrupts_own(self) -> bool:
         """Whether it must wait for another that this thread sends, as in a signal handler."""

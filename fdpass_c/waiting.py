@@ -172,30 +172,26 @@ def _wait(fd: int, event: int, timeout: float | None) -> bool:
     return any(select.select(readers, writers, [], timeout))
 
 
-def receive(
-    sock: int | HasFileno, code: int, flags: int, call: Callable[..., int], *arguments: Any
-) -> int:
-    """As persist, for a call that receives, after a try without waiting that returned code."""
-    if code in (-errno.EAGAIN, -errno.EMSGSIZE):  # A blocking socket waits in the call itself.
-        code = call(fileno(sock), *arguments)
-    return persist(sock, READABLE, code, flags, call, *arguments) if code < 0 else code
-
-
 def persist(
     sock: int | HasFileno,
     event: int,
-    result: int,
+    code: int,
     flags: int,
     call: Callable[..., int],
     *arguments: Any,
     deadline: Deadline | None = None,
 ) -> int:
-    """Repeats a call of the C core that returned a negative errno until it returns a count.
+    """What a call of the C core returns in the end, after a try that returned code.
 
-    call gets the socket's descriptor, asked for anew, and arguments. deadline: one that has begun.
+    The call is repeated while it returns a negative errno that is worth another try. It gets the
+    socket's descriptor, asked for anew, and arguments. deadline: one that has begun.
     """
+    if code in (-errno.EAGAIN, -errno.EMSGSIZE):  # A blocking socket waits in the call itself.
+        code = call(fileno(sock), *arguments)
+    if code >= 0:
+        return code
     deadline = deadline or Deadline(sock, event, flags)
-    while result < 0:
-        deadline.handle(-result)
-        result = call(fileno(sock), *arguments)
-    return result
+    while code < 0:
+        deadline.handle(-code)
+        code = call(fileno(sock), *arguments)
+    return code

@@ -85,6 +85,7 @@ def make_calls(full: int, empty: int) -> dict[str, tuple[Any, ...]]:
     scratch, owner = ffi.new("struct fdp_scratch *"), ffi.new("struct fdp_owner *", {"fds": 4})
     data = ffi.new("char[]", 10)
     return {
+        "fdp_try_send_bytes": (full, b"x", 1, ffi.new("int[]", 253), 253, 0),
         "fdp_try_send_fd": (full, b"x", 1, 0, 0),
         "fdp_try_recv": (empty, 1, 1, 0, ffi.new("struct fdp_received *")),
         "fdp_try_send_messages": (full, bytes(4) + b"\1x\0", 1, 3, 0),

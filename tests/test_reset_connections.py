@@ -11,7 +11,8 @@ import pytest
 
 import fdpass_c
 from fdpass_c import Channel, PeerClosedError, ProtocolError
-from fdpass_c.outcomes import read_messages
+from fdpass_c.buffers import Buffer
+from fdpass_c.outcomes import Progress, read_messages
 from support.channels import raw_pair
 from support.descriptors import MakeFiles, identity
 from support.frames import NEXT, first, one, pack
@@ -197,3 +198,48 @@ def test_while_a_channel_waits(
             receive(channel)
         with pytest.raises(PeerClosedError):
             receive(channel)
+
+
+def unread_pair() -> socket.socket:
+    """A packet socket whose peer has closed without having read what was sent to it."""
+    left, right = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    left.send(b"never read")
+    right.close()
+    return left
+
+
+@pytest.mark.parametrize(
+    ("data", "count"),
+    [([b"x"], 1), ((b"x",), 2), ([b"x", b"y"], 0), ([bytes(5000)], 1), ([memoryview(b"xy")], 1)],
+)
+def test_send_fds(data: list[Buffer], count: int, make_files: MakeFiles) -> None:
+    """A packet socket tells its sender of the reset, once, as with socket.send_fds."""
+    fds = make_files(count)
+    for send in (socket.send_fds, fdpass_c.send_fds):
+        with unread_pair() as left:
+            for expected in (ConnectionResetError, BrokenPipeError):
+                with pytest.raises(expected):
+                    send(left, data, fds)
+
+
+@pytest.mark.parametrize("size", [1, 5000])
+def test_send_many(size: int, make_files: MakeFiles) -> None:
+    """So does send_many, whatever the size of its messages."""
+    fds = make_files(3)
+    with unread_pair() as left:
+        for expected in (ConnectionResetError, BrokenPipeError):
+            with pytest.raises(expected) as caught:
+                fdpass_c.send_many(left, [bytes(size)] * 3, fds)
+            assert Progress.of(caught.value) == Progress(0, 0)
+
+
+@pytest.mark.parametrize(("size", "count"), [(1, 1), (1, 2), (5000, 1), (100_000, 300)])
+def test_channel_sends(size: int, count: int, make_files: MakeFiles) -> None:
+    """A channel has one error for a peer that has gone, whatever it sends."""
+    fds = make_files(2) * (count // 2) or make_files(1)
+    with Channel(unread_pair()) as channel:
+        for _ in range(2):
+            with pytest.raises(BrokenPipeError):
+                channel.send(bytes(size), fds)
+    with Channel(unread_pair()) as channel, pytest.raises(BrokenPipeError):
+        channel.send_many([bytes(size)] * 3, [fds] * 3)

@@ -189,13 +189,14 @@ static void test_short_write(void) {
     char *payload = calloc(1, size);
     CHECK(payload != NULL);
     open_pair(SOCK_STREAM, &left, &right);
-    ssize_t sent = fdp_try_send_fd(left, payload, size, left, MSG_DONTWAIT);
+    CHECK(fdp_try_send_fd(left, payload, size, left, 0) == -EMSGSIZE);
+    ssize_t sent = fdp_send_bytes(left, payload, size, &left, 1, MSG_DONTWAIT);
     CHECK(sent > 0 && (size_t)sent < size);
     struct fdp_received received;
     CHECK(fdp_recv_bytes(right, payload, 1, 1, 0, &received) == 1);
     CHECK(received.arrival.fd_count == 1);
     close_received(&received);
-    CHECK(fdp_try_send_fd(left, payload, size, left, MSG_DONTWAIT) == -EAGAIN);
+    CHECK(fdp_try_send_fd(left, payload, 1, left, 0) == -EAGAIN);
     close_pair(left, right);
     free(payload);
 }
