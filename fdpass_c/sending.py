@@ -24,8 +24,6 @@ _try_send_column = lib.fdp_try_send_column
 _DONE = lib.FDP_DONE
 _BEGUN = lib.FDP_BEGUN
 _NO_FD = lib.FDP_NO_FD
-# Of one digit of CPython, which is compared in less time; no table has as many places.
-_MOST_INT = 2**30 - 1
 
 
 class Sending:
@@ -91,16 +89,16 @@ class Sending:
 
 def start_one(outbox: Any, payload: Buffer, fds: Iterable[int | HasFileno]) -> Sending | None:
     """Sends one message without waiting. None if it was sent, or else what is left to do."""
-    listed: list[Any] = [*fds] if type(fds) in LISTS else as_list(fds)
-    if type(payload) is bytes:
-        fd = listed[0] if len(listed) == 1 else _NO_FD
-        if not listed or (type(fd) is int and 0 <= fd <= _MOST_INT):
+    if type(payload) is bytes and type(fds) in LISTS:
+        count = len(fds)  # type: ignore[arg-type]
+        fd = fds[0] if count == 1 else _NO_FD  # type: ignore[index]
+        if count == 0 or (type(fd) is int and fd != _NO_FD):
             result = _try_send(outbox, payload, len(payload), fd)
             if result == _DONE:
                 return None
             if result == _BEGUN:
                 return Sending(outbox, None, 1)
-    flat, counts = flatten_fds([listed])
+    flat, counts = flatten_fds([as_list(fds)])
     return _start(outbox, [payload], flat, counts)
 
 
