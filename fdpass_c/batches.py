@@ -35,7 +35,7 @@ from fdpass_c.outcomes import (
     read_messages,
 )
 from fdpass_c.peer import is_unix
-from fdpass_c.scratch import MOST, make_scratch, new_uncleared, recycling
+from fdpass_c.scratch import MOST, make_scratch, new_uncleared
 from fdpass_c.shapes import LONGEST_IN_COLUMN, UNFIT, pack_column
 from fdpass_c.waiting import (
     READABLE,
@@ -208,13 +208,18 @@ _MSG_PEEK = int(socket.MSG_PEEK)
 _LATER = ~int(socket.MSG_WAITALL)
 
 
-def _make_memory() -> tuple[Any, Any, Any]:
-    """Memory to receive one batch: its description, and the bytes."""
-    data = new_uncleared("char[]", _MOST_BYTES)
-    return make_scratch()[0], data, ffi.buffer(data)
+# A stack of memory to be used again, as in scratch.py.
+_idle: list[Any] = []
 
 
-_idle, _get_memory = recycling(_make_memory)
+def _get_memory() -> tuple[Any, Any, Any]:
+    """Memory to receive one batch: its description, the bytes, and a view of them."""
+    try:
+        memory: tuple[Any, Any, Any] = _idle.pop()
+    except IndexError:
+        data = new_uncleared("char[]", _MOST_BYTES)
+        memory = make_scratch()[0], data, ffi.buffer(data)
+    return memory
 
 
 def recv_many(

@@ -110,6 +110,7 @@ few: list[Any] = []
 many: list[Any] = []
 
 take_few: Callable[[], Any] = few.pop
+take_many: Callable[[], Any] = many.pop
 
 # Limits the memory that is kept after a time with many owners.
 _SPARE = 64

@@ -12,23 +12,6 @@ MOST = 64
 deletes what is more: del spare[MOST:] is one step, as pop and append are."""
 
 
-def recycling(make: Callable[[], Any]) -> tuple[list[Any], Callable[[], Any]]:
-    """A list for memory that make makes, to be used again, and a function that takes some from it.
-
-    The list is a stack: pop and append are atomic, so threads and signal handlers that receive at
-    the same time get memory of their own.
-    """
-    spare: list[Any] = []
-
-    def get() -> Any:
-        try:
-            return spare.pop()
-        except IndexError:
-            return make()
-
-    return spare, get
-
-
 def make_scratch() -> tuple[Any, Any]:
     """A struct fdp_scratch *, and the bytes of the payloads in it."""
     plain = new_uncleared("struct fdp_scratch *")
@@ -39,7 +22,7 @@ def make_scratch() -> tuple[Any, Any]:
     return scratch, ffi.buffer(scratch.bytes + lib.FDP_COLUMN_SIZE, lib.FDP_LONGEST_PACKED)
 
 
-spare: list[Any]
-get_scratch: Callable[[], Any]
-spare, get_scratch = recycling(make_scratch)
+# Scratches to be used again. pop and append are atomic, so threads and signal handlers that receive
+# at the same time get memory of their own.
+spare: list[Any] = []
 take_spare: Callable[[], Any] = spare.pop
