@@ -18,22 +18,9 @@ struct chunk {
  * that its control data takes, or a negative errno, -ENOBUFS where the chunk is full. */
 static ssize_t add_message(struct chunk *chunk, int filled, size_t used, int sock,
                            struct iovec payload, const int *fds, size_t fd_count) {
-    ssize_t size = fdp_build_control(chunk->arena + used, ARENA - used, fds, fd_count);
-    if (size > 0 && payload.iov_len == 0) {
-        int refusal = fdp_check_empty(sock);
-        if (refusal < 0)
-            return refusal;
-    }
-    if (size < 0)
-        return size;
     chunk->buffers[filled] = payload;
-    chunk->headers[filled].msg_hdr = (struct msghdr){
-        .msg_iov = &chunk->buffers[filled],
-        .msg_iovlen = 1,
-        .msg_control = size > 0 ? chunk->arena + used : NULL,
-        .msg_controllen = (fdp_controllen_t)size,
-    };
-    return size;
+    return fdp_make_header(sock, &chunk->buffers[filled], 1, fds, fd_count, chunk->arena + used,
+                           ARENA - used, &chunk->headers[filled].msg_hdr);
 }
 
 /* Fills the chunk from the job's position on. Returns how many messages it holds, or the negative

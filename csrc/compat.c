@@ -1,6 +1,6 @@
 /* System calls that differ from one platform to another. */
 #include "compat.h"
-#include "fdpass.h"
+#include "internal.h"
 
 #include <signal.h>
 

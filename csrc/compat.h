@@ -187,13 +187,6 @@ static inline ssize_t fdp_sendmsg(int sock, const struct msghdr *header, int fla
 #endif
 }
 
-static inline size_t fdp_sum_lengths(const struct iovec *buffers, size_t count) {
-    size_t total = 0;
-    for (size_t i = 0; i < count; i++)
-        total += buffers[i].iov_len;
-    return total;
-}
-
 /* -- sendmmsg, recvmmsg -------------------------------------------------------------------------- */
 
 #if !defined(__linux__)

@@ -345,9 +345,10 @@ struct fdp_large {
 };
 
 /* violation is one of those above, or 0. needed is set with FDP_FIT, with -EMFILE (and room), and
- * with FDP_TOO_LONG and FDP_TOO_MANY: descriptors, or bytes. The caller may set sender_keeps: the sender
- * keeps copies of all descriptors until the receiver has told it otherwise, and only one thread
- * receives. Then the table is not checked for room, and what finds none is a violation. All else is for the core only. */
+ * with FDP_TOO_LONG and FDP_TOO_MANY: descriptors, or bytes. The caller may set sender_keeps: the
+ * sender keeps copies of all descriptors until the receiver has told it otherwise, and only one
+ * thread receives. Then the table is not checked for room, and what finds none is a violation. All
+ * else is for the core only. */
 struct fdp_inbox {
     int sock;
     unsigned int busy;
@@ -581,8 +582,8 @@ struct fdp_offers {
 
 /* In a worker: takes what is offered, if anything is, without waiting, and notes it in words. Returns
  * the size of the payload, of at most FDP_ORIGIN_SIZE + FDP_ADDRESS_SIZE bytes, with FDP_MORE_OFFERS if
- * there are more, and 0 if there is nothing. -EMFILE: the table had no room for the descriptor; others get the connection when this
- * worker has ended.  Other negative errnos of recvmsg. */
+ * there are more, and 0 if there is nothing. -EMFILE: the table had no room for the descriptor; others
+ * get the connection when this worker has ended.  Other negative errnos of recvmsg. */
 #define FDP_MORE_OFFERS 256
 ssize_t fdp_try_take_offer(int sock, unsigned int *words, unsigned char *ret_payload,
                            struct fdp_owner *ret_owner);
@@ -592,10 +593,11 @@ void fdp_free_offers(struct fdp_offers *offers);
 
 /* round.c: the loop of a master, which accepts connections and passes them on. */
 
-/* The workers, and the connections that none was given yet. offers: NULL if none are made. wakeup: a pipe's end, where a byte that is
- * 0 only says that counters have changed. wanted: in shared memory, whether workers are to write such
- * bytes, because there is no room or something is offered. selector: a descriptor to poll for what is not the core's, or -1 if the caller waits itself.
- * is_paused: nothing is accepted or given. All but the queues is the caller's. Starts as zeros.
+/* The workers, and the connections that none was given yet. offers: NULL if none are made. wakeup: a
+ * pipe's end, where a byte that is 0 only says that counters have changed. wanted: in shared memory,
+ * whether workers are to write such bytes, because there is no room or something is offered. selector:
+ * a descriptor to poll for what is not the core's, or -1 if the caller waits itself. is_paused: nothing
+ * is accepted or given. All but the queues is the caller's. Starts as zeros.
  *
  * What the last call has found: unsent, an outbox keeps a part of a frame. used_up, a worker was given
  * its most, or without listeners, anything. has_errors, a listener has one. error: 0, or the negative

@@ -19,6 +19,32 @@ static inline int fdp_get_sock(const int *sock) {
     return __atomic_load_n(sock, __ATOMIC_SEQ_CST);
 }
 
+/* Of buffers that are sent one after the other. */
+static inline size_t fdp_sum_lengths(const struct iovec *buffers, size_t count) {
+    size_t total = 0;
+    for (size_t i = 0; i < count; i++)
+        total += buffers[i].iov_len;
+    return total;
+}
+
+/* Makes the two parts of a frame, head and payload, what is left of them after sent bytes. */
+static inline void fdp_skip_sent(struct iovec *parts, size_t sent) {
+    for (int i = 0; i < 2; i++) {
+        size_t gone = sent < parts[i].iov_len ? sent : parts[i].iov_len;
+        if (gone > 0)
+            parts[i].iov_base = (unsigned char *)parts[i].iov_base + gone;
+        parts[i].iov_len -= gone;
+        sent -= gone;
+    }
+}
+
+/* message.c: makes the header of a message with these parts and descriptors; capacity bytes of control
+ * are for its control data. Returns how many of them that takes, or a negative errno: those of
+ * fdp_build_control, and those of fdp_check_empty if the parts have no byte. */
+ssize_t fdp_make_header(int sock, const struct iovec *parts, size_t part_count, const int *fds,
+                        size_t fd_count, unsigned char *control, size_t capacity,
+                        struct msghdr *ret_header);
+
 /* descriptor.c: sets descriptors aside, for a call that may close; without memory for that it closes
  * them at once. */
 void fdp_set_aside(struct fdp_aside *aside, const int *fds, size_t count);

@@ -126,18 +126,8 @@ struct chunk {
     FDP_CONTROL(controls, CONTROLS);
 };
 
-static void skip(struct iovec *parts, size_t sent) {
-    for (int i = 0; i < 2; i++) {
-        size_t gone = sent < parts[i].iov_len ? sent : parts[i].iov_len;
-        if (gone > 0)
-            parts[i].iov_base = (unsigned char *)parts[i].iov_base + gone;
-        parts[i].iov_len -= gone;
-        sent -= gone;
-    }
-}
-
 /* Fills the chunk from the job's position on. Returns how many frames it holds. */
-static unsigned fill_chunk(struct chunk *chunk, const struct fdp_job *job) {
+static unsigned fill_chunk(struct chunk *chunk, int sock, const struct fdp_job *job) {
     struct fdp_position at = job->at;
     size_t heads = 0, controls = 0, sent = job->sent_of_frame;
     unsigned filled = 0;
@@ -148,21 +138,16 @@ static unsigned fill_chunk(struct chunk *chunk, const struct fdp_job *job) {
         /* If the frame was begun, its descriptors went with the first byte. */
         size_t fd_count = sent > 0 ? 0 : plan.fd_count;
         const int *fds = fd_count > 0 ? job->fds + at.fd_offset + at.fds : NULL;
-        ssize_t control_size = fdp_build_control(chunk->controls + controls, CONTROLS - controls,
-                                                 fds, fd_count);
+        struct iovec *parts = chunk->parts[filled];
+        parts[0] = (struct iovec){.iov_base = chunk->heads + heads, .iov_len = plan.head_size};
+        parts[1] = plan.payload;
+        fdp_skip_sent(parts, sent);
+        ssize_t control_size = fdp_make_header(sock, parts, 2, fds, fd_count,
+                                               chunk->controls + controls, CONTROLS - controls,
+                                               &chunk->headers[filled].msg_hdr);
         if (control_size < 0)
             break;
         write_head(job, &at, &plan, chunk->heads + heads);
-        chunk->parts[filled][0] =
-            (struct iovec){.iov_base = chunk->heads + heads, .iov_len = plan.head_size};
-        chunk->parts[filled][1] = plan.payload;
-        skip(chunk->parts[filled], sent);
-        chunk->headers[filled].msg_hdr = (struct msghdr){
-            .msg_iov = chunk->parts[filled],
-            .msg_iovlen = 2,
-            .msg_control = control_size > 0 ? chunk->controls + controls : NULL,
-            .msg_controllen = (fdp_controllen_t)control_size,
-        };
         heads += plan.head_size;
         controls += (size_t)control_size;
         chunk->after[filled] = at = plan.after;
@@ -175,7 +160,7 @@ static unsigned fill_chunk(struct chunk *chunk, const struct fdp_job *job) {
  * whether it is not. */
 static int advance(struct fdp_job *job, const struct chunk *chunk, int sent) {
     for (int i = 0; i < sent; i++) {
-        size_t size = chunk->parts[i][0].iov_len + chunk->parts[i][1].iov_len;
+        size_t size = fdp_sum_lengths(chunk->parts[i], 2);
         if (chunk->headers[i].msg_len < size) {
             job->sent_of_frame += chunk->headers[i].msg_len;
             return 0;
@@ -192,7 +177,7 @@ ssize_t fdp_send_frames(int sock, struct fdp_job *job, int flags) {
     for (int calls = 0; job->at.message < job->count; calls++) {
         if (calls == MOST_CALLS)
             return FDP_LOOK;
-        unsigned filled = fill_chunk(&chunk, job);
+        unsigned filled = fill_chunk(&chunk, sock, job);
         int sent = fdp_sendmmsg(sock, chunk.headers, filled, flags | FDP_SEND_FLAGS);
         if (sent < 0)
             return calls > 0 && sent == -EAGAIN ? FDP_LOOK : sent;
@@ -221,7 +206,7 @@ void fdp_end_job(struct fdp_job *job, unsigned char *ret_rest) {
         struct plan plan = plan_frame(job, &job->at);
         struct iovec parts[] = {{.iov_base = head, .iov_len = plan.head_size}, plan.payload};
         write_head(job, &job->at, &plan, head);
-        skip(parts, job->sent_of_frame);
+        fdp_skip_sent(parts, job->sent_of_frame);
         memcpy(ret_rest, parts[0].iov_base, parts[0].iov_len);
         ret_rest += parts[0].iov_len;
         /* Of a message that is taken back nobody reads the bytes, which may have vanished. */

@@ -1,6 +1,6 @@
 /* One message <-> (bytes, descriptors). */
 #include "compat.h"
-#include "fdpass.h"
+#include "internal.h"
 
 int fdp_check_empty(int sock) {
     int type = fdp_get_type(sock);
@@ -9,24 +9,32 @@ int fdp_check_empty(int sock) {
     return type < 0 ? type : 0;
 }
 
-ssize_t fdp_send_message(int sock, const struct iovec *buffers, size_t buffer_count, const int *fds,
-                         size_t fd_count, int flags) {
-    FDP_CONTROL(control, FDP_CONTROL_SIZE);
-    ssize_t control_size = fdp_build_control(control, sizeof control, fds, fd_count);
-    if (control_size < 0)
-        return control_size;
-    if (control_size > 0 && fdp_sum_lengths(buffers, buffer_count) == 0) {
+ssize_t fdp_make_header(int sock, const struct iovec *parts, size_t part_count, const int *fds,
+                        size_t fd_count, unsigned char *control, size_t capacity,
+                        struct msghdr *ret_header) {
+    ssize_t size = fdp_build_control(control, capacity, fds, fd_count);
+    if (size > 0 && fdp_sum_lengths(parts, part_count) == 0) {
         int refusal = fdp_check_empty(sock);
         if (refusal < 0)
             return refusal;
     }
-
-    struct msghdr header = {
-        .msg_iov = (struct iovec *)(uintptr_t)buffers,
-        .msg_iovlen = (fdp_iovlen_t)buffer_count,
-        .msg_control = control_size > 0 ? control : NULL,
-        .msg_controllen = (fdp_controllen_t)control_size,
+    *ret_header = (struct msghdr){
+        .msg_iov = (struct iovec *)(uintptr_t)parts,
+        .msg_iovlen = (fdp_iovlen_t)part_count,
+        .msg_control = size > 0 ? control : NULL,
+        .msg_controllen = size > 0 ? (fdp_controllen_t)size : 0,
     };
+    return size;
+}
+
+ssize_t fdp_send_message(int sock, const struct iovec *buffers, size_t buffer_count, const int *fds,
+                         size_t fd_count, int flags) {
+    FDP_CONTROL(control, FDP_CONTROL_SIZE);
+    struct msghdr header;
+    ssize_t control_size = fdp_make_header(sock, buffers, buffer_count, fds, fd_count, control,
+                                           sizeof control, &header);
+    if (control_size < 0)
+        return control_size;
     fdp_mute_sigpipe(sock);
     ssize_t sent = fdp_sendmsg(sock, &header, flags | FDP_SEND_FLAGS);
     return sent >= 0 ? sent : -errno;

@@ -22,13 +22,13 @@ static unsigned char *start_rest(struct fdp_outbox *outbox, size_t size) {
 
 /* Keeps the rest of a frame, head and payload, after its first sent bytes. */
 static void keep_tail(struct fdp_outbox *outbox, const struct iovec *parts, size_t sent) {
-    unsigned char *rest = start_rest(outbox, parts[0].iov_len + parts[1].iov_len - sent);
-    for (size_t i = 0; rest != NULL && i < 2; i++) {
-        size_t skip = sent < parts[i].iov_len ? sent : parts[i].iov_len;
-        memcpy(rest, (const unsigned char *)parts[i].iov_base + skip, parts[i].iov_len - skip);
-        rest += parts[i].iov_len - skip;
-        sent -= skip;
-    }
+    struct iovec left[] = {parts[0], parts[1]};
+    fdp_skip_sent(left, sent);
+    unsigned char *rest = start_rest(outbox, fdp_sum_lengths(left, 2));
+    if (rest == NULL)
+        return;
+    memcpy(rest, left[0].iov_base, left[0].iov_len);
+    memcpy(rest + left[0].iov_len, left[1].iov_base, left[1].iov_len);
 }
 
 static ssize_t flush_rest(struct fdp_outbox *outbox, int flags) {
@@ -68,7 +68,7 @@ static ssize_t try_inside(struct fdp_outbox *outbox, const struct iovec *parts, 
                                     MSG_DONTWAIT);
     if (sent < 0)
         return sent;
-    if ((size_t)sent == parts[0].iov_len + parts[1].iov_len)
+    if ((size_t)sent == fdp_sum_lengths(parts, 2))
         return FDP_DONE;
     keep_tail(outbox, parts, (size_t)sent);
     return FDP_BEGUN;

@@ -1,6 +1,6 @@
 /* Gather writes: any number of buffers to any number of targets. */
 #include "compat.h"
-#include "fdpass.h"
+#include "internal.h"
 
 /* Buffers per system call: IOV_MAX of Linux, macOS and FreeBSD. */
 #define CHUNK 1024

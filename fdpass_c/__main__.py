@@ -4,6 +4,7 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from fdpass_c import __version__
 from fdpass_c.commands import bench, cat, connect, info, pool, recv, send
@@ -41,12 +42,18 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def list_commands(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
-    """The parser of each command, under its name."""
+def find_commands(parser: argparse.ArgumentParser) -> "argparse._SubParsersAction[Any]":
+    """What build_parser has added the commands to."""
     (commands,) = (
         action for action in parser._actions if isinstance(action, argparse._SubParsersAction)
     )
-    return {f"{parser.prog} {name}": each for name, each in commands.choices.items()}
+    return commands
+
+
+def list_commands(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
+    """The parser of each command, under its name."""
+    choices = find_commands(parser).choices
+    return {f"{parser.prog} {name}": each for name, each in choices.items()}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -22,6 +22,7 @@ from fdpass_c.descriptors import (
 from fdpass_c.errors import (
     ENODATA,
     MAX_FDS,
+    check_fd_count,
     describe_errno,
     raise_oserror,
 )
@@ -186,10 +187,7 @@ def _check_batch(
     fds: "array[int]",
     counts: "array[int] | None",
 ) -> None:
-    if counts is not None and max(counts, default=0) > MAX_FDS:
-        raise_oserror(
-            errno.EINVAL, f"{max(counts)} descriptors, one message takes at most {MAX_FDS}"
-        )
+    check_fd_count(max(counts or (), default=0))
     if fds and not is_unix(fd, sock):
         raise_oserror(errno.EAFNOSUPPORT)
     if 0 in lengths and lib.fdp_check_empty(fd) == -ENODATA:

@@ -46,7 +46,7 @@ from fdpass_c.peer import Credentials, is_unix, peer_credentials, peer_pidfd
 from fdpass_c.scratch import MOST, make_scratch, spare, take_spare
 from fdpass_c.sending import Sending, start_many, start_one
 from fdpass_c.turns import Turns, while_listed
-from fdpass_c.unix import connect_unix
+from fdpass_c.unix import Path, connect_unix
 from fdpass_c.waiting import READABLE, WRITABLE, Deadline, HasFileno, raw_fileno
 
 # Its number on most processors; Python does not name it everywhere.
@@ -206,7 +206,7 @@ class Channel(Closing):
     @classmethod
     def connect(
         cls,
-        path: str | bytes | os.PathLike[str],
+        path: Path,
         *,
         timeout: float | None = None,
         max_payload: int = DEFAULT_MAX_PAYLOAD,
@@ -551,7 +551,7 @@ class Channel(Closing):
                 deadline.look()
                 self._receivers.wait()
             elif not first:
-                self._explain(code, deadline)
+                self._wait_to_receive(code, deadline)
             wait = 0
             if self._sock.gettimeout() is None:
                 wait = _WAIT_FIRST if first and code == -errno.EAGAIN else _WAIT
@@ -559,8 +559,8 @@ class Channel(Closing):
             code = lib.fdp_receive(inbox, most, wait, scratch, held[0])
         return code
 
-    def _explain(self, code: int, deadline: Deadline) -> None:
-        """Raises what a result of a receive means, or returns if another try is worthwhile."""
+    def _wait_to_receive(self, code: int, deadline: Deadline) -> None:
+        """Returns when it is worthwhile to try again, after a receive with that result."""
         inbox = self._inbox
         if code == 0:
             raise PeerClosedError("the peer closed the connection")
@@ -622,7 +622,7 @@ class Channel(Closing):
 
     @property
     def closed(self) -> bool:
-        """Whether close() was called."""
+        """Whether close() or detach() was called."""
         return bool(self._inbox.sock < 0)
 
     def shutdown(self, how: int) -> None:

@@ -78,6 +78,12 @@ _EXPLANATIONS = {
 }
 
 
+def check_fd_count(count: int) -> None:
+    """OSError: EINVAL: one message does not take so many descriptors."""
+    if count > MAX_FDS:
+        raise_oserror(errno.EINVAL, f"{count} descriptors, one message takes at most {MAX_FDS}")
+
+
 def raise_oserror(code: int, explanation: str | None = None) -> NoReturn:
     """Raises the OSError subclass of a positive errno, with an explanation if there is one."""
     raise OSError(code, describe_errno(code, explanation))

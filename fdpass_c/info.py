@@ -14,11 +14,9 @@ import _cffi_backend
 from fdpass_c import __version__, _native
 from fdpass_c._native import ffi, lib
 from fdpass_c.errors import MAX_FDS
+from fdpass_c.options import HAS_GENERIC_NUMBERS, SO_PASSRIGHTS
 
-# asm-generic/socket.h. These two architectures have other numbers.
-_HAS_GENERIC_NUMBERS = os.uname().machine not in {"parisc", "parisc64", "sparc", "sparc64"}
 _SO_PASSPIDFD = 76
-_SO_PASSRIGHTS = 83
 
 _SINCE = {
     "sendmmsg": "Linux 3.0",
@@ -96,7 +94,7 @@ def _try_features() -> dict[str, bool]:
         "pidfd_open": _works(_try_pidfd_open),
         "SO_PEERPIDFD": _works(_try_peer_pidfd),
         "SO_PASSPIDFD": _works(lambda: _try_option(_SO_PASSPIDFD)),
-        "SO_PASSRIGHTS": _works(lambda: _try_option(_SO_PASSRIGHTS)),
+        "SO_PASSRIGHTS": _works(lambda: _try_option(SO_PASSRIGHTS)),
         "count of /proc/self/fd": _works(_try_fd_count),
     }
 
@@ -124,7 +122,7 @@ def _try_peer_pidfd() -> bool:
 
 
 def _try_option(option: int) -> bool:
-    if sys.platform != "linux" or not _HAS_GENERIC_NUMBERS:
+    if not HAS_GENERIC_NUMBERS:
         return False
     left, right = socket.socketpair()
     with left, right:

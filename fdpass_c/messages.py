@@ -17,6 +17,7 @@ from fdpass_c.errors import (
     PeerClosedError,
     ProtocolError,
     TruncatedError,
+    check_fd_count,
     raise_oserror,
 )
 from fdpass_c.peer import AF_UNIX, get_family, is_unix
@@ -91,10 +92,7 @@ def send_fds(
     parts, listed = [*buffers], as_list(fds)
     if listed and not is_unix(number, sock):
         raise_oserror(errno.EAFNOSUPPORT)
-    if len(listed) > MAX_FDS:
-        raise_oserror(
-            errno.EINVAL, f"{len(listed)} descriptors, one message takes at most {MAX_FDS}"
-        )
+    check_fd_count(len(listed))
     ints = as_fd_ints(listed)
     if address is not None:
         return _send_to(sock, parts, ints, flags, address)
@@ -201,11 +199,11 @@ def recv_fds(
     try:
         code = _try_recv(fd, bufsize, maxfds, flags, received)
     except OverflowError:
-        if bufsize >= 0 and maxfds > MAX_FDS:
-            return recv_fds(sock, bufsize, MAX_FDS, flags)
-        if bufsize >= 0 <= maxfds:
+        if bufsize < 0 or maxfds < 0:
+            raise ValueError(f"negative bufsize {bufsize} or maxfds {maxfds}") from None
+        if maxfds <= MAX_FDS:
             raise
-        raise ValueError(f"negative bufsize {bufsize} or maxfds {maxfds}") from None
+        return recv_fds(sock, bufsize, MAX_FDS, flags)
     size, count = code >> _SIZE_SHIFT, code & 255
     msg_flags, address = 0, None
     if code < 0:

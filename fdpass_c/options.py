@@ -2,12 +2,21 @@
 
 import contextlib
 import operator
+import os
 import socket
+import sys
 from collections.abc import Collection
 from typing import TypedDict
 
-# Linux 6.16; Python has no name for it yet.
-_SO_PASSRIGHTS = 83
+# Python has no name for the newest options of Linux. Two architectures have other numbers than
+# asm-generic/socket.h.
+HAS_GENERIC_NUMBERS: bool = sys.platform == "linux" and os.uname().machine not in {
+    "parisc",
+    "parisc64",
+    "sparc",
+    "sparc64",
+}
+SO_PASSRIGHTS = 83
 
 DEFAULT_MAX_PAYLOAD = 16 * 2**20
 DEFAULT_MAX_FDS = 65536
@@ -50,5 +59,6 @@ def check_options(
 
 def refuse_fds(sock: socket.socket) -> None:
     """Has the kernel refuse descriptors for sock, so that the sender's call fails. Where it can."""
-    with contextlib.suppress(OSError):
-        sock.setsockopt(socket.SOL_SOCKET, _SO_PASSRIGHTS, 0)
+    if HAS_GENERIC_NUMBERS:
+        with contextlib.suppress(OSError):
+            sock.setsockopt(socket.SOL_SOCKET, SO_PASSRIGHTS, 0)

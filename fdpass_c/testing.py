@@ -19,6 +19,8 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+from fdpass_c.errors import MAX_FDS
+
 try:
     import tracemalloc
 except ImportError:  # PyPy
@@ -151,9 +153,6 @@ def interrupted(every: float = 0.001) -> Iterator[None]:
 
 # -- hostile peers -------------------------------------------------------------------------------
 
-_RIGHTS = socket.SCM_RIGHTS
-_MOST = 253
-
 
 def _frame(kind: int, flags: int, fds: int, messages: int, body: bytes) -> bytes:
     """A frame of docs/wire-format.md."""
@@ -191,17 +190,17 @@ def _promise(sock: socket.socket, _chance: random.Random) -> None:
 
 
 def _begin(sock: socket.socket, _chance: random.Random) -> None:
-    _send(sock, _first(1, 60_000, _MOST), [sock.fileno()] * _MOST)
-    _send(sock, _frame(3, 0, _MOST, 0, b""), [sock.fileno()] * _MOST)
+    _send(sock, _first(1, 60_000, MAX_FDS), [sock.fileno()] * MAX_FDS)
+    _send(sock, _frame(3, 0, MAX_FDS, 0, b""), [sock.fileno()] * MAX_FDS)
 
 
 def _every_byte(sock: socket.socket, _chance: random.Random) -> None:
-    for byte in _message(b"payload", _MOST):
-        _send(sock, bytes([byte]), [sock.fileno()] * _MOST)
+    for byte in _message(b"payload", MAX_FDS):
+        _send(sock, bytes([byte]), [sock.fileno()] * MAX_FDS)
 
 
 def _surplus(sock: socket.socket, chance: random.Random) -> None:
-    _send(sock, _message(b"payload", 1), [sock.fileno()] * chance.randrange(2, _MOST))
+    _send(sock, _message(b"payload", 1), [sock.fileno()] * chance.randrange(2, MAX_FDS))
 
 
 def _missing(sock: socket.socket, chance: random.Random) -> None:
@@ -238,7 +237,9 @@ def _out_of_band(sock: socket.socket, _chance: random.Random) -> None:
 def _control(sock: socket.socket, _chance: random.Random) -> None:
     """Credentials beside descriptors, in several blocks."""
     fds = array.array("i", [sock.fileno()])
-    blocks: list[tuple[int, int, bytes]] = [(socket.SOL_SOCKET, _RIGHTS, fds.tobytes())] * 2
+    blocks: list[tuple[int, int, bytes]] = [
+        (socket.SOL_SOCKET, socket.SCM_RIGHTS, fds.tobytes())
+    ] * 2
     if hasattr(socket, "SCM_CREDENTIALS"):
         who = struct.pack("iii", os.getpid(), os.getuid(), os.getgid())
         blocks.append((socket.SOL_SOCKET, socket.SCM_CREDENTIALS, who))

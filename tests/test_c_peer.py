@@ -5,6 +5,7 @@ import shlex
 import shutil
 import socket
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -107,3 +108,20 @@ def test_violation(program: Path) -> None:
         assert process.stderr is not None
         assert b"receiving" in process.stderr.read()
         assert process.wait() == 1
+
+
+def test_readme(program: Path, tmp_path: Path) -> None:
+    """The README's program, started as it says, prints what it says."""
+    text = (EXAMPLE / "README.md").read_text()
+    script = text.split("```")[3].replace("/tmp/peer.sock", str(tmp_path / "sock"))
+    script = script.replace("python3 -c", f"{shlex.quote(sys.executable)} -c")
+    done = subprocess.run(
+        ["bash", "-euc", f"{script}\nwait"],
+        cwd=program.parent,
+        capture_output=True,
+        text=True,
+        timeout=50,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert re.fullmatch(r"b'2 descriptors: hello' <Descriptors \[\d+, \d+\]>\n", done.stdout)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from fdpass_c.__main__ import build_parser, list_commands
+from fdpass_c.__main__ import build_parser, find_commands, list_commands
 from support.c_core import ROOT
 
 SHARE = ROOT / "share"
@@ -37,6 +37,15 @@ def test_knows_every_option(path: Path) -> None:
     wanted = {name.partition(" ")[2] for name in COMMANDS}
     wanted |= set().union(*map(list_options, COMMANDS.values())) - {"--help"}
     assert {word for word in wanted if not find(path, word)} == set()
+
+
+@pytest.mark.parametrize("shell", ["zsh", "fish"])
+def test_menu_of_commands(shell: str) -> None:
+    """A menu says in whole what each command does: its help, and not a line of its description."""
+    (path,) = (path for path in FILES if shell in path.parts)
+    text = path.read_text().replace("'\"'\"'", "'")
+    helps = [action.help for action in find_commands(PARSER)._choices_actions]
+    assert [help for help in helps if str(help) not in text] == []
 
 
 def complete(line: str, cwd: Path) -> list[str]:

@@ -95,7 +95,7 @@ def test_a_client_without_tls() -> None:
 @linux_only
 @both_kinds
 def test_flood(handler: str) -> None:
-    """A client that connects a thousand times at once does not keep another one out, nor leave
+    """A client that connects 500 times at once does not keep another one out, nor leave
     anything behind."""
     with Server(handler, "--workers", "2", "--capacity", "10") as server:
         fds = server.settled(2) and server.list_fds()

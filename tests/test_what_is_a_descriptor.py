@@ -4,7 +4,6 @@ import os
 import socket
 from collections.abc import Callable, Iterable
 from decimal import Decimal
-from enum import IntEnum
 from fractions import Fraction
 from typing import Any
 
@@ -91,8 +90,8 @@ class IntAndFileno(OnlyInt):
         return self.right
 
 
-class IndexAndFileno:
-    """Is one number, and shows another."""
+class IndexAndOther:
+    """Is one number, converts to another, and has that as a descriptor."""
 
     def __init__(self, fd: int, other: int) -> None:
         self.fd = fd
@@ -101,14 +100,10 @@ class IndexAndFileno:
     def __index__(self) -> int:
         return self.fd
 
-    def fileno(self) -> int:
+    def __int__(self) -> int:
         return self.other
 
-
-class IndexAndInt(IndexAndFileno):
-    """Is one number, and converts to another."""
-
-    def __int__(self) -> int:
+    def fileno(self) -> int:
         return self.other
 
 
@@ -117,13 +112,6 @@ class IntWithFileno(int):
 
     def fileno(self) -> int:
         raise AssertionError("not asked")
-
-
-def enumerated(fd: int, _other: int) -> object:
-    class Enumerated(IntEnum):
-        FD = fd
-
-    return Enumerated.FD
 
 
 def subclass(fd: int, _other: int) -> IntWithFileno:
@@ -155,7 +143,7 @@ def test_is_not_closed(file: int) -> None:
 def test_several_numbers(send: Send, make_files: MakeFiles, stream: Pair) -> None:
     """What is an int by __index__ goes by that, everything else by fileno(), in every call."""
     right, wrong = make_files(2)
-    makes: list[Callable[[int, int], Any]] = [IntAndFileno, IndexAndFileno, subclass]
+    makes: list[Callable[[int, int], Any]] = [IntAndFileno, IndexAndOther, subclass]
     for make in makes:
         send(stream[0], make(right, wrong))
         received = sent_first(stream[1])

@@ -15,7 +15,7 @@ import shtab
 from argparse_manpage.manpage import Manpage
 from workshop import ROOT
 
-from fdpass_c.__main__ import build_parser, list_commands
+from fdpass_c.__main__ import build_parser, find_commands, list_commands
 
 _COMPLETIONS = {
     "bash": "bash-completion/completions/fdpass",
@@ -54,10 +54,14 @@ def main() -> int:
     os.environ["COLUMNS"] = "90"
     share = ROOT / "share"
     parser = build_parser()
+    written = {"man/man1/fdpass.1": make_page(parser)}
     for each in list_commands(parser).values():
         complete_files(each)
-    written = {path: shtab.complete(parser, shell) for shell, path in _COMPLETIONS.items()}
-    written["man/man1/fdpass.1"] = make_page(parser)
+    commands = find_commands(parser)
+    for action in commands._choices_actions:
+        # shtab's menus show the first line of it, which can end inside a sentence.
+        commands.choices[action.dest].description = action.help
+    written |= {path: shtab.complete(parser, shell) for shell, path in _COMPLETIONS.items()}
     for name, text in written.items():
         path: Path = share / name
         path.parent.mkdir(parents=True, exist_ok=True)

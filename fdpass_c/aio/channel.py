@@ -383,7 +383,7 @@ class Channel(NotCopied):
 
     @property
     def closed(self) -> bool:
-        """Whether close() was called."""
+        """Whether close() or detach() was called."""
         return self._channel.closed
 
     def shutdown(self, how: int) -> None:

@@ -22,9 +22,9 @@ HANDLER(socket, address) of the Python module MODULE; a coroutine function runs 
 """
 
 _EPILOG = """\
-ADDRESS is HOST:PORT, [IPV6]:PORT or the path of a Unix socket with a slash in it. Without an
-ADDRESS, the sockets that a service manager passed are served (LISTEN_FDS). Options stand before
-MODULE:HANDLER or after the last ADDRESS, not between them. The log goes to standard error.
+ADDRESS is HOST:PORT, [IPV6]:PORT or the path of a Unix socket with a slash in it. A service manager
+passes sockets by LISTEN_FDS. Options stand before MODULE:HANDLER or after the last ADDRESS, not
+between them. The log goes to standard error.
 
 signals:
   TERM, INT  stop accepting, finish what was accepted, exit with status 0; the second one: at once
@@ -57,7 +57,8 @@ def add_parser(commands: Any) -> None:
         "--capacity",
         type=count,
         metavar="N",
-        help="connections that a worker has in hand at most (default: 1; with --asgi 1000)",
+        help="connections that a worker has in hand at most (default: 1; with --asgi 1000); "
+        "for a coroutine function, as many as one process can serve",
     )
     parser.add_argument(
         "--asgi",
@@ -87,8 +88,15 @@ def add_parser(commands: Any) -> None:
         help="answer GET /metrics (Prometheus) and GET /status (JSON) there",
     )
     parser.add_argument("--quiet", action="store_true", help="log warnings and errors only")
-    parser.add_argument("handler", metavar="MODULE:HANDLER")
-    parser.add_argument("addresses", nargs="*", type=_address, metavar="ADDRESS", default=[])
+    parser.add_argument("handler", metavar="MODULE:HANDLER", help="what serves a connection")
+    parser.add_argument(
+        "addresses",
+        nargs="*",
+        type=_address,
+        metavar="ADDRESS",
+        default=[],
+        help="where to listen (default: the sockets that a service manager passed)",
+    )
     parser.set_defaults(run=run, parser=parser)
 
 

@@ -71,8 +71,9 @@ class Pool:
             handler: A plain function or a coroutine function of a socket and the peer's address.
             workers: The number of worker processes.
             capacity: The largest number of connections that a worker has been given and has not
-                finished. With a plain function, more than 1 makes a queue in the worker: this needs
-                fewer system calls per connection, but a short request can wait behind a long one.
+                finished. For a coroutine function, give as many as one process can serve. With a
+                plain function, more than 1 makes a queue in the worker: this needs fewer system
+                calls per connection, but a short request can wait behind a long one.
                 With 1, while all workers are busy, the master accepts one connection more for each,
                 which the first that finishes takes.
             max_requests: A worker is replaced after about this number of connections: a random
@@ -141,8 +142,9 @@ class Pool:
 
         Args:
             listeners: Listening sockets and addresses, at least one. The caller still owns a
-                socket. The pool makes it non-blocking, and restores its mode at the end. The pool
-                opens a socket for each address, and closes it at the end.
+                socket. The pool makes it non-blocking, and restores its mode at the end; in the
+                workers it is closed. The pool opens a socket for each address, and closes it at the
+                end.
             metrics: One more listening socket or address, where the master answers HTTP requests:
                 GET /metrics in the format of Prometheus, GET /status with status() as JSON. Anyone
                 who can connect gets an answer. The caller still owns a socket, as for listeners.
