@@ -645,10 +645,12 @@ class Channel(Closing):
                 has changed.
         """
         self._end.check_empty()
-        sock = self._sock
-        self._sock = sock.dup()
-        sock.settimeout(sock.gettimeout())  # PyPy's dup makes both blocking.
-        self.close()
+        with socket.socket(self._sock.family) as closed:
+            closed.settimeout(self._sock.gettimeout())
+        # First: wherever a signal handler raises, no call of this channel uses the number later,
+        # which may be another file's by then.
+        self._leave_socket()
+        sock, self._sock = self._sock, closed
         return sock
 
     def close(self) -> None:
@@ -657,6 +659,11 @@ class Channel(Closing):
         Calling it again does nothing. What unsent counts is lost, and the peer sees a violation of
         the protocol: flush() first. A thread that waits in another call gets an OSError (EBADF).
         """
+        self._leave_socket()
+        self._sock.close()
+
+    def _leave_socket(self) -> None:
+        """Closes what was received. Afterwards no call uses the socket, and none is inside."""
         while lib.fdp_close_inbox(self._inbox) < 0:
             self._receivers.wait()
         while lib.fdp_close_outbox(self._outbox) < 0:
@@ -667,7 +674,6 @@ class Channel(Closing):
             with contextlib.suppress(OSError):
                 self._sock.shutdown(socket.SHUT_RDWR)
             self._receivers.wait()
-        self._sock.close()
 
     def __del__(self) -> None:
         """Closes with a ResourceWarning, unless it was closed."""
