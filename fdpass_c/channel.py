@@ -49,8 +49,12 @@ from fdpass_c.turns import Turns, while_listed
 from fdpass_c.unix import connect_unix
 from fdpass_c.waiting import READABLE, WRITABLE, Deadline, HasFileno, raw_fileno
 
-# Its number on most processors; Python does not name it everywhere.
+# What a channel's socket needs. The numbers are those of most processors: Python does not name all.
+# A byte sent with MSG_OOB would make it readable with nothing to read (Linux 5.15). A peek that
+# begins further on would find the header of one frame and the descriptors of another.
 _SO_OOBINLINE = getattr(socket, "SO_OOBINLINE", 10)
+_SO_PEEK_OFF = 42
+_SOCKET_OPTIONS = {_SO_OOBINLINE: 1, **({_SO_PEEK_OFF: -1} if sys.platform == "linux" else {})}
 
 # Looked up once: reading an attribute of lib takes as long as passing an argument.
 _try_receive = lib.fdp_try_receive
@@ -148,9 +152,9 @@ class Channel(Closing):
             raise PermissionError(errno.EACCES, f"the peer's user {self._peer.uid} is not allowed")
         if not receive_fds:
             refuse_fds(sock)
-        # A byte sent with MSG_OOB would make the socket readable with nothing to read (Linux 5.15).
-        with contextlib.suppress(OSError):
-            sock.setsockopt(socket.SOL_SOCKET, _SO_OOBINLINE, 1)
+        for option, value in _SOCKET_OPTIONS.items():
+            with contextlib.suppress(OSError):
+                sock.setsockopt(socket.SOL_SOCKET, option, value)
         self._end = End(sock.fileno(), max_payload, max_fds, receive_fds)
         self._inbox = self._end.inbox
         self._outbox = self._end.outbox
