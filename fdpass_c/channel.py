@@ -140,8 +140,10 @@ class Channel(Closing):
             raise TypeError(f"a channel needs a socket, not {type(sock).__name__}")
         if not is_unix(raw_fileno(sock)):
             raise_oserror(errno.EAFNOSUPPORT)
-        if sock.type not in (socket.SOCK_STREAM, socket.SOCK_SEQPACKET):
-            raise ValueError(f"a channel needs a stream or seqpacket socket, not {sock.type!r}")
+        # Not sock.type, which is what the object was made with, and may be wrong.
+        kind = socket.SocketKind(sock.getsockopt(socket.SOL_SOCKET, socket.SO_TYPE))
+        if kind not in (socket.SOCK_STREAM, socket.SOCK_SEQPACKET):
+            raise ValueError(f"a channel needs a stream or seqpacket socket, not {kind!r}")
         check_options(max_payload, max_fds, allow_uids, receive_fds)
         if sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
             # It has peer credentials nevertheless: its own.
