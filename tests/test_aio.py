@@ -1088,6 +1088,32 @@ def test_serve(loop: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> N
     assert "asked to" in str(record.exc_info[1])
 
 
+@both_backends
+def test_serve_where_accept_fails(loop: str, tmp_path: Path) -> None:
+    """An error of accept that does not pass ends the handlers, and serve with that very error."""
+
+    async def handle(channel: aio.Channel) -> None:
+        while True:
+            await channel.send(take(await channel.recv())[0])
+
+    async def test() -> None:
+        path = tmp_path / "socket"
+        async with Group(loop) as group, aio.Listener(path) as listener:
+            serving = group.start(listener.serve, handle)
+            async with await aio.Channel.connect(path) as client:
+                await client.send(b"hello")
+                assert take(await client.recv())[0] == b"hello"
+                with socket.socket(fileno=os.dup(listener.fileno())) as shared:
+                    shared.shutdown(socket.SHUT_RDWR)
+                await serving.wait()
+                assert isinstance(serving.error, OSError)
+                assert serving.error.errno == errno.EINVAL
+                with pytest.raises(PeerClosedError):
+                    await client.recv()
+
+    run(loop, test)
+
+
 def test_serve_in_a_loop_that_ends(tmp_path: Path) -> None:
     """asyncio cancels what still runs; a connection whose handler has not begun is closed too."""
 
