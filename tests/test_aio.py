@@ -900,6 +900,29 @@ def test_loop_closed_under_a_channel(loop: str) -> None:
         channel.close()
 
 
+@asyncio_loops
+def test_loop_closed_under_tasks(loop: str, caplog: pytest.LogCaptureFixture) -> None:
+    """Tasks that are dropped with their loop, whoever's turn it was, raise nothing as they end."""
+
+    async def test() -> tuple[aio.Channel, aio.Channel]:
+        left, right = make_pair()
+        receives = [asyncio.create_task(right.recv()) for _ in range(3)]
+        sends = [asyncio.create_task(left.send(bytes(1_000_000))) for _ in range(3)]
+        await asyncio.sleep(0.001)
+        assert not any(task.done() for task in receives + sends)
+        return left, right
+
+    closed = new_loop(loop)
+    left, right = closed.run_until_complete(test())
+    closed.close()
+    gc.collect()
+    assert {record.message.split("\n")[0] for record in caplog.records} <= {
+        "Task was destroyed but it is pending!"
+    }
+    left.close()
+    right.close()
+
+
 @every_loop
 def test_another_loop(loop: str) -> None:
     """A channel is refused in another loop than its own, at once, and without any."""
