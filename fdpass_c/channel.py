@@ -49,8 +49,12 @@ from fdpass_c.turns import Turns, while_listed
 from fdpass_c.unix import Path, connect_unix
 from fdpass_c.waiting import READABLE, WRITABLE, Deadline, HasFileno, raw_fileno
 
-# Its number on most processors; Python does not name it everywhere.
+# What a channel's socket needs. The numbers are those of most processors: Python does not name all.
+# A byte sent with MSG_OOB would make it readable with nothing to read (Linux 5.15). A peek that
+# begins further on would find the header of one frame and the descriptors of another.
 _SO_OOBINLINE = getattr(socket, "SO_OOBINLINE", 10)
+_SO_PEEK_OFF = 42
+_SOCKET_OPTIONS = {_SO_OOBINLINE: 1, **({_SO_PEEK_OFF: -1} if sys.platform == "linux" else {})}
 
 # Looked up once: reading an attribute of lib takes as long as passing an argument.
 _try_receive = lib.fdp_try_receive
@@ -136,8 +140,10 @@ class Channel(Closing):
             raise TypeError(f"a channel needs a socket, not {type(sock).__name__}")
         if not is_unix(raw_fileno(sock)):
             raise_oserror(errno.EAFNOSUPPORT)
-        if sock.type not in (socket.SOCK_STREAM, socket.SOCK_SEQPACKET):
-            raise ValueError(f"a channel needs a stream or seqpacket socket, not {sock.type!r}")
+        # Not sock.type, which is what the object was made with, and may be wrong.
+        kind = socket.SocketKind(sock.getsockopt(socket.SOL_SOCKET, socket.SO_TYPE))
+        if kind not in (socket.SOCK_STREAM, socket.SOCK_SEQPACKET):
+            raise ValueError(f"a channel needs a stream or seqpacket socket, not {kind!r}")
         check_options(max_payload, max_fds, allow_uids, receive_fds)
         if sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
             # It has peer credentials nevertheless: its own.
@@ -148,9 +154,9 @@ class Channel(Closing):
             raise PermissionError(errno.EACCES, f"the peer's user {self._peer.uid} is not allowed")
         if not receive_fds:
             refuse_fds(sock)
-        # A byte sent with MSG_OOB would make the socket readable with nothing to read (Linux 5.15).
-        with contextlib.suppress(OSError):
-            sock.setsockopt(socket.SOL_SOCKET, _SO_OOBINLINE, 1)
+        for option, value in _SOCKET_OPTIONS.items():
+            with contextlib.suppress(OSError):
+                sock.setsockopt(socket.SOL_SOCKET, option, value)
         self._end = End(sock.fileno(), max_payload, max_fds, receive_fds)
         self._inbox = self._end.inbox
         self._outbox = self._end.outbox
@@ -654,10 +660,12 @@ class Channel(Closing):
                 has changed.
         """
         self._end.check_empty()
-        sock = self._sock
-        self._sock = sock.dup()
-        sock.settimeout(sock.gettimeout())  # PyPy's dup makes both blocking.
-        self.close()
+        with socket.socket(self._sock.family) as closed:
+            closed.settimeout(self._sock.gettimeout())
+        # First: wherever a signal handler raises, no call of this channel uses the number later,
+        # which may be another file's by then.
+        self._leave_socket()
+        sock, self._sock = self._sock, closed
         return sock
 
     def close(self) -> None:
@@ -666,6 +674,11 @@ class Channel(Closing):
         Calling it again does nothing. What unsent counts is lost, and the peer sees a violation of
         the protocol: flush() first. A thread that waits in another call gets an OSError (EBADF).
         """
+        self._leave_socket()
+        self._sock.close()
+
+    def _leave_socket(self) -> None:
+        """Closes what was received. Afterwards no call uses the socket, and none is inside."""
         while lib.fdp_close_inbox(self._inbox) < 0:
             self._receivers.wait()
         while lib.fdp_close_outbox(self._outbox) < 0:
@@ -676,7 +689,6 @@ class Channel(Closing):
             with contextlib.suppress(OSError):
                 self._sock.shutdown(socket.SHUT_RDWR)
             self._receivers.wait()
-        self._sock.close()
 
     def __del__(self) -> None:
         """Closes with a ResourceWarning, unless it was closed."""

@@ -37,14 +37,17 @@ AF_UNIX = int(socket.AF_UNIX)
 
 
 def is_unix(fd: int, sock: int | HasFileno | None = None) -> bool:
-    """Whether fd is a Unix domain socket. It is faster if sock is a socket.socket.
+    """Whether fd is a Unix domain socket. It is faster if sock is a socket.socket made as one.
 
     OSError (ENOTSOCK, EBADF) where fd is no socket.
     """
     try:
-        return get_family(sock) == AF_UNIX
+        if get_family(sock) == AF_UNIX:
+            return True
     except TypeError:
-        result = lib.fdp_check_family(fd)
+        pass
+    # An object made of a descriptor that came from elsewhere may say another family than it has.
+    result = lib.fdp_check_family(fd)
     if result < 0 and result != -errno.EAFNOSUPPORT:
         raise_oserror(-result)
     return result == 0

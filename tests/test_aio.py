@@ -900,6 +900,29 @@ def test_loop_closed_under_a_channel(loop: str) -> None:
         channel.close()
 
 
+@asyncio_loops
+def test_loop_closed_under_tasks(loop: str, caplog: pytest.LogCaptureFixture) -> None:
+    """Tasks that are dropped with their loop, whoever's turn it was, raise nothing as they end."""
+
+    async def test() -> tuple[aio.Channel, aio.Channel]:
+        left, right = make_pair()
+        receives = [asyncio.create_task(right.recv()) for _ in range(3)]
+        sends = [asyncio.create_task(left.send(bytes(1_000_000))) for _ in range(3)]
+        await asyncio.sleep(0.001)
+        assert not any(task.done() for task in receives + sends)
+        return left, right
+
+    closed = new_loop(loop)
+    left, right = closed.run_until_complete(test())
+    closed.close()
+    gc.collect()
+    assert {record.message.split("\n")[0] for record in caplog.records} <= {
+        "Task was destroyed but it is pending!"
+    }
+    left.close()
+    right.close()
+
+
 @every_loop
 def test_another_loop(loop: str) -> None:
     """A channel is refused in another loop than its own, at once, and without any."""
@@ -1086,6 +1109,32 @@ def test_serve(loop: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> N
     (record,) = [one for one in caplog.records if one.name == "fdpass_c.aio"]
     assert record.exc_info is not None
     assert "asked to" in str(record.exc_info[1])
+
+
+@both_backends
+def test_serve_where_accept_fails(loop: str, tmp_path: Path) -> None:
+    """An error of accept that does not pass ends the handlers, and serve with that very error."""
+
+    async def handle(channel: aio.Channel) -> None:
+        while True:
+            await channel.send(take(await channel.recv())[0])
+
+    async def test() -> None:
+        path = tmp_path / "socket"
+        async with Group(loop) as group, aio.Listener(path) as listener:
+            serving = group.start(listener.serve, handle)
+            async with await aio.Channel.connect(path) as client:
+                await client.send(b"hello")
+                assert take(await client.recv())[0] == b"hello"
+                with socket.socket(fileno=os.dup(listener.fileno())) as shared:
+                    shared.shutdown(socket.SHUT_RDWR)
+                await serving.wait()
+                assert isinstance(serving.error, OSError)
+                assert serving.error.errno == errno.EINVAL
+                with pytest.raises(PeerClosedError):
+                    await client.recv()
+
+    run(loop, test)
 
 
 def test_serve_in_a_loop_that_ends(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ import pytest
 import fdpass_c
 from fdpass_c import aio
 from support.descriptors import Keep, identities, identity
+from support.messages import recv_one
 from support.sockets import Pair, assert_empty
 
 Operation = Callable[[Any], object]
@@ -96,6 +97,17 @@ def test_descriptors_over_the_network(send: Operation, tcp: Pair, udp: Pair) -> 
                 send(target)
             assert caught.value.errno == errno.EAFNOSUPPORT
         assert_empty(right)
+
+
+@pytest.mark.parametrize("send", senders)
+def test_an_object_that_takes_it_for_a_network_socket(send: Operation, stream: Pair) -> None:
+    """The descriptor decides, and not the family that the socket object was made with."""
+    left, right = stream
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM, 0, os.dup(left.fileno())) as sock:
+        send(sock)
+        fdpass_c.send_many(sock, [b"x"], [0])
+    for _ in range(2):
+        assert recv_one(right)[1]
 
 
 def test_bytes_over_the_network(tcp: Pair) -> None:

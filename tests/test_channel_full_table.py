@@ -37,6 +37,26 @@ def is_exact(error: DescriptorTableFullError, needed: int, free: int) -> bool:
     return (error.needed, error.free) == (needed, free) and str(needed) in str(error)
 
 
+@pytest.mark.parametrize("offset", [0, 3, 1000])
+def test_a_socket_that_peeks_further_on(offset: int) -> None:
+    """A socket on which SO_PEEK_OFF was set makes a channel as others do: each message is found,
+    and comes with its own descriptors, where the table has little room."""
+
+    def child() -> None:
+        sent = [(b"one", 0), (b"two", 1), (bytes(200_000), 0), (b"three", 1)]
+        files = open_unique(2)
+        left, right = socket.socketpair()
+        right.setsockopt(socket.SOL_SOCKET, 42, offset)
+        with Channel(left) as sender, Channel(right) as receiver:
+            got: list[tuple[bytes, list[tuple[int, int]]]] = []
+            with beside(lambda: got.extend(take(receiver.recv()) for _ in sent)):
+                for payload, index in sent:
+                    sender.send(payload, [files[index]])
+        assert got == [(payload, [identity(files[index])]) for payload, index in sent]
+
+    in_child_with_table_of(300, child)
+
+
 @pytest.mark.parametrize("receive", ["recv", "recv_many"])
 def test_stays_queued(receive: str) -> None:
     """One message too many for the table: the error names both numbers, and it comes later."""

@@ -50,6 +50,21 @@ def test_detach(file: int) -> None:
         channel.close()
 
 
+class _Named(socket.socket):
+    """A socket whose class makes it of something else than a descriptor's kind."""
+
+    def __init__(self, name: str, sock: socket.socket) -> None:
+        super().__init__(fileno=sock.detach())
+        self.name = name
+
+
+def test_detach_of_a_class_of_its_own() -> None:
+    """The caller gets the very socket that the channel was made of, whatever its class is."""
+    left, right = socket.socketpair()
+    with left, _Named("mine", right) as given, Channel(given).detach() as sock:
+        assert sock is given
+
+
 def test_detach_would_lose_what_came(file: int) -> None:
     """A message that waits, whole or in part, keeps the socket where it is."""
     with channels() as (sender, receiver):

@@ -602,8 +602,11 @@ def test_wrong_sockets(file: int, path: Path) -> None:
     with socket.socket(socket.AF_INET) as inet, pytest.raises(OSError, match="Unix domain"):
         Channel(inet)
     left, right = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
-    with left, right, pytest.raises(ValueError, match="stream or seqpacket"):
-        Channel(left)
+    says_stream = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, 0, os.dup(left.fileno()))
+    with left, right, says_stream:
+        for datagrams in (left, says_stream):
+            with pytest.raises(ValueError, match=r"stream or seqpacket socket, not.*SOCK_DGRAM"):
+                Channel(datagrams)
     with socket.socket(socket.AF_UNIX) as alone:
         with pytest.raises(OSError, match=r"[Nn]ot connected") as caught:
             Channel(alone)

@@ -185,6 +185,37 @@ def test_receive_puts_back(
     assert number > 3
 
 
+def detach_into(detached: list[socket.socket], handing_over: Channel) -> None:
+    detached.append(handing_over.detach())
+
+
+@places_known
+@pytest.mark.untraced
+def test_detach_leaves_no_stale_number() -> None:
+    """Wherever a handler raises inside detach, the channel is closed, or its socket is open: it
+    never has a number that another file can get."""
+    for number in itertools.count(1):
+        left, right = socket.socketpair()
+        with left, Channel(right) as handing_over:
+            fd = handing_over.fileno()
+            del right
+            detached: list[socket.socket] = []
+            with warnings.catch_warnings():
+                # A socket that is lost on its way to the caller closes itself.
+                warnings.simplefilter("ignore", ResourceWarning)
+                was_interrupted = interrupt_call(
+                    channel, number, partial(detach_into, detached, handing_over)
+                )
+            assert handing_over.closed or is_open(fd)
+            for sock in detached:
+                sock.close()
+        assert not is_open(fd)
+        if not was_interrupted:
+            break
+    assert detached
+    assert number > 3
+
+
 def look_at_peer(receiver: Channel, result: list[int | None]) -> None:
     result.append(receiver.peer_pidfd())
 

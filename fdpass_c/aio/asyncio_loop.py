@@ -84,8 +84,9 @@ class _Waiting:
             self._context.run(self._resume, self)
 
     def set(self) -> None:
-        """The same from anywhere, and later."""
-        self._loop.call_soon(self.end)
+        """The same from anywhere, and later; never where the loop was closed."""
+        if not self._loop.is_closed():
+            self._loop.call_soon(self.end)
 
 
 class AsyncioDirection(Direction):
@@ -162,8 +163,7 @@ class AsyncioDirection(Direction):
         if self._is_elsewhere():
             raise RuntimeError("used in another thread than that of its event loop")
         self._forget()
-        is_ours = self._process is _process and not self._loop.is_closed()
-        if self._waiting is not None and is_ours:
+        if self._waiting is not None and self._process is _process:
             self._waiting.set()
 
     def drop(self) -> None:

@@ -103,6 +103,10 @@ class Listener(NotCopied):
 
         Args:
             handler: A coroutine function.
+
+        Raises:
+            OSError: Accepting failed for another reason, for instance EINVAL: another process has
+                shut the socket down. The handlers were cancelled.
         """
         if in_trio():
             await self._serve_in_trio(handler)
@@ -112,9 +116,16 @@ class Listener(NotCopied):
     async def _serve_in_trio(self, handler: Handler) -> None:
         import trio
 
+        failure: OSError | None = None
         async with trio.open_nursery() as nursery:
-            async for channel in self._accept_until_closed():
-                nursery.start_soon(_handle, handler, channel)
+            try:
+                async for channel in self._accept_until_closed():
+                    nursery.start_soon(_handle, handler, channel)
+            except OSError as error:
+                failure = error  # The nursery would put it into an ExceptionGroup.
+                nursery.cancel_scope.cancel()
+        if failure is not None:
+            raise failure
 
     async def _serve_in_asyncio(self, handler: Handler) -> None:
         tasks: set[asyncio.Task[None]] = set()

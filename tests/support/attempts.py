@@ -273,6 +273,7 @@ class Operations:
                 )
         found["Channel.flush"] = self._flush
         found["Channel.close"] = self._close
+        found["Channel.detach"] = self._detach
         found["Channel.pending"] = self._pending
         return found
 
@@ -413,6 +414,20 @@ class Operations:
             yield receiver.close
             receiver.close()
             assert receiver.closed
+
+    def _detach(self) -> Attempt:
+        """The socket is the caller's, or the channel's, which has no number of a closed one."""
+        with self._channels_of() as (sender, receiver):
+            fd = receiver.fileno()
+            outcome = yield receiver.detach
+            assert receiver.closed or _is_open(fd)
+            if outcome.error is None:
+                with outcome.value as sock:
+                    assert receiver.closed
+                    assert sock.fileno() == fd
+            elif not receiver.closed:
+                sender.send(b"x", self.files[:1])
+                assert take(receiver.recv()) == (b"x", identities(self.files[:1]))
 
     def _pending(self) -> Attempt:
         with self._channels_of() as (sender, receiver):

@@ -113,6 +113,7 @@ class Channel(_Limited):
             sock if isinstance(sock, aio.Channel) else _run(_make, aio.Channel, sock)
         )
         self.close = self._channel.close
+        self.detach = self._channel.detach
         self.fileno = self._channel.fileno
 
     @classmethod
