@@ -621,8 +621,8 @@ struct fdp_rounds {
 int fdp_run_rounds(struct fdp_rounds *rounds, int timeout);
 
 /* Moves the copies of what a dead worker had not begun to the front of waiting. A later round does it
- * with an offer that it was taking. Returns 0.  -ENOMEM. */
-int fdp_return_copies(struct fdp_rounds *rounds, struct fdp_worker *worker);
+ * with an offer that it was taking. Returns how many. -ENOMEM. */
+ssize_t fdp_return_copies(struct fdp_rounds *rounds, struct fdp_worker *worker);
 
 /* How many connections no worker has taken or was given yet. */
 size_t fdp_try_count_waiting(const struct fdp_rounds *rounds);

@@ -46,8 +46,9 @@ static void pass_on(struct fdp_rounds *rounds, struct fdp_round *round) {
     }
     rounds->error = round->error;
     rounds->failed = round->failed;
-    if (rounds->offers != NULL && round->room == 0)
-        fdp_offer(rounds->offers, count_offers(rounds), &rounds->waiting);
+    if (rounds->offers != NULL && round->room == 0 &&
+        fdp_offer(rounds->offers, count_offers(rounds), &rounds->waiting) > 0)
+        rounds->poll_interval = SHORTEST_POLL;
 }
 
 /* Returns whether a worker may have taken an offer and not said so yet. */
@@ -128,7 +129,7 @@ static int has_news(const struct fdp_rounds *rounds) {
 
 /* A round that leaves word whether workers say that counters change. Returns 0, or -ENOMEM. */
 static int run_announced(struct fdp_rounds *rounds) {
-    struct fdp_round round;
+    struct fdp_round round = {.room = 0};
     int result = run_round(rounds, &round);
     /* A worker that found nothing offered is free only afterwards: it must say so. */
     unsigned char wanted = rounds->is_full || fdp_try_count_waiting(rounds) > 0;
@@ -211,8 +212,9 @@ int fdp_run_rounds(struct fdp_rounds *rounds, int timeout) {
     return result;
 }
 
-int fdp_return_copies(struct fdp_rounds *rounds, struct fdp_worker *worker) {
+ssize_t fdp_return_copies(struct fdp_rounds *rounds, struct fdp_worker *worker) {
     struct fdp_round round;
+    size_t count;
     /* Without it those that are begun would be given once more. */
     if (fdp_reserve_connections(&rounds->done, worker->copies.count + FDP_MOST_OFFERS) < 0)
         return -ENOMEM;
@@ -220,7 +222,9 @@ int fdp_return_copies(struct fdp_rounds *rounds, struct fdp_worker *worker) {
     rounds->begun += round.begun;
     if (has_offers(rounds))
         rounds->offers->is_unsettled = 1;
-    return fdp_return_connections(&worker->copies, &rounds->waiting);
+    count = worker->copies.count;
+    return fdp_return_connections(&worker->copies, &rounds->waiting) < 0 ? -ENOMEM
+                                                                         : (ssize_t)count;
 }
 
 size_t fdp_try_count_waiting(const struct fdp_rounds *rounds) {
@@ -229,7 +233,11 @@ size_t fdp_try_count_waiting(const struct fdp_rounds *rounds) {
 
 void fdp_drop_waiting(struct fdp_rounds *rounds) {
     if (rounds->offers != NULL) {
+        struct fdp_round round;
         (void)fdp_withdraw_offers(rounds->offers, &rounds->waiting);
+        /* What they have taken cannot be noted later. */
+        fdp_read_workers(rounds->workers, rounds->worker_count, rounds->offers, &rounds->done, &round);
+        rounds->begun += round.begun;
         fdp_free_offers(rounds->offers);
     }
     fdp_close_connections(&rounds->waiting);
