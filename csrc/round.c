@@ -17,6 +17,24 @@ static void find_errors(struct fdp_rounds *rounds) {
         rounds->has_errors |= rounds->listeners.items[i]->error != 0;
 }
 
+static int is_shortage(int error) {
+    return error == -EMFILE || error == -ENFILE || error == -ENOBUFS || error == -ENOMEM;
+}
+
+/* What there was no room for could only have been offered: that waits, as without offers. Returns
+ * whether there was such. */
+static int forget_shortage(struct fdp_rounds *rounds) {
+    int is_short = 0;
+    for (size_t i = 0; i < rounds->listeners.count; i++) {
+        struct fdp_listener *listener = rounds->listeners.items[i];
+        if (is_shortage(listener->error)) {
+            listener->error = 0;
+            is_short = 1;
+        }
+    }
+    return is_short;
+}
+
 /* How many connections may be offered in all: one for each worker that could take it. */
 static size_t count_offers(const struct fdp_rounds *rounds) {
     size_t count = 0;
@@ -86,6 +104,7 @@ static int read_workers(struct fdp_rounds *rounds, struct fdp_round *ret_round) 
 
 /* Returns 0, or -ENOMEM. */
 static int run_round(struct fdp_rounds *rounds, struct fdp_round *ret_round) {
+    int is_short = 0;
     if (read_workers(rounds, ret_round) < 0)
         return -ENOMEM;
     if (!rounds->is_paused) {
@@ -94,11 +113,13 @@ static int run_round(struct fdp_rounds *rounds, struct fdp_round *ret_round) {
             if (fdp_accept_many(&rounds->listeners, room - rounds->waiting.count,
                                 &rounds->waiting) < 0)
                 return -ENOMEM;
+            if (rounds->waiting.count >= ret_round->room)
+                is_short = forget_shortage(rounds);
             find_errors(rounds);
         }
         pass_on(rounds, ret_round);
     }
-    rounds->is_full = rounds->is_paused ||
+    rounds->is_full = rounds->is_paused || is_short ||
                       ret_round->room + count_offer_room(rounds) <= rounds->waiting.count;
     return 0;
 }

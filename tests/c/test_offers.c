@@ -308,6 +308,30 @@ static void test_drop_taken(void) {
     close_master(master);
 }
 
+/* That the table has no room for what could only be offered is no error, and the master does not spin. It
+ * is one if a worker is free. */
+static void test_masters_full_table(void) {
+    struct master *master = open_busy("c");
+    struct rlimit old, limited;
+    int clients[3];
+    listen_at(master);
+    connect_many(master, clients, COUNT(clients));
+    CHECK(getrlimit(RLIMIT_NOFILE, &old) == 0);
+    limited = old;
+    limited.rlim_cur = 3;
+    CHECK(setrlimit(RLIMIT_NOFILE, &limited) == 0);
+    run(master);
+    CHECK(!master->rounds.has_errors && master->listener.error == 0);
+    CHECK(master->rounds.is_full && master->wanted && master->rounds.wait > 0);
+    for (size_t i = 0; i < WORKERS; i++)
+        master->words[i][FDP_WORD_HANDLED]++;
+    run(master);
+    CHECK(master->rounds.has_errors && master->listener.error == -EMFILE);
+    CHECK(setrlimit(RLIMIT_NOFILE, &old) == 0);
+    fdp_close_fds(clients, COUNT(clients));
+    close_master(master);
+}
+
 int main(void) {
     RUN(test_take);
     RUN(test_wakeups);
@@ -324,5 +348,6 @@ int main(void) {
     RUN(test_junk);
     RUN(test_drop);
     RUN(test_drop_taken);
+    RUN(test_masters_full_table);
     return 0;
 }

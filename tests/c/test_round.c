@@ -8,23 +8,8 @@
 /* Clients connect at its listener. */
 static struct master *open_listening(unsigned capacity) {
     struct master *master = open_master(capacity);
-    const struct sockaddr_un nameless = {.sun_family = AF_UNIX};
-    int sock = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
-    /* The kernel chooses an abstract name. */
-    CHECK(bind(sock, (const struct sockaddr *)&nameless, sizeof(sa_family_t)) == 0);
-    CHECK(listen(sock, 9) == 0);
-    master->listener = (struct fdp_listener){.sock = sock, .state = FDP_READY};
+    listen_at(master);
     return master;
-}
-
-static void connect_many(const struct master *master, int *ret_clients, size_t count) {
-    struct sockaddr_un address;
-    socklen_t length = sizeof address;
-    CHECK(getsockname(master->listener.sock, (struct sockaddr *)&address, &length) == 0);
-    for (size_t i = 0; i < count; i++) {
-        ret_clients[i] = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
-        CHECK(connect(ret_clients[i], (const struct sockaddr *)&address, length) == 0);
-    }
 }
 
 static int run(struct master *master, int timeout) {
