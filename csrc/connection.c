@@ -119,7 +119,8 @@ int fdp_try_find_shut_down(int listener) {
 
 int fdp_try_find_unread(int sock) {
     unsigned char byte;
-    return recv(sock, &byte, 1, MSG_PEEK | MSG_DONTWAIT) > 0;
+    ssize_t count = recv(sock, &byte, 1, MSG_PEEK | MSG_DONTWAIT);
+    return count < 0 && errno == EBADF ? -EBADF : count > 0;
 }
 
 void fdp_try_end_sending(int sock) {

@@ -547,7 +547,8 @@ struct fdp_worker {
 /* Closes the copies, and frees their memory. */
 void fdp_free_worker(struct fdp_worker *worker);
 
-/* Whether a connected socket has unread bytes, which would reset the connection when it is closed. */
+/* Whether a connected socket has unread bytes, which would reset the connection when it is closed.
+ * -EBADF. */
 int fdp_try_find_unread(int sock);
 
 /* Ends the sending of a connected socket, however many processes have it. Ignores errors. */

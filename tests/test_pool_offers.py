@@ -106,6 +106,17 @@ def test_no_room_for_it() -> None:
         assert server.stop() == 0
 
 
+def test_a_descriptor_closed_by_a_handler() -> None:
+    """The next connection, which gets its number, is not closed in its place."""
+    with waiting("wait_and_close_descriptor", 1, 1) as (server, socks):
+        for sock in socks:
+            finish(sock)
+        status = server.settled(1)
+        assert (status.handled, status.failed, status.lost) == (2, 0, 0)
+        assert server.log.count("the handler has closed the descriptor") == 2
+        assert server.stop() == 0
+
+
 def test_reload() -> None:
     """A worker that is replaced takes nothing any more: its successor does."""
     with waiting("begin_and_wait", 1, 1) as (server, (busy, offered)):

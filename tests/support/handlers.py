@@ -332,6 +332,12 @@ async def exit_beside_others(sock: socket.socket, _address: object) -> None:
     await loop.sock_sendall(sock, request)
 
 
+def wait_and_close_descriptor(sock: socket.socket, address: object) -> None:
+    """Answers when the client says something, and closes the descriptor behind the socket's back."""
+    begin_and_wait(sock, address)
+    os.close(sock.fileno())
+
+
 def close_descriptor(sock: socket.socket, _address: object) -> None:
     """Closes the descriptor behind the socket's back, and says whether to exit."""
     request = sock.recv(100)
