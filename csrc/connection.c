@@ -123,15 +123,6 @@ int fdp_try_find_unread(int sock) {
     return count < 0 && errno == EBADF ? -EBADF : count > 0;
 }
 
-void fdp_try_end_sending(int sock) {
-    (void)shutdown(sock, SHUT_WR);
-}
-
-static int compare(const void *left, const void *right) {
-    int one = *(const int *)left, other = *(const int *)right;
-    return (one > other) - (one < other);
-}
-
 /* Makes close not wait for the peer (SO_LINGER), as it would if a worker has closed the socket before.
  * With a time of 0 it resets the connection, and does not wait. */
 static void prevent_waiting(int sock) {
@@ -142,6 +133,16 @@ static void prevent_waiting(int sock) {
         return;
     linger.l_onoff = 0;
     (void)setsockopt(sock, SOL_SOCKET, SO_LINGER, &linger, size);
+}
+
+void fdp_try_end_sending(int sock) {
+    (void)shutdown(sock, SHUT_WR);
+    prevent_waiting(sock);
+}
+
+static int compare(const void *left, const void *right) {
+    int one = *(const int *)left, other = *(const int *)right;
+    return (one > other) - (one < other);
 }
 
 void fdp_close_connections(struct fdp_queue *queue) {

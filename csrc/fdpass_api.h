@@ -551,7 +551,8 @@ void fdp_free_worker(struct fdp_worker *worker);
  * -EBADF. */
 int fdp_try_find_unread(int sock);
 
-/* Ends the sending of a connected socket, however many processes have it. Ignores errors. */
+/* Ends the sending of a connected socket, however many processes have it. Closing it waits for no peer
+ * then. Ignores errors. */
 void fdp_try_end_sending(int sock);
 
 /* offers.c: connections offered to all workers that take one at a time. */

@@ -271,6 +271,12 @@ def linger(sock: socket.socket, _address: object) -> None:
         sock.sendall(b"a little")
 
 
+def linger_late(sock: socket.socket, address: object) -> None:
+    """The same, once its client has said something."""
+    sock.recv(1, socket.MSG_PEEK)
+    linger(sock, address)
+
+
 LONG = 400_000
 """Bytes of an answer: more than the buffers of a connection hold where its peer does not read."""
 
@@ -333,7 +339,7 @@ async def exit_beside_others(sock: socket.socket, _address: object) -> None:
 
 
 def wait_and_close_descriptor(sock: socket.socket, address: object) -> None:
-    """Answers when the client says something, and closes the descriptor behind the socket's back."""
+    """Answers a word of the client, and closes the descriptor behind the socket's back."""
     begin_and_wait(sock, address)
     os.close(sock.fileno())
 
