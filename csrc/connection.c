@@ -119,16 +119,8 @@ int fdp_try_find_shut_down(int listener) {
 
 int fdp_try_find_unread(int sock) {
     unsigned char byte;
-    return recv(sock, &byte, 1, MSG_PEEK | MSG_DONTWAIT) > 0;
-}
-
-void fdp_try_end_sending(int sock) {
-    (void)shutdown(sock, SHUT_WR);
-}
-
-static int compare(const void *left, const void *right) {
-    int one = *(const int *)left, other = *(const int *)right;
-    return (one > other) - (one < other);
+    ssize_t count = recv(sock, &byte, 1, MSG_PEEK | MSG_DONTWAIT);
+    return count < 0 && errno == EBADF ? -EBADF : count > 0;
 }
 
 /* Makes close not wait for the peer (SO_LINGER), as it would if a worker has closed the socket before.
@@ -141,6 +133,16 @@ static void prevent_waiting(int sock) {
         return;
     linger.l_onoff = 0;
     (void)setsockopt(sock, SOL_SOCKET, SO_LINGER, &linger, size);
+}
+
+void fdp_try_end_sending(int sock) {
+    (void)shutdown(sock, SHUT_WR);
+    prevent_waiting(sock);
+}
+
+static int compare(const void *left, const void *right) {
+    int one = *(const int *)left, other = *(const int *)right;
+    return (one > other) - (one < other);
 }
 
 void fdp_close_connections(struct fdp_queue *queue) {

@@ -559,10 +559,12 @@ struct fdp_worker {
 /* Closes the copies, and frees their memory. */
 void fdp_free_worker(struct fdp_worker *worker);
 
-/* Whether a connected socket has unread bytes, which would reset the connection when it is closed. */
+/* Whether a connected socket has unread bytes, which would reset the connection when it is closed.
+ * -EBADF. */
 int fdp_try_find_unread(int sock);
 
-/* Ends the sending of a connected socket, however many processes have it. Ignores errors. */
+/* Ends the sending of a connected socket, however many processes have it. Closing it waits for no peer
+ * then. Ignores errors. */
 void fdp_try_end_sending(int sock);
 
 /* offers.c: connections offered to all workers that take one at a time. */
@@ -634,8 +636,8 @@ struct fdp_rounds {
 int fdp_run_rounds(struct fdp_rounds *rounds, int timeout);
 
 /* Moves the copies of what a dead worker had not begun to the front of waiting. A later round does it
- * with an offer that it was taking. Returns 0.  -ENOMEM. */
-int fdp_return_copies(struct fdp_rounds *rounds, struct fdp_worker *worker);
+ * with an offer that it was taking. Returns how many. -ENOMEM. */
+ssize_t fdp_return_copies(struct fdp_rounds *rounds, struct fdp_worker *worker);
 
 /* How many connections no worker has taken or was given yet. */
 size_t fdp_try_count_waiting(const struct fdp_rounds *rounds);

@@ -254,8 +254,8 @@ size_t fdp_deal(struct fdp_worker **workers, size_t count, struct fdp_queue *wai
 /* How many more can be offered if most may be open. */
 size_t fdp_count_offer_room(const struct fdp_offers *offers, size_t most);
 
-/* Offers the first waiting connections, as long as there is room. The others stay. */
-void fdp_offer(struct fdp_offers *offers, size_t most, struct fdp_queue *waiting);
+/* Offers the first waiting connections, as long as there is room. The others stay. Returns how many. */
+size_t fdp_offer(struct fdp_offers *offers, size_t most, struct fdp_queue *waiting);
 
 /* Moves what was taken to done, where there is room for it. */
 void fdp_note_taken(struct fdp_offers *offers, unsigned number, struct fdp_queue *done);

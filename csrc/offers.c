@@ -70,12 +70,13 @@ static int offer_one(struct fdp_offers *offers, struct fdp_queue *waiting) {
            fdp_move_connections(waiting, 1, &offers->queue) == 0;
 }
 
-void fdp_offer(struct fdp_offers *offers, size_t most, struct fdp_queue *waiting) {
-    for (size_t room = fdp_count_offer_room(offers, most); room > 0 && waiting->count > 0; room--) {
-        if (!offer_one(offers, waiting))
-            return;
+size_t fdp_offer(struct fdp_offers *offers, size_t most, struct fdp_queue *waiting) {
+    size_t room = fdp_count_offer_room(offers, most), offered = 0;
+    while (offered < room && waiting->count > 0 && offer_one(offers, waiting)) {
         offers->count++;
+        offered++;
     }
+    return offered;
 }
 
 /* Finds an offer that is still open, or NULL. */

@@ -17,6 +17,24 @@ static void find_errors(struct fdp_rounds *rounds) {
         rounds->has_errors |= rounds->listeners.items[i]->error != 0;
 }
 
+static int is_shortage(int error) {
+    return error == -EMFILE || error == -ENFILE || error == -ENOBUFS || error == -ENOMEM;
+}
+
+/* What there was no room for could only have been offered: that waits, as without offers. Returns
+ * whether there was such. */
+static int forget_shortage(struct fdp_rounds *rounds) {
+    int is_short = 0;
+    for (size_t i = 0; i < rounds->listeners.count; i++) {
+        struct fdp_listener *listener = rounds->listeners.items[i];
+        if (is_shortage(listener->error)) {
+            listener->error = 0;
+            is_short = 1;
+        }
+    }
+    return is_short;
+}
+
 /* How many connections may be offered in all: one for each worker that could take it. */
 static size_t count_offers(const struct fdp_rounds *rounds) {
     size_t count = 0;
@@ -46,8 +64,9 @@ static void pass_on(struct fdp_rounds *rounds, struct fdp_round *round) {
     }
     rounds->error = round->error;
     rounds->failed = round->failed;
-    if (rounds->offers != NULL && round->room == 0)
-        fdp_offer(rounds->offers, count_offers(rounds), &rounds->waiting);
+    if (rounds->offers != NULL && round->room == 0 &&
+        fdp_offer(rounds->offers, count_offers(rounds), &rounds->waiting) > 0)
+        rounds->poll_interval = SHORTEST_POLL;
 }
 
 /* Returns whether a worker may have taken an offer and not said so yet. */
@@ -85,6 +104,7 @@ static int read_workers(struct fdp_rounds *rounds, struct fdp_round *ret_round) 
 
 /* Returns 0, or -ENOMEM. */
 static int run_round(struct fdp_rounds *rounds, struct fdp_round *ret_round) {
+    int is_short = 0;
     if (read_workers(rounds, ret_round) < 0)
         return -ENOMEM;
     if (!rounds->is_paused) {
@@ -93,11 +113,13 @@ static int run_round(struct fdp_rounds *rounds, struct fdp_round *ret_round) {
             if (fdp_accept_many(&rounds->listeners, room - rounds->waiting.count,
                                 &rounds->waiting) < 0)
                 return -ENOMEM;
+            if (rounds->waiting.count >= ret_round->room)
+                is_short = forget_shortage(rounds);
             find_errors(rounds);
         }
         pass_on(rounds, ret_round);
     }
-    rounds->is_full = rounds->is_paused ||
+    rounds->is_full = rounds->is_paused || is_short ||
                       ret_round->room + count_offer_room(rounds) <= rounds->waiting.count;
     return 0;
 }
@@ -128,7 +150,7 @@ static int has_news(const struct fdp_rounds *rounds) {
 
 /* A round that leaves word whether workers say that counters change. Returns 0, or -ENOMEM. */
 static int run_announced(struct fdp_rounds *rounds) {
-    struct fdp_round round;
+    struct fdp_round round = {.room = 0};
     int result = run_round(rounds, &round);
     /* A worker that found nothing offered is free only afterwards: it must say so. */
     unsigned char wanted = rounds->is_full || fdp_try_count_waiting(rounds) > 0;
@@ -211,8 +233,9 @@ int fdp_run_rounds(struct fdp_rounds *rounds, int timeout) {
     return result;
 }
 
-int fdp_return_copies(struct fdp_rounds *rounds, struct fdp_worker *worker) {
+ssize_t fdp_return_copies(struct fdp_rounds *rounds, struct fdp_worker *worker) {
     struct fdp_round round;
+    size_t count;
     /* Without it those that are begun would be given once more. */
     if (fdp_reserve_connections(&rounds->done, worker->copies.count + FDP_MOST_OFFERS) < 0)
         return -ENOMEM;
@@ -220,7 +243,9 @@ int fdp_return_copies(struct fdp_rounds *rounds, struct fdp_worker *worker) {
     rounds->begun += round.begun;
     if (has_offers(rounds))
         rounds->offers->is_unsettled = 1;
-    return fdp_return_connections(&worker->copies, &rounds->waiting);
+    count = worker->copies.count;
+    return fdp_return_connections(&worker->copies, &rounds->waiting) < 0 ? -ENOMEM
+                                                                         : (ssize_t)count;
 }
 
 size_t fdp_try_count_waiting(const struct fdp_rounds *rounds) {
@@ -229,7 +254,11 @@ size_t fdp_try_count_waiting(const struct fdp_rounds *rounds) {
 
 void fdp_drop_waiting(struct fdp_rounds *rounds) {
     if (rounds->offers != NULL) {
+        struct fdp_round round;
         (void)fdp_withdraw_offers(rounds->offers, &rounds->waiting);
+        /* What they have taken cannot be noted later. */
+        fdp_read_workers(rounds->workers, rounds->worker_count, rounds->offers, &rounds->done, &round);
+        rounds->begun += round.begun;
         fdp_free_offers(rounds->offers);
     }
     fdp_close_connections(&rounds->waiting);

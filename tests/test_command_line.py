@@ -338,11 +338,15 @@ def test_save_nowhere(tmp_path: Path) -> None:
 
 
 def test_wrong_kind_of_file(tmp_path: Path) -> None:
-    """A path that is no socket, or no directory, is named with what it is not."""
+    """A path that is no socket, or no directory, is named with what it is not, at once."""
     (tmp_path / "file").touch()
     for line, text in (
         (["recv", "--connect", "."], ".: Connection refused: it is not a socket"),
         (["send", "--connect", "file", "file"], "file: Connection refused: it is not a socket"),
+        (
+            ["recv", "--connect", ".", "--timeout", "99"],
+            ".: Connection refused: it is not a socket",
+        ),
         (["recv", "--listen", "file"], "file: exists and is not a socket"),
         (["recv", "--listen", "socket", "--save", "file"], "file: Not a directory"),
         (["cat", "file/file"], "file/file: Not a directory"),

@@ -68,6 +68,24 @@ def test_a_client_that_does_not_read() -> None:
 
 
 @pytest.mark.thread_unsafe
+@linux_only
+def test_a_client_that_does_not_read_where_the_worker_closes_last() -> None:
+    """Nor does the worker, which has another connection by then."""
+    with Server("linger_late", "--workers", "1") as server:
+        server.settled(1)
+        fds = server.list_fds()
+        with connections(server, 1) as (deaf,):
+            while not server.status().workers[0].in_hand:
+                pass
+            assert server.settled_fds(fds) == fds  # The master has no copy any more.
+            deaf.sendall(b"much")
+            assert deaf.recv(1)
+            assert server.ask(b"little") == b"a little"
+            assert server.settled(1).handled == 2
+        assert server.stop() == 0
+
+
+@pytest.mark.thread_unsafe
 @pytest.mark.parametrize("handler", ["answer_for_ever", "answer_for_ever_async"])
 def test_a_client_that_goes(handler: str) -> None:
     """A client that goes is no failure of the handler, whose exception says it."""

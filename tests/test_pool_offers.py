@@ -1,6 +1,7 @@
 """Plain workers that get one connection at a time take what waits as soon as they have finished."""
 
 import os
+import select
 import signal
 import socket
 from collections.abc import Iterator
@@ -29,6 +30,11 @@ def waiting(handler: str, workers: int, count: int) -> Iterator[tuple[Server, li
             yield server, [*busy, *others]
 
 
+def suspend(server: Server) -> None:
+    server.send_signal(signal.SIGSTOP)
+    os.waitpid(server.pid, os.WUNTRACED)
+
+
 def finish(sock: socket.socket) -> int:
     """The pid of the worker, or 0 if it was said before."""
     sock.sendall(b"done")
@@ -40,8 +46,7 @@ def finish(sock: socket.socket) -> int:
 def test_a_stopped_master() -> None:
     """They need no master for that."""
     with waiting("begin_and_wait", 2, 2) as (server, socks):
-        server.send_signal(signal.SIGSTOP)
-        os.waitpid(server.pid, os.WUNTRACED)
+        suspend(server)
         for sock in socks:
             finish(sock)
         server.send_signal(signal.SIGCONT)
@@ -62,6 +67,34 @@ def test_a_dead_worker() -> None:
         assert server.stop() == 0
 
 
+def test_the_counts_of_a_late_master() -> None:
+    """What a worker has taken does not wait any more, whether or not the master has noticed."""
+    with waiting("begin_and_wait", 2, 2) as (server, (busy, _, offered, *_rest)):
+        suspend(server)
+        finish(busy)
+        assert offered.recv(1000)
+        server.send_signal(signal.SIGUSR1)  # Before anything else that would wake it.
+        server.send_signal(signal.SIGCONT)
+        status = server.status()
+        in_hand = sum(worker.in_hand for worker in status.workers)
+        assert (status.handled, in_hand, status.waiting) == (1, 2, 1)
+
+
+def test_a_dead_worker_of_a_late_master() -> None:
+    """What it has taken is lost, and no other worker gets it."""
+    with waiting("begin_and_wait", 2, 2) as (server, (busy, _, offered, other)):
+        suspend(server)
+        finish(busy)
+        pid = int(offered.recv(1000))
+        pidfd = os.pidfd_open(pid)
+        os.kill(pid, signal.SIGKILL)
+        select.select([pidfd], [], [])
+        os.close(pidfd)
+        server.send_signal(signal.SIGCONT)
+        server.wait_for("killed by SIGKILL: 1 connections lost, 0 go to other workers")
+        finish(other)
+
+
 def test_no_room_for_it() -> None:
     """A worker whose table is full ends, and another one gets what it could not take."""
     with waiting("end_room", 1, 1) as (server, (busy, offered)):
@@ -70,6 +103,17 @@ def test_no_room_for_it() -> None:
         finish(offered)
         status = server.settled(1)
         assert (status.handled, status.lost) == (2, 0)
+        assert server.stop() == 0
+
+
+def test_a_descriptor_closed_by_a_handler() -> None:
+    """The next connection, which gets its number, is not closed in its place."""
+    with waiting("wait_and_close_descriptor", 1, 1) as (server, socks):
+        for sock in socks:
+            finish(sock)
+        status = server.settled(1)
+        assert (status.handled, status.failed, status.lost) == (2, 0, 0)
+        assert server.log.count("the handler has closed the descriptor") == 2
         assert server.stop() == 0
 
 

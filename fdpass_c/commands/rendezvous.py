@@ -1,8 +1,10 @@
 """How two commands connect at a named socket: one side listens, the other connects."""
 
 import argparse
+import os
 import socket
 import time
+from pathlib import Path
 from typing import Any
 
 from fdpass_c.commands.arguments import duration
@@ -61,6 +63,7 @@ def _connect(path: str, timeout: float | None) -> socket.socket:
         try:
             return connect_unix(path, left)
         except (FileNotFoundError, ConnectionRefusedError):
-            if until is None or time.monotonic() >= until:
+            is_other = os.path.exists(path) and not Path(path).is_socket()
+            if is_other or until is None or time.monotonic() >= until:
                 raise
         time.sleep(_RETRY)

@@ -122,13 +122,14 @@ def read_address(payload: bytes, family: int, sock: socket.socket) -> Any:
     return sock.getpeername()
 
 
-def find_unread(sock: ConnectedSocket) -> bool:
-    """Whether there are unread bytes: then closing would reset the connection, and the peer would
-    lose what it has not read yet (RFC 1122, 4.2.2.13; Unix sockets likewise).
+def find_unread(sock: ConnectedSocket) -> int:
+    """Positive if there are unread bytes: then closing would reset the connection, and the peer
+    would lose what it has not read yet (RFC 1122, 4.2.2.13; Unix sockets likewise). Negative if the
+    descriptor is closed.
 
     It checks once and does not wait, so that an ordinary connection needs no further round trip.
     """
-    return bool(_find_unread(sock.fileno()))
+    return int(_find_unread(sock.fileno()))
 
 
 def end_sending(sock: ConnectedSocket) -> None:

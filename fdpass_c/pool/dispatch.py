@@ -98,9 +98,7 @@ class Dispatcher:
 
     def remove(self, worker: WorkerProcess) -> int:
         """Queues what a dead worker had not begun, before all later ones; returns how many."""
-        before = len(self.waiting)
-        self._rounds.remove(worker.account)
-        return len(self.waiting) - before
+        return self._rounds.remove(worker.account)
 
     def close_done(self) -> None:
         """Closes the copies that are no longer needed."""

@@ -184,7 +184,7 @@ class EventLoopWorker:
             sock.on_close = None
             with sock:
                 end_sending(sock)
-                if find_unread(sock):
+                if find_unread(sock) > 0:
                     await read_out_async(sock)
 
     async def _wait_until_closed(self, sock: ConnectedSocket) -> None:

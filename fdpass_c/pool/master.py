@@ -103,9 +103,10 @@ class Master:
     def status(self) -> Status:
         counted = self._supervisor.counted
         described = [worker.describe() for worker in counted.workers]
+        taken = sum(worker.count_just_taken() for worker in counted.workers)
         return Status(
             workers=tuple(sorted(described)),
-            waiting=len(self._dispatcher.waiting),
+            waiting=max(0, len(self._dispatcher.waiting) - taken),
             handled=counted.handled + sum(worker.handled for worker in described),
             failed=counted.failed + sum(worker.failed for worker in described),
             lost=counted.lost,

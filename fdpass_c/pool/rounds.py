@@ -67,14 +67,15 @@ class Rounds:
         self._accounts.append(account)
         self._point_to_workers()
 
-    def remove(self, account: Account) -> None:
-        """Queues the connections that the worker had not begun, before all later ones. May be
-        repeated."""
-        if lib.fdp_return_copies(self.found, account.record) < 0:
+    def remove(self, account: Account) -> int:
+        """Queues the connections that the worker had not begun, before all later ones; returns how
+        many. May be repeated."""
+        if (count := lib.fdp_return_copies(self.found, account.record)) < 0:
             raise MemoryError
         if account in self._accounts:
             self._accounts.remove(account)
         self._point_to_workers()
+        return count
 
     def _point_to_workers(self) -> None:
         self._workers = ffi.new("struct fdp_worker *[]", [one.record for one in self._accounts])

@@ -126,9 +126,12 @@ def _serve(intake: Intake, counters: Counters, wakeup: Wakeup, config: Config) -
                     raise
                 note_failure(error, counters, address)
             sock.on_close = None
-            if find_unread(sock):
+            unread = find_unread(sock)
+            if unread > 0:
                 end_sending(sock)
                 read_out(sock)
+            elif unread < 0:
+                _close(sock, address)  # The next connection may get its number.
             # Before it counts as free.
             is_wanted = intake.take_offer()
             counters.leave_handler()

@@ -153,6 +153,12 @@ class WorkerProcess:
         """How many it has in hand at this moment. In any thread of the master."""
         return self._count_in_hand(self._count_handled())
 
+    def count_just_taken(self) -> int:
+        """How many it has taken of those that are offered since the master has last read that. In
+        any thread of the master."""
+        taken = self.account.taken
+        return self.counters.count_taken(taken) - taken
+
     def _count_in_hand(self, handled: int) -> int:
         """handled was read before, so that it never seems to have handled more than it got."""
         return self.account.given + self.counters.count_taken(self.account.taken) - handled

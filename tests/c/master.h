@@ -61,6 +61,26 @@ static inline void close_master(struct master *master) {
     free(master);
 }
 
+/* From now on clients can connect. */
+static inline void listen_at(struct master *master) {
+    const struct sockaddr_un nameless = {.sun_family = AF_UNIX};
+    int sock = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    /* The kernel chooses an abstract name. */
+    CHECK(bind(sock, (const struct sockaddr *)&nameless, sizeof(sa_family_t)) == 0);
+    CHECK(listen(sock, 9) == 0);
+    master->listener = (struct fdp_listener){.sock = sock, .state = FDP_READY};
+}
+
+static inline void connect_many(const struct master *master, int *ret_clients, size_t count) {
+    struct sockaddr_un address;
+    socklen_t length = sizeof address;
+    CHECK(getsockname(master->listener.sock, (struct sockaddr *)&address, &length) == 0);
+    for (size_t i = 0; i < count; i++) {
+        ret_clients[i] = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+        CHECK(connect(ret_clients[i], (const struct sockaddr *)&address, length) == 0);
+    }
+}
+
 /* Adds a connection that was accepted, whose payload is one byte. */
 static inline void add_waiting(struct master *master, char byte) {
     struct fdp_queue *waiting = &master->rounds.waiting;

@@ -93,6 +93,11 @@ static void test_wakeups(void) {
     CHECK(take(master, 0) == 'c');
     run(master);
     CHECK(!master->wanted && master->rounds.wait < 0);
+    /* A wakeup that the processor has hidden is noticed soon. */
+    master->rounds.poll_interval = 1000;
+    add(master, "d");
+    run(master);
+    CHECK(master->offers.count == 1 && master->rounds.wait == 5);
     close_master(master);
 }
 
@@ -292,6 +297,41 @@ static void test_drop(void) {
     close_master(master);
 }
 
+/* What a worker has taken before that is in its account. */
+static void test_drop_taken(void) {
+    struct master *master = open_busy("cd");
+    CHECK(take(master, 0) == 'c');
+    master->words[0][FDP_WORD_HANDLED]++;
+    fdp_drop_waiting(&master->rounds);
+    CHECK(count_waiting(master) == 0 && master->rounds.begun == 3);
+    CHECK(master->workers[0].taken == 1 && master->workers[0].handled == 1);
+    close_master(master);
+}
+
+/* That the table has no room for what could only be offered is no error, and the master does not spin. It
+ * is one if a worker is free. */
+static void test_masters_full_table(void) {
+    struct master *master = open_busy("c");
+    struct rlimit old, limited;
+    int clients[3];
+    listen_at(master);
+    connect_many(master, clients, COUNT(clients));
+    CHECK(getrlimit(RLIMIT_NOFILE, &old) == 0);
+    limited = old;
+    limited.rlim_cur = 3;
+    CHECK(setrlimit(RLIMIT_NOFILE, &limited) == 0);
+    run(master);
+    CHECK(!master->rounds.has_errors && master->listener.error == 0);
+    CHECK(master->rounds.is_full && master->wanted && master->rounds.wait > 0);
+    for (size_t i = 0; i < WORKERS; i++)
+        master->words[i][FDP_WORD_HANDLED]++;
+    run(master);
+    CHECK(master->rounds.has_errors && master->listener.error == -EMFILE);
+    CHECK(setrlimit(RLIMIT_NOFILE, &old) == 0);
+    fdp_close_fds(clients, COUNT(clients));
+    close_master(master);
+}
+
 int main(void) {
     RUN(test_take);
     RUN(test_wakeups);
@@ -307,5 +347,7 @@ int main(void) {
     RUN(test_full_socket);
     RUN(test_junk);
     RUN(test_drop);
+    RUN(test_drop_taken);
+    RUN(test_masters_full_table);
     return 0;
 }

@@ -271,6 +271,12 @@ def linger(sock: socket.socket, _address: object) -> None:
         sock.sendall(b"a little")
 
 
+def linger_late(sock: socket.socket, address: object) -> None:
+    """The same, once its client has said something."""
+    sock.recv(1, socket.MSG_PEEK)
+    linger(sock, address)
+
+
 LONG = 400_000
 """Bytes of an answer: more than the buffers of a connection hold where its peer does not read."""
 
@@ -330,6 +336,12 @@ async def exit_beside_others(sock: socket.socket, _address: object) -> None:
     if request == b"cancel":
         raise asyncio.CancelledError
     await loop.sock_sendall(sock, request)
+
+
+def wait_and_close_descriptor(sock: socket.socket, address: object) -> None:
+    """Answers a word of the client, and closes the descriptor behind the socket's back."""
+    begin_and_wait(sock, address)
+    os.close(sock.fileno())
 
 
 def close_descriptor(sock: socket.socket, _address: object) -> None:
