@@ -54,7 +54,8 @@ def _copy_array(buffer: Buffer) -> Buffer:
 def view_each(buffers: Sequence[Buffer], name: str) -> list[Any]:
     """A view of each buffer, which it keeps alive and unresized.
 
-    TypeError for what has no C-contiguous buffer, with the name that the caller has for buffers.
+    TypeError for what has no C-contiguous buffer. name: what the caller calls the one at a
+    position, "buffers[{}]".
     """
     views = []
     for position, buffer in enumerate(buffers):
@@ -66,7 +67,7 @@ def view_each(buffers: Sequence[Buffer], name: str) -> list[Any]:
                 reason = "encode() makes bytes of a str"
             elif isinstance(buffer, int):
                 reason = "it is an int, as the items of bytes are"
-            raise TypeError(f"{name}[{position}] is not bytes-like: {reason}") from None
+            raise TypeError(f"{name.format(position)} is not bytes-like: {reason}") from None
     return views
 
 

@@ -14,16 +14,19 @@ from fdpass_c.shapes import UNFIT, pack_ints
 
 
 def make_job(
-    payloads: list[Buffer], fds: "array[int]", counts: "array[int] | None"
+    payloads: list[Buffer],
+    fds: "array[int]",
+    counts: "array[int] | None",
+    name: str = "payloads[{}]",
 ) -> tuple[Any, list[int], object]:
     """A struct fdp_job * that stands at its start and keeps alive what it points to, the bytes of
     each payload, and all that memory once more, for a finaliser that uses it. ValueError for
-    unequal lengths."""
+    unequal lengths. name: as for view_each."""
     joined = join(payloads)
     data: Any = ffi.NULL
     vector: Any = ffi.NULL
     if joined is None:
-        vector, sizes = describe(payloads, "payloads")
+        vector, sizes = describe(payloads, name)
     else:
         data = ffi.from_buffer("unsigned char[]", joined[0])
         sizes = joined[1]

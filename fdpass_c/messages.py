@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 
 from fdpass_c._native import ffi, lib
 from fdpass_c.batches import recv_one
-from fdpass_c.buffers import Buffer, describe, join, view_bytes
+from fdpass_c.buffers import Buffer, describe, join, view_bytes, view_each
 from fdpass_c.descriptors import LISTS, Descriptors, as_fd_ints, as_list
 from fdpass_c.errors import (
     ENODATA,
@@ -113,7 +113,7 @@ def _send(
     arguments: tuple[Any, ...]
     joined = join(parts)
     if joined is None:
-        vector, sizes = describe(parts, "buffers")
+        vector, sizes = describe(parts, "buffers[{}]")
         call, arguments = lib.fdp_send_message, (vector, len(sizes), fds, count, flags)
         tried = call(fileno(sock), *arguments)
     else:
@@ -269,7 +269,11 @@ def send_fd(sock: int | HasFileno, fd: int | HasFileno, data: Buffer = b"\0") ->
     size = len(data) if type(data) is bytes else None
     is_long = size is None or size > _ATOMIC_SIZE
     deadline = Deadline(sock, WRITABLE) if is_long else None
-    sent = send_fds(sock, (data,), (fd,))
+    try:
+        sent = send_fds(sock, (data,), (fd,))
+    except TypeError:
+        view_each([data], "data")  # Says which, if it is that.
+        raise
     if sent == size:
         return
     view = view_bytes(data)

@@ -99,7 +99,7 @@ def start_one(outbox: Any, payload: Buffer, fds: Iterable[int | HasFileno]) -> S
             if result == _BEGUN:
                 return Sending(outbox, None, 1)
     flat, counts = flatten_fds([as_list(fds)])
-    return _start(outbox, [payload], flat, counts)
+    return _start(outbox, [payload], flat, counts, name="payload")
 
 
 def start_many(
@@ -142,8 +142,9 @@ def _start(
     flat: "array[int]",
     counts: "array[int] | None",
     before: int = 0,
+    name: str = "payloads[{}]",
 ) -> Sending:
-    job, _, kept = make_job(payloads, flat, counts)
+    job, _, kept = make_job(payloads, flat, counts, name)
     job.sender = threading.get_ident()
     return Sending(outbox, job, len(payloads), before, kept)
 

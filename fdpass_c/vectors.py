@@ -110,7 +110,7 @@ def writev(fd: int | HasFileno, buffers: Iterable[Buffer], offset: int | None = 
                 try:
                     return _write_part(fd, fd, listed, None)
                 except NOT_BYTES_LIKE:
-                    view_each(listed, "buffers")  # Says which.
+                    view_each(listed, "buffers[{}]")  # Says which.
                     raise
     return _write_all(fd, buffers, offset)
 
@@ -137,7 +137,7 @@ def _write_all(fd: int | HasFileno, buffers: Iterable[Buffer], offset: int | Non
                 raise
         return done
     except NOT_BYTES_LIKE:
-        view_each(buffers, "buffers")  # Says which.
+        view_each(buffers, "buffers[{}]")  # Says which.
         raise
 
 
@@ -295,7 +295,7 @@ def broadcast(fds: Iterable[int | HasFileno], buffers: Iterable[Buffer]) -> list
         data = _join(listed)
         size = len(data)  # Another thread can have resized a bytearray since it was measured.
         return _write_to_each(_broadcast_bytes, numbers, len(targets), data, size, size)
-    held = view_each(listed, "buffers")
+    held = view_each(listed, "buffers[{}]")
     try:
         sizes = [*map(_length, held)]
         vector = ffi.new("struct iovec[]", [*zip(held, sizes, strict=True)])

@@ -236,8 +236,10 @@ def test_payload_that_is_not_bytes_like(wrong: Any, reason: str, stream: Pair, f
             fdpass_c.send_many(stream[0], [b"x", wrong], [file, file])
         with pytest.raises(TypeError, match=rf"payloads\[1\] is not bytes-like: .*{reason}"):
             ours.send_many([b"x", wrong])
-        with pytest.raises(TypeError, match=rf"payloads\[0\] is not bytes-like: .*{reason}"):
+        with pytest.raises(TypeError, match=rf"payload is not bytes-like: .*{reason}"):
             ours.send(wrong)
+        with pytest.raises(TypeError, match=rf"data is not bytes-like: .*{reason}"):
+            fdpass_c.send_fd(stream[0], file, wrong)
         assert_empty(stream[1])
         theirs.settimeout(0)
         with pytest.raises(BlockingIOError):

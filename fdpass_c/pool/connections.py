@@ -59,16 +59,6 @@ class Account:
     def is_used_up(self) -> bool:
         return self.given + self.taken >= int(self.record.most)
 
-    @property
-    def room(self) -> int:
-        """How many more it can be given now."""
-        return int(self.record.room)
-
-    @property
-    def not_begun(self) -> int:
-        """How many copies there are."""
-        return int(self.record.copies.count)
-
     def close(self) -> None:
         """Closes the copies."""
         lib.fdp_free_worker(self.record)
