@@ -904,23 +904,24 @@ def test_loop_closed_under_a_channel(loop: str) -> None:
 def test_loop_closed_under_tasks(loop: str, caplog: pytest.LogCaptureFixture) -> None:
     """Tasks that are dropped with their loop, whoever's turn it was, raise nothing as they end."""
 
-    async def test() -> tuple[aio.Channel, aio.Channel]:
-        left, right = make_pair()
-        receives = [asyncio.create_task(right.recv()) for _ in range(3)]
-        sends = [asyncio.create_task(left.send(bytes(1_000_000))) for _ in range(3)]
+    async def test() -> tuple[aio.Channel, ...]:
+        silent, waiting = make_pair()
+        sending, full = make_pair()
+        receives = [asyncio.create_task(waiting.recv()) for _ in range(3)]
+        sends = [asyncio.create_task(sending.send(bytes(1_000_000))) for _ in range(3)]
         await asyncio.sleep(0.001)
         assert not any(task.done() for task in receives + sends)
-        return left, right
+        return silent, waiting, sending, full
 
     closed = new_loop(loop)
-    left, right = closed.run_until_complete(test())
+    channels = closed.run_until_complete(test())
     closed.close()
     gc.collect()
     assert {record.message.split("\n")[0] for record in caplog.records} <= {
         "Task was destroyed but it is pending!"
     }
-    left.close()
-    right.close()
+    for channel in channels:
+        channel.close()
 
 
 @every_loop
