@@ -56,11 +56,11 @@ static int accept_one(struct fdp_listener *listener, int nonblocking, struct fdp
     return fd >= 0;
 }
 
-ssize_t fdp_accept_many(struct fdp_listeners *listeners, size_t most, struct fdp_queue *queue) {
+ssize_t fdp_accept_many(struct fdp_listeners *listeners, uint64_t most, struct fdp_queue *queue) {
     size_t accepted = 0, idle = 0;
     if (most > FDP_MAX_FDS)
         most = FDP_MAX_FDS;
-    if (fdp_reserve_connections(queue, most) < 0)
+    if (fdp_reserve_connections(queue, (size_t)most) < 0)
         return -ENOMEM;
     /* The mode belongs to all processes that share the socket, and one may have changed it. */
     for (size_t i = 0; i < listeners->count; i++) {

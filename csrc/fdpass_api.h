@@ -508,7 +508,7 @@ struct fdp_listeners {
 /* Accepts one connection at each FDP_READY listener in turn, at most most and FDP_MAX_FDS in all, and
  * appends them to queue, close-on-exec. Makes the listeners non-blocking. One where no more wait is
  * FDP_WATCHED then; one with an error stays FDP_READY. Returns how many. -ENOMEM. */
-ssize_t fdp_accept_many(struct fdp_listeners *listeners, size_t most, struct fdp_queue *queue);
+ssize_t fdp_accept_many(struct fdp_listeners *listeners, uint64_t most, struct fdp_queue *queue);
 
 /* Closes all connections, and waits for no peer: the time of SO_LINGER has no effect any more. */
 void fdp_close_connections(struct fdp_queue *queue);

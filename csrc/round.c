@@ -108,7 +108,7 @@ static int run_round(struct fdp_rounds *rounds, struct fdp_round *ret_round) {
     if (read_workers(rounds, ret_round) < 0)
         return -ENOMEM;
     if (!rounds->is_paused) {
-        size_t room = ret_round->room + count_offer_room(rounds);
+        uint64_t room = ret_round->room + count_offer_room(rounds);
         if (room > rounds->waiting.count) {
             if (fdp_accept_many(&rounds->listeners, room - rounds->waiting.count,
                                 &rounds->waiting) < 0)

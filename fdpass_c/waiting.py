@@ -2,6 +2,7 @@
 
 import errno
 import io
+import math
 import operator
 import os
 import select
@@ -167,7 +168,8 @@ def _wait(fd: int, event: int, timeout: float | None) -> bool:
     if hasattr(select, "poll"):
         poller = select.poll()
         poller.register(fd, event)
-        return bool(poller.poll(None if timeout is None else timeout * 1000))
+        # Rounded up: PyPy rounds down, and would wake before there is reason to try again.
+        return bool(poller.poll(None if timeout is None else math.ceil(timeout * 1000)))
     readers, writers = ([fd], []) if event == READABLE else ([], [fd])
     return any(select.select(readers, writers, [], timeout))
 

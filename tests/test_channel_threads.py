@@ -360,27 +360,33 @@ def test_closed_beside_a_begun_message(timeout: float | None, descriptors: bool,
             receiver.recv()
 
 
+@pytest.mark.thread_unsafe
 @pytest.mark.parametrize("many", [False, True])
 @pytest.mark.parametrize("violates", [False, True])
 def test_progress_of_a_frame_that_cannot_end(violates: bool, many: bool) -> None:
     """Of a begun frame whose rest can never leave, no message counts as sent."""
     left, right = socket.socketpair()
     shorten(left)
+
+    def end() -> None:
+        if violates:
+            right.send(b"no frame")
+            with pytest.raises(fdpass_c.ProtocolError):
+                sender.recv()
+        else:
+            sender.shutdown(socket.SHUT_WR)  # The sender waits on, in vain.
+            interrupt_main_thread()
+
+    def time_out() -> None:
+        raise TimeoutError
+
     with Channel(left) as sender, Channel(right) as receiver:
-        sender.settimeout(1000 if violates else 0.1)
-
-        def end() -> None:
-            if violates:
-                right.send(b"no frame")
-                with pytest.raises(fdpass_c.ProtocolError):
-                    sender.recv()
-            else:
-                sender.shutdown(socket.SHUT_WR)  # The sender waits on, in vain.
-
+        sender.settimeout(1000)
         send: Callable[[], object] = partial(sender.send, bytes(60_000))
         if many:
             send = partial(sender.send_many, [bytes(9000)] * 6)
         with (
+            handling(signal.SIGUSR1, time_out),
             once_blocked(sender.fileno(), end),
             pytest.raises(fdpass_c.ProtocolError if violates else TimeoutError) as caught,
         ):

@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import warnings
 import weakref
 from pathlib import Path
 
@@ -88,6 +89,26 @@ def test_is_silent_when_all_is_well() -> None:
     """Opening and closing leaves nothing to complain of."""
     with no_leak():
         os.close(os.open(os.devnull, os.O_RDONLY))
+
+
+class Finalised:
+    """The collector calls its finaliser, and only then may free what it keeps."""
+
+    def __init__(self, kept: object) -> None:
+        self.kept = kept
+
+    def __del__(self) -> None:
+        pass
+
+
+def test_garbage_that_takes_several_collections() -> None:
+    """What only garbage holds is no leak, although PyPy calls one finaliser after the other."""
+    with warnings.catch_warnings(), no_leak():
+        warnings.simplefilter("ignore", ResourceWarning)
+        kept: object = open(os.devnull)  # noqa: SIM115
+        for _ in range(5):  # As many as coroutines may await each other.
+            kept = Finalised(kept)
+        del kept
 
 
 def leave_process(generations: int) -> None:

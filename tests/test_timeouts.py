@@ -1,5 +1,6 @@
 """A socket's blocking, timeout and non-blocking modes fail as in the standard library."""
 
+import errno
 import socket
 import struct
 import threading
@@ -9,6 +10,7 @@ from itertools import product
 import pytest
 
 import fdpass_c
+from fdpass_c.waiting import READABLE, Deadline
 from support.descriptors import Keep, identities, identity
 from support.sockets import Pair, fill
 from support.waiting import once_blocked
@@ -96,6 +98,14 @@ def test_a_timeout_of_months(stream: Pair, file: int) -> None:
         once_blocked(receiver.fileno(), lambda: sender.send(b"x")),
     ):
         assert receiver.recv()[0] == b"x"
+
+
+def test_a_part_of_a_millisecond(stream: Pair) -> None:
+    """A wait does not end before the timeout, although poll counts whole milliseconds."""
+    stream[1].settimeout(0.0019)
+    for _ in range(10):
+        with pytest.raises(TimeoutError):
+            Deadline(stream[1], READABLE).handle(errno.EAGAIN)
 
 
 def test_send_within_the_timeout(stream: Pair, file: int, keep: Keep) -> None:

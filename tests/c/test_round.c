@@ -53,6 +53,17 @@ static void test_full(void) {
     close_master(master);
 }
 
+/* Room beyond what a size_t of 32 bits counts is room too. */
+static void test_very_much_room(void) {
+    struct master *master = open_listening(1U << 31);
+    int client;
+    connect_many(master, &client, 1);
+    CHECK(run(master, 0) == 0 && !master->rounds.is_full);
+    CHECK(master->workers[0].given + master->workers[1].given == 1);
+    fdp_close_fds(&client, 1);
+    close_master(master);
+}
+
 /* A byte that is 0 causes a round, every other one ends them, and so do too many. */
 static void test_wakeups(void) {
     static const unsigned char zeros[300];
@@ -258,6 +269,7 @@ static void test_poll_fails(void) {
 
 int main(void) {
     RUN(test_full);
+    RUN(test_very_much_room);
     RUN(test_wakeups);
     RUN(test_deadline);
     RUN(test_intervals);
