@@ -459,7 +459,8 @@ ssize_t fdp_flush(struct fdp_outbox *outbox, int flags);
 int fdp_close_outbox(struct fdp_outbox *outbox);
 
 /* In the child of a fork: clears the marks of threads that were inside in the parent, and what their
- * receives have reserved. */
+ * receives have reserved. If one of them has received during the fork what is not open here, nothing
+ * is kept, and violation is FDP_MISSING. */
 void fdp_free_after_fork(struct fdp_inbox *inbox, struct fdp_outbox *outbox);
 
 /* connection.c: connections that a server accepts and passes on. */

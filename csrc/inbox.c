@@ -169,7 +169,31 @@ int fdp_close_inbox(struct fdp_inbox *inbox) {
     return 0;
 }
 
+/* Whether one of these is not open. */
+static int is_missing(const int *fds, size_t count) {
+    for (size_t i = 0; i < count; i++) {
+        if (fds[i] >= 0 && fcntl(fds[i], F_GETFD) < 0)
+            return 1;
+    }
+    return 0;
+}
+
+/* Whether all that is kept is open in this child of a fork. The table was copied before the memory, and
+ * another thread may have received in between. */
+static int is_whole(const struct fdp_inbox *inbox) {
+    for (const struct fdp_store *store = inbox->store; store != NULL; store = store->behind) {
+        if (is_missing(store->fds + store->fd_head, store->fd_tail - store->fd_head))
+            return 0;
+    }
+    return !is_missing(inbox->parked.fds, inbox->parked.count) &&
+           !is_missing(inbox->large.fds, inbox->large.fd_count);
+}
+
 void fdp_free_after_fork(struct fdp_inbox *inbox, struct fdp_outbox *outbox) {
+    if (!is_whole(inbox)) {
+        drop_all(inbox); /* Now, before another file has such a number. */
+        inbox->violation = FDP_MISSING;
+    }
     inbox->busy = inbox->waiting = outbox->busy = 0;
     inbox->waits = 0;
     outbox->job = NULL;

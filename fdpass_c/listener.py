@@ -13,7 +13,7 @@ from fdpass_c.channel import Channel
 from fdpass_c.errors import raise_oserror
 from fdpass_c.options import DEFAULT_MAX_FDS, DEFAULT_MAX_PAYLOAD, check_options, refuse_fds
 from fdpass_c.owning import Closing
-from fdpass_c.turns import while_listed
+from fdpass_c.turns import LOOK_AGAIN, while_listed
 from fdpass_c.unix import Path, SocketFile, as_address, check_listening, is_abstract, naming
 from fdpass_c.waiting import READABLE, Deadline
 
@@ -127,10 +127,13 @@ class Listener(Closing):
     def _accept(self) -> Channel:
         if self._closed:  # close() may have read the list before.
             raise_oserror(errno.EBADF)
-        deadline = Deadline(self, READABLE)
+        # In a child of a fork close() wakes no thread, as that would end the parent's listening.
+        looks = self._pid != os.getpid() and threading.active_count() > 1
+        deadline = Deadline(self, READABLE, at_most=LOOK_AGAIN if looks else None)
         while True:
             try:
-                if self._timeout is not None:  # A process that shares it may have changed it.
+                # A process that shares it may have changed it.
+                if looks or self._timeout is not None:
                     self._sock.setblocking(False)
                 sock, _ = self._sock.accept()
             except BlockingIOError:

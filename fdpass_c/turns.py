@@ -6,9 +6,9 @@ from collections import deque
 from collections.abc import Callable, MutableSequence
 from typing import Any, TypeVar
 
-# A signal handler that raises an exception can lose a wake-up. Seconds until another try then.
-_AT_MOST = 0.05
-
+LOOK_AGAIN = 0.05
+"""Seconds until another try where nothing wakes a thread. A signal handler that raises an exception
+can lose a wake-up."""
 
 Result = TypeVar("Result")
 
@@ -33,7 +33,7 @@ class Turns(deque[Any]):
         # Looked up here: gevent replaces it, and the original lock would block all greenlets.
         lock = threading.Lock()
         lock.acquire()
-        while_listed(self, lock, lock.acquire, True, _AT_MOST)
+        while_listed(self, lock, lock.acquire, True, LOOK_AGAIN)
 
     def pass_on(self) -> None:
         """Wakes the thread that has waited longest."""

@@ -106,10 +106,18 @@ class Deadline:
     signal handler may have changed or closed them. What is not a socket has no timeout of its own.
     """
 
-    def __init__(self, sock: int | HasFileno, event: int, flags: int = 0) -> None:
-        """flags: the caller's own; MSG_DONTWAIT in them means never to wait."""
+    def __init__(
+        self,
+        sock: int | HasFileno,
+        event: int,
+        flags: int = 0,
+        at_most: float | None = None,
+    ) -> None:
+        """flags: the caller's own; MSG_DONTWAIT in them means never to wait. at_most: seconds after
+        which another try is worthwhile in any case."""
         self._sock = sock
         self._event = event
+        self._at_most = at_most
         self._never = bool(flags & _DONTWAIT)
         self._start = time.monotonic()
 
@@ -151,6 +159,10 @@ class Deadline:
         left = self._left()
         if left is None and os.get_blocking(fileno(self._sock)):
             raise_oserror(code)  # The socket's own SO_RCVTIMEO or SO_SNDTIMEO ran out.
+        if self._at_most is not None:
+            left = self._at_most if left is None else min(left, self._at_most)
+        if self._at_most is not None:
+            left = self._at_most if left is None else min(left, self._at_most)
         if not _wait(fileno(self._sock), self._event, left):
             self.look()
 

@@ -226,6 +226,25 @@ def test_close_in_a_child(path: Path) -> None:
             listener.accept().close()
 
 
+@pytest.mark.thread_unsafe
+@pytest.mark.parametrize("timeout", [None, 50])
+def test_close_wakes_in_a_child(timeout: float | None, path: Path) -> None:
+    """A child that closes its copy ends an accept of its own, and the parent goes on listening."""
+    with Listener(path) as listener:
+        listener.settimeout(timeout)
+
+        def child() -> None:
+            with (
+                pytest.raises(OSError, match="the listener is closed"),
+                once_blocked(listener.fileno(), listener.close),
+            ):
+                listener.accept()
+
+        run_in_child(child)
+        with Channel.connect(path):
+            listener.accept().close()
+
+
 @linux_only
 def test_abstract_name() -> None:
     """A name behind a NUL is in the abstract namespace, and no file."""

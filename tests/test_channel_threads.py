@@ -18,12 +18,12 @@ from functools import partial
 import pytest
 
 import fdpass_c
-from fdpass_c import Channel
+from fdpass_c import Channel, ProtocolError
 from fdpass_c.channel import end_of
 from fdpass_c.sending import Sending, start_one
 from fdpass_c.testing import shorten
 from support.channels import channels, raw_pair
-from support.descriptors import identity, is_open
+from support.descriptors import identity, is_open, list_fds
 from support.frames import first, one, pack
 from support.messages import take, take_batch
 from support.processes import run_in_child
@@ -144,6 +144,35 @@ def test_child_that_goes_on_alone(file: int) -> None:
 
         with beside(lambda: run_in_child(child)):
             sender.send(b"for the child", [file])
+
+
+@pytest.mark.thread_unsafe
+@pytest.mark.parametrize("behind", [one(b"kept", 1), first(9, 2, b"", 1)], ids=["whole", "a piece"])
+def test_child_whose_table_is_older(behind: bytes, file: int) -> None:
+    """A fork copies the table first: what another thread receives before the memory is copied, the
+    child knows of and does not have. It closes no other file that gets such a number later."""
+    with raw_pair() as (sock, receiver):
+        below = [os.dup(file), os.dup(file)]
+        before = list_fds()
+        socket.send_fds(sock, [one(b"") + behind], [file])
+        assert take(receiver.recv()) == (b"", [])
+        (kept,) = list_fds().keys() - before.keys()
+        pending = receiver.pending
+        receiver.setblocking(False)
+
+        def child() -> None:
+            os.dup2(0, kept)
+            with pytest.raises(ProtocolError, match="without all of the descriptors"):
+                receiver.recv()
+            receiver.close()
+            assert is_open(kept)
+
+        copy = os.dup(kept)
+        fdpass_c.close_fds([*below, kept])  # What is opened until the fork takes the lower numbers.
+        run_in_child(child)
+        os.dup2(copy, kept)
+        os.close(copy)
+        assert receiver.pending == pending
 
 
 @pytest.mark.thread_unsafe
