@@ -185,22 +185,26 @@ size_t fdp_deal(struct fdp_worker **workers, size_t count, struct fdp_queue *wai
     size_t most = waiting->count < FDP_MAX_FDS ? waiting->count : FDP_MAX_FDS;
     most = choose(workers, count, most, chosen);
     *ret_round = (struct fdp_round){.room = 0};
-    for (size_t i = 0; i < count; i++) {
-        struct fdp_worker *worker = workers[i];
-        ssize_t result = 0;
-        if (worker->share > 0) {
-            result = give(worker, (unsigned)i, waiting, chosen, most);
-            ret_round->unsent |= worker->outbox->unsent > 0;
-            ret_round->used_up |= is_used_up(worker);
-        }
+    /* In the order of the connections: where not all may be in flight, the first go first. */
+    for (size_t n = 0; n < most; n++) {
+        unsigned number = chosen[n];
+        struct fdp_worker *worker = number != GIVEN ? workers[number] : NULL;
+        if (worker == NULL || worker->share == 0)
+            continue;
+        ssize_t result = give(worker, number, waiting, chosen, most);
+        worker->share = 0;
+        ret_round->unsent |= worker->outbox->unsent > 0;
+        ret_round->used_up |= is_used_up(worker);
         if (result == -EAGAIN || result == -EBUSY || result == -EPIPE || result == -ECONNRESET) {
             worker->room = 0;
         } else if (result < 0) {
             ret_round->error = (int)result;
-            ret_round->failed = (unsigned)i;
+            ret_round->failed = number;
         }
-        ret_round->room += worker->room;
-        ret_round->has_copies |= worker->copies.count > 0;
+    }
+    for (size_t i = 0; i < count; i++) {
+        ret_round->room += workers[i]->room;
+        ret_round->has_copies |= workers[i]->copies.count > 0;
     }
     return remove_given(waiting, chosen, most);
 }

@@ -81,6 +81,34 @@ def test_too_many_in_flight() -> None:
 
 
 @pytest.mark.thread_unsafe
+def test_few_in_flight() -> None:
+    """As soon as one more may be in flight, that is the connection that has waited longest."""
+    with Server(program=OF_NOBODY) as server, ExitStack() as stack:
+        server.settled(2)
+        assert server.ask().endswith(b"hello")
+        pids = server.settled(2).pids  # The first worker comes after the second from now on.
+        for pid in pids:
+            os.kill(pid, signal.SIGSTOP)
+            stack.callback(os.kill, pid, signal.SIGCONT)
+        with limited(server.pid, resource.RLIMIT_NOFILE, 64), in_flight(65):
+            server.send_signal(signal.SIGSTOP)  # It finds both at once.
+            os.waitpid(server.pid, os.WUNTRACED)
+            socks = [stack.enter_context(server.connect()) for _ in range(2)]
+            server.send_signal(signal.SIGCONT)
+            while server.status().waiting < 2:
+                pass
+            with limited(server.pid, resource.RLIMIT_NOFILE, 65):
+                while not any(in_hand := [worker.in_hand for worker in server.status().workers]):
+                    pass
+                assert in_hand == [0, 1]
+        for pid in pids:
+            os.kill(pid, signal.SIGCONT)
+        for sock in socks:
+            sock.sendall(b"hello")
+            assert read_all(sock).endswith(b"hello")
+
+
+@pytest.mark.thread_unsafe
 def test_a_full_channel() -> None:
     """A worker that takes nothing out of a full channel gets no more; the others do, at once, and
     it serves all that it has when it goes on."""
