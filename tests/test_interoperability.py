@@ -286,6 +286,18 @@ def test_send_honours_address(
             assert identities(fds) == identities(files[:count])
 
 
+def test_address_of_another(datagram: Pair, tmp_path: Path, file: int, keep: Keep) -> None:
+    """A connected datagram socket sends to the address given, and not to its peer."""
+    address = str(tmp_path / "socket")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as receiver:
+        receiver.bind(address)
+        assert fdpass_c.send_fds(datagram[0], [b"x"], [file], 0, address) == 1
+        data, fds, _, _ = fdpass_c.recv_fds(receiver, 10, 1)
+        keep(fds)
+        assert (data, identities(fds)) == (b"x", identities([file]))
+    assert_empty(datagram[1])
+
+
 @pytest.mark.parametrize("as_int", [False, True])
 def test_send_honours_flags_with_an_address(as_int: bool, tmp_path: Path) -> None:
     """MSG_DONTWAIT does not wait for a full receiver, and leaves a blocking sender as it is."""
