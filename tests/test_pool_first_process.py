@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from support.marks import linux_only
-from support.processes import FDPASS
+from support.processes import FDPASS, read_state
 from support.server import Server
 
 pytestmark = [linux_only, pytest.mark.thread_unsafe]
@@ -23,7 +23,7 @@ def find_children(pid: int) -> dict[int, str]:
     for task in Path(f"/proc/{pid}/task").iterdir():
         for child in map(int, (task / "children").read_text().split()):
             with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # Gone meanwhile.
-                found[child] = Path(f"/proc/{child}/stat").read_text().rpartition(") ")[2][0]
+                found[child] = read_state(child)
     return found
 
 

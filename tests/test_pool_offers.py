@@ -1,7 +1,6 @@
 """Plain workers that get one connection at a time take what waits as soon as they have finished."""
 
 import os
-import select
 import signal
 import socket
 from collections.abc import Iterator
@@ -10,6 +9,7 @@ from contextlib import contextmanager
 import pytest
 
 from support.marks import linux_only
+from support.processes import read_state
 from support.server import Server, connections
 from support.sockets import read_all
 
@@ -86,10 +86,9 @@ def test_a_dead_worker_of_a_late_master() -> None:
         suspend(server)
         finish(busy)
         pid = int(offered.recv(1000))
-        pidfd = os.pidfd_open(pid)
         os.kill(pid, signal.SIGKILL)
-        select.select([pidfd], [], [])
-        os.close(pidfd)
+        while read_state(pid) != "Z":
+            pass
         server.send_signal(signal.SIGCONT)
         server.wait_for("killed by SIGKILL: 1 connections lost, 0 go to other workers")
         finish(other)

@@ -75,6 +75,11 @@ class Program(subprocess.Popen[AnyStr]):
         super().__exit__(exc_type, value, traceback)
 
 
+def read_state(pid: int) -> str:
+    """One letter, as Linux shows it: a process that has ended, and was not waited for, is Z."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0]
+
+
 _PR_SET_CHILD_SUBREAPER = 36
 
 
