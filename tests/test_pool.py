@@ -299,6 +299,40 @@ def test_status_at_any_moment() -> None:
 
 
 @pytest.mark.thread_unsafe
+@pytest.mark.untraced
+def test_status_of_a_slow_thread() -> None:
+    """What workers finish while a thread reads their counts is not in their hands."""
+    seen: list[int] = []
+
+    def ask(addresses: tuple[tuple[str, int], ...]) -> None:
+        def watch(frame: FrameType, event: str, _argument: object) -> object:
+            if frame.f_code.co_name != "describe":
+                return watch if event == "call" else None
+            with socket.create_connection(addresses[0]) as sock:
+                assert read_all(sock) == b"hello"
+            return watch
+
+        sys.settrace(watch)  # type: ignore[arg-type]
+        seen.extend(worker.in_hand for worker in pool.status().workers)
+        sys.settrace(None)
+        pool.stop()
+
+    def serve() -> None:
+        pool.serve(
+            "127.0.0.1:0",
+            ready=lambda addresses: threading.Thread(target=ask, args=[addresses]).start(),
+        )
+        assert pool.status().handled > 3
+        assert seen == [0]
+
+    def answer(sock: socket.socket, _address: object) -> None:
+        sock.sendall(b"hello")
+
+    pool = Pool(answer, 1)
+    run_in_child(serve)
+
+
+@pytest.mark.thread_unsafe
 def test_status_while_connections_are_served() -> None:
     """A thread that asks again and again never sees a worker with less than nothing in hand, nor
     counts that go back, though the master changes them without the interpreter's lock."""

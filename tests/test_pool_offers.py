@@ -140,6 +140,17 @@ def test_stop() -> None:
         assert "dropping" not in server.log
 
 
+def test_stop_with_connections_kept_alive() -> None:
+    """A worker ends what its client keeps alive, and then answers what was offered."""
+    with waiting("keep_alive", 1, 1) as (server, (kept, offered)):
+        (pid,) = server.status().pids
+        server.send_signal(signal.SIGTERM)
+        assert read_all(kept) == b""
+        assert read_all(offered) == b"%d " % pid
+        assert server.process.wait(30) == 0
+        assert "lost" not in server.log.split("stopping")[1]
+
+
 def test_killed_while_stopping() -> None:
     """With all workers gone, a stopping pool starts one for what is left."""
     with waiting("begin_and_wait", 2, 2) as (server, socks):

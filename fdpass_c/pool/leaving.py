@@ -18,9 +18,10 @@ class _ThisWorker:
 
 
 def is_leaving() -> bool:
-    """Whether the worker in which it is called gets no more connections.
+    """Whether the worker in which it is called is about to end.
 
-    The pool stops or replaces the worker, or the master has died. A handler that keeps connections
+    The pool stops or replaces the worker, or the master has died. It gets no more connections,
+    except those that a pool which stops has accepted already. A handler that keeps connections
     alive should then close each one after the current request: a worker that has not finished
     after drain seconds is killed. It may be called in any thread.
 

@@ -108,7 +108,9 @@ class Supervisor:
                 self.reap(worker)
             elif worker.state is State.LEAVING:
                 continue
-            elif self.stopping and not waiting:
+            elif self.stopping and waiting:
+                worker.counters.leave()  # It keeps none alive, and is given those that wait.
+            elif self.stopping:
                 timeout = _GRACE if worker.state is State.STARTING else self._drain
                 worker.drain(min(timeout, self._stop_deadline - now))
             elif worker.settings.slot >= self._slots:

@@ -151,7 +151,9 @@ class WorkerProcess:
 
     def count_in_hand(self) -> int:
         """How many it has in hand at this moment. In any thread of the master."""
-        return self._count_in_hand(self._count_handled())
+        # In this order: what it does between the two does not seem to be in its hand.
+        got = self.account.given + self.counters.count_taken(self.account.taken)
+        return max(0, got - self._count_handled())
 
     def count_just_taken(self) -> int:
         """How many it has taken of those that are offered since the master has last read that. In
@@ -159,16 +161,11 @@ class WorkerProcess:
         taken = self.account.taken
         return self.counters.count_taken(taken) - taken
 
-    def _count_in_hand(self, handled: int) -> int:
-        """handled was read before, so that it never seems to have handled more than it got."""
-        return self.account.given + self.counters.count_taken(self.account.taken) - handled
-
     def _count_handled(self) -> int:
         return self.counters.count_handled(self.account.handled)
 
     def describe(self) -> WorkerStatus:
-        handled = self._count_handled()
-        in_hand = self._count_in_hand(handled)
+        in_hand = self.count_in_hand()
         state = self.state.name
         if self.state is State.READY:
             state = "FREE" if in_hand < self.settings.capacity else "BUSY"
@@ -178,7 +175,7 @@ class WorkerProcess:
             pid=self.pid,
             state=state,
             in_hand=in_hand,
-            handled=handled,
+            handled=self._count_handled(),
             failed=self.counters.failed,
             restarts=self.settings.restarts,
             age=time.monotonic() - self._started_at,
