@@ -50,7 +50,7 @@ int fdp_find_front(struct fdp_inbox *inbox, struct fdp_store *store) {
 
 /* Receives what comes next, and appends it to the store. */
 static ssize_t fill_store(struct fdp_inbox *inbox, struct fdp_store *store) {
-    struct fdp_arrived arrived;
+    struct fdp_ancillary ancillary;
     unsigned size = store->tail - store->head;
     memmove(store->bytes, store->bytes + store->head, size);
     store->scanned_to -= store->scanned_to > store->head ? store->head : store->scanned_to;
@@ -63,9 +63,9 @@ static ssize_t fill_store(struct fdp_inbox *inbox, struct fdp_store *store) {
      * next one come in a receive of their own. */
     unsigned end = store->front.size > size ? store->front.size : FDP_FRAME_SIZE;
     ssize_t received = fdp_receive_frame(inbox, store->bytes, size, store->bytes + size,
-                                         end - size, &arrived);
-    memcpy(store->fds + store->fd_tail, arrived.fds, arrived.fd_count * sizeof(int));
-    store->fd_tail += arrived.fd_count;
+                                         end - size, &ancillary);
+    memcpy(store->fds + store->fd_tail, ancillary.fds, ancillary.fd_count * sizeof(int));
+    store->fd_tail += ancillary.fd_count;
     if (received > 0)
         store->tail += (unsigned)received;
     return received;
@@ -74,14 +74,14 @@ static ssize_t fill_store(struct fdp_inbox *inbox, struct fdp_store *store) {
 /* Receives into scratch. A usual frame is handed out from there; everything else is kept. */
 static ssize_t fill_scratch(struct fdp_inbox *inbox, size_t most, struct fdp_scratch *scratch,
                             struct fdp_owner *owner) {
-    struct fdp_arrived arrived;
+    struct fdp_ancillary ancillary;
     ssize_t received = fdp_receive_frame(inbox, scratch->bytes, 0, scratch->bytes,
-                                         FDP_FRAME_SIZE, &arrived);
+                                         FDP_FRAME_SIZE, &ancillary);
     if (received > 0) {
         struct fdp_store here = {.bytes = scratch->bytes,
-                                 .fds = arrived.fds,
+                                 .fds = ancillary.fds,
                                  .tail = (unsigned)received,
-                                 .fd_tail = arrived.fd_count};
+                                 .fd_tail = ancillary.fd_count};
         int found = fdp_find_front(inbox, &here);
         if (found == 1 && here.front.kind == FDP_PACKED && here.front.size == here.tail &&
             here.front.message_count <= most && here.front.fd_count <= owner->capacity) {
@@ -92,7 +92,7 @@ static ssize_t fill_scratch(struct fdp_inbox *inbox, size_t most, struct fdp_scr
             received = found;
     }
     size_t size = received > 0 ? (size_t)received : 0;
-    int error = fdp_keep(inbox, scratch->bytes, size, arrived.fds, arrived.fd_count);
+    int error = fdp_keep(inbox, scratch->bytes, size, ancillary.fds, ancillary.fd_count);
     return error < 0 ? error : received;
 }
 

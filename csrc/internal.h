@@ -124,7 +124,7 @@ int fdp_is_in_order(const struct fdp_inbox *inbox, const struct fdp_frame *frame
 
 /* What arrived with one receive besides the bytes. flags: MSG_CTRUNC, descriptors were lost, or with a
  * peek, would be; MSG_TRUNC, a packet was longer. */
-struct fdp_arrived {
+struct fdp_ancillary {
     unsigned fd_count;
     int flags;
     int fds[FDP_MAX_FDS];
@@ -132,7 +132,7 @@ struct fdp_arrived {
 
 /* One receive, without waiting, for a table that has room. Returns as fdp_receive_frame. */
 ssize_t fdp_take(struct fdp_inbox *inbox, struct iovec *iov, size_t iov_count,
-                 struct fdp_arrived *ret_arrived);
+                 struct fdp_ancillary *ret_ancillary);
 
 /* Receives up to capacity bytes into target without waiting; known: how many bytes of the frame are
  * here already. If the table may be too small, it receives only the frame at the front.
@@ -140,7 +140,7 @@ ssize_t fdp_take(struct fdp_inbox *inbox, struct iovec *iov, size_t iov_count,
  * everything is still queued.  -EPROTO: a violation. */
 ssize_t fdp_receive_frame(struct fdp_inbox *inbox, const unsigned char *known, size_t known_size,
                           unsigned char *target, size_t capacity,
-                          struct fdp_arrived *ret_arrived);
+                          struct fdp_ancillary *ret_ancillary);
 
 /* store.c: what was received and not handed out. */
 

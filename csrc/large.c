@@ -98,16 +98,16 @@ int fdp_add_piece(struct fdp_inbox *inbox, struct fdp_store *store) {
 
 /* What came behind the header of a piece: its payload is where it belongs, the rest is kept. */
 static ssize_t sort_piece(struct fdp_inbox *inbox, const struct fdp_frame *piece, size_t size,
-                          const struct fdp_arrived *arrived) {
+                          const struct fdp_ancillary *ancillary) {
     struct fdp_large *large = &inbox->large;
     size_t body = piece->size - FDP_HEADER_SIZE;
     size_t here = size < body ? size : body;
     const unsigned char *rest = large->payload + large->size + here;
     large->size += here;
     large->piece_left = body - here;
-    add_fds(large, arrived->fds, piece->fd_count);
-    unsigned more = arrived->fd_count - piece->fd_count;
-    int error = fdp_keep(inbox, rest, size - here, arrived->fds + piece->fd_count, more);
+    add_fds(large, ancillary->fds, piece->fd_count);
+    unsigned more = ancillary->fd_count - piece->fd_count;
+    int error = fdp_keep(inbox, rest, size - here, ancillary->fds + piece->fd_count, more);
     return error < 0 ? error : finish(inbox);
 }
 
@@ -115,14 +115,14 @@ static ssize_t continue_piece(struct fdp_inbox *inbox) {
     struct fdp_large *large = &inbox->large;
     struct iovec rest = {.iov_base = large->payload + large->size,
                          .iov_len = (size_t)large->piece_left};
-    struct fdp_arrived arrived;
-    ssize_t received = fdp_take(inbox, &rest, 1, &arrived);
+    struct fdp_ancillary ancillary;
+    ssize_t received = fdp_take(inbox, &rest, 1, &ancillary);
     if (received > 0) {
         large->size += (size_t)received;
         large->piece_left -= (size_t)received;
     }
-    if (arrived.fd_count > 0) {
-        fdp_set_aside(&inbox->parked, arrived.fds, arrived.fd_count);
+    if (ancillary.fd_count > 0) {
+        fdp_set_aside(&inbox->parked, ancillary.fds, ancillary.fd_count);
         return fdp_violate(inbox, FDP_SURPLUS);
     }
     return received > 0 ? finish(inbox) : received;
@@ -133,7 +133,7 @@ ssize_t fdp_fill_large(struct fdp_inbox *inbox) {
     if (large->piece_left > 0)
         return continue_piece(inbox);
     unsigned char header[FDP_HEADER_SIZE];
-    struct fdp_arrived arrived;
+    struct fdp_ancillary ancillary;
     struct fdp_frame piece;
     uint64_t missing = large->total_payload - large->size;
     size_t most = FDP_FRAME_SIZE - FDP_HEADER_SIZE;
@@ -141,17 +141,17 @@ ssize_t fdp_fill_large(struct fdp_inbox *inbox) {
     struct iovec parts[] = {
         {.iov_base = header, .iov_len = sizeof header},
         {.iov_base = target, .iov_len = missing < most ? (size_t)missing : most}};
-    ssize_t received = fdp_take(inbox, parts, 2, &arrived);
+    ssize_t received = fdp_take(inbox, parts, 2, &ancillary);
     size_t size = received > 0 ? (size_t)received : 0;
     size_t head = size < sizeof header ? size : sizeof header;
     if (size >= sizeof header && fdp_parse_header(header, head, &piece) == 1 &&
         piece.kind == FDP_NEXT && has_room(large, piece.size - FDP_HEADER_SIZE, piece.fd_count) &&
-        arrived.fd_count >= piece.fd_count &&
-        (arrived.fd_count == piece.fd_count || size > piece.size))
-        return sort_piece(inbox, &piece, size - head, &arrived);
+        ancillary.fd_count >= piece.fd_count &&
+        (ancillary.fd_count == piece.fd_count || size > piece.size))
+        return sort_piece(inbox, &piece, size - head, &ancillary);
     /* Whatever else it is, the store knows what to do. */
-    int error = fdp_keep(inbox, header, head, arrived.fds, arrived.fd_count);
+    int error = fdp_keep(inbox, header, head, ancillary.fds, ancillary.fd_count);
     if (error == 0)
-        error = fdp_keep(inbox, target, size - head, arrived.fds, 0);
+        error = fdp_keep(inbox, target, size - head, ancillary.fds, 0);
     return error < 0 ? error : received;
 }

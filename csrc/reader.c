@@ -4,7 +4,7 @@
 
 /* One recvmsg into iov. Returns the bytes, or a negative errno. */
 static ssize_t receive_once(int sock, struct iovec *iov, size_t iov_count, int flags,
-                            struct fdp_arrived *ret_arrived) {
+                            struct fdp_ancillary *ret_ancillary) {
     FDP_CONTROL(control, FDP_CONTROL_SIZE);
     struct msghdr header = {
         .msg_iov = iov,
@@ -12,41 +12,43 @@ static ssize_t receive_once(int sock, struct iovec *iov, size_t iov_count, int f
         .msg_control = control,
         .msg_controllen = sizeof control,
     };
-    ret_arrived->fd_count = 0;
-    ret_arrived->flags = 0;
+    ret_ancillary->fd_count = 0;
+    ret_ancillary->flags = 0;
     ssize_t received = recvmsg(sock, &header, FDP_RECV_FLAGS | flags);
     if (received < 0)
         return -errno;
     struct fdp_arrival arrival;
-    fdp_parse_control(control, (size_t)header.msg_controllen, header.msg_flags, ret_arrived->fds,
+    fdp_parse_control(control, (size_t)header.msg_controllen, header.msg_flags, ret_ancillary->fds,
                       FDP_MAX_FDS, &arrival);
-    ret_arrived->fd_count = arrival.fd_count;
-    ret_arrived->flags = arrival.flags;
+    ret_ancillary->fd_count = arrival.fd_count;
+    ret_ancillary->flags = arrival.flags;
     fdp_count_received(arrival.fd_count);
     return received;
 }
 
 /* Checks that every receive of a channel needs. */
-static ssize_t check(struct fdp_inbox *inbox, ssize_t received, const struct fdp_arrived *arrived) {
+static ssize_t check(struct fdp_inbox *inbox, ssize_t received,
+                     const struct fdp_ancillary *ancillary) {
     if (received < 0)
         return received;
-    int lost = arrived->flags & MSG_CTRUNC;
-    if ((arrived->fd_count > 0 || lost) && !inbox->accept_fds)
+    int lost = ancillary->flags & MSG_CTRUNC;
+    if ((ancillary->fd_count > 0 || lost) && !inbox->accept_fds)
         return fdp_violate(inbox, FDP_UNWANTED);
     if (lost)
         return fdp_violate(inbox, FDP_TRUNCATED);
-    if (arrived->flags & MSG_TRUNC)
+    if (ancillary->flags & MSG_TRUNC)
         return fdp_violate(inbox, FDP_MALFORMED);
-    if (received == 0 && (arrived->fd_count > 0 || !fdp_is_shut(fdp_get_sock(&inbox->sock))))
+    if (received == 0 && (ancillary->fd_count > 0 || !fdp_is_shut(fdp_get_sock(&inbox->sock))))
         return fdp_violate(inbox, FDP_MALFORMED); /* An empty packet. */
     return received;
 }
 
 ssize_t fdp_take(struct fdp_inbox *inbox, struct iovec *iov, size_t iov_count,
-                 struct fdp_arrived *ret_arrived) {
+                 struct fdp_ancillary *ret_ancillary) {
     int flags = inbox->waits ? 0 : MSG_DONTWAIT;
-    ssize_t received = receive_once(fdp_get_sock(&inbox->sock), iov, iov_count, flags, ret_arrived);
-    return check(inbox, received, ret_arrived);
+    int sock = fdp_get_sock(&inbox->sock);
+    ssize_t received = receive_once(sock, iov, iov_count, flags, ret_ancillary);
+    return check(inbox, received, ret_ancillary);
 }
 
 /* Reads the bytes again that a peek has brought, without their control data: that frees the
@@ -67,9 +69,9 @@ static int discard(struct fdp_inbox *inbox, unsigned char *bytes, size_t size) {
     return 0;
 }
 
-static void drop_peeked(struct fdp_inbox *inbox, struct fdp_arrived *arrived) {
-    fdp_set_aside(&inbox->parked, arrived->fds, arrived->fd_count);
-    arrived->fd_count = 0;
+static void drop_peeked(struct fdp_inbox *inbox, struct fdp_ancillary *ancillary) {
+    fdp_set_aside(&inbox->parked, ancillary->fds, ancillary->fd_count);
+    ancillary->fd_count = 0;
 }
 
 /* Whether an incomplete message may have fd_count more descriptors; those of a large one are reserved. */
@@ -107,34 +109,34 @@ static ssize_t count_room_without(unsigned copies) {
  * because another thread was faster, nothing is lost. announced: how many, or 0 if the header that
  * says so is not here. */
 static ssize_t take_by_peek(struct fdp_inbox *inbox, unsigned char *target, size_t size,
-                            size_t announced, struct fdp_arrived *ret_arrived) {
+                            size_t announced, struct fdp_ancillary *ret_ancillary) {
     struct iovec buffer = {.iov_base = target, .iov_len = size};
     ssize_t received = receive_once(fdp_get_sock(&inbox->sock), &buffer, 1,
-                                    MSG_PEEK | MSG_DONTWAIT, ret_arrived);
-    unsigned count = ret_arrived->fd_count;
-    unsigned lost = (ret_arrived->flags & MSG_CTRUNC) != 0;
+                                    MSG_PEEK | MSG_DONTWAIT, ret_ancillary);
+    unsigned count = ret_ancillary->fd_count;
+    unsigned lost = (ret_ancillary->flags & MSG_CTRUNC) != 0;
     int has_room = !lost;
     if (has_room && received > 0 && announced == 0 && count > 0)
         has_room = may_hold(inbox, count, count_room_without(count));
     if (inbox->accept_fds && !has_room) {
-        drop_peeked(inbox, ret_arrived);
+        drop_peeked(inbox, ret_ancillary);
         /* Without a header, all that is known is how many came, and whether more would have. */
         return fdp_refuse(inbox, announced > 0 ? announced : count + lost,
                           count_room_without(count));
     }
-    received = check(inbox, received, ret_arrived);
+    received = check(inbox, received, ret_ancillary);
     int error = received > 0 ? discard(inbox, target, (size_t)received) : 0;
     if (error == -EPROTO)
         return fdp_violate(inbox, FDP_TORN);
     if (error < 0)
-        drop_peeked(inbox, ret_arrived);
+        drop_peeked(inbox, ret_ancillary);
     return error < 0 ? error : received;
 }
 
 /* Receives only the frame at the front, after peeking at its header. */
 static ssize_t receive_carefully(struct fdp_inbox *inbox, const unsigned char *known,
                                  size_t known_size, unsigned char *target,
-                                 struct fdp_arrived *ret_arrived) {
+                                 struct fdp_ancillary *ret_ancillary) {
     unsigned char head[FDP_HEADER_SIZE + FDP_TOTALS_SIZE];
     struct fdp_frame front;
     memcpy(head, known, known_size);
@@ -144,34 +146,34 @@ static ssize_t receive_carefully(struct fdp_inbox *inbox, const unsigned char *k
         return -errno;
     struct iovec nothing = {.iov_base = target, .iov_len = 1};
     if (seen == 0)
-        return fdp_take(inbox, &nothing, 1, ret_arrived);
+        return fdp_take(inbox, &nothing, 1, ret_ancillary);
     int found = fdp_parse_header(head, known_size + (size_t)seen, &front);
     if (found < 0)
         return fdp_violate(inbox, FDP_MALFORMED);
     if (found == 0)
-        return take_by_peek(inbox, target, (size_t)seen, 0, ret_arrived);
+        return take_by_peek(inbox, target, (size_t)seen, 0, ret_ancillary);
     if (!fdp_is_in_order(inbox, &front))
         return fdp_violate(inbox, FDP_MALFORMED);
     struct iovec rest = {.iov_base = target, .iov_len = front.size - known_size};
     /* Its descriptors come with its first byte: none will come with later ones. */
     if (front.fd_count == 0 || known_size > 0 || !inbox->accept_fds)
-        return fdp_take(inbox, &rest, 1, ret_arrived);
+        return fdp_take(inbox, &rest, 1, ret_ancillary);
     int error = check_room(inbox, &front);
     return error < 0 ? error
-                     : take_by_peek(inbox, target, rest.iov_len, front.fd_count, ret_arrived);
+                     : take_by_peek(inbox, target, rest.iov_len, front.fd_count, ret_ancillary);
 }
 
 ssize_t fdp_receive_frame(struct fdp_inbox *inbox, const unsigned char *known, size_t known_size,
                           unsigned char *target, size_t capacity,
-                          struct fdp_arrived *ret_arrived) {
+                          struct fdp_ancillary *ret_ancillary) {
     struct iovec buffer = {.iov_base = target, .iov_len = capacity};
-    ret_arrived->fd_count = 0;
+    ret_ancillary->fd_count = 0;
     /* If its header is here, so are its descriptors. */
     if (known_size >= FDP_HEADER_SIZE || !FDP_CAN_PEEK_FDS || inbox->sender_keeps)
-        return fdp_take(inbox, &buffer, 1, ret_arrived);
+        return fdp_take(inbox, &buffer, 1, ret_ancillary);
     if (!fdp_begin_in_ample_room(inbox->large.is_open ? NULL : &inbox->held))
-        return receive_carefully(inbox, known, known_size, target, ret_arrived);
-    ssize_t received = fdp_take(inbox, &buffer, 1, ret_arrived);
+        return receive_carefully(inbox, known, known_size, target, ret_ancillary);
+    ssize_t received = fdp_take(inbox, &buffer, 1, ret_ancillary);
     fdp_end_in_ample_room();
     return received;
 }
