@@ -27,6 +27,8 @@ pytestmark = [
     pytest.mark.thread_unsafe,
     pytest.mark.untraced,
     pytest.mark.skipif(not hasattr(os, "waitid"), reason="PyPy has no waitid"),
+    # The watchdog over every test is a thread, which Python 3.15 counts too.
+    pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning"),
 ]
 
 
