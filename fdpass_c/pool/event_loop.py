@@ -79,7 +79,7 @@ class EventLoopWorker:
         self._leaving = make_event()
         # asyncio.run cancels it before the tasks, when SystemExit ends the loop.
         self._end: asyncio.Future[None] = self._loop.create_future()
-        for name in ("create_connection", "connect_accepted_socket"):
+        for name in ("create_connection", "create_unix_connection", "connect_accepted_socket"):
             setattr(self._loop, name, _note_adoption(getattr(self._loop, name)))
         await _await_coroutine(self._config.setup)
         end_forked()
