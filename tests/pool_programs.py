@@ -282,6 +282,17 @@ def exit_at_start(handler: str, *addresses: str) -> None:
     Pool(getattr(handlers, handler), 1, setup=setup).serve(*addresses)
 
 
+def hide_a_coroutine(name: str, handler: str, *addresses: str) -> None:
+    """A pool of one worker whose setup or teardown returns a coroutine, which nobody can know
+    before."""
+
+    async def note() -> None:
+        pass
+
+    options: dict[str, Any] = {name: lambda: note()}
+    Pool(getattr(handlers, handler), 1, **options).serve(*addresses)
+
+
 def under_gevent(*addresses: str) -> None:
     """A pool of two workers in a program that gevent has patched before its imports; a greenlet of
     each worker runs while the worker waits for connections."""
