@@ -121,8 +121,8 @@ class EventLoopWorker:
         self._leaving.set()
         self._end_if_done()
 
-    def _end_if_failed(self, receiving: "asyncio.Task[None]") -> None:
-        if not receiving.cancelled() and (error := receiving.exception()) and not self._end.done():
+    def _end_if_failed(self, task: "asyncio.Task[None]") -> None:
+        if not task.cancelled() and (error := task.exception()) and not self._end.done():
             self._end.set_exception(error)
 
     def _start(self, sock: ConnectedSocket, number: int, address: Any) -> None:
@@ -137,6 +137,7 @@ class EventLoopWorker:
 
     def _discard(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
+        self._end_if_failed(task)  # The failure of its handler could not be logged.
         self._end_if_done()
 
     def _heartbeat(self) -> None:
