@@ -141,6 +141,25 @@ def print_to(where: str, *addresses: str) -> None:
     Pool(obey, 1).serve(*addresses)
 
 
+def close_standard_error(handler: str, *addresses: str) -> None:
+    """A pool of one worker; the program's log goes nowhere once the pool serves."""
+    Pool(getattr(handlers, handler), 1, setup=sys.stderr.close).serve(
+        *addresses, ready=lambda _: sys.stderr.close()
+    )
+
+
+def fail_to_log(handler: str, *addresses: str) -> None:
+    """A pool of one worker in a program whose filter of the log fails at each error."""
+
+    def check(record: logging.LogRecord) -> bool:
+        if record.levelno == logging.ERROR:
+            raise LookupError("no such field")
+        return True
+
+    logging.getLogger("fdpass_c.pool").addFilter(check)
+    Pool(getattr(handlers, handler), 1).serve(*addresses)
+
+
 def wait_to_start(gate: str, option: str, value: str, *addresses: str) -> None:
     """A pool of two workers that do not start while there is a file gate; an option more."""
 
@@ -280,6 +299,17 @@ def exit_at_start(handler: str, *addresses: str) -> None:
 
     setup = fail if handler == "echo_async" else partial(sys.exit, "no database")
     Pool(getattr(handlers, handler), 1, setup=setup).serve(*addresses)
+
+
+def hide_a_coroutine(name: str, handler: str, *addresses: str) -> None:
+    """A pool of one worker whose setup or teardown returns a coroutine, which nobody can know
+    before."""
+
+    async def note() -> None:
+        pass
+
+    options: dict[str, Any] = {name: lambda: note()}
+    Pool(getattr(handlers, handler), 1, **options).serve(*addresses)
 
 
 def under_gevent(*addresses: str) -> None:

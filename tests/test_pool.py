@@ -20,7 +20,7 @@ import pytest
 
 from fdpass_c.pool import Pool, PoolError, inherit_listeners, open_listener
 from fdpass_c.pool.listeners import describe_listener
-from support.handlers import echo
+from support.handlers import echo, echo_async
 from support.marks import linux_only
 from support.processes import FDPASS, Program, run_in_child
 from support.server import Server, connections
@@ -202,6 +202,14 @@ def test_a_handler_that_was_called() -> None:
     """What is not callable is a TypeError of the constructor, not of each connection."""
     with pytest.raises(TypeError, match="the handler is not callable: None"):
         Pool(None, 1)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["setup", "teardown", "loop_factory"])
+def test_an_option_that_was_called(name: str) -> None:
+    """The same of what the workers call."""
+    options: dict[str, Any] = {name: 5}
+    with pytest.raises(TypeError, match=f"the {name} is not callable: 5"):
+        Pool(echo_async, 1, **options)
 
 
 def test_a_port_that_is_none() -> None:

@@ -7,6 +7,7 @@ import socket
 import threading
 from contextlib import ExitStack
 from functools import partial
+from pathlib import Path
 
 import pytest
 
@@ -65,6 +66,21 @@ def test_a_transport_keeps_its_socket(handler: str, request_line: bytes) -> None
         status = server.settled(1)
         assert (status.handled, status.lost) == (10, 0)
         assert status.failed == (10 if request_line == b"raise\n" else 0)
+        assert server.stop() == 0
+
+
+@pytest.mark.thread_unsafe
+@pytest.mark.parametrize("request_line", [b"close\n", b"raise\n"])
+def test_a_transport_of_a_unix_socket(request_line: bytes, tmp_path: Path) -> None:
+    """asyncio has a function of its own for these."""
+    path = f"{tmp_path}/socket"
+    server = Server("answer_stream", "--workers", "1", "--capacity", "2", addresses=(path,))
+    with server, socket.socket(socket.AF_UNIX) as sock:
+        sock.connect(path)
+        sock.sendall(request_line)
+        assert read_until_reset(sock) == LONG
+        status = server.settled(1)
+        assert (status.handled, status.lost) == (1, 0)
         assert server.stop() == 0
 
 

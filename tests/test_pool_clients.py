@@ -166,6 +166,34 @@ def test_handler_that_raises(handler: str) -> None:
 
 
 @pytest.mark.thread_unsafe
+@pytest.mark.parametrize("handler", ["obey", "obey_async"])
+def test_handler_that_raises_without_a_log(handler: str) -> None:
+    """Where the program has closed standard error, neither the worker nor the master ends."""
+    with Server(program=("pool_programs.py", "close_standard_error", handler)) as server:
+        pid = server.ask()
+        assert server.ask(b"raise") == b""
+        assert server.ask() == pid
+        os.kill(int(pid), signal.SIGKILL)
+        assert server.ask() not in (pid, b"")
+        assert server.stop() == 0
+
+
+@pytest.mark.thread_unsafe
+@pytest.mark.parametrize("handler", ["obey", "obey_async"])
+def test_handler_whose_failure_cannot_be_logged(handler: str) -> None:
+    """An error of the program's logging ends the worker, which is replaced."""
+    with Server(program=("pool_programs.py", "fail_to_log", handler)) as server:
+        pid = server.ask()
+        with server.connect() as sock:
+            sock.sendall(b"raise")
+            server.wait_for("CRITICAL the worker failed")
+            server.wait_for("LookupError: no such field")
+            server.wait_for("exited with status 1: 1 connections lost")
+        assert server.ask() not in (pid, b"")
+        assert server.stop() == 0
+
+
+@pytest.mark.thread_unsafe
 def test_handler_that_closes_early() -> None:
     """The peer sees the end when the handler closes, though the master had a copy."""
     with Server("close_and_wait", "--workers", "1") as server:

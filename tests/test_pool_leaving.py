@@ -200,6 +200,22 @@ def test_coroutines_beside_a_plain_handler() -> None:
 
 
 @pytest.mark.thread_unsafe
+@pytest.mark.parametrize("handler", ["echo", "echo_async"])
+@pytest.mark.parametrize("name", ["setup", "teardown"])
+def test_a_coroutine_that_is_not_awaited(name: str, handler: str) -> None:
+    """A worker whose setup or teardown returns what it should have run has failed, and says why."""
+    with Server(program=("pool_programs.py", "hide_a_coroutine", name, handler)) as server:
+        if name == "teardown":
+            assert server.ask() != b""
+            server.send_signal(signal.SIGTERM)
+        server.wait_for("CRITICAL the worker failed")
+        server.wait_for("TypeError: .* returned <coroutine .*, which the pool does not run")
+        server.wait_for("exited with status 1")
+        assert server.process.wait() == (name == "setup")
+        assert "never awaited" not in server.log
+
+
+@pytest.mark.thread_unsafe
 def test_teardown_where_a_handler_exits(tmp_path: Path) -> None:
     """The teardown runs where a handler calls sys.exit, and not in a worker that is killed."""
     notes = tmp_path / "notes"

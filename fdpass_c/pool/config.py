@@ -27,8 +27,10 @@ class Config(NamedTuple):
     def check(self) -> None:
         """TypeError and ValueError as for Pool."""
         most = self.max_requests
-        if not callable(self.handler):
-            raise TypeError(f"the handler is not callable: {self.handler!r}")
+        for name in ("handler", "setup", "teardown", "loop_factory"):
+            function = getattr(self, name)
+            if not callable(function) and (function is not None or name == "handler"):
+                raise TypeError(f"the {name} is not callable: {function!r}")
         if self.workers < 1 or self.capacity < 1 or (most is not None and most < 1):
             raise ValueError(
                 "workers, capacity and max_requests are at least 1, "

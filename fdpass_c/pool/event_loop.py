@@ -79,7 +79,7 @@ class EventLoopWorker:
         self._leaving = make_event()
         # asyncio.run cancels it before the tasks, when SystemExit ends the loop.
         self._end: asyncio.Future[None] = self._loop.create_future()
-        for name in ("create_connection", "connect_accepted_socket"):
+        for name in ("create_connection", "create_unix_connection", "connect_accepted_socket"):
             setattr(self._loop, name, _note_adoption(getattr(self._loop, name)))
         await _await_coroutine(self._config.setup)
         end_forked()
@@ -121,8 +121,8 @@ class EventLoopWorker:
         self._leaving.set()
         self._end_if_done()
 
-    def _end_if_failed(self, receiving: "asyncio.Task[None]") -> None:
-        if not receiving.cancelled() and (error := receiving.exception()) and not self._end.done():
+    def _end_if_failed(self, task: "asyncio.Task[None]") -> None:
+        if not task.cancelled() and (error := task.exception()) and not self._end.done():
             self._end.set_exception(error)
 
     def _start(self, sock: ConnectedSocket, number: int, address: Any) -> None:
@@ -137,6 +137,7 @@ class EventLoopWorker:
 
     def _discard(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
+        self._end_if_failed(task)  # The failure of its handler could not be logged.
         self._end_if_done()
 
     def _heartbeat(self) -> None:

@@ -44,16 +44,16 @@ def note_closed(error: OSError, address: Any) -> None:
     logger.error("the handler has closed the descriptor of %r: %s", address, error)
 
 
-def call(handler: Handler, sock: socket.socket, address: Any) -> None:
+def call(function: Callable[..., Any], *arguments: Any) -> None:
     """Calls a plain function. TypeError: it returned a coroutine or generator, which nothing runs.
     A lambda or a decorator can hide a coroutine function."""
-    result = handler(sock, address)
+    result = function(*arguments)
     if result is None:
         return
     if inspect.isawaitable(result) or inspect.isgenerator(result) or inspect.isasyncgen(result):
         if close := getattr(result, "close", None):
             close()  # Or Python warns that it was never awaited.
         raise TypeError(
-            f"{handler!r} returned {result!r}, which the pool does not run: give it the "
+            f"{function!r} returned {result!r}, which the pool does not run: give it the "
             "coroutine function itself, or a plain function that does its work before it returns"
         )

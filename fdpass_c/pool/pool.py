@@ -89,8 +89,8 @@ class Pool:
                 SIGABRT, on which it writes the tracebacks of its threads to standard error. One
                 second later it is killed. The master checks four times in each timeout. None:
                 never.
-            setup: Called in each worker before its first connection. If it raises an exception,
-                the worker has died at start.
+            setup: Called in each worker before its first connection. If it raises an exception, or
+                is a plain function and returns a coroutine, the worker has died at start.
             teardown: Called in each worker that ends: after its last connection and after its
                 non-daemon threads have ended, or when the handler calls sys.exit. It is not called
                 if the worker is killed. What is registered with atexit does not run in workers,
@@ -99,7 +99,7 @@ class Pool:
                 None: what asyncio.run makes.
 
         Raises:
-            TypeError: The handler is not callable.
+            TypeError: The handler, setup, teardown or loop_factory is not callable.
             ValueError: workers, capacity or max_requests is less than 1. drain or start_timeout is
                 negative. timeout is not positive. setup or teardown is a coroutine function, or
                 loop_factory is given, and the handler is not a coroutine function.

@@ -77,7 +77,7 @@ def _run_loop(
 def _call_plain(function: Callable[[], object] | None) -> None:
     """A coroutine function is called in the event loop."""
     if function is not None and not is_coroutine_function(function):
-        function()
+        call(function)
 
 
 def _write_where_it_hangs() -> None:

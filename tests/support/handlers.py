@@ -297,7 +297,9 @@ async def answer_unread_async(sock: socket.socket, _address: object) -> None:
 async def answer_stream(sock: socket.socket, _address: object) -> None:
     """As with asyncio.start_server: what is written is sent after the handler has returned."""
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
-    reader, writer = await asyncio.open_connection(sock=sock)
+    unix = sock.family == socket.AF_UNIX
+    connect = asyncio.open_unix_connection if unix else asyncio.open_connection
+    reader, writer = await connect(sock=sock)
     try:
         request = await reader.readline()
         writer.write(bytes(LONG))
