@@ -145,8 +145,10 @@ def _warn(memory: Any, closer: object) -> None:
 
 
 def _tell_where(made: object) -> str:
-    import tracemalloc
-
+    try:
+        import tracemalloc
+    except ImportError:  # The interpreter is shutting down.
+        return ""
     origin = tracemalloc.get_object_traceback(made)
     return "\n".join(["", "received at:", *origin.format()]) if origin else ""
 

@@ -6,6 +6,7 @@ which is installed with this package and does nothing else.
 
 import array
 import contextlib
+import errno
 import gc
 import io
 import os
@@ -18,6 +19,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import count, takewhile
 
 from fdpass_c.errors import MAX_FDS
 
@@ -50,21 +52,39 @@ class _File:
     identity: tuple[str, int, int]
 
 
-def _look() -> dict[int, _File]:
+def _look(known: Iterable[int] = ()) -> dict[int, _File]:
+    """known: descriptors that may be open above the limit, which a full table does not show."""
     found = {}
-    for name in os.listdir("/dev/fd"):
-        fd = int(name)
+    for fd in _list_numbers(known):
         try:
             status = os.fstat(fd)
         except OSError:
             continue  # The one that listdir itself had open.
         try:
-            what = os.readlink(f"/dev/fd/{name}")
+            what = os.readlink(f"/dev/fd/{fd}")
         except OSError:
             what = "unknown"
         kind = "file" if what.startswith("/") else what  # All of anon_inode are one file.
         found[fd] = _File(what, (kind, status.st_dev, status.st_ino))
     return found
+
+
+def _list_numbers(known: Iterable[int]) -> list[int]:
+    try:
+        return [int(name) for name in os.listdir("/dev/fd")]
+    except OSError as error:
+        if error.errno != errno.EMFILE:
+            raise
+    # A full table has no gaps.
+    return [*takewhile(_is_open, count()), *known]
+
+
+def _is_open(fd: int) -> bool:
+    try:
+        os.fstat(fd)
+    except OSError:
+        return False
+    return True
 
 
 # PyPy leaves what an object with a finaliser holds to the collection after the one that calls it.
@@ -84,7 +104,7 @@ def no_leak() -> Iterator[None]:
     yield
     for _ in range(_MOST_COLLECTIONS):
         gc.collect()
-        after = _look()
+        after = _look(before)
         leaked = {fd: file.what for fd, file in after.items() if before.get(fd) != file}
         if not leaked:
             break

@@ -161,8 +161,6 @@ class Deadline:
             raise_oserror(code)  # The socket's own SO_RCVTIMEO or SO_SNDTIMEO ran out.
         if self._at_most is not None:
             left = self._at_most if left is None else min(left, self._at_most)
-        if self._at_most is not None:
-            left = self._at_most if left is None else min(left, self._at_most)
         if not _wait(fileno(self._sock), self._event, left):
             self.look()
 

@@ -4,7 +4,10 @@ import gc
 import io
 import itertools
 import os
+import re
 import socket
+import subprocess
+import sys
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
@@ -373,6 +376,18 @@ def test_dropped_open_under_tracemalloc(stream: Pair, file: int) -> None:
     text = str(caught[0].message)
     assert "received at:" in text
     assert "fds = fdpass_c.recv_fd(stream[1])[1]" in text
+
+
+@pytest.mark.parametrize("options", [[], ["-X", "tracemalloc"]])
+def test_open_at_the_end_of_the_program(options: list[str]) -> None:
+    """An owner that the program keeps to its end is warned of, when modules can no longer be
+    imported."""
+    pytest.importorskip("tracemalloc", reason="PyPy calls no finalisers then")
+    program = "import fdpass_c, os; kept = fdpass_c.Descriptors([os.dup(0)])"
+    done = subprocess.run(
+        [sys.executable, *options, "-W", "default", "-c", program], stderr=subprocess.PIPE
+    )
+    assert re.fullmatch(rb".+: ResourceWarning: unclosed <Descriptors \[\d+\]>\n", done.stderr)
 
 
 @pytest.mark.thread_unsafe

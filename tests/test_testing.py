@@ -103,6 +103,24 @@ def test_full_table() -> None:
         run_in_child(partial(child, free))
 
 
+@pytest.mark.thread_unsafe
+def test_looks_into_a_full_table() -> None:
+    """A full table has no room for the directory that lists it, and yet a leak is named."""
+
+    def child() -> None:
+        zero, null = os.open("/dev/zero", os.O_RDONLY), os.open(os.devnull, os.O_RDONLY)
+        before = list_fds()
+        with full_table():
+            assert before.items() <= list_fds().items()
+            with pytest.raises(AssertionError, match=r"left open: .*zero"), no_leak():
+                os.dup2(zero, null)
+            _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+            with no_leak():
+                resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
+
+    run_in_child(child)
+
+
 def test_shorten(stream: Pair) -> None:
     """A long transfer leaves in several pieces, and arrives whole."""
     shorten(stream[0])
