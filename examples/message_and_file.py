@@ -19,6 +19,7 @@ with open(path, "w+b", buffering=0) as file:
     if os.fork() == 0:
         # The inherited descriptor is closed, so that only the received one is left.
         file.close()
+        ours.close()  # So that the child sees the end if the parent fails.
         data, fds = recv_fd(theirs)
         with fds, fds.as_file(0, "r+b", buffering=0) as received:
             first, second = data.split(b"\0")

@@ -19,7 +19,8 @@ if os.fork() == 0:
         file1.write(b"the child began, ")
         send_fd(theirs, file1)
     os._exit(0)
-with ours, theirs, open(name2, "wb", buffering=0) as file2:
+theirs.close()  # So that the parent sees the end if the child fails.
+with ours, open(name2, "wb", buffering=0) as file2:
     _, fds = recv_fd(ours)
     with fds, fds.as_file(0, "wb", buffering=0) as file1:
         file1.write(b"the parent went on\n")

@@ -14,16 +14,16 @@ if os.fork() == 0:
     for name in sys.argv[1:] or [__file__]:
         try:
             with open(name, "rb") as file:
-                theirs.send(name.encode(), [file])
+                theirs.send(os.fsencode(name), [file])
         except OSError as error:
-            theirs.send(f"{name}: {error.strerror}".encode())
+            theirs.send(os.fsencode(f"{name}: {error.strerror}"))
     os._exit(0)
 theirs.close()
 status = 0
 for payload, fds in ours:
     with fds:
         if not fds:
-            print(payload.decode(), file=sys.stderr)
+            print(os.fsdecode(payload), file=sys.stderr)
             status = 1
             continue
         with fds.as_file() as file:

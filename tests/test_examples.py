@@ -94,6 +94,8 @@ def test_shared_offset(tmp_path: Path) -> None:
     run(example("shared_offset"), tmp_path / "file1", tmp_path / "file2")
     assert (tmp_path / "file1").read_text() == "the child began, the parent went on\n"
     assert (tmp_path / "file2").read_text() == "the parent's own file\n"
+    # A child that fails is not waited for.
+    run(example("shared_offset"), tmp_path / "missing" / "file1", tmp_path / "file2", status=1)
 
 
 def test_strange_cat(tmp_path: Path) -> None:
@@ -102,6 +104,10 @@ def test_strange_cat(tmp_path: Path) -> None:
     path.write_text("content\n")
     assert run(example("strange_cat"), path, path) == "content\ncontent\n"
     assert run(example("strange_cat"), "missing", path, status=1) == "content\n"
+    odd = tmp_path / os.fsdecode(b"no UTF-8: \xff")
+    path.rename(odd)
+    assert run(example("strange_cat"), odd) == "content\n"
+    assert run(example("strange_cat"), path.with_name(odd.name + "?"), odd, status=1) == "content\n"
     assert len((_EXAMPLES / "strange_cat.py").read_text().splitlines()) < 40
 
 
