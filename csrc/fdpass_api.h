@@ -261,7 +261,8 @@ int64_t fdp_write_rows(int fd, void *rows, size_t width, size_t count);
 int fdp_read_peer(int sock, struct fdp_credentials *ret_credentials);
 
 /* A pidfd of the peer, close-on-exec; the caller owns it. -ENOPROTOOPT, -ENOTSUP: the system has
- * no SO_PEERPIDFD (Linux 6.5).  -ENODATA: no peer.  -ESRCH, -EINVAL: the peer was reaped. */
+ * no SO_PEERPIDFD (Linux 6.5).  -ENODATA: no peer.  -ESRCH, -EINVAL: the peer was reaped
+ * (before Linux 6.16). */
 int fdp_open_peer(int sock);
 
 /* 0 for a socket of the family AF_UNIX, -ENOTSOCK, -EBADF or -EAFNOSUPPORT for anything else. */

@@ -84,8 +84,8 @@ def peer_pidfd(sock: int | HasFileno) -> int | None:
         A descriptor, which the caller owns and closes; None if the system has no SO_PEERPIDFD.
 
     Raises:
-        OSError: As for peer_credentials. ESRCH, before Linux 6.16 EINVAL: the peer has exited and
-            its parent has waited for it.
+        OSError: As for peer_credentials. EINVAL or ESRCH, before Linux 6.16: the peer has exited
+            and its parent has waited for it. Later kernels return a pidfd, which is readable.
     """
     fd = fileno(sock)
     result = lib.fdp_check_family(fd) or lib.fdp_open_peer(fd)
