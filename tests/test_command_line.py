@@ -529,6 +529,8 @@ def test_help(capsys: pytest.CaptureFixture[str]) -> None:
         "send --listen a --payload= file",
         pytest.param(f"send --listen a --payload {'x' * 4097} file", id="a long payload"),
         "connect localhost 65536",
+        "connect localhost +65537",
+        "connect localhost -4294967295",
         "send --listen a --timeout nan file",
         "send --listen a --timeout 3e6 file",
         "recv --connect a --timeout 1e300",

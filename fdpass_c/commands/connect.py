@@ -45,9 +45,9 @@ def add_parser(commands: Any) -> None:
 
 
 def _port(text: str) -> str:
-    # getaddrinfo would take the lowest 16 bits: another port.
-    if text.isdecimal() and int(text) > 65535:
-        raise argparse.ArgumentTypeError(f"a port is at most 65535, not {text}")
+    # getaddrinfo takes a sign and spaces before a number, and its lowest 16 bits: another port.
+    if text.lstrip().lstrip("+-").isdecimal() and int(text) not in range(65536):
+        raise argparse.ArgumentTypeError(f"a port is a number from 0 to 65535, not {text}")
     return text
 
 
