@@ -160,6 +160,17 @@ def fail_to_log(handler: str, *addresses: str) -> None:
     Pool(getattr(handlers, handler), 1).serve(*addresses)
 
 
+def end_slowly(handler: str, workers: str, capacity: str, drain: str, *addresses: str) -> None:
+    """A pool whose teardown takes longer than any test."""
+    Pool(
+        getattr(handlers, handler),
+        int(workers),
+        int(capacity),
+        drain=float(drain),
+        teardown=partial(time.sleep, 100),
+    ).serve(*addresses)
+
+
 def wait_to_start(gate: str, option: str, value: str, *addresses: str) -> None:
     """A pool of two workers that do not start while there is a file gate; an option more."""
 

@@ -537,8 +537,9 @@ def test_no_socket_activation(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_broken_socket_activation(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A count that is no number is an error, which says whose it is."""
-    for count in ("one", "-1", ""):
+    """A count that is no number, or one that no process can have, is an error, which says whose it
+    is."""
+    for count in ("one", "-1", "", "9" * 10, "9" * 30, "9" * 5000):
         monkeypatch.setenv("LISTEN_FDS", count)
         monkeypatch.setenv("LISTEN_PID", str(os.getpid()))
         with pytest.raises(ValueError, match=f"LISTEN_FDS is not .*'{count}'"):

@@ -8,8 +8,10 @@ import socket
 import ssl
 import subprocess
 import sys
+import time
 from collections import Counter
 from contextlib import ExitStack
+from email.utils import parsedate_to_datetime
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -209,8 +211,8 @@ def test_web_sockets() -> None:
         assert server.stop() == 0
 
 
-def test_tls(tmp_path: Path) -> None:
-    """Workers end TLS where they are given a certificate; what is no TLS is closed."""
+def make_certificate(tmp_path: Path) -> tuple[str, str]:
+    """Returns the paths of a key and of a certificate for "pool"."""
     openssl = shutil.which("openssl")
     if openssl is None:
         pytest.skip("no openssl to make a certificate")
@@ -219,8 +221,33 @@ def test_tls(tmp_path: Path) -> None:
     command += ["-nodes", "-subj", "/CN=pool", "-addext", "subjectAltName=DNS:pool"]
     command += ["-keyout", str(key), "-out", str(certificate)]
     subprocess.run(command, check=True, capture_output=True)
-    with serve(workers=1, ssl_keyfile=str(key), ssl_certfile=str(certificate)) as server:
-        context = ssl.create_default_context(cafile=str(certificate))
+    return str(key), str(certificate)
+
+
+def test_a_slow_handshake(tmp_path: Path) -> None:
+    """The date is right although there was no HTTP connection for seconds before."""
+    key, certificate = make_certificate(tmp_path)
+    with serve(workers=1, ssl_keyfile=key, ssl_certfile=certificate) as server:
+        context = ssl.create_default_context(cafile=certificate)
+        sock = server.connect()
+        sock.settimeout(3)
+        with pytest.raises(TimeoutError):
+            sock.recv(1)  # The server waits for the handshake.
+        sock.settimeout(30)
+        before = int(time.time())
+        with contextlib.closing(http.client.HTTPConnection("pool")) as client:
+            client.sock = context.wrap_socket(sock, server_hostname="pool")
+            client.request("GET", "/")
+            date = client.getresponse().headers["date"]
+        assert parsedate_to_datetime(date).timestamp() >= before - 1
+        assert server.stop() == 0
+
+
+def test_tls(tmp_path: Path) -> None:
+    """Workers end TLS where they are given a certificate; what is no TLS is closed."""
+    key, certificate = make_certificate(tmp_path)
+    with serve(workers=1, ssl_keyfile=key, ssl_certfile=certificate) as server:
+        context = ssl.create_default_context(cafile=certificate)
         for _ in range(2):
             sock = server.connect()
             with contextlib.closing(http.client.HTTPConnection("pool")) as client:

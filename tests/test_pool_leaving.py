@@ -231,3 +231,43 @@ def test_teardown_where_a_handler_exits(tmp_path: Path) -> None:
         server.settled(1)
         server.stop()
     assert notes.read_text().split("\n").count("teardown beside 0") == 2
+
+
+@pytest.mark.thread_unsafe
+@pytest.mark.parametrize(
+    ("handler", "capacity"), [("obey", "1"), ("obey", "4"), ("obey_async", "4")]
+)
+def test_an_exit_that_hangs(handler: str, capacity: str) -> None:
+    """A worker in which a handler calls sys.exit has drain seconds for its teardown too."""
+    program = ("pool_programs.py", "end_slowly", handler, "1", capacity, "0.2")
+    with Server(program=program) as server:
+        old = server.ask()
+        with server.connect() as sock:
+            sock.sendall(b"exit")
+            server.wait_for("did not finish in time")
+        assert server.ask() not in (old, b"")
+        assert server.status().lost == 1
+        assert server.stop() == 0
+
+
+@pytest.mark.thread_unsafe
+@pytest.mark.parametrize(("handler", "capacity"), [("obey", "4"), ("obey_async", "4")])
+def test_an_exit_that_takes_long(handler: str, capacity: str) -> None:
+    """Meanwhile the worker gets no more connections, and keeps its slot."""
+    program = ("pool_programs.py", "end_slowly", handler, "2", capacity, "1000")
+    with Server(program=program) as server:
+        pids = {str(pid).encode() for pid in server.settled(2).pids}
+        with server.connect() as sock:
+            sock.sendall(b"exit")
+        while "LEAVING" not in (states := [worker.state for worker in server.status().workers]):
+            pass
+        assert sorted(states) == ["FREE", "LEAVING"]
+        with connections(server, 4) as socks:
+            for other in socks:
+                other.sendall(b"hello")
+            for other in socks:
+                pids &= {read_all(other)}
+        assert len(pids) == 1
+        assert {worker.restarts for worker in server.status().workers} == {0}
+        server.send_signal(signal.SIGTERM)
+        assert server.stop(signal.SIGINT) == 0

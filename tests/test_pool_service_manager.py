@@ -177,7 +177,7 @@ def test_watchdog(manager: Manager, whose: str, monkeypatch: pytest.MonkeyPatch)
         assert server.process.wait() == 0
 
 
-@pytest.mark.parametrize("microseconds", ["0", "soon", str(2**64 - 1)])
+@pytest.mark.parametrize("microseconds", ["0", "soon", str(2**64 - 1), "9" * 400])
 def test_no_watchdog(manager: Manager, microseconds: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A time that is none, or for ever, does not have the master tell anything again and again."""
     monkeypatch.setenv("WATCHDOG_USEC", microseconds)

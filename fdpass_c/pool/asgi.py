@@ -87,6 +87,7 @@ class AsgiServer:
         if self._lifespan.should_exit:
             raise RuntimeError("the application did not start")
         self._ticking: asyncio.TimerHandle | None = None
+        self._connecting = 0  # uvicorn learns of a connection after its TLS handshake.
         self._leaving = asyncio.create_task(self._leave())
 
     async def __call__(self, sock: socket.socket, _address: object) -> None:
@@ -94,7 +95,11 @@ class AsgiServer:
         if self._ticking is None:
             self._tick()
         loop = asyncio.get_running_loop()
-        await loop.connect_accepted_socket(self._make_protocol, sock, ssl=self._config.ssl)
+        self._connecting += 1
+        try:
+            await loop.connect_accepted_socket(self._make_protocol, sock, ssl=self._config.ssl)
+        finally:
+            self._connecting -= 1
 
     def _make_protocol(self) -> asyncio.Protocol:
         return self._config.http_protocol_class(  # type: ignore[call-arg]
@@ -113,7 +118,7 @@ class AsgiServer:
 
     def _tick_on(self) -> None:
         self._ticking = None
-        if self._state.connections:
+        if self._state.connections or self._connecting:
             self._tick()
 
     async def _leave(self) -> None:

@@ -95,7 +95,7 @@ class Counters:
         return self.words[_READY] != 0
 
     def leave(self) -> None:
-        """In the master: the worker gets no more connections."""
+        """The worker gets no more connections. In the master, or in a worker that ends early."""
         self.words[_LEAVING] = 1
 
     @property

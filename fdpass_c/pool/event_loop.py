@@ -28,7 +28,7 @@ from fdpass_c.pool.handlers import (
     note_closed,
     note_failure,
 )
-from fdpass_c.pool.leaving import become_ready, make_event
+from fdpass_c.pool.leaving import become_ready, end_early, make_event
 from fdpass_c.pool.log import logger
 from fdpass_c.pool.wakeup import Wakeup
 
@@ -90,6 +90,7 @@ class EventLoopWorker:
         try:
             await self._end
         finally:
+            end_early(self._counters, self._wakeup)
             await _await_coroutine(self._config.teardown)
 
     async def _receive(self, channel: aio.Channel) -> None:

@@ -82,6 +82,14 @@ def become_ready(counters: Counters, wakeup: Wakeup) -> None:
     wakeup.wake()
 
 
+def end_early(counters: Counters, wakeup: Wakeup) -> None:
+    """Called in a worker that ends. If that is not because of the master, it gets no more
+    connections from now on."""
+    if not counters.is_leaving:
+        counters.leave()
+        wakeup.wake()
+
+
 def make_event() -> asyncio.Event:
     """Called in a worker's event loop: makes the event that leaving_event returns."""
     _ThisWorker.event = asyncio.Event()

@@ -7,6 +7,7 @@ import socket
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import repeat
 from typing import Any
 
 from fdpass_c.errors import raise_oserror
@@ -20,6 +21,7 @@ TCP: ("localhost", 80), "localhost:80" or "[::1]:80". A Unix socket: its path, a
 in it or as a PathLike."""
 
 _FIRST_INHERITED = 3
+_MOST_DIGITS = 9
 
 
 def open_listener(address: Address, backlog: int = 1024) -> socket.socket:
@@ -170,14 +172,15 @@ def inherit_listeners() -> list[InheritedSocket]:
     given = os.environ.pop("LISTEN_FDNAMES", None)
     if pid != str(os.getpid()) or count is None:
         return []
-    if not count.isascii() or not count.isdigit():
+    if not count.isascii() or not count.isdigit() or len(count) > _MOST_DIGITS:
         raise ValueError(f"LISTEN_FDS is not a number of descriptors: {count!r}")
-    names = given.split(":") if given else ["unknown"] * int(count)
-    if len(names) != int(count):
+    names = given.split(":") if given else None
+    if names is not None and len(names) != int(count):
         raise ValueError(f"LISTEN_FDNAMES does not name {count} descriptors: {given}")
     listeners: list[InheritedSocket] = []
     try:
-        for fd, name in enumerate(names, _FIRST_INHERITED):
+        # Not a list of that many: the number may be anything.
+        for fd, name in enumerate(names or repeat("unknown", int(count)), _FIRST_INHERITED):
             os.set_inheritable(fd, False)
             if stat.S_ISSOCK(os.fstat(fd).st_mode):
                 listeners.append(InheritedSocket(fd, name))

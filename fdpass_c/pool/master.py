@@ -118,7 +118,7 @@ class Master:
             self._supervisor.due_at = 0.0
         for key, events in self._selector.select(0):
             key.data(events)
-        self._supervisor.note_ready()
+        self._supervisor.note_changes()
         self._handle_signals()
         now = time.monotonic()
         for part in self._timed:

@@ -101,7 +101,7 @@ def _find_interval() -> float:
     """Seconds between two WATCHDOG=1: half of the time for which the manager waits. 0 there means
     no watchdog."""
     if os.environ.get("WATCHDOG_PID", str(os.getpid())) == str(os.getpid()):
-        with contextlib.suppress(KeyError, ValueError):
+        with contextlib.suppress(KeyError, ValueError, OverflowError):
             if (microseconds := int(os.environ["WATCHDOG_USEC"])) > 0:
                 return microseconds / 2e6
     return float("inf")

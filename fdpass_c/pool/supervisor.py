@@ -88,7 +88,7 @@ class Supervisor:
 
     def summarize(self) -> str:
         """A line for people."""
-        ready = sum(worker.state is State.READY for worker in self._workers)
+        ready = sum(worker.serves for worker in self._workers)
         lost = f", {self.counted.lost} connections lost" if self.counted.lost else ""
         return f"{self.phase.value}, {ready} of {self._slots} workers ready{lost}"
 
@@ -187,11 +187,15 @@ class Supervisor:
         if events & selectors.EVENT_READ:
             self.reap(worker)  # Workers send nothing, so this is the end of the channel.
 
-    def note_ready(self) -> None:
-        """Gives connections to the workers that are now ready, and stops their predecessors."""
+    def note_changes(self) -> None:
+        """Gives connections to the workers that are now ready, and stops their predecessors. Gives
+        none to those that end early."""
         for worker in self._workers:
             if worker.state is State.STARTING and worker.counters.has_started:
                 self._mark_ready(worker)
+            elif worker.serves and worker.counters.is_leaving and not self.stopping:
+                worker.end_early(self._drain)
+                self.due_at = 0.0
 
     def _mark_ready(self, worker: WorkerProcess) -> None:
         worker.mark_ready()

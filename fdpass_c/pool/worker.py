@@ -25,7 +25,7 @@ from fdpass_c.pool.handlers import (
     note_failure,
 )
 from fdpass_c.pool.intake import Intake
-from fdpass_c.pool.leaving import become_ready
+from fdpass_c.pool.leaving import become_ready, end_early
 from fdpass_c.pool.offers import Offers
 from fdpass_c.pool.signals import MASTERS_SIGNALS, ignore, terminate_children
 from fdpass_c.pool.wakeup import Wakeup
@@ -57,6 +57,7 @@ def run_worker(
         # As Python does at its end: waits for non-daemon threads and the threads of thread pools.
         threading._shutdown()  # type: ignore[attr-defined]
     finally:
+        end_early(counters, wakeup)
         _call_plain(config.teardown)
 
 

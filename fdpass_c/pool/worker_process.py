@@ -82,12 +82,23 @@ class WorkerProcess:
         given = self.account.given + self.account.taken
         self.account.set_most(given + self.settings.max_requests)
 
+    @property
+    def serves(self) -> bool:
+        """Whether it has started and gets connections."""
+        return self.state is State.READY and self.deadline == float("inf")
+
     def mark_ready(self) -> None:
         """The worker has started."""
         self.state = State.READY
         self.deadline = float("inf")
         self.ready_at = time.monotonic()
         self.account.set_capacity(self.settings.capacity)
+
+    def end_early(self, timeout: float) -> None:
+        """It ends although it was not told to. It must have ended within timeout seconds, and keeps
+        its slot until then: else many could be ending if every handler calls sys.exit."""
+        self.account.set_capacity(0)
+        self.deadline = time.monotonic() + timeout
 
     def drain(self, timeout: float) -> None:
         """Makes it finish what it was given and exit, within timeout seconds."""
@@ -167,8 +178,10 @@ class WorkerProcess:
     def describe(self) -> WorkerStatus:
         in_hand = self.count_in_hand()
         state = self.state.name
-        if self.state is State.READY:
+        if self.serves:
             state = "FREE" if in_hand < self.settings.capacity else "BUSY"
+        elif self.state is State.READY:
+            state = State.LEAVING.name
         self._busy = max(self._busy, self.counters.count_busy())
         return WorkerStatus(
             slot=self.settings.slot,

@@ -76,6 +76,8 @@ async def obey_async(sock: socket.socket, _address: object) -> None:
         raise RuntimeError("asked to")
     if request == b"raise more":
         raise NotAnException("asked to")
+    if request == b"exit":
+        sys.exit(3)
     await loop.sock_sendall(sock, f"{os.getpid()}".encode())
 
 
