@@ -37,6 +37,7 @@ from fdpass_c.errors import (
 from fdpass_c.options import (
     DEFAULT_MAX_FDS,
     DEFAULT_MAX_PAYLOAD,
+    HAS_GENERIC_NUMBERS,
     check_options,
     refuse_fds,
 )
@@ -54,7 +55,7 @@ from fdpass_c.waiting import READABLE, WRITABLE, Deadline, HasFileno, raw_fileno
 # begins further on would find the header of one frame and the descriptors of another.
 _SO_OOBINLINE = getattr(socket, "SO_OOBINLINE", 10)
 _SO_PEEK_OFF = 42
-_SOCKET_OPTIONS = {_SO_OOBINLINE: 1, **({_SO_PEEK_OFF: -1} if sys.platform == "linux" else {})}
+_SOCKET_OPTIONS = {_SO_OOBINLINE: 1, **({_SO_PEEK_OFF: -1} if HAS_GENERIC_NUMBERS else {})}
 
 # Looked up once: reading an attribute of lib takes as long as passing an argument.
 _try_receive = lib.fdp_try_receive
