@@ -364,6 +364,8 @@ struct fdp_inbox {
     int sender_keeps;
     int waits;
     unsigned int held;
+    int lacks;
+    uint64_t expected;
     struct fdp_aside parked;
     struct fdp_store *store;
     struct fdp_large large;

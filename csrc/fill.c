@@ -68,6 +68,7 @@ static ssize_t fill_store(struct fdp_inbox *inbox, struct fdp_store *store) {
     store->fd_tail += ancillary.fd_count;
     if (received > 0)
         store->tail += (unsigned)received;
+    fdp_find_partial(store);
     return received;
 }
 
@@ -103,10 +104,9 @@ ssize_t fdp_fill(struct fdp_inbox *inbox, size_t most, struct fdp_scratch *scrat
         received = fill_store(inbox, inbox->store);
     else if (inbox->large.is_open && (inbox->large.piece_left > 0 || !FDP_CAN_PEEK_FDS))
         received = fdp_fill_large(inbox);
-    else if (inbox->large.is_open && fdp_begin_in_ample_room(NULL)) {
+    else if (inbox->large.is_open && (inbox->expected = fdp_begin_in_ample_room(NULL)) > 0)
         received = fdp_fill_large(inbox);
-        fdp_end_in_ample_room();
-    } else
+    else
         received = fill_scratch(inbox, most, scratch, owner);
     if (received == -ECONNRESET) {
         /* Told once, and by a seqpacket socket before what is queued: for the end, then. */

@@ -13,16 +13,27 @@ void fdp_start_inbox(struct fdp_inbox *ret_inbox, int sock, uint64_t max_payload
                                     .accept_fds = accept_fds};
 }
 
-/* What incomplete messages hold now, or will. */
+/* What incomplete messages hold now, or will. What a receive has brought is known by now. */
 static void count_held(struct fdp_inbox *inbox) {
-    const struct fdp_store *store = inbox->store;
+    const struct fdp_store *last = inbox->store;
     unsigned now = 0;
-    if (inbox->large.is_open)
+    int lacks = 0;
+    while (last != NULL && last->behind != NULL)
+        last = last->behind; /* All before it is whole. */
+    if (inbox->large.is_open) {
         now = inbox->large.total_fds; /* What is in the store is among them. */
-    else if (store != NULL && store->large == NULL &&
-             !(store->has_front && store->front.kind == FDP_PACKED))
-        now = store->fd_tail - store->fd_head;
+    } else if (last != NULL) {
+        now = last->partial;
+        if (last->announced > now && last->announced <= inbox->max_fds) {
+            lacks = !fdp_reserve(&inbox->held, last->announced);
+            now = lacks ? now : last->announced;
+        }
+    }
     fdp_count_held(&inbox->held, now);
+    fdp_count_lacking(&inbox->lacks, lacks);
+    if (inbox->expected > 0)
+        fdp_end_in_ample_room(inbox->expected);
+    inbox->expected = 0;
 }
 
 static void drop_all(struct fdp_inbox *inbox) {
@@ -190,6 +201,8 @@ static int is_whole(const struct fdp_inbox *inbox) {
 }
 
 void fdp_free_after_fork(struct fdp_inbox *inbox, struct fdp_outbox *outbox) {
+    inbox->expected = 0;
+    fdp_forget_receives();
     if (!is_whole(inbox)) {
         drop_all(inbox); /* Now, before another file has such a number. */
         inbox->violation = FDP_MISSING;
@@ -198,6 +211,5 @@ void fdp_free_after_fork(struct fdp_inbox *inbox, struct fdp_outbox *outbox) {
     inbox->waits = 0;
     outbox->job = NULL;
     outbox->sender = 0;
-    fdp_forget_receives();
     count_held(inbox); /* Without what the receive of such a thread might have brought. */
 }

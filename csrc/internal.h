@@ -80,10 +80,13 @@ size_t fdp_write_piece(unsigned char *ret_head, unsigned kind, size_t fd_count, 
 /* Whether a receive may bring FDP_MAX_FDS descriptors without a new check of the table: the last
  * check found room for them, for the receives that are under way and for what other threads can have
  * opened since, and fdp_reserve lets an inbox that holds *held have them; held is NULL if they are
- * reserved. Exact about this core, an estimate about other threads. If so, the receive is under way
- * until fdp_end_in_ample_room. */
-int fdp_begin_in_ample_room(unsigned *held);
-void fdp_end_in_ample_room(void);
+ * reserved. Exact about this core, an estimate about other threads. Returns 0, or what the receive,
+ * which is under way until then, must give to fdp_end_in_ample_room.
+ * They may be the first of a large message for which nothing more can be reserved. Two that have such
+ * could each wait for ever for the places of the other: so no second one may be under way, nor begin
+ * while an inbox lacks places. */
+uint64_t fdp_begin_in_ample_room(unsigned *held);
+void fdp_end_in_ample_room(uint64_t expecting);
 
 /* In the child of a fork: the receives of the parent's other threads are not under way here. */
 void fdp_forget_receives(void);
@@ -103,6 +106,10 @@ int fdp_reserve(unsigned *held, uint64_t fd_count);
 
 /* Reserves exactly as many, which are here or were reserved. */
 void fdp_count_held(unsigned *held, unsigned now);
+
+/* Sets whether an inbox lacks places: it has descriptors of a large message, and no reservation for
+ * the others. */
+void fdp_count_lacking(int *lacks, int now);
 
 /* scratch.c: what one receive returns. */
 
@@ -146,7 +153,8 @@ ssize_t fdp_receive_frame(struct fdp_inbox *inbox, const unsigned char *known, s
 
 /* Bytes [head, tail) and descriptors [fd_head, fd_tail); or, if large is not NULL, one complete
  * message. front is the frame at head, if has_front; its messages before next were handed out, and
- * the payload of next starts at payload_at. */
+ * the payload of next starts at payload_at. partial: how many of the descriptors are of a message that
+ * is not whole; announced: how many that has, where it is a large one that was not begun. */
 struct fdp_store {
     struct fdp_store *behind;
     unsigned char *large;
@@ -156,6 +164,7 @@ struct fdp_store {
     unsigned head, tail;
     unsigned fd_head, fd_tail;
     unsigned next, payload_at;
+    unsigned partial, announced;
     int has_front;
     struct fdp_frame front;
     /* Messages in the whole frames behind front and before scanned_to, and what a large one that
@@ -171,6 +180,9 @@ void fdp_free_store(struct fdp_store *store);
 /* Appends what was received, if anything. -EPROTO: there is no memory; that is a violation. */
 int fdp_keep(struct fdp_inbox *inbox, const unsigned char *bytes, size_t size, const int *fds,
              unsigned fd_count);
+
+/* Finds what in the store is partial, after a change of its end or of its pieces. */
+void fdp_find_partial(struct fdp_store *store);
 
 /* Frees the first store if it is empty. */
 void fdp_drop_empty(struct fdp_inbox *inbox);

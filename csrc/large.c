@@ -85,6 +85,7 @@ int fdp_add_piece(struct fdp_inbox *inbox, struct fdp_store *store) {
     unsigned kind = front->kind;
     int was_scanned = store->head < store->scanned_to;
     fdp_drop_front(store);
+    fdp_find_partial(store);
     fdp_drop_empty(inbox);
     if (kind == FDP_WITHDRAWN) {
         withdraw(inbox);

@@ -171,9 +171,8 @@ ssize_t fdp_receive_frame(struct fdp_inbox *inbox, const unsigned char *known, s
     /* If its header is here, so are its descriptors. */
     if (known_size >= FDP_HEADER_SIZE || !FDP_CAN_PEEK_FDS || inbox->sender_keeps)
         return fdp_take(inbox, &buffer, 1, ret_ancillary);
-    if (!fdp_begin_in_ample_room(inbox->large.is_open ? NULL : &inbox->held))
+    inbox->expected = fdp_begin_in_ample_room(inbox->large.is_open ? NULL : &inbox->held);
+    if (inbox->expected == 0)
         return receive_carefully(inbox, known, known_size, target, ret_ancillary);
-    ssize_t received = fdp_take(inbox, &buffer, 1, ret_ancillary);
-    fdp_end_in_ample_room();
-    return received;
+    return fdp_take(inbox, &buffer, 1, ret_ancillary);
 }

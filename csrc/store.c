@@ -37,7 +37,21 @@ int fdp_keep(struct fdp_inbox *inbox, const unsigned char *bytes, size_t size, c
     store->tail += (unsigned)size;
     memcpy(store->fds + store->fd_tail, fds, fd_count * sizeof *fds);
     store->fd_tail += fd_count;
+    fdp_find_partial(store);
     return 0;
+}
+
+void fdp_find_partial(struct fdp_store *store) {
+    struct fdp_frame frame = {.kind = FDP_PACKED};
+    unsigned at = store->head;
+    unsigned fds = store->fd_tail - store->fd_head;
+    while (fds > 0 && fdp_parse_frame(store->bytes + at, store->tail - at, &frame) == 1 &&
+           frame.kind == FDP_PACKED) {
+        at += frame.size;
+        fds -= frame.fd_count < fds ? frame.fd_count : fds;
+    }
+    store->partial = fds;
+    store->announced = frame.kind == FDP_FIRST ? frame.most_fds : 0;
 }
 
 void fdp_drop_empty(struct fdp_inbox *inbox) {

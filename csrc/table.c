@@ -23,10 +23,13 @@
 static uint64_t last_look;
 
 /* The soft limit at that check, what all inboxes have reserved for incomplete messages, and the
- * descriptors that receives under way may bring. */
+ * descriptors that receives under way may bring, below MAY_BEGIN, which counts those of them that may
+ * begin a message; and how many inboxes lack places. */
+#define MAY_BEGIN (UINT64_C(1) << 32)
 static uint64_t limit_seen;
 static uint64_t reserved;
 static uint64_t expected;
+static unsigned lacking;
 
 static uint64_t clock_us(void) {
     struct timespec now;
@@ -83,16 +86,20 @@ static int has_room(uint64_t needed) {
     return 1;
 }
 
-int fdp_begin_in_ample_room(unsigned *held) {
-    uint64_t others = __atomic_fetch_add(&expected, FDP_MAX_FDS, __ATOMIC_RELAXED);
-    if (has_room(others + AMPLE_ROOM) && (held == NULL || fdp_reserve(held, *held + FDP_MAX_FDS)))
-        return 1;
-    fdp_end_in_ample_room();
+uint64_t fdp_begin_in_ample_room(unsigned *held) {
+    const uint64_t mine = FDP_MAX_FDS + (held != NULL ? MAY_BEGIN : 0);
+    uint64_t others = __atomic_fetch_add(&expected, mine, __ATOMIC_ACQUIRE);
+    int is_alone = others < MAY_BEGIN && __atomic_load_n(&lacking, __ATOMIC_RELAXED) == 0;
+    if (has_room(others % MAY_BEGIN + AMPLE_ROOM) &&
+        (held == NULL || (is_alone && fdp_reserve(held, *held + FDP_MAX_FDS))))
+        return mine;
+    fdp_end_in_ample_room(mine);
     return 0;
 }
 
-void fdp_end_in_ample_room(void) {
-    __atomic_fetch_sub(&expected, FDP_MAX_FDS, __ATOMIC_RELAXED);
+/* After the count of what lacks places, which who begins next then sees. */
+void fdp_end_in_ample_room(uint64_t expecting) {
+    __atomic_fetch_sub(&expected, expecting, __ATOMIC_RELEASE);
 }
 
 void fdp_count_received(unsigned fd_count) {
@@ -131,4 +138,10 @@ void fdp_count_held(unsigned *held, unsigned now) {
     if (now != *held)
         __atomic_fetch_add(&reserved, (uint64_t)now - *held, __ATOMIC_RELAXED);
     *held = now;
+}
+
+void fdp_count_lacking(int *lacks, int now) {
+    if (now != *lacks)
+        __atomic_fetch_add(&lacking, (unsigned)(now - *lacks), __ATOMIC_RELAXED);
+    *lacks = now;
 }

@@ -223,6 +223,40 @@ def test_refused_beside_free_places() -> None:
     in_child_with_table_of(1024, child)
 
 
+@pytest.mark.parametrize("before", [0, 2], ids=["alone", "behind plain messages"])
+def test_no_two_wait_for_each_other(before: int) -> None:
+    """Of large messages that do not fit together, one gets the places, and then the other: neither
+    holds descriptors of a first piece that the other waits for."""
+
+    def child() -> None:
+        file = os.dup(0)
+        with (
+            raw_pair() as (slow, holder),
+            channels() as (one_sender, one_receiver),
+            channels() as (other_sender, other_receiver),
+        ):
+            receivers = [one_receiver, other_receiver]
+            for receiver in (holder, *receivers):
+                receiver.setblocking(False)
+            socket.send_fds(slow, [first(1, 200, attached=100)], [file] * 100)
+            with pytest.raises(BlockingIOError):
+                holder.recv()
+            for sender in (one_sender, other_sender):
+                sender.send_many([b"plain"] * before)
+                sender.send(b"large", [file] * 600)
+            for receiver in receivers * before:
+                assert take(receiver.recv()) == (b"plain", [])
+            for receiver in receivers:
+                with pytest.raises(DescriptorTableFullError):
+                    receiver.recv()
+            socket.send_fds(slow, [pack(NEXT, 0, 100, 0, b".")], [file] * 100)
+            assert take(holder.recv()) == (b".", [identity(file)] * 200)
+            for receiver in receivers:
+                assert take(receiver.recv()) == (b"large", [identity(file)] * 600)
+
+    in_child_with_table_of(1500, child)  # Unfinished messages may hold half of it.
+
+
 def test_batch_then_full() -> None:
     """recv_many hands out what there was room for; the rest stays queued."""
 

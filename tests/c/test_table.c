@@ -35,10 +35,10 @@ static void test_count_room(void) {
 }
 
 static int has_ample_room(void) {
-    int is_ample = fdp_begin_in_ample_room(NULL);
-    if (is_ample)
-        fdp_end_in_ample_room();
-    return is_ample;
+    uint64_t expecting = fdp_begin_in_ample_room(NULL);
+    if (expecting > 0)
+        fdp_end_in_ample_room(expecting);
+    return expecting > 0;
 }
 
 static void test_ample_room(void) {
@@ -67,6 +67,32 @@ static void test_ample_room(void) {
     fdp_count_received(UINT32_MAX);
     CHECK(setrlimit(RLIMIT_NOFILE, &limit) == 0);
     CHECK(has_ample_room());
+}
+
+/* One receive at a time, and none beside an inbox that lacks places, may begin a message whose number
+ * of descriptors is not known before. */
+static void test_one_may_begin(void) {
+    struct rlimit limit;
+    unsigned one = 0, other = 0;
+    int lacks = 0;
+    CHECK(getrlimit(RLIMIT_NOFILE, &limit) == 0);
+    if (limit.rlim_max < 4096)
+        return;
+    limit_to(4096);
+    uint64_t first = fdp_begin_in_ample_room(&one);
+    CHECK(first > 0 && one == FDP_MAX_FDS);
+    CHECK(fdp_begin_in_ample_room(&other) == 0 && other == 0);
+    CHECK(has_ample_room()); /* For more of a message that was begun. */
+    fdp_count_lacking(&lacks, 1);
+    fdp_end_in_ample_room(first);
+    CHECK(fdp_begin_in_ample_room(&other) == 0 && has_ample_room());
+    fdp_count_lacking(&lacks, 0);
+    uint64_t next = fdp_begin_in_ample_room(&other);
+    CHECK(next > 0);
+    fdp_end_in_ample_room(next);
+    fdp_count_held(&one, 0);
+    fdp_count_held(&other, 0);
+    CHECK(setrlimit(RLIMIT_NOFILE, &limit) == 0);
 }
 
 /* Whether incomplete messages may have so many more, and not one more. */
@@ -379,6 +405,7 @@ static void test_without_proc(void) {
 int main(void) {
     RUN(test_count_room);
     RUN(test_ample_room);
+    RUN(test_one_may_begin);
     RUN(test_reserve);
     RUN(test_full);
     RUN(test_full_large);
