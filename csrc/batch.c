@@ -85,6 +85,7 @@ ssize_t fdp_try_send_messages(int sock, const void *column, size_t count, size_t
     struct chunk chunk;
     size_t length = count > 0 ? *row : 0;
     size_t used = 0;
+    _Static_assert(FDP_BATCH * CMSG_SPACE(sizeof(int)) <= ARENA, "There is room for all of them.");
     /* A short message is sent whole or not at all, so no position has to be remembered. */
     if (length == 0 || count > FDP_BATCH || width > FDP_ATOMIC_SIZE)
         return -EMSGSIZE;
@@ -94,10 +95,7 @@ ssize_t fdp_try_send_messages(int sock, const void *column, size_t count, size_t
         if (*row != length || length + 1 >= width)
             return -EINVAL;
         const struct iovec payload = {.iov_base = (void *)(uintptr_t)(row + 1), .iov_len = length};
-        ssize_t size = add_message(&chunk, (int)i, used, sock, payload, &fd, 1);
-        if (size < 0)
-            return size;
-        used += (size_t)size;
+        used += (size_t)add_message(&chunk, (int)i, used, sock, payload, &fd, 1);
     }
     fdp_mute_sigpipe(sock);
     return fdp_sendmmsg(sock, chunk.headers, (unsigned)count,

@@ -29,7 +29,10 @@ _join = b"".join
 def is_plain(buffer: Buffer) -> bool:
     """Whether it is Python's own memory, or a view of that without gaps."""
     if isinstance(buffer, memoryview):
-        return type(buffer.obj) in PLAIN and buffer.c_contiguous
+        try:
+            return type(buffer.obj) in PLAIN and buffer.c_contiguous
+        except ValueError:  # It was released, which view_each says.
+            return False
     return type(buffer) in PLAIN
 
 

@@ -190,10 +190,17 @@ def test_wrong_buffers(stream: Pair, file: int) -> None:
     assert_empty(stream[1])
 
 
+def _released() -> memoryview:
+    view = memoryview(b"abcd")
+    view.release()
+    return view
+
+
 NOT_BYTES_LIKE: list[tuple[Any, str]] = [
     ("text", r"encode\(\) makes bytes of a str"),
     (b"bytes"[0], "it is an int, as the items of bytes are"),
     (memoryview(b"abcd")[::2], "not C-contiguous"),
+    (_released(), "released memoryview"),
 ]
 
 

@@ -68,6 +68,14 @@ def test_many_buffers(stream: Pair) -> None:
     assert_empty(stream[1])
 
 
+def test_no_empty_packet(seqpacket: Pair) -> None:
+    """A packet socket gets no packet for buffers that are empty, however many there are."""
+    buffers = [array.array("b")] * 2048
+    assert fdpass_c.broadcast([seqpacket[0]], [*buffers, b"end", *buffers]) == [3]
+    assert seqpacket[1].recv(100) == b"end"
+    assert_empty(seqpacket[1])
+
+
 def test_buffers_of_any_type(pairs: list[Pair]) -> None:
     """All the bytes of wide items are written."""
     wide = array.array("d", [1.5, 2.5])

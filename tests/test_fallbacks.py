@@ -326,6 +326,19 @@ def test_large_write_to_a_pipe(keep: Keep) -> None:
     run_without([Denial(numbers().pwritev2, errno.ENOSYS)], act)
 
 
+def test_pipe_without_a_reader(keep: Keep) -> None:
+    """Of a pipe that nobody reads the error is its result, also where the plain write finds it."""
+    reader, writer = os.pipe()
+    keep([writer])
+    os.close(reader)
+
+    def act() -> None:
+        (refused,) = fdpass_c.broadcast([writer], [b"hello"])
+        assert isinstance(refused, BrokenPipeError)
+
+    run_without([Denial(numbers().pwritev2, errno.ENOSYS)], act)
+
+
 @hides_options
 def test_without_any(stream: Pair, make_files: MakeFiles) -> None:
     """The oldest kernel lacks all of them at once."""

@@ -18,6 +18,7 @@ from support.messages import take
 from support.processes import become_nobody, run_in_child
 from support.sockets import Pair, assert_empty
 from support.tables import leave_free, open_numbers
+from support.waiting import once_blocked
 
 CTRUNC = socket.MSG_CTRUNC
 
@@ -65,6 +66,16 @@ def test_max_fds_is_the_kernel_s(stream: Pair, file: int) -> None:
     socket.send_fds(stream[0], [b"x"], [file] * fdpass_c.MAX_FDS)
     with pytest.raises(OSError, match=r"[Ii]nvalid argument|[Tt]oo many"):
         socket.send_fds(stream[0], [b"x"], [file] * (fdpass_c.MAX_FDS + 1))
+
+
+@linux_only
+def test_surplus_of_a_call_that_waits(stream: Pair, make_files: MakeFiles) -> None:
+    """A call that already waits keeps maxfds descriptors, closes the others, and says so."""
+    files = make_files(3)
+    with once_blocked(stream[1].fileno(), lambda: fdpass_c.send_fds(stream[0], [b"x"], files)):
+        data, fds, flags, _ = fdpass_c.recv_fds(stream[1], 100, 2)
+    assert (data, identities(fds), flags) == (b"x", identities(files[:2]), CTRUNC)
+    fdpass_c.close_fds(fds)
 
 
 LIMIT = 64

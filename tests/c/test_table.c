@@ -162,6 +162,19 @@ static void test_full(void) {
     }
 }
 
+/* Where the table is not checked, because the sender keeps copies, what finds no room is a violation. */
+static void test_full_beside_copies(void) {
+    struct ends *ends = open_ends(SOCK_STREAM);
+    struct full_table table;
+    send_raw(ends->left, bytes, put_packed(bytes, 1, 3, 3), 3);
+    ends->inbox.sender_keeps = 1;
+    fill_table(&table, 64, 2);
+    CHECK(receive(ends, 1) == -EPROTO && ends->inbox.violation == FDP_TRUNCATED);
+    CHECK(fdp_count_room() == 2);
+    empty_table(&table);
+    close_ends(ends);
+}
+
 /* A large message is not begun where it could not be finished, and waits where it can not go on. */
 static void test_full_large(void) {
     struct ends *ends = open_ends(SOCK_STREAM);
@@ -408,6 +421,7 @@ int main(void) {
     RUN(test_one_may_begin);
     RUN(test_reserve);
     RUN(test_full);
+    RUN(test_full_beside_copies);
     RUN(test_full_large);
     RUN(test_more_than_half);
     RUN(test_full_behind_begun);
