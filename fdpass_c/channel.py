@@ -337,8 +337,7 @@ class Channel(Closing):
             if sending is not None:
                 self._drive(sending)
         except BaseException as error:
-            assert sending is not None
-            if not sending.give_up(error):
+            if sending is None or not sending.give_up(error):
                 raise
         finally:
             if self._senders:
