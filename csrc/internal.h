@@ -208,7 +208,7 @@ ssize_t fdp_fill(struct fdp_inbox *inbox, size_t most, struct fdp_scratch *scrat
 
 /* large.c: the large message that is being received. */
 
-/* Adds the frame at the front of the store, a piece. Returns 0. -EPROTO, -EMFILE, -ENOMEM: the
+/* Adds the frame at the front of the store, a piece. Returns 1. -EPROTO, -EMFILE, -ENOMEM: the
  * frame stays. */
 int fdp_add_piece(struct fdp_inbox *inbox, struct fdp_store *store);
 

@@ -46,7 +46,7 @@ from fdpass_c.owning import Closing
 from fdpass_c.peer import Credentials, is_unix, peer_credentials, peer_pidfd
 from fdpass_c.scratch import MOST, make_scratch, spare, take_spare
 from fdpass_c.sending import Sending, start_many, start_one
-from fdpass_c.turns import Turns, while_listed
+from fdpass_c.turns import LOOK_AGAIN, Turns, while_listed
 from fdpass_c.unix import Path, connect_unix
 from fdpass_c.waiting import READABLE, WRITABLE, Deadline, HasFileno, raw_fileno
 
@@ -344,7 +344,9 @@ class Channel(Closing):
                 self._senders.pass_on()
 
     def _drive(self, sending: Sending) -> None:
-        deadline = Deadline(self._sock, WRITABLE)
+        # Linux tells poll nothing of a shutdown of the sending, which another thread may call.
+        looks = threading.active_count() > 1
+        deadline = Deadline(self._sock, WRITABLE, at_most=LOOK_AGAIN if looks else None)
         while True:
             waits = self._sock.gettimeout() is None
             result = sending.step(0 if waits else socket.MSG_DONTWAIT)
@@ -634,7 +636,8 @@ class Channel(Closing):
     def shutdown(self, how: int) -> None:
         """Ends one direction or both, as socket.shutdown does.
 
-        What unsent counts is lost: flush() first.
+        Threads that wait in a call for that direction get the same errors as later calls. What
+        unsent counts is lost: flush() first.
 
         Args:
             how: socket.SHUT_WR tells the peer that nothing more comes, and leaves receiving as it

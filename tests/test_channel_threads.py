@@ -483,6 +483,19 @@ def test_a_peer_that_has_closed(file: int) -> None:
         assert [*receiver] == []
 
 
+@pytest.mark.thread_unsafe
+@pytest.mark.parametrize("timeout", [None, 1000.0])
+def test_shutdown_ends_a_send(timeout: float | None) -> None:
+    """A send that waits for room ends where another thread shuts the sending down."""
+    with channels(socket.SOCK_STREAM, 20_000) as (sender, _):
+        sender.settimeout(timeout)
+        with (
+            once_blocked(sender.fileno(), lambda: sender.shutdown(socket.SHUT_WR)),
+            pytest.raises(BrokenPipeError),
+        ):
+            sender.send(bytes(10_000_000))
+
+
 def test_flush_wakes_a_sender() -> None:
     """A thread whose send waits for a flush of another goes on when that is over."""
     with channels(socket.SOCK_STREAM, 20_000) as (sender, receiver):
