@@ -333,20 +333,25 @@ class Channel(Closing):
 
     def _finish(self, sending: Sending | None) -> None:
         """Sends the rest, waits as the timeout says, and then lets the next thread send."""
+        deadline = None
         try:
             if sending is not None:
-                self._drive(sending)
+                deadline = self._start_waiting()
+                self._drive(sending, deadline)
         except BaseException as error:
-            if sending is None or not sending.give_up(error):
+            is_whole = sending is not None and sending.give_up(error)
+            if not (is_whole and deadline is not None and deadline.has_raised(error)):
                 raise
         finally:
             if self._senders:
                 self._senders.pass_on()
 
-    def _drive(self, sending: Sending) -> None:
+    def _start_waiting(self) -> Deadline:
         # Linux tells poll nothing of a shutdown of the sending, which another thread may call.
         looks = threading.active_count() > 1
-        deadline = Deadline(self._sock, WRITABLE, at_most=LOOK_AGAIN if looks else None)
+        return Deadline(self._sock, WRITABLE, at_most=LOOK_AGAIN if looks else None)
+
+    def _drive(self, sending: Sending, deadline: Deadline) -> None:
         while True:
             waits = self._sock.gettimeout() is None
             result = sending.step(0 if waits else socket.MSG_DONTWAIT)
@@ -408,7 +413,7 @@ class Channel(Closing):
         sending = self._end.start_flushing()
         if sending is not None:
             try:
-                self._drive(sending)
+                self._drive(sending, self._start_waiting())
             finally:
                 if self._senders:
                     self._senders.pass_on()

@@ -71,7 +71,7 @@ class Sending:
 
     def give_up(self, error: BaseException) -> bool:
         """Ends it where it stands, and sets error.progress. True if the receiver gets all messages,
-        because only the rest of the last frame was not sent in time.
+        because only the rest of the last frame was not sent.
         """
         # Without the begun frame, which has all of them where there is no job any more.
         without, done = 0, self._count
@@ -81,10 +81,8 @@ class Sending:
             done = self._job.at.message
         if self._outbox.cut or (self._outbox.unsent and self._has_ended()):
             done = without
-        if isinstance(error, (BlockingIOError, TimeoutError)) and done == self._count:
-            return True
         error.progress = Progress(self._before + done, 0)  # type: ignore[attr-defined]
-        return False
+        return done == self._count
 
 
 def start_one(outbox: Any, payload: Buffer, fds: Iterable[int | HasFileno]) -> Sending | None:

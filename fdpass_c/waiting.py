@@ -9,7 +9,7 @@ import select
 import socket
 import time
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 from fdpass_c.errors import raise_oserror
 
@@ -119,7 +119,16 @@ class Deadline:
         self._event = event
         self._at_most = at_most
         self._never = bool(flags & _DONTWAIT)
+        self._raised = 0
         self._start = time.monotonic()
+
+    def has_raised(self, error: BaseException) -> bool:
+        """Whether it raised this because the time is over. A signal handler may raise the like."""
+        return self._raised == id(error)
+
+    def _end(self, error: OSError) -> NoReturn:
+        self._raised = id(error)  # The error's traceback refers to this object.
+        raise error
 
     def _left(self) -> float | None:
         """Seconds that are left; None for ever.
@@ -130,10 +139,10 @@ class Deadline:
         if timeout is None:
             return None
         if timeout == 0:
-            raise_oserror(errno.EAGAIN)
+            self._end(OSError(errno.EAGAIN, os.strerror(errno.EAGAIN)))
         left = self._start + timeout - time.monotonic()
         if left <= 0:
-            raise TimeoutError("timed out")
+            self._end(TimeoutError("timed out"))
         return left
 
     def look(self) -> None:
@@ -158,7 +167,8 @@ class Deadline:
             raise_oserror(code)
         left = self._left()
         if left is None and os.get_blocking(fileno(self._sock)):
-            raise_oserror(code)  # The socket's own SO_RCVTIMEO or SO_SNDTIMEO ran out.
+            # The socket's own SO_RCVTIMEO or SO_SNDTIMEO ran out.
+            self._end(OSError(code, os.strerror(code)))
         if self._at_most is not None:
             left = self._at_most if left is None else min(left, self._at_most)
         if not _wait(fileno(self._sock), self._event, left):

@@ -67,6 +67,29 @@ def stopping_at(count: int) -> Iterator[None]:
         sys.setprofile(before)
 
 
+@pytest.mark.thread_unsafe
+@pytest.mark.parametrize("timeout", [None, 1000.0])
+@pytest.mark.parametrize("kind", [TimeoutError, BlockingIOError])
+def test_raising_what_a_timeout_raises(kind: type[OSError], timeout: float | None) -> None:
+    """Where only the rest of the last frame waits, a handler's exception ends the send although the
+    channel's own of that type would not."""
+
+    def handler() -> None:
+        raise kind("of the handler")
+
+    with channels(buffer=20_000) as (sender, receiver):
+        sender.settimeout(timeout)
+        with (
+            handling(signal.SIGUSR1, handler),
+            once_blocked(sender.fileno(), interrupt_main_thread),
+            pytest.raises(kind, match="of the handler") as caught,
+        ):
+            sender.send(bytes(50_000))
+        assert Progress.of(caught.value) == Progress(1, 0)
+        with beside(sender.flush):
+            assert take(receiver.recv()) == (bytes(50_000), [])
+
+
 @contextmanager
 def raising_at_bytecode(number: int, function: str) -> Iterator[list[int]]:
     """As if a handler raised before the number-th bytecode of a function of channel.py; gives those
