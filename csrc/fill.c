@@ -102,9 +102,9 @@ ssize_t fdp_fill(struct fdp_inbox *inbox, size_t most, struct fdp_scratch *scrat
     ssize_t received;
     if (inbox->store != NULL)
         received = fill_store(inbox, inbox->store);
-    else if (inbox->large.is_open && (inbox->large.piece_left > 0 || !FDP_CAN_PEEK_FDS))
-        received = fdp_fill_large(inbox);
-    else if (inbox->large.is_open && (inbox->expected = fdp_begin_in_ample_room(NULL)) > 0)
+    else if (inbox->large.is_open &&
+             (inbox->large.piece_left > 0 || !FDP_CAN_PEEK_FDS ||
+              (inbox->expected = fdp_begin_in_ample_room(NULL)) > 0))
         received = fdp_fill_large(inbox);
     else
         received = fill_scratch(inbox, most, scratch, owner);
