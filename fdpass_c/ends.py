@@ -61,7 +61,7 @@ class End:
     @property
     def has_kept(self) -> bool:
         """Whether anything was received, whole or not, and not handed out."""
-        return bool(self.inbox.store != ffi.NULL)
+        return bool(self.inbox.store)
 
     def has_room(self) -> bool:
         """After DescriptorTableFullError: whether there may be room for that message now.

@@ -1275,6 +1275,69 @@ def test_serve_cancelled_after_its_listener_was_closed(loop: str, tmp_path: Path
     run(loop, test)
 
 
+def test_serve_cancelled_again(tmp_path: Path) -> None:
+    """serve returns when its handlers have, however often it is cancelled: anyio does each turn."""
+    ended: list[str] = []
+
+    async def handle(channel: aio.Channel) -> None:
+        try:
+            await channel.recv()
+        finally:
+            await asyncio.sleep(0.01)
+            ended.append("handler")
+
+    async def test() -> None:
+        async with aio.Listener(tmp_path / "socket") as listener:
+            serving = asyncio.create_task(listener.serve(handle))
+            with Channel.connect(tmp_path / "socket"):
+                for _ in range(5):
+                    await asyncio.sleep(0)
+                while not serving.done():
+                    serving.cancel()
+                    await asyncio.sleep(0)
+                assert serving.cancelled()
+                assert ended == ["handler"]
+
+    run("asyncio", test)
+
+
+@asyncio_loops
+def test_serve_dropped_with_its_loop(
+    loop: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """serve raises nothing as it ends with its loop, whether it accepts or waits for a handler."""
+
+    async def handle(channel: aio.Channel) -> None:
+        await channel.recv()
+
+    async def begin(closes: bool) -> None:
+        listener = aio.Listener(tmp_path / "socket")
+        held.append(listener)
+        serving = asyncio.create_task(listener.serve(handle))
+        held.append(Channel.connect(tmp_path / "socket"))
+        for _ in range(5):
+            await asyncio.sleep(0)
+        if closes:
+            listener.close()
+        assert not serving.done()
+
+    for closes in (False, True):
+        held: list[aio.Listener | Channel] = []
+        new = new_loop(loop)
+        new.run_until_complete(begin(closes))
+        new.close()
+        for each in held:
+            each.close()
+        held.clear()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ResourceWarning)  # The handler's channel.
+            gc.collect()
+    del new
+    assert {record.message.split("\n")[0] for record in caplog.records} <= {
+        "Task was destroyed but it is pending!"
+    }
+
+
 @both_backends
 def test_connect_to_nobody(loop: str, tmp_path: Path) -> None:
     """connect raises what the blocking one raises, with the path in it."""

@@ -26,11 +26,6 @@ def _after_fork() -> None:
 os.register_at_fork(after_in_child=_after_fork)
 
 
-@types.coroutine
-def _pause() -> Generator[None, None, None]:
-    yield
-
-
 def watch(source: HasFileno, writes: bool) -> "AsyncioDirection":
     """As Loop.watch."""
     return AsyncioDirection(source, writes)
@@ -47,14 +42,13 @@ class _Waiting:
     __slots__ = ("_asyncio_future_blocking", "_cancelled", "_context", "_loop", "_resume")
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._asyncio_future_blocking = False
+        self._asyncio_future_blocking = True  # For asyncio: it was made to be awaited.
         self._loop = loop  # asyncio compares it with its own.
         self._resume: Callable[[Any], object] | None = None
         self._cancelled: asyncio.CancelledError | None = None
 
     @types.coroutine
     def wait(self) -> Generator[Any, None, None]:
-        self._asyncio_future_blocking = True
         yield self
 
     def add_done_callback(
@@ -121,10 +115,12 @@ class AsyncioDirection(Direction):
             raise RuntimeError("used in an event loop other than the one in which it was made")
         self._thread = get_ident()
 
-    async def pause(self) -> None:
-        await _pause()
+    @types.coroutine
+    def pause(self) -> Generator[None, None, None]:
+        yield
 
-    async def wait(self) -> None:
+    @types.coroutine
+    def wait(self) -> Generator[Any, None, None]:
         if self._watched < 0:
             if (fd := self._source.fileno()) < 0:
                 return
@@ -132,7 +128,7 @@ class AsyncioDirection(Direction):
             self._watched = fd
         self._waiting = waiting = _Waiting(self._loop)
         try:
-            await waiting.wait()
+            yield waiting
         finally:
             self._waiting = None
 

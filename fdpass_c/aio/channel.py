@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import fdpass_c
 from fdpass_c._native import lib
-from fdpass_c.aio.directions import Direction, Result, growing_pauses, keep_trying
+from fdpass_c.aio.directions import Direction, Result, growing_pauses
 from fdpass_c.aio.loops import running
 from fdpass_c.buffers import Buffer
 from fdpass_c.channel import IN_FLIGHT_DELAY, end_of
@@ -211,6 +211,7 @@ class Channel(NotCopied):
 
     async def flush(self) -> None:
         """Sends what unsent counts."""
+        self._writing.check_loop()
         await self._finish(None, NOTHING_SENT, self._end.start_flushing)
 
     async def _finish(
@@ -317,23 +318,36 @@ class Channel(NotCopied):
                 pass
         return await self._receive(partial(channel.recv_many, max_messages), tries)
 
-    async def _receive(self, attempt: Callable[[], Result], has_tried: object) -> Result:
-        """Receives after a first try that found nothing, or without one."""
-        waits = bool(has_tried or self._vain)
-        self._vain = _IN_VAIN if has_tried else max(self._vain - 1, 0)
-        return await keep_trying(
-            self._reading,
-            attempt,
-            waits,
-            enters=not has_tried,
-            pauses=not waits,
-            has_more=self._has_more,
-        )
+    async def _receive(self, attempt: Callable[[], Result], has_tried: bool) -> Result:
+        """Receives in a turn of its own, after a first try that found nothing, or without one.
 
-    def _has_more(self, has_tried: bool) -> bool:
-        """Before the first try, what is here may be no message: the peer may never send more. After
-        one, a long message can be complete, which only the next one hands out."""
-        return self._channel.pending > 0 if has_tried else self._end.has_kept
+        Nothing is awaited between the last try and the return, so that nothing it took is lost.
+        """
+        reading = self._reading
+        waits = has_tried or self._vain > 0
+        self._vain = _IN_VAIN if has_tried else max(self._vain - 1, 0)
+        me = object()
+        try:
+            if waits and reading.holder is None:
+                reading.holder = me
+            else:
+                await reading.enter(me)
+            while True:
+                # Before the first try, what is here may be no message: the peer may never send
+                # more. After one, a long message can be complete, which only the next hands out.
+                if waits and (self._channel.pending if has_tried else self._end.has_kept):
+                    await reading.pause()
+                elif waits:
+                    await reading.wait()
+                try:
+                    return attempt()
+                except BlockingIOError:
+                    waits = has_tried = True
+        finally:
+            if reading.holder is me:
+                reading.holder = None
+                if reading.places:
+                    reading.pass_on()
 
     async def wait_for_room(self) -> None:
         """After DescriptorTableFullError: waits until there may be room for that message.

@@ -54,17 +54,11 @@ class Direction(ABC):
         self._make_event = make_event
         self._calls = _counter.calls
 
-    async def enter(self, me: object, pauses: bool = True) -> None:
-        """Returns when me is the holder. The loop turns before, and a cancellation shows.
-
-        pauses: False where the caller is going to wait, so that it need not if no other is inside.
-        RuntimeError as for is_free.
-        """
-        self.check_loop()
+    async def enter(self, me: object) -> None:
+        """Returns when me is the holder. The loop turns before, and a cancellation shows."""
         if self.holder is None:
             self.holder = me
-            if pauses:
-                await self.pause()
+            await self.pause()
             return
         called = self.places[me] = self._make_event()
         try:
@@ -90,11 +84,11 @@ class Direction(ABC):
         """RuntimeError in another loop than the one in which this was made."""
 
     @abstractmethod
-    async def pause(self) -> None:
+    def pause(self) -> Awaitable[None]:
         """Lets the loop turn."""
 
     @abstractmethod
-    async def wait(self) -> None:
+    def wait(self) -> Awaitable[None]:
         """Returns when the descriptor may be ready, or is closed, or after stop()."""
 
     @abstractmethod
@@ -121,10 +115,6 @@ def growing_pauses(sleep: Callable[[float], Awaitable[None]]) -> Callable[[], Aw
     return wait
 
 
-def _never(_has_tried: bool) -> bool:
-    return False
-
-
 async def take(
     direction: Direction,
     attempt: Callable[[], Result],
@@ -133,52 +123,21 @@ async def take(
     """What attempt returns, once it no longer raises BlockingIOError, in a turn of its own.
 
     wait: How to wait until then, if not for the descriptor.
-    """
-    if direction.is_free() and (direction.look is None or await direction.look()):
-        try:
-            return attempt()
-        except BlockingIOError:
-            pass
-        return await keep_trying(direction, attempt, waits=True, enters=False, wait=wait)
-    return await keep_trying(direction, attempt, waits=False, wait=wait)
-
-
-async def keep_trying(
-    direction: Direction,
-    attempt: Callable[[], Result],
-    waits: bool,
-    enters: bool = True,
-    pauses: bool = True,
-    has_more: Callable[[bool], bool] = _never,
-    wait: Callable[[], Awaitable[None]] | None = None,
-) -> Result:
-    """The rest of take, in a turn of its own. waits: before it tries.
-
-    enters: False where is_free has just said that it can be its turn at once.
-    pauses: As for Direction.enter.
-    has_more: Whether what is here already is worth a try without waiting; its argument says whether
-        there was one.
-    wait: As for take.
 
     Nothing is awaited between the last try and the return, so that nothing it took is lost.
     """
     me = object()
-    has_tried = not enters
     wait = wait or direction.wait
     try:
-        if enters:
-            await direction.enter(me, pauses)
-        else:
+        if direction.is_free() and (direction.look is None or await direction.look()):
             direction.holder = me
+        else:
+            await direction.enter(me)
         while True:
-            if waits and has_more(has_tried):
-                await direction.pause()
-            elif waits:
-                await wait()
             try:
                 return attempt()
             except BlockingIOError:
-                waits = has_tried = True
+                await wait()
     finally:
         if direction.holder is me:
             direction.holder = None

@@ -1,6 +1,7 @@
 """Listener: accepts channels at a named Unix socket, under an event loop."""
 
 import asyncio
+import contextlib
 import errno
 import logging
 import socket
@@ -97,9 +98,9 @@ class Listener(NotCopied):
 
         The channel is closed when the handler returns. If the handler raises an exception, the
         logger fdpass_c.aio logs it. serve returns when the listener is closed and all handlers have
-        returned. If serve is cancelled, it cancels them. If accepting fails for lack of descriptors
-        or memory (EMFILE, ENFILE, ENOBUFS, ENOMEM), or for another passing reason, it tries again
-        after 0.1 s.
+        returned. If serve is cancelled, it cancels them, and waits until they have returned. If
+        accepting fails for lack of descriptors or memory (EMFILE, ENFILE, ENOBUFS, ENOMEM), or for
+        another passing reason, it tries again after 0.1 s.
 
         Args:
             handler: A coroutine function.
@@ -141,11 +142,14 @@ class Listener(NotCopied):
                 task.add_done_callback(partial(end, channel))
             if tasks:
                 await asyncio.wait(tasks)
+        except GeneratorExit:
+            raise  # It is dropped with its loop, and so are they.
         except BaseException:
             for task in tasks:
                 task.cancel()
-            if tasks:
-                await asyncio.wait(tasks)
+            while tasks:
+                with contextlib.suppress(asyncio.CancelledError):  # anyio cancels in each turn.
+                    await asyncio.wait(tasks)
             raise
 
     async def _accept_until_closed(self) -> AsyncIterator[Channel]:

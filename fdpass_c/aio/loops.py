@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable
 from typing import Any, Protocol
 
+from fdpass_c.aio import asyncio_loop
 from fdpass_c.aio.directions import Direction
 from fdpass_c.waiting import HasFileno
 
@@ -45,6 +46,4 @@ def running() -> tuple[Any, Loop]:
         from fdpass_c.aio import trio_loop
 
         return trio_loop.current(), trio_loop
-    from fdpass_c.aio import asyncio_loop
-
     return asyncio.get_running_loop(), asyncio_loop

@@ -1,8 +1,7 @@
 """Plain messages under an event loop: the functions of fdpass_c over a non-blocking socket."""
 
 import os
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any
 
 import fdpass_c
@@ -37,9 +36,13 @@ class _Number:
         return self._fd
 
 
-@contextmanager
-def _share(sock: int | HasFileno, writes: bool) -> Iterator[Direction]:
-    """One direction of a socket, for all tasks that use it."""
+async def _take(
+    sock: int | HasFileno,
+    writes: bool,
+    attempt: Callable[[], Result],
+    wait: Callable[[], Awaitable[None]] | None = None,
+) -> Result:
+    """As take, in one direction of a socket, which all tasks that use it share."""
     fd = raw_fileno(sock)
     timeout = getattr(sock, "gettimeout", lambda: None if os.get_blocking(fd) else 0)()
     if timeout != 0:
@@ -51,22 +54,12 @@ def _share(sock: int | HasFileno, writes: bool) -> Iterator[Direction]:
         shared = _shared[place] = _Shared(loop.watch(_Number(fd), writes))
     shared.users += 1
     try:
-        yield shared.direction
+        return await take(shared.direction, attempt, wait)
     finally:
         shared.users -= 1
         if not shared.users:
             del _shared[place]
             shared.direction.drop()  # Nobody closes it: others may wait for it by other means.
-
-
-async def _take(
-    sock: int | HasFileno,
-    writes: bool,
-    attempt: Callable[[], Result],
-    wait: Callable[[], Awaitable[None]] | None = None,
-) -> Result:
-    with _share(sock, writes) as direction:
-        return await take(direction, attempt, wait)
 
 
 async def send_fds(
