@@ -285,7 +285,7 @@ def test_stale_file(path: Path) -> None:
 
 
 def test_live_one(path: Path) -> None:
-    """A path that somebody listens at is refused, and stays theirs; they get no connection by it."""
+    """A path where somebody listens is refused, and stays theirs. They get no connection by it."""
     with Listener(path) as first:
         with pytest.raises(OSError, match="another socket is bound") as caught:
             Listener(path)

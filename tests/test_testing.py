@@ -105,8 +105,8 @@ def test_says_where(tmp_path: Path) -> None:
 
 @pytest.mark.thread_unsafe
 def test_what_a_failed_test_held(tmp_path: Path) -> None:
-    """What only the traceback of a failed test keeps open is no leak, and the next test did not close
-    it; a descriptor that no object owns is one."""
+    """What only the traceback of a failed test keeps open is no leak, and the next test did not
+    close it; a descriptor that no object owns is a leak."""
     output = run_pytest(tmp_path, tests=FAILURES)
     assert "2 failed, 1 passed in" in output
     output = run_pytest(tmp_path, "--no-fd-leak", tests=FAILURES)
