@@ -172,6 +172,10 @@ class Listener(Closing):
 
         Args:
             timeout: None waits for ever, 0 does not wait.
+
+        Raises:
+            ValueError: timeout is negative.
+            OSError: EBADF: the listener is closed.
         """
         self._sock.settimeout(timeout)
         # Only accept knows how much of the timeout is left.
