@@ -297,13 +297,13 @@ def _identify_socket(found: os.stat_result, path: str) -> tuple[int, int]:
 
 def _check_stale(address: str | bytes) -> None:
     """OSError: EADDRINUSE if another socket is bound there, others if that cannot be told."""
-    # A stream socket would be accepted by who listens there. So it is tried only if a datagram
-    # socket has found nobody: not every system may look for sockets of other types.
+    # Who listens there would accept a stream socket, and does not notice a datagram socket. The
+    # latter cannot always tell: one that is bound and connected refuses it (EPERM).
     for kind in (socket.SOCK_DGRAM, socket.SOCK_STREAM):
         with socket.socket(socket.AF_UNIX, kind) as probe:
             probe.setblocking(False)
             code = probe.connect_ex(address)
         if code in (0, errno.EPROTOTYPE, errno.EAGAIN):  # EAGAIN: a full backlog.
             raise_oserror(errno.EADDRINUSE, "another socket is bound there")
-        if code != errno.ECONNREFUSED:
-            raise_oserror(code, "cannot tell whether a process listens there")
+    if code != errno.ECONNREFUSED:
+        raise_oserror(code, "cannot tell whether a process listens there")

@@ -316,20 +316,16 @@ def test_full_backlog(path: Path) -> None:
 
 
 @linux_only
-@pytest.mark.parametrize(
-    ("kind", "listens"),
-    [
-        (socket.SOCK_STREAM, False),
-        (socket.SOCK_DGRAM, False),
-        (socket.SOCK_SEQPACKET, False),
-        (socket.SOCK_SEQPACKET, True),
-    ],
-)
-def test_another_bound_socket(kind: socket.SocketKind, listens: bool, path: Path) -> None:
+@pytest.mark.parametrize("kind", [socket.SOCK_STREAM, socket.SOCK_DGRAM, socket.SOCK_SEQPACKET])
+@pytest.mark.parametrize("goes_on", [False, True])
+def test_another_bound_socket(kind: socket.SocketKind, goes_on: bool, path: Path) -> None:
     """A socket of another type, or one that does not listen yet, is somebody's too."""
-    with socket.socket(socket.AF_UNIX, kind) as sock:
+    with socket.socket(socket.AF_UNIX, kind) as sock, socket.socket(socket.AF_UNIX, kind) as other:
         sock.bind(str(path))
-        if listens:
+        if goes_on and kind == socket.SOCK_DGRAM:
+            other.bind(str(path.with_name("other")))
+            sock.connect(other.getsockname())  # It takes no datagrams of others from now on.
+        elif goes_on:
             sock.listen()
         with pytest.raises(OSError, match="another socket is bound") as caught:
             Listener(path)
