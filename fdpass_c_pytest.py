@@ -3,6 +3,8 @@
 Not inside the package, so that pytest starts without importing it.
 """
 
+from __future__ import annotations  # pytest 6 does not have these types.
+
 import sys
 from collections.abc import Iterator
 

@@ -104,6 +104,13 @@ def test_says_where(tmp_path: Path) -> None:
 
 
 @pytest.mark.thread_unsafe
+def test_loads_in_an_older_pytest() -> None:
+    """What pytest 7 has added is not needed, so that no older one fails because of the plugin."""
+    script = "import pytest; del pytest.Parser; import fdpass_c_pytest"
+    subprocess.run([sys.executable, "-c", script], check=True)
+
+
+@pytest.mark.thread_unsafe
 def test_what_a_failed_test_held(tmp_path: Path) -> None:
     """What only the traceback of a failed test keeps open is no leak, and the next test did not
     close it; a descriptor that no object owns is a leak."""
