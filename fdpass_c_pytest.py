@@ -3,6 +3,9 @@
 Not inside the package, so that pytest starts without importing it.
 """
 
+from __future__ import annotations  # pytest 6 does not have these types.
+
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -21,8 +24,16 @@ def no_fd_leak() -> Iterator[None]:
     """Fails a test that leaves descriptors open, or closes what was open before it."""
     from fdpass_c.testing import no_leak
 
+    _forget_failure()
     with no_leak():
         yield
+        _forget_failure()
+
+
+def _forget_failure() -> None:
+    """Frees what the frames of a failed test hold. pytest does so too, in the midst of the next."""
+    for name in ("last_type", "last_value", "last_traceback", "last_exc"):
+        vars(sys).pop(name, None)
 
 
 @pytest.fixture(autouse=True)

@@ -239,7 +239,7 @@ class Channel(Closing):
             The channel, which the caller owns and closes.
 
         Raises:
-            ValueError: The path contains a NUL.
+            ValueError: The path contains a NUL, or timeout is negative. Others as for Channel.
             FileNotFoundError: There is no such file. The attribute filename has the path, here and
                 below.
             ConnectionRefusedError: No process listens there, or the path is not a socket.
@@ -611,6 +611,10 @@ class Channel(Closing):
 
         Args:
             timeout: None waits for ever, 0 does not wait.
+
+        Raises:
+            ValueError: timeout is negative.
+            OSError: EBADF: the channel is closed.
         """
         self._sock.settimeout(timeout)
 

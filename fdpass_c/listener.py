@@ -37,9 +37,9 @@ class Listener(Closing):
     ) -> None:
         """Binds a new socket and listens, or takes ownership of one that listens.
 
-        A stale socket file, at which no process listens, is replaced. During this check a lock file
-        exists beside it: its name with .lock at the end. A file of that name that is not empty is
-        locked, but not changed or removed. After an exception no file is left.
+        A stale socket file, to which no open socket is bound, is replaced. During this check a lock
+        file exists beside it: its name with .lock at the end. A file of that name that is not empty
+        is locked, but not changed or removed. After an exception no file is left.
 
         Args:
             address: The path of the socket file, or a name in Linux's abstract namespace: a NUL
@@ -57,9 +57,9 @@ class Listener(Closing):
             receive_fds: As for Channel, for each accepted one.
 
         Raises:
-            OSError: EADDRINUSE: another socket listens at the path, or is about to. ENAMETOOLONG:
-                the path has more than 107 bytes, outside of Linux 103. EAFNOSUPPORT: the socket is
-                of another family. Others as for socket.bind.
+            OSError: EADDRINUSE: another socket is bound at the path, or is about to be.
+                ENAMETOOLONG: the path has more than 107 bytes, outside of Linux 103. EAFNOSUPPORT:
+                the socket is of another family. Others as for socket.bind.
             FileExistsError: The path is a file, and not a socket.
             ValueError: The path contains a NUL, the socket does not listen, mode is not in 0 to
                 0o777, or a limit is negative or too large.
@@ -172,6 +172,10 @@ class Listener(Closing):
 
         Args:
             timeout: None waits for ever, 0 does not wait.
+
+        Raises:
+            ValueError: timeout is negative.
+            OSError: EBADF: the listener is closed.
         """
         self._sock.settimeout(timeout)
         # Only accept knows how much of the timeout is left.

@@ -22,14 +22,6 @@ _RETRY = 0.01
 # Bytes of a path; an abstract name has no NUL at its end.
 _LONGEST = 107 if sys.platform == "linux" else 103
 
-_OTHER_TYPE = "a socket of another type is bound there"
-# What a try to connect says of who listens.
-_IN_USE = {
-    0: "another process listens there",
-    errno.EAGAIN: "another process listens there, with a full backlog",
-    errno.EPROTOTYPE: _OTHER_TYPE,
-}
-
 # PyPy has no name for it.
 _O_PATH: int = getattr(os, "O_PATH", 0o10000000)
 
@@ -224,7 +216,7 @@ def _connect(sock: socket.socket, address: str | bytes, timeout: float | None) -
 def _explain(code: int | None, address: str | bytes) -> str | None:
     """What the failure of a connect says about the address, if that needs to be said."""
     if code == errno.EPROTOTYPE:
-        return _OTHER_TYPE
+        return "a socket of another type is bound there"
     if code != errno.ECONNREFUSED:
         return None
     with contextlib.suppress(OSError):
@@ -304,11 +296,14 @@ def _identify_socket(found: os.stat_result, path: str) -> tuple[int, int]:
 
 
 def _check_stale(address: str | bytes) -> None:
-    """OSError: EADDRINUSE if another process listens there, others if that cannot be told."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        probe.setblocking(False)
-        code = probe.connect_ex(address)
-    if code in _IN_USE:
-        raise_oserror(errno.EADDRINUSE, _IN_USE[code])
+    """OSError: EADDRINUSE if another socket is bound there, others if that cannot be told."""
+    # Who listens there would accept a stream socket, and does not notice a datagram socket. The
+    # latter cannot always tell: one that is bound and connected refuses it (EPERM).
+    for kind in (socket.SOCK_DGRAM, socket.SOCK_STREAM):
+        with socket.socket(socket.AF_UNIX, kind) as probe:
+            probe.setblocking(False)
+            code = probe.connect_ex(address)
+        if code in (0, errno.EPROTOTYPE, errno.EAGAIN):  # EAGAIN: a full backlog.
+            raise_oserror(errno.EADDRINUSE, "another socket is bound there")
     if code != errno.ECONNREFUSED:
         raise_oserror(code, "cannot tell whether a process listens there")

@@ -285,14 +285,17 @@ def test_stale_file(path: Path) -> None:
 
 
 def test_live_one(path: Path) -> None:
-    """A path that somebody listens at is refused, and stays theirs."""
+    """A path where somebody listens is refused, and stays theirs. They get no connection by it."""
     with Listener(path) as first:
-        with pytest.raises(OSError, match="another process listens") as caught:
+        with pytest.raises(OSError, match="another socket is bound") as caught:
             Listener(path)
         assert caught.value.errno == errno.EADDRINUSE
         assert caught.value.filename == str(path)
         assert caught.value.__context__ is None  # One traceback is enough.
-        first.accept().close()  # the connection that the second one tried
+        first.settimeout(0)
+        with pytest.raises(BlockingIOError):
+            first.accept()
+        first.settimeout(None)
         with Channel.connect(path) as client, first.accept() as server:
             client.send(b"x")
             assert server.recv()[0] == b"x"
@@ -305,7 +308,7 @@ def test_full_backlog(path: Path) -> None:
         with contextlib.suppress(BlockingIOError):
             while True:
                 clients.enter_context(Channel.connect(path, timeout=0))
-        with pytest.raises(OSError, match="backlog") as caught:
+        with pytest.raises(OSError, match="another socket is bound") as caught:
             Listener(path)
         assert caught.value.errno == errno.EADDRINUSE
         assert caught.value.filename == str(path)
@@ -313,14 +316,18 @@ def test_full_backlog(path: Path) -> None:
 
 
 @linux_only
-@pytest.mark.parametrize("kind", [socket.SOCK_DGRAM, socket.SOCK_SEQPACKET])
-def test_live_one_of_another_type(kind: socket.SocketKind, path: Path) -> None:
-    """A socket of another type that is bound there is somebody's too."""
-    with socket.socket(socket.AF_UNIX, kind) as sock:
+@pytest.mark.parametrize("kind", [socket.SOCK_STREAM, socket.SOCK_DGRAM, socket.SOCK_SEQPACKET])
+@pytest.mark.parametrize("goes_on", [False, True])
+def test_another_bound_socket(kind: socket.SocketKind, goes_on: bool, path: Path) -> None:
+    """A socket of another type, or one that does not listen yet, is somebody's too."""
+    with socket.socket(socket.AF_UNIX, kind) as sock, socket.socket(socket.AF_UNIX, kind) as other:
         sock.bind(str(path))
-        if kind != socket.SOCK_DGRAM:
+        if goes_on and kind == socket.SOCK_DGRAM:
+            other.bind(str(path.with_name("other")))
+            sock.connect(other.getsockname())  # It takes no datagrams of others from now on.
+        elif goes_on:
             sock.listen()
-        with pytest.raises(OSError, match="another type") as caught:
+        with pytest.raises(OSError, match="another socket is bound") as caught:
             Listener(path)
         assert caught.value.errno == errno.EADDRINUSE
         assert caught.value.filename == str(path)

@@ -641,7 +641,10 @@ def test_bench() -> None:
 
 
 def test_bench_without_a_source_tree(tmp_path: Path) -> None:
-    """An installed package says where the benchmarks are."""
+    """An installed package says where the benchmarks are, and does not run those of another one."""
     shutil.copytree(Path(fdpass_c.__file__).parent, tmp_path / "fdpass_c")
+    others = tmp_path / "benchmarks" / "__main__.py"
+    others.parent.mkdir()
+    others.write_text("print('those of another package')")
     done = fdpass("bench", status=1, cwd=tmp_path)
     assert b"the benchmarks are not installed" in done.stderr

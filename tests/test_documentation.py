@@ -294,6 +294,11 @@ def test_links_into_the_repository() -> None:
     named_files = [name for page in PAGES for name in _IN_REPOSITORY.findall(page.read_text())]
     assert named_files
     assert [name for name in named_files if not (ROOT / name).exists()] == []
+    # Wheels are tested without the rest of the repository.
+    (beside_wheels,) = re.findall(
+        r"^test-sources = \[(.*)\]$", (ROOT / "pyproject.toml").read_text(), re.MULTILINE
+    )
+    assert {Path(name).parts[0] for name in named_files} <= {*re.findall('"(.*?)"', beside_wheels)}
 
 
 def test_figures() -> None:

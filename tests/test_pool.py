@@ -148,6 +148,13 @@ def test_bad_address() -> None:
         with pytest.raises(ValueError, match="not HOST:PORT"):
             open_listener(address)
     port: Any = 8000
+    shapes: list[Any] = [("h",), ("::1", 80, 0, 0), ()]
+    for shape in shapes:
+        with pytest.raises(ValueError, match=r"not \(HOST, PORT\)"):
+            open_listener(shape)
+    path: Any = b"/tmp/socket"
+    with pytest.raises(TypeError, match=r"an address is HOST:PORT, .* not bytes"):
+        open_listener(path)
     with pytest.raises(TypeError, match=r"an address is HOST:PORT, .* not int"):
         open_listener(port)
 

@@ -32,6 +32,22 @@ from support.signals import Interruption, handling, interrupt
 from support.sockets import Pair
 from support.threads import beside
 
+FAILURES = """
+import os, socket
+
+def test_fails():
+    kept = socket.socket()
+    fd = os.open(os.devnull, os.O_RDONLY)
+    assert not kept
+
+def test_next(no_fd_leak):
+    pass
+
+def test_fails_too(no_fd_leak):
+    kept = socket.socket()
+    assert not kept
+"""
+
 LEAKS = """
 import os, socket
 
@@ -47,8 +63,10 @@ def test_asks(no_fd_leak):
 """
 
 
-def run_pytest(folder: Path, *options: str, python: tuple[str, ...] = ()) -> str:
-    (folder / "test_leaks.py").write_text(LEAKS)
+def run_pytest(
+    folder: Path, *options: str, python: tuple[str, ...] = (), tests: str = LEAKS
+) -> str:
+    (folder / "test_leaks.py").write_text(tests)
     command = [sys.executable, *python, "-m", "pytest", "-p", "no:cacheprovider"]
     environment = dict(os.environ)
     if python or "fdpass_c_pytest" not in sys.modules:
@@ -83,6 +101,25 @@ def test_says_where(tmp_path: Path) -> None:
     assert "3 passed, 2 errors" in output
     assert "is held by <socket.socket" in output
     assert 'test_leaks.py", line 6' in output
+
+
+@pytest.mark.thread_unsafe
+def test_loads_in_an_older_pytest() -> None:
+    """What pytest 7 has added is not needed, so that no older one fails because of the plugin."""
+    script = "import pytest; del pytest.Parser; import fdpass_c_pytest"
+    subprocess.run([sys.executable, "-c", script], check=True)
+
+
+@pytest.mark.thread_unsafe
+def test_what_a_failed_test_held(tmp_path: Path) -> None:
+    """What only the traceback of a failed test keeps open is no leak, and the next test did not
+    close it; a descriptor that no object owns is a leak."""
+    output = run_pytest(tmp_path, tests=FAILURES)
+    assert "2 failed, 1 passed in" in output
+    output = run_pytest(tmp_path, "--no-fd-leak", tests=FAILURES)
+    assert "2 failed, 1 passed, 1 error" in output
+    assert "left open" in output
+    assert "socket:[" not in output
 
 
 @pytest.mark.thread_unsafe

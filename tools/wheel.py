@@ -37,7 +37,8 @@ from workshop import (
 DIST = ROOT / "dist"
 OUT = BUILD / "wheel"
 OLDEST_GLIBC = "2.17"
-LARGEST = 200_000
+# One with debug information, or with what does not belong into it, is larger by far.
+LARGEST = 250_000
 VERSIONS = ["3.10", "3.11", "3.12", "3.13", "3.14", "3.15"]
 SECONDS_A_SUITE = 900
 

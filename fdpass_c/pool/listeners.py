@@ -114,16 +114,17 @@ def _remove(path: str, file: tuple[int, int]) -> None:
 def parse_address(address: Address) -> str | tuple[str, int]:
     """Returns a path, or a host and a port. Raises a ValueError for anything else."""
     if isinstance(address, tuple):
+        if len(address) != 2:
+            raise ValueError(f"not (HOST, PORT): {address!r}")
         # getaddrinfo would take the lowest 16 bits: another port.
         if isinstance(address[1], int) and not 0 <= address[1] <= 65535:
             raise ValueError(f"a port is 0 to 65535: {address!r}")
         return address
     if not isinstance(address, str):
-        try:
-            return os.fspath(address)
-        except TypeError:
+        if not isinstance(address, os.PathLike):
             kind = type(address).__name__
-            raise TypeError(f"an address is HOST:PORT, a path or a socket, not {kind}") from None
+            raise TypeError(f"an address is HOST:PORT, a path or a socket, not {kind}")
+        return os.fsdecode(address)
     if "/" in address:
         return address
     host, colon, port = address.rpartition(":")
