@@ -350,6 +350,24 @@ def test_a_listener_that_ends(family: str, how: str, tmp_path: Path) -> None:
         server.close()
 
 
+def test_the_number_of_a_closed_listener() -> None:
+    """When other code closes the listener, the channel of the next worker gets its number."""
+    with Server(program=("pool_programs.py", "close_metrics")) as server:
+        old = server.settled(2).pids
+        server.send_signal(signal.SIGUSR2)
+        server.wait_for("closed")
+        for pid in old:
+            os.kill(pid, signal.SIGKILL)
+            server.wait_for("killed by SIGKILL")
+        new = server.settled(2).pids
+        assert int(server.ask()) in new
+        server.send_signal(signal.SIGHUP)
+        server.wait_for("exited with status 0")
+        server.wait_for("exited with status 0")
+        assert not {*server.settled(2).pids} & {*new}
+        assert server.stop() == 0
+
+
 @linux_only
 def test_a_client_that_does_not_read() -> None:
     """The listener may have SO_LINGER: the master waits for no client when it closes its end."""

@@ -79,12 +79,17 @@ class MetricsServer:
                 self._pause(error)
                 listens = False
         elif self._listens and not listens:
-            self._selector.unregister(self._listener)
+            self._stop_listening()
         self._listens = listens
         moments = [client.deadline for client in self._clients]
         if now < self._retry_at:
             moments.append(self._retry_at)
         self.due_at = min(moments, default=float("inf"))
+
+    def _stop_listening(self) -> None:
+        # If other code has closed the listener, a worker's channel may have its number by now.
+        with suppress(KeyError, ValueError):
+            self._selector.unregister(self._listener)
 
     def _accept(self, _events: int) -> None:
         self.due_at = 0.0
@@ -149,7 +154,7 @@ class MetricsServer:
         for client in [*self._clients]:
             self._end(client)
         if self._listens:
-            self._selector.unregister(self._listener)
+            self._stop_listening()
         self._mode.restore()
 
 

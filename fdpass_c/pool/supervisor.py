@@ -166,6 +166,9 @@ class Supervisor:
     def _start_watched(self, slot: int) -> WorkerProcess:
         """OSError as from _start, and ENOMEM or ENOSPC: the selector has no room."""
         worker = self._start(slot, self._restarts[slot])
+        # Another with its number is a listener that other code has closed.
+        with contextlib.suppress(KeyError):
+            self._selector.unregister(worker.channel.fileno())
         try:
             self._selector.register(
                 worker.channel, selectors.EVENT_READ, partial(self._on_event, worker)
