@@ -1,6 +1,7 @@
 """A worker that runs coroutines, for many connections at once."""
 
 import asyncio
+import contextlib
 import socket
 import threading
 from collections.abc import Callable, Sequence
@@ -184,10 +185,19 @@ class EventLoopWorker:
             await self._wait_until_closed(sock)
         else:
             sock.on_close = None
+            self._stop_watching(sock.fileno())
             with sock:
                 end_sending(sock)
                 if find_unread(sock) > 0:
                     await read_out_async(sock)
+
+    def _stop_watching(self, fd: int) -> None:
+        """What the handler has left behind may still wait for the socket, and asyncio would never
+        report anything of the next one with its number. Other loops see to that themselves."""
+        if fd >= 0 and isinstance(self._loop, asyncio.SelectorEventLoop):
+            with contextlib.suppress(RuntimeError):  # A transport has the number.
+                self._loop.remove_reader(fd)
+                self._loop.remove_writer(fd)
 
     async def _wait_until_closed(self, sock: ConnectedSocket) -> None:
         """A transport may still have bytes to send. It closes the socket itself."""

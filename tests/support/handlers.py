@@ -132,6 +132,22 @@ async def begin_and_wait_async(sock: socket.socket, _address: object) -> None:
     await loop.sock_sendall(sock, await loop.sock_recv(sock, 1000))
 
 
+_left_behind: "list[asyncio.Task[Any]]" = []
+
+
+async def leave_tasks(sock: socket.socket, _address: object) -> None:
+    """Ends beside tasks that wait for the client, if it says so. Otherwise reads, writes much, and
+    reads once more."""
+    loop = asyncio.get_running_loop()
+    if await loop.sock_recv(sock, 1000) == b"leave":
+        _left_behind.append(loop.create_task(loop.sock_recv(sock, 1000)))
+        _left_behind.append(loop.create_task(loop.sock_sendall(sock, bytes(2**24))))
+        await asyncio.sleep(0)
+    else:
+        await loop.sock_sendall(sock, bytes(2**24))
+        await loop.sock_sendall(sock, await loop.sock_recv(sock, 1000))
+
+
 class Callable:
     """An object whose call is a coroutine."""
 
