@@ -203,6 +203,11 @@ def test_odd_requests() -> None:
         for request_line, status in (
             ("GET /nothing HTTP/1.1", 404),
             ("GET /status?pretty HTTP/1.1", 200),
+            ("GET http://pool:80/status HTTP/1.1", 200),
+            ("GET HTTP://pool/metrics?x=/ HTTP/1.1", 200),
+            ("GET http://pool HTTP/1.1", 404),
+            ("GET http:///status HTTP/1.1", 404),
+            ("GET /proxy/http://pool/status HTTP/1.1", 404),
             ("POST /status HTTP/1.1", 405),
             ("GET", 404),
             ("", 405),

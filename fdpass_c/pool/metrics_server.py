@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import selectors
 import socket
 import struct
@@ -182,6 +183,7 @@ def _serve_client(sock: socket.socket, report: Report) -> Iterator[int]:
 def _answer(head: str, report: Report) -> bytes:
     words = head.split("\r\n", 1)[0].split(" ")
     method, target = words[0], words[1].partition("?")[0] if len(words) > 1 else ""
+    target = re.sub(r"^http://[^/]+", "", target, flags=re.I)  # As to a proxy (RFC 9112, 3.2.2).
     status, kind, body = "200 OK", "text/plain; charset=utf-8", ""
     if method not in ("GET", "HEAD"):
         status, body = "405 Method Not Allowed", "GET only\n"
