@@ -85,14 +85,14 @@ class WorkerProcess:
     @property
     def serves(self) -> bool:
         """Whether it has started and gets connections."""
-        return self.state is State.READY and self.deadline == float("inf")
+        return self.state is State.READY and self.account.is_open
 
     def mark_ready(self) -> None:
         """The worker has started."""
-        self.state = State.READY
         self.deadline = float("inf")
         self.ready_at = time.monotonic()
         self.account.set_capacity(self.settings.capacity)
+        self.state = State.READY
 
     def end_early(self, timeout: float) -> None:
         """It ends although it was not told to. It must have ended within timeout seconds, and keeps
@@ -177,11 +177,10 @@ class WorkerProcess:
 
     def describe(self) -> WorkerStatus:
         in_hand = self.count_in_hand()
-        state = self.state.name
-        if self.serves:
-            state = "FREE" if in_hand < self.settings.capacity else "BUSY"
-        elif self.state is State.READY:
-            state = State.LEAVING.name
+        state = self.state.name  # Read once: the master may change it meanwhile.
+        if state == State.READY.name:
+            is_busy = in_hand >= self.settings.capacity
+            state = "LEAVING" if not self.account.is_open else "BUSY" if is_busy else "FREE"
         self._busy = max(self._busy, self.counters.count_busy())
         return WorkerStatus(
             slot=self.settings.slot,
