@@ -164,7 +164,7 @@ class Master:
             # Workers that started together should not all be replaced together.
             max_requests = limit - self._random.randrange(limit // 4 + 1)
         settings = WorkerSettings(slot, restarts, self._config.capacity, max_requests)
-        return fork_worker(settings, self._close_in_child, self._run_worker)
+        return fork_worker(settings, self._workers, self._close_in_child, self._run_worker)
 
     def _run_worker(self, channel: Channel, counters: Counters) -> None:
         """In the worker."""
