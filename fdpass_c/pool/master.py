@@ -147,7 +147,11 @@ class Master:
         if signum == signal.SIGUSR1:
             logger.info("status\n%s", self.status().render())
         elif signum == signal.SIGHUP:
+            phase = self._supervisor.phase
             self._supervisor.replace_all()
+            if phase is Phase.SERVING:
+                # Even if no worker was left to replace: the manager waits for it.
+                self._manager.follow(Phase.RELOADING, self._supervisor.summarize())
         elif signum == signal.SIGCHLD:
             self._supervisor.reap_exited()
         elif signum == signal.SIGTTIN:
