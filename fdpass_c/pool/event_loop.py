@@ -1,7 +1,6 @@
 """A worker that runs coroutines, for many connections at once."""
 
 import asyncio
-import contextlib
 import socket
 import threading
 from collections.abc import Callable, Sequence
@@ -185,9 +184,9 @@ class EventLoopWorker:
             await self._wait_until_closed(sock)
         else:
             sock.on_close = None
-            self._stop_watching(sock.fileno())
             with sock:
                 end_sending(sock)
+                self._stop_watching(sock.fileno())
                 if find_unread(sock) > 0:
                     await read_out_async(sock)
 
@@ -195,9 +194,11 @@ class EventLoopWorker:
         """What the handler has left behind may still wait for the socket, and asyncio would never
         report anything of the next one with its number. Other loops see to that themselves."""
         if fd >= 0 and isinstance(self._loop, asyncio.SelectorEventLoop):
-            with contextlib.suppress(RuntimeError):  # A transport has the number.
+            try:
                 self._loop.remove_reader(fd)
                 self._loop.remove_writer(fd)
+            except RuntimeError:
+                pass  # A transport has the number.
 
     async def _wait_until_closed(self, sock: ConnectedSocket) -> None:
         """A transport may still have bytes to send. It closes the socket itself."""
