@@ -32,8 +32,10 @@ static unsigned read_worker(struct fdp_worker *worker, struct fdp_offers *offers
     handled -= (unsigned)worker->handled;
     begun -= (unsigned)worker->begun;
     taken -= (unsigned)worker->taken;
+    /* The rest is what no worker can have done: the program has written there. */
     if ((handled == 0 && begun == 0 && taken == 0) || begun > worker->copies.count ||
         taken > (offers != NULL ? offers->queue.count : 0) ||
+        worker->handled + handled > worker->begun + begun + worker->taken + taken ||
         fdp_reserve_connections(done, begun + taken) < 0)
         return 0;
     (void)fdp_move_connections(&worker->copies, begun, done);

@@ -603,7 +603,8 @@ void fdp_free_offers(struct fdp_offers *offers);
  * pipe's end, where a byte that is 0 only says that counters have changed. wanted: in shared memory,
  * whether workers are to write such bytes, because there is no room or something is offered. selector:
  * a descriptor to poll for what is not the core's, or -1 if the caller waits itself. is_paused: nothing
- * is accepted or given. All but the queues is the caller's. Starts as zeros.
+ * is accepted or given until a copy could be closed. All but the queues is the caller's. Starts as
+ * zeros.
  *
  * What the last call has found: unsent, an outbox keeps a part of a frame. used_up, a worker was given
  * its most, or without listeners, anything. has_errors, a listener has one. error: 0, or the negative

@@ -237,11 +237,13 @@ int fdp_return_connections(struct fdp_queue *queue, struct fdp_queue *target);
 /* deal.c: which worker gets which connection. */
 
 /* What a call has found. room: of all workers together. begun: how many connections more than before.
- * has_copies: whether there are any. unsent, used_up, error, failed: as in struct fdp_rounds. */
+ * has_copies: whether there are any. is_short: whether there was no place for a connection. unsent,
+ * used_up, error, failed: as in struct fdp_rounds. */
 struct fdp_round {
     uint64_t room;
     unsigned begun;
     int has_copies;
+    int is_short;
     int unsent;
     int used_up;
     int error;

@@ -21,8 +21,7 @@ static int is_shortage(int error) {
     return error == -EMFILE || error == -ENFILE || error == -ENOBUFS || error == -ENOMEM;
 }
 
-/* What there was no room for could only have been offered: that waits, as without offers. Returns
- * whether there was such. */
+/* There will be room without a pause. Returns whether there was none. */
 static int forget_shortage(struct fdp_rounds *rounds) {
     int is_short = 0;
     for (size_t i = 0; i < rounds->listeners.count; i++) {
@@ -113,12 +112,15 @@ static int run_round(struct fdp_rounds *rounds, struct fdp_round *ret_round) {
             if (fdp_accept_many(&rounds->listeners, room - rounds->waiting.count,
                                 &rounds->waiting) < 0)
                 return -ENOMEM;
-            if (rounds->waiting.count >= ret_round->room)
+            /* It could only have been offered, and waits as without offers; or there is room as soon as
+             * what is done is closed. */
+            if (rounds->waiting.count >= ret_round->room || rounds->done.count > 0)
                 is_short = forget_shortage(rounds);
             find_errors(rounds);
         }
         pass_on(rounds, ret_round);
     }
+    ret_round->is_short = is_short;
     rounds->is_full = rounds->is_paused || is_short ||
                       ret_round->room + count_offer_room(rounds) <= rounds->waiting.count;
     return 0;
@@ -161,6 +163,9 @@ static int run_announced(struct fdp_rounds *rounds) {
             result = run_round(rounds, &round);
     }
     set_wait(rounds, &round);
+    /* Closing them leaves room, of which there was none. */
+    if ((rounds->is_paused || round.is_short) && rounds->done.count > 0)
+        rounds->is_paused = rounds->wait = 0;
     fdp_close_connections(&rounds->done);
     return result;
 }

@@ -73,6 +73,18 @@ def end_listeners(how: str, *addresses: str) -> None:
     Pool(begin_and_wait, 2).serve(*listeners)
 
 
+def close_metrics(*addresses: str) -> None:
+    """A pool of two workers; USR2 closes the socket for the metrics."""
+    listener = open_listener("127.0.0.1:0")
+
+    def close(*_: object) -> None:
+        listener.close()
+        logging.info("closed")
+
+    signal.signal(signal.SIGUSR2, close)
+    Pool(obey, 2).serve(*addresses, metrics=listener)
+
+
 class _Full(selectors.DefaultSelector):
     """A selector with no room for the first that each function has it watch."""
 

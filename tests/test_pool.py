@@ -20,6 +20,8 @@ import pytest
 
 from fdpass_c.pool import Pool, PoolError, inherit_listeners, open_listener
 from fdpass_c.pool.listeners import describe_listener
+from fdpass_c.pool.status import STATES
+from fdpass_c.pool.worker_process import State
 from support.handlers import echo, echo_async
 from support.marks import linux_only
 from support.processes import FDPASS, Program, run_in_child
@@ -344,6 +346,38 @@ def test_status_of_a_slow_thread() -> None:
         sock.sendall(b"hello")
 
     pool = Pool(answer, 1)
+    run_in_child(serve)
+
+
+@pytest.mark.thread_unsafe
+@pytest.mark.untraced
+def test_the_state_of_a_worker_that_is_told_to_leave() -> None:
+    """A thread that reads slowly sees one of the documented states."""
+    seen: list[str] = []
+
+    def ask(_addresses: object) -> None:
+        def watch(frame: FrameType, event: str, _argument: object) -> object:
+            if frame.f_code.co_name != "describe":
+                return watch if event == "call" else None
+            if "state" in frame.f_locals:
+                pool.stop()
+                while frame.f_locals["self"].state is State.READY:
+                    pass
+            return watch
+
+        sys.settrace(watch)  # type: ignore[arg-type]
+        seen.extend(worker.state for worker in pool.status().workers)
+        sys.settrace(None)
+
+    def serve() -> None:
+        pool.serve(
+            "127.0.0.1:0",
+            ready=lambda addresses: threading.Thread(target=ask, args=[addresses]).start(),
+        )
+        assert len(seen) == 1
+        assert seen[0] in STATES
+
+    pool = Pool(echo, 1)
     run_in_child(serve)
 
 

@@ -198,6 +198,25 @@ def test_an_end_that_goes_wrong(request_text: bytes) -> None:
 
 
 @pytest.mark.thread_unsafe
+def test_tasks_that_outlive_the_handler() -> None:
+    """They wait for a socket that the pool has closed, and the next one with its number works."""
+    with Server("leave_tasks", "--workers", "1", "--capacity", "10") as server:
+        with server.connect() as first:
+            first.sendall(b"leave")
+            read_all(first)
+        for _ in range(2):
+            with server.connect() as sock, sock.makefile("rb") as file:
+                while server.status().workers[0].in_hand < 1:
+                    pass
+                sock.sendall(b"go on")
+                assert len(file.read(2**24)) == 2**24
+                sock.sendall(b"and on")
+                assert file.read() == b"and on"
+        assert server.stop() == 0
+        assert "Traceback" not in server.log
+
+
+@pytest.mark.thread_unsafe
 def test_a_descriptor_closed_by_a_plain_handler() -> None:
     """A handler that closes the descriptor of its socket ends this connection, not its worker."""
     with Server("close_descriptor", "--workers", "1", "--capacity", "1") as server:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from fdpass_c.pool.connected import read_address
 from support.marks import linux_only
 from support.server import Server, connections
 from support.sockets import read_all, read_some
@@ -96,6 +97,12 @@ def test_a_client_that_goes(handler: str) -> None:
         status = server.settled(1)
         assert (status.handled, status.failed) == (3, 0)
         assert "Traceback" not in server.log
+
+
+def test_the_address_of_a_client_that_has_gone() -> None:
+    """Where only the kernel knew it (AF_VSOCK), it no longer does; that is no reason to end."""
+    with socket.socket() as gone:
+        assert read_address(b"", -1, gone) is None
 
 
 @pytest.mark.thread_unsafe

@@ -113,6 +113,24 @@ def test_an_event_loop_that_cannot_receive() -> None:
 
 
 @pytest.mark.thread_unsafe
+@pytest.mark.parametrize("capacity", ["1", "4"])
+def test_a_worker_whose_counts_are_impossible(capacity: str) -> None:
+    """What a program writes over them ends neither the master nor the reload."""
+    with Server("scribble", "--workers", "1", "--capacity", capacity) as server:
+        with server.connect() as sock:
+            assert sock.recv(1000)
+            server.status()
+            server.send_signal(signal.SIGHUP)
+            server.wait_for("worker .* started")
+            sock.sendall(b"go on")
+            assert read_all(sock) == b"go on"
+        server.wait_for("exited with status 0")
+        status = server.settled(1)
+        assert (status.handled, status.failed, status.lost) == (1, 0, 0)
+        assert server.stop() == 0
+
+
+@pytest.mark.thread_unsafe
 def test_workers_that_somebody_kills() -> None:
     """Workers that have served may be killed as often as anybody likes."""
     with Server("echo", "--workers", "2") as server:

@@ -41,9 +41,16 @@ def wait(channel: Channel, _counters: Counters) -> None:
     channel.recv()
 
 
-def start(slot: int, restarts: int) -> WorkerProcess:
-    settings = WorkerSettings(slot, restarts, 1, float("inf"))
-    return fork_worker(settings, lambda: None, wait if slot else end)
+def make_supervisor(
+    workers: list[WorkerProcess], dispatcher: Dispatcher, selector: selectors.BaseSelector
+) -> Supervisor:
+    """Of two workers, of which the first ends at once."""
+
+    def start(slot: int, restarts: int) -> WorkerProcess:
+        settings = WorkerSettings(slot, restarts, 1, float("inf"))
+        return fork_worker(settings, workers, lambda: None, wait if slot else end)
+
+    return Supervisor(workers, dispatcher, selector, start, 2, 60, 60)
 
 
 def interrupt_reaping(module: ModuleType, number: int, name: str) -> bool:
@@ -56,7 +63,7 @@ def interrupt_reaping(module: ModuleType, number: int, name: str) -> bool:
         closing(Offers()) as offers,
     ):
         dispatcher = Dispatcher(Acceptors(False), workers, wakeup, selector, offers)
-        pool = Supervisor(workers, dispatcher, selector, start, 2, 60, 60)
+        pool = make_supervisor(workers, dispatcher, selector)
         pool.check()
         started = [*workers]
         os.waitid(os.P_PID, started[0].pid, os.WEXITED | os.WNOWAIT)
@@ -75,4 +82,33 @@ def test_a_handler_that_raises(module: ModuleType, name: str) -> None:
     """Wherever it does, no worker is left or counted twice, and none's exit status is lost."""
     for number in itertools.count(1):
         if not interrupt_reaping(module, number, name):
+            break
+
+
+def interrupt_starting(module: ModuleType, number: int) -> bool:
+    """Two workers are started, then the pool ends. Returns whether there were so many calls."""
+    workers: list[WorkerProcess] = []
+    with (
+        selectors.DefaultSelector() as selector,
+        closing(Wakeup()) as wakeup,
+        closing(Offers()) as offers,
+    ):
+        dispatcher = Dispatcher(Acceptors(False), workers, wakeup, selector, offers)
+        pool = make_supervisor(workers, dispatcher, selector)
+        came = interrupt_call(module, number, pool.check)
+        pool.kill_all()
+        assert not workers
+        assert not selector.get_map()
+        with pytest.raises(ChildProcessError):
+            os.waitpid(-1, os.WNOHANG)
+    return came
+
+
+# A channel that nobody has yet is closed with a warning.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("module", [supervisor, worker_process, dispatch, rounds, connections])
+def test_a_handler_that_raises_at_the_start(module: ModuleType) -> None:
+    """Wherever it does, no process is left, and the child knows that it is one."""
+    for number in itertools.count(1):
+        if not interrupt_starting(module, number):
             break

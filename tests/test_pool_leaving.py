@@ -251,10 +251,10 @@ def test_an_exit_that_hangs(handler: str, capacity: str) -> None:
 
 
 @pytest.mark.thread_unsafe
-@pytest.mark.parametrize(("handler", "capacity"), [("obey", "4"), ("obey_async", "4")])
-def test_an_exit_that_takes_long(handler: str, capacity: str) -> None:
+@pytest.mark.parametrize(("handler", "drain"), [("obey", "1000"), ("obey_async", "inf")])
+def test_an_exit_that_takes_long(handler: str, drain: str) -> None:
     """Meanwhile the worker gets no more connections, and keeps its slot."""
-    program = ("pool_programs.py", "end_slowly", handler, "2", capacity, "1000")
+    program = ("pool_programs.py", "end_slowly", handler, "2", "4", drain)
     with Server(program=program) as server:
         pids = {str(pid).encode() for pid in server.settled(2).pids}
         with server.connect() as sock:

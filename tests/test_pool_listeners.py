@@ -81,6 +81,26 @@ def test_a_listener_given_twice() -> None:
 
 
 @pytest.mark.thread_unsafe
+def test_an_address_given_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is refused as such, and no other process is blamed; port 0 is another one each time."""
+    monkeypatch.chdir(tmp_path)
+    for one, other in (
+        ("./a", tmp_path / "a"),
+        ("./a", "./b/../a"),
+        ("127.0.0.1:80", ("127.0.0.1", 80)),
+        ("[::1]:80", "[::1]:80"),
+    ):
+        with pytest.raises(ValueError, match="given twice"):
+            Pool(echo, 1).serve(one, other)
+        with pytest.raises(ValueError, match="given twice"):
+            Pool(echo, 1).serve("127.0.0.1:0", one, metrics=other)
+    assert not [*tmp_path.iterdir()]
+    pool = Pool(echo, 1)
+    pool.stop()
+    pool.serve("127.0.0.1:0", ("127.0.0.1", 0), metrics="127.0.0.1:0")
+
+
+@pytest.mark.thread_unsafe
 def test_a_listener_that_others_make_blocking() -> None:
     """Another process that shares a listener, for instance a pool that ends, may make it blocking,
     at any time: the master does not wait in accept."""

@@ -203,6 +203,11 @@ def test_odd_requests() -> None:
         for request_line, status in (
             ("GET /nothing HTTP/1.1", 404),
             ("GET /status?pretty HTTP/1.1", 200),
+            ("GET http://pool:80/status HTTP/1.1", 200),
+            ("GET HTTP://pool/metrics?x=/ HTTP/1.1", 200),
+            ("GET http://pool HTTP/1.1", 404),
+            ("GET http:///status HTTP/1.1", 404),
+            ("GET /proxy/http://pool/status HTTP/1.1", 404),
             ("POST /status HTTP/1.1", 405),
             ("GET", 404),
             ("", 405),
@@ -348,6 +353,24 @@ def test_a_listener_that_ends(family: str, how: str, tmp_path: Path) -> None:
             turn(selector, server)
         assert server.due_at == float("inf")
         server.close()
+
+
+def test_the_number_of_a_closed_listener() -> None:
+    """When other code closes the listener, the channel of the next worker gets its number."""
+    with Server(program=("pool_programs.py", "close_metrics")) as server:
+        old = server.settled(2).pids
+        server.send_signal(signal.SIGUSR2)
+        server.wait_for("closed")
+        for pid in old:
+            os.kill(pid, signal.SIGKILL)
+            server.wait_for("killed by SIGKILL")
+        new = server.settled(2).pids
+        assert int(server.ask()) in new
+        server.send_signal(signal.SIGHUP)
+        server.wait_for("exited with status 0")
+        server.wait_for("exited with status 0")
+        assert not {*server.settled(2).pids} & {*new}
+        assert server.stop() == 0
 
 
 @linux_only

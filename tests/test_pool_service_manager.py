@@ -91,6 +91,25 @@ def test_the_status_tells_of_losses(manager: Manager) -> None:
         assert "serving, 1 of 2 workers ready, 1 connections lost" in texts
 
 
+@linux_only
+def test_a_reload_without_a_worker(manager: Manager) -> None:
+    """A reload begins and ends for the manager, which waits for it, though no worker was left."""
+    with Server("echo", "--workers", "1") as server:
+        manager.hear_of("READY")
+        (worker,) = server.settled(1).pids
+        server.send_signal(signal.SIGSTOP)  # It finds both at once.
+        os.waitpid(server.pid, os.WUNTRACED)
+        os.kill(worker, signal.SIGKILL)
+        while " Z " not in Path(f"/proc/{worker}/stat").read_text():
+            pass
+        server.send_signal(signal.SIGHUP)
+        server.send_signal(signal.SIGCONT)
+        manager.hear_of("RELOADING")
+        manager.hear_of("READY")
+        assert server.settled(1).pids != [worker]
+        assert server.stop() == 0
+
+
 def test_a_reload_that_is_given_up(manager: Manager, tmp_path: Path) -> None:
     """A reload whose workers do not start ends for the manager too: the old workers are ready."""
     flag = tmp_path / "die"

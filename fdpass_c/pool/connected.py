@@ -109,7 +109,8 @@ def find_origin(payload: bytes, kinds: Sequence[Kind]) -> Kind:
 
 
 def read_address(payload: bytes, family: int, sock: socket.socket) -> Any:
-    """The peer's address in a message, as socket.accept shows it."""
+    """The peer's address in a message, as socket.accept shows it. None if its family is none of
+    these, and the peer has gone."""
     if family == _AF_INET:
         port, host = _INET.unpack_from(payload, _ADDRESS_AT)
         return socket.inet_ntoa(host), port
@@ -119,7 +120,10 @@ def read_address(payload: bytes, family: int, sock: socket.socket) -> Any:
         return socket.inet_ntop(_AF_INET6, host), port, flow, scope
     if family == socket.AF_UNIX:
         return read_name(payload[_ADDRESS_AT:])
-    return sock.getpeername()
+    try:
+        return sock.getpeername()
+    except OSError:
+        return None
 
 
 def find_unread(sock: ConnectedSocket) -> int:

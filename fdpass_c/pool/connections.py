@@ -37,6 +37,11 @@ class Account:
         record.room = max(0, capacity - (record.given + record.taken - record.handled))
 
     @property
+    def is_open(self) -> bool:
+        """Whether it gets connections."""
+        return bool(self.record.capacity)
+
+    @property
     def given(self) -> int:
         """Without those that it has taken."""
         return int(self.record.given)

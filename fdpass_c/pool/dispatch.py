@@ -60,11 +60,13 @@ class Dispatcher:
         if is_paused:
             until = min(until, self._retry_at)
         self._rounds.listen(self._acceptors.prepare(now))
+        found = self._rounds.found
         try:
             self._rounds.run(max(0.0, until - now), is_paused)
+            if not found.is_paused:
+                self._retry_at = 0.0
         except MemoryError:
             self._pause_accepting(errno.ENOMEM)
-        found = self._rounds.found
         if found.has_errors and (code := self._acceptors.handle_errors()):
             self._pause_accepting(code)
         if found.unsent:

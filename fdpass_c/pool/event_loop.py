@@ -186,8 +186,19 @@ class EventLoopWorker:
             sock.on_close = None
             with sock:
                 end_sending(sock)
+                self._stop_watching(sock.fileno())
                 if find_unread(sock) > 0:
                     await read_out_async(sock)
+
+    def _stop_watching(self, fd: int) -> None:
+        """What the handler has left behind may still wait for the socket, and asyncio would never
+        report anything of the next one with its number. Other loops see to that themselves."""
+        if fd >= 0 and isinstance(self._loop, asyncio.SelectorEventLoop):
+            try:
+                self._loop.remove_reader(fd)
+                self._loop.remove_writer(fd)
+            except RuntimeError:
+                pass  # A transport has the number.
 
     async def _wait_until_closed(self, sock: ConnectedSocket) -> None:
         """A transport may still have bytes to send. It closes the socket itself."""

@@ -147,7 +147,11 @@ class Master:
         if signum == signal.SIGUSR1:
             logger.info("status\n%s", self.status().render())
         elif signum == signal.SIGHUP:
+            phase = self._supervisor.phase
             self._supervisor.replace_all()
+            if phase is Phase.SERVING:
+                # Even if no worker was left to replace: the manager waits for it.
+                self._manager.follow(Phase.RELOADING, self._supervisor.summarize())
         elif signum == signal.SIGCHLD:
             self._supervisor.reap_exited()
         elif signum == signal.SIGTTIN:
@@ -164,7 +168,7 @@ class Master:
             # Workers that started together should not all be replaced together.
             max_requests = limit - self._random.randrange(limit // 4 + 1)
         settings = WorkerSettings(slot, restarts, self._config.capacity, max_requests)
-        return fork_worker(settings, self._close_in_child, self._run_worker)
+        return fork_worker(settings, self._workers, self._close_in_child, self._run_worker)
 
     def _run_worker(self, channel: Channel, counters: Counters) -> None:
         """In the worker."""

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import selectors
 import socket
 import struct
@@ -79,12 +80,17 @@ class MetricsServer:
                 self._pause(error)
                 listens = False
         elif self._listens and not listens:
-            self._selector.unregister(self._listener)
+            self._stop_listening()
         self._listens = listens
         moments = [client.deadline for client in self._clients]
         if now < self._retry_at:
             moments.append(self._retry_at)
         self.due_at = min(moments, default=float("inf"))
+
+    def _stop_listening(self) -> None:
+        # If other code has closed the listener, a worker's channel may have its number by now.
+        with suppress(KeyError, ValueError):
+            self._selector.unregister(self._listener)
 
     def _accept(self, _events: int) -> None:
         self.due_at = 0.0
@@ -149,7 +155,7 @@ class MetricsServer:
         for client in [*self._clients]:
             self._end(client)
         if self._listens:
-            self._selector.unregister(self._listener)
+            self._stop_listening()
         self._mode.restore()
 
 
@@ -177,6 +183,7 @@ def _serve_client(sock: socket.socket, report: Report) -> Iterator[int]:
 def _answer(head: str, report: Report) -> bytes:
     words = head.split("\r\n", 1)[0].split(" ")
     method, target = words[0], words[1].partition("?")[0] if len(words) > 1 else ""
+    target = re.sub(r"^http://[^/]+", "", target, flags=re.I)  # As to a proxy (RFC 9112, 3.2.2).
     status, kind, body = "200 OK", "text/plain; charset=utf-8", ""
     if method not in ("GET", "HEAD"):
         status, body = "405 Method Not Allowed", "GET only\n"

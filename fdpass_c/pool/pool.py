@@ -1,17 +1,18 @@
 """Pool, the class that a program uses."""
 
 import asyncio
+import os
 import selectors
 import signal
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack, closing
 
 from fdpass_c.errors import FdpassError
 from fdpass_c.pool.accepting import Acceptors
 from fdpass_c.pool.config import Config
 from fdpass_c.pool.handlers import Handler
-from fdpass_c.pool.listeners import Address, check_listener, opened
+from fdpass_c.pool.listeners import Address, check_listener, opened, parse_address
 from fdpass_c.pool.master import Helper, Master, Ready
 from fdpass_c.pool.metrics_server import MetricsServer
 from fdpass_c.pool.offers import Offers
@@ -154,8 +155,8 @@ class Pool:
 
         Raises:
             PoolError: Workers die at start again and again, or no listener accepts any longer.
-            ValueError: There is no listener. A socket does not listen, or is given twice. An
-                address has an unknown form. The caller is not the main thread.
+            ValueError: There is no listener. A socket does not listen. A socket or address is given
+                twice. An address has an unknown form. The caller is not the main thread.
             TypeError: An address has the wrong type.
             OSError: As for open_listener. EBADF: a socket is closed.
         """
@@ -163,6 +164,7 @@ class Pool:
             raise ValueError("a pool needs at least one listener")
         if isinstance(metrics, socket.socket) and metrics in listeners:
             raise ValueError("a listening socket is given twice")
+        _check_addresses([*listeners, metrics])
         with ExitStack() as stack:
             selector = stack.enter_context(selectors.DefaultSelector())
             acceptors = Acceptors(self._config.runs_coroutines)
@@ -228,6 +230,19 @@ class Pool:
             The status at this moment. It is empty before serve() and has the last counts after it.
         """
         return self._master.status() if self._master else Status((), 0, 0, 0, 0)
+
+
+def _check_addresses(listeners: Iterable[socket.socket | Address | None]) -> None:
+    """ValueError: the same address twice, for which bind would blame another process."""
+    addresses = [
+        parse_address(listener)
+        for listener in listeners
+        if listener is not None and not isinstance(listener, socket.socket)
+    ]
+    paths = [os.path.abspath(where) for where in addresses if isinstance(where, str)]
+    ports = [where for where in addresses if not isinstance(where, str) and where[1] != 0]
+    if len({*paths, *ports}) < len(paths) + len(ports):
+        raise ValueError("an address is given twice")
 
 
 def _open(listener: socket.socket | Address, stack: ExitStack) -> socket.socket:

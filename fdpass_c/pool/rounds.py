@@ -86,7 +86,8 @@ class Rounds:
         """Accepts connections and passes them on, until there is something else to do.
 
         That is after so many seconds, when the selector reports something or a signal has come, or
-        what found says. is_paused: it only reads how far the workers are. MemoryError.
+        what found says. is_paused: it only reads how far the workers are, until a connection is
+        begun. MemoryError.
         """
         self.found.is_paused = is_paused
         result = lib.fdp_run_rounds(self.found, math.ceil(seconds * 1000))

@@ -53,7 +53,8 @@ class Supervisor:
         start_timeout: float,
     ) -> None:
         """workers: an empty list, which this keeps up to date. start: takes a slot and the number
-        of workers that had it before; OSError if the system cannot start a process. drain,
+        of workers that had it before, and appends a worker to workers; OSError if the system cannot
+        start a process. drain,
         start_timeout: seconds that a worker may take to finish and to start."""
         self.due_at: float = 0.0
         self.stopping: bool = False
@@ -157,7 +158,6 @@ class Supervisor:
             return False
         self._restarts[slot] += 1
         worker.deadline = time.monotonic() + self._start_timeout
-        self._workers.append(worker)
         self.counted = self.counted._replace(workers=(*self._workers,))
         self._dispatcher.add(worker)
         logger.info("worker %d started", worker.pid)
@@ -166,11 +166,15 @@ class Supervisor:
     def _start_watched(self, slot: int) -> WorkerProcess:
         """OSError as from _start, and ENOMEM or ENOSPC: the selector has no room."""
         worker = self._start(slot, self._restarts[slot])
+        # Another with its number is a listener that other code has closed.
+        with contextlib.suppress(KeyError):
+            self._selector.unregister(worker.channel.fileno())
         try:
             self._selector.register(
                 worker.channel, selectors.EVENT_READ, partial(self._on_event, worker)
             )
         except OSError:
+            self._workers.remove(worker)
             worker.kill()
             worker.channel.close()
             raise

@@ -7,7 +7,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Iterable
-from itertools import repeat, takewhile
+from itertools import repeat, starmap, takewhile
 from typing import NamedTuple
 
 from fdpass_c.channel import Channel
@@ -59,7 +59,7 @@ class WorkerProcess:
         """Must be made before the fork, after which nothing may fail. Takes ownership of sock, the
         master's side of the connection to the worker."""
         self.settings = settings
-        self.pid = 0
+        self._pids: list[int] = []
         self.state: State = State.STARTING
         self.counters = counters
         self._started_at = time.monotonic()
@@ -71,6 +71,15 @@ class WorkerProcess:
         self.channel: Channel = Channel(sock)
         self.channel.setblocking(False)
         self.account: Account = Account(counters, self.channel, settings.max_requests)
+
+    @property
+    def pid(self) -> int:
+        """0 before the fork, and in the child."""
+        return sum(self._pids)
+
+    def fork(self) -> None:
+        # No bytecode is between the call and the list, where a signal handler could raise.
+        self._pids.extend(starmap(os.fork, [()]))
 
     @property
     def needs_replacement(self) -> bool:
@@ -85,14 +94,14 @@ class WorkerProcess:
     @property
     def serves(self) -> bool:
         """Whether it has started and gets connections."""
-        return self.state is State.READY and self.deadline == float("inf")
+        return self.state is State.READY and self.account.is_open
 
     def mark_ready(self) -> None:
         """The worker has started."""
-        self.state = State.READY
         self.deadline = float("inf")
         self.ready_at = time.monotonic()
         self.account.set_capacity(self.settings.capacity)
+        self.state = State.READY
 
     def end_early(self, timeout: float) -> None:
         """It ends although it was not told to. It must have ended within timeout seconds, and keeps
@@ -177,11 +186,10 @@ class WorkerProcess:
 
     def describe(self) -> WorkerStatus:
         in_hand = self.count_in_hand()
-        state = self.state.name
-        if self.serves:
-            state = "FREE" if in_hand < self.settings.capacity else "BUSY"
-        elif self.state is State.READY:
-            state = State.LEAVING.name
+        state = self.state.name  # Read once: the master may change it meanwhile.
+        if state == State.READY.name:
+            is_busy = in_hand >= self.settings.capacity
+            state = "LEAVING" if not self.account.is_open else "BUSY" if is_busy else "FREE"
         self._busy = max(self._busy, self.counters.count_busy())
         return WorkerStatus(
             slot=self.settings.slot,
@@ -197,9 +205,12 @@ class WorkerProcess:
 
 
 def fork_worker(
-    settings: WorkerSettings, close_in_child: Callable[[], None], work: Work
+    settings: WorkerSettings,
+    workers: list[WorkerProcess],
+    close_in_child: Callable[[], None],
+    work: Work,
 ) -> WorkerProcess:
-    """Starts a process that calls work.
+    """Starts a process that calls work, and appends it to workers, even if a signal handler raises.
 
     close_in_child closes, in the child, what only the master needs. OSError: EAGAIN or ENOMEM: the
     system cannot start another process. EMFILE.
@@ -210,15 +221,24 @@ def fork_worker(
     with theirs:
         try:
             worker = WorkerProcess(settings, ours, counters)
+        except BaseException:
+            ours.close()
+            raise
+        try:
             flush_streams()  # Or the child would print it again.
-            worker.pid = os.fork()
+            workers.append(worker)
+            worker.fork()
             if worker.pid == 0:
                 worker.close_in_child()
                 leaving.become_worker(counters, master)
                 _run_child(theirs, counters, close_in_child, work)
             return worker
-        except BaseException:
-            ours.close()
+        except BaseException as error:
+            if os.getpid() != master:
+                end_process(error)
+            if worker.pid == 0:
+                worker.channel.close()
+                workers[:] = [other for other in workers if other is not worker]
             raise
 
 

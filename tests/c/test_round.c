@@ -157,21 +157,43 @@ static void test_no_starving(void) {
     close_master(master);
 }
 
-/* In a pause nothing is accepted or given, and what has begun is closed. */
+/* In a pause nothing is accepted or given, and what has begun is closed, which ends the pause. */
 static void test_pause(void) {
     struct master *master = open_listening(2);
     int clients[2];
     connect_many(master, clients, 1);
     CHECK(run(master, 0) == 0 && master->workers[0].given == 1);
-    finish(master, 0);
     connect_many(master, clients + 1, 1);
     add_waiting(master, 'w');
     master->rounds.is_paused = 1;
+    CHECK(run(master, 0) == 0 && master->wanted && master->rounds.begun == 0);
+    finish(master, 0);
+    CHECK(master->rounds.is_paused && master->rounds.waiting.count == 1);
     CHECK(run(master, 0) == 0 && master->wanted && master->rounds.begun == 1);
     CHECK(master->workers[0].copies.count == 0 && master->rounds.waiting.count == 1);
-    master->rounds.is_paused = 0;
+    CHECK(!master->rounds.is_paused);
     CHECK(run(master, 0) == 0 && !master->wanted && master->rounds.waiting.count == 0);
     CHECK(master->workers[0].given + master->workers[1].given == 3);
+    fdp_close_fds(clients, COUNT(clients));
+    close_master(master);
+}
+
+/* Where the table is full, the place of what is done is for the next one at once. */
+static void test_one_place(void) {
+    struct master *master = open_listening(9);
+    struct rlimit old, limited;
+    int clients[2];
+    connect_many(master, clients, COUNT(clients));
+    int next = dup(clients[0]);
+    CHECK(close(next) == 0 && getrlimit(RLIMIT_NOFILE, &old) == 0);
+    limited = (struct rlimit){.rlim_cur = (rlim_t)next + 1, .rlim_max = old.rlim_max};
+    CHECK(setrlimit(RLIMIT_NOFILE, &limited) == 0);
+    CHECK(run(master, 0) == 0 && master->rounds.has_errors && master->workers[0].given == 1);
+    master->listener.error = 0;
+    finish(master, 0);
+    master->workers[1].most = 1;
+    CHECK(run(master, LONG) == 0 && master->workers[1].given == 1);
+    CHECK(setrlimit(RLIMIT_NOFILE, &old) == 0);
     fdp_close_fds(clients, COUNT(clients));
     close_master(master);
 }
@@ -276,6 +298,7 @@ int main(void) {
     RUN(test_no_selector);
     RUN(test_no_starving);
     RUN(test_pause);
+    RUN(test_one_place);
     RUN(test_full_sockets);
     RUN(test_news);
     RUN(test_shut_down);

@@ -20,7 +20,8 @@ from functools import partial, wraps
 from pathlib import Path
 from typing import Any
 
-from fdpass_c.pool import Pool, is_leaving, leaving_event, note_progress
+from fdpass_c._native import lib
+from fdpass_c.pool import Pool, is_leaving, leaving, leaving_event, note_progress
 
 
 def echo(sock: socket.socket, address: object) -> None:
@@ -119,6 +120,13 @@ def begin_and_wait(sock: socket.socket, _address: object) -> None:
     sock.sendall(sock.recv(1000))
 
 
+def scribble(sock: socket.socket, address: object) -> None:
+    """The same, with a count of connections meanwhile that it cannot have finished."""
+    words = leaving._ThisWorker.counters.words  # type: ignore[union-attr]
+    words[lib.FDP_WORD_HANDLED] = 2**31
+    begin_and_wait(sock, address)
+
+
 def end_room(sock: socket.socket, address: object) -> None:
     """The same, and then this process can open nothing more."""
     begin_and_wait(sock, address)
@@ -130,6 +138,22 @@ async def begin_and_wait_async(sock: socket.socket, _address: object) -> None:
     loop = asyncio.get_running_loop()
     await loop.sock_sendall(sock, f"{os.getpid()} ".encode())
     await loop.sock_sendall(sock, await loop.sock_recv(sock, 1000))
+
+
+_left_behind: "list[asyncio.Task[Any]]" = []
+
+
+async def leave_tasks(sock: socket.socket, _address: object) -> None:
+    """Ends beside tasks that wait for the client, if it says so. Otherwise reads, writes much, and
+    reads once more."""
+    loop = asyncio.get_running_loop()
+    if await loop.sock_recv(sock, 1000) == b"leave":
+        _left_behind.append(loop.create_task(loop.sock_recv(sock, 1000)))
+        _left_behind.append(loop.create_task(loop.sock_sendall(sock, bytes(2**24))))
+        await asyncio.sleep(0)
+    else:
+        await loop.sock_sendall(sock, bytes(2**24))
+        await loop.sock_sendall(sock, await loop.sock_recv(sock, 1000))
 
 
 class Callable:
