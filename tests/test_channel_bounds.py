@@ -206,25 +206,25 @@ def test_room_that_others_take() -> None:
         wanted = identities(sent)
         stop = threading.Event()
 
-        def hoard() -> None:
-            with channels() as (sender, receiver):
-                while not stop.is_set():
-                    sender.send(b"hoarded", sent)
-                    sender.send(b"hoarded", sent)
-                    with contextlib.ExitStack() as owners:
-                        for _ in range(2):
-                            while not stop.is_set():
-                                try:
-                                    owners.enter_context(receiver.recv()[1])
-                                except DescriptorTableFullError:
-                                    continue
-                                break
+        def hoard(sender: Channel, receiver: Channel) -> None:
+            while not stop.is_set():
+                sender.send(b"hoarded", sent)
+                sender.send(b"hoarded", sent)
+                with contextlib.ExitStack() as owners:
+                    for _ in range(2):
+                        while not stop.is_set():
+                            try:
+                                owners.enter_context(receiver.recv()[1])
+                            except DescriptorTableFullError:
+                                continue
+                            break
 
         with raw_pair() as (sock, receiver), Channel(sock) as sender:
-            filler = fill_table(1000)
             with contextlib.ExitStack() as stack:
-                for _ in range(3):
-                    stack.enter_context(beside(hoard, sock))
+                hoards = [partial(hoard, *stack.enter_context(channels())) for _ in range(3)]
+                filler = fill_table(1000)
+                for each in hoards:
+                    stack.enter_context(beside(each, sock))
                 stack.callback(stop.set)
                 received = 0
                 while received < total:

@@ -136,22 +136,29 @@ static ssize_t take_some(void) {
     }
 }
 
+/* Sends the bytes. Returns whether the socket took them all: one that is full of what nobody received
+ * takes a part, or none. */
+static int send_some(const unsigned char *bytes, size_t size, unsigned fd_count) {
+    static const int fds[FDP_MAX_FDS];
+    ssize_t sent = fdp_send_bytes(ends->left, bytes, size, fds, fd_count, MSG_DONTWAIT);
+    if (sent == -ETOOMANYREFS) /* An ordinary user has as many in flight as may be. */
+        sent = fdp_send_bytes(ends->left, bytes, size, NULL, 0, MSG_DONTWAIT);
+    CHECK(sent == -EAGAIN || (sent > 0 && sent <= (ssize_t)size));
+    return sent == (ssize_t)size;
+}
+
 /* Sends the bytes in one piece or two, with that many descriptors, and takes what comes. Returns
  * whether the connection goes on. */
 static int feed(const unsigned char *bytes, size_t size, unsigned fd_count) {
-    static const int fds[FDP_MAX_FDS];
     size_t first = below(2) == 0 ? size : 1 + below((unsigned)size);
-    ssize_t sent = fdp_send_bytes(ends->left, bytes, first, fds, fd_count, 0);
-    if (sent == -ETOOMANYREFS) /* An ordinary user has as many in flight as may be. */
-        sent = fdp_send_bytes(ends->left, bytes, first, NULL, 0, 0);
-    CHECK(sent == (ssize_t)first);
+    int is_sent = send_some(bytes, first, fd_count);
     ssize_t result = below(2) == 0 && first < size ? take_some() : 1;
-    if (first < size && result != -EPROTO)
-        send_raw(ends->left, bytes + first, size - first, 0);
+    if (is_sent && first < size && result != -EPROTO)
+        is_sent = send_some(bytes + first, size - first, 0);
     int is_end = result != -EPROTO && below(50) == 1;
     if (is_end)
         CHECK(shutdown(ends->left, SHUT_WR) == 0);
-    if (below(3) == 1 && result != -EPROTO && !is_end)
+    if (below(3) == 1 && is_sent && result != -EPROTO && !is_end)
         return 1; /* More comes first. */
     result = take_some();
     CHECK(result == 0 || result == -EAGAIN || result == -EPROTO || result == -EMFILE);

@@ -20,7 +20,7 @@ def beside(function: Callable[[], Any], *sockets: socket.socket) -> Iterator[lis
     """Runs function in a thread; its result is in the list after the block.
 
     What it raises fails the test. Where it or the block fails, sockets are shut down, so that the
-    other need not wait for it.
+    other need not wait for it. Where both fail, the report shows both: either may be the cause.
     """
     results: list[Any] = []
     errors: list[BaseException] = []
@@ -36,11 +36,13 @@ def beside(function: Callable[[], Any], *sockets: socket.socket) -> Iterator[lis
     thread.start()
     try:
         yield results
-    except BaseException:
+    except BaseException as error:
         _shut_down(sockets)
-        raise
-    finally:
         thread.join()
+        if errors:
+            raise error from errors[0]
+        raise
+    thread.join()
     if errors:
         raise errors[0]
 
