@@ -9,7 +9,7 @@ import select
 import socket
 import time
 from collections.abc import Callable
-from typing import Any, NoReturn, Protocol
+from typing import Any, Protocol
 
 from fdpass_c.errors import raise_oserror
 
@@ -126,9 +126,10 @@ class Deadline:
         """Whether it raised this because the time is over. A signal handler may raise the like."""
         return self._raised == id(error)
 
-    def _end(self, error: OSError) -> NoReturn:
+    def _over(self, error: OSError) -> OSError:
+        """The same error, to be raised by the caller: a frame with it would be a cycle."""
         self._raised = id(error)  # The error's traceback refers to this object.
-        raise error
+        return error
 
     def _left(self) -> float | None:
         """Seconds that are left; None for ever.
@@ -139,10 +140,10 @@ class Deadline:
         if timeout is None:
             return None
         if timeout == 0:
-            self._end(OSError(errno.EAGAIN, os.strerror(errno.EAGAIN)))
+            raise self._over(OSError(errno.EAGAIN, os.strerror(errno.EAGAIN)))
         left = self._start + timeout - time.monotonic()
         if left <= 0:
-            self._end(TimeoutError("timed out"))
+            raise self._over(TimeoutError("timed out"))
         return left
 
     def look(self) -> None:
@@ -168,7 +169,7 @@ class Deadline:
         left = self._left()
         if left is None and os.get_blocking(fileno(self._sock)):
             # The socket's own SO_RCVTIMEO or SO_SNDTIMEO ran out.
-            self._end(OSError(code, os.strerror(code)))
+            raise self._over(OSError(code, os.strerror(code)))
         if self._at_most is not None:
             left = self._at_most if left is None else min(left, self._at_most)
         if not _wait(fileno(self._sock), self._event, left):

@@ -325,7 +325,8 @@ def test_dropped_open(file: int) -> None:
     with left:
         fd = right.fileno()
         channel = Channel(right)
-        socket.send_fds(left, [one(b"a") + one(b"b", 1)], [file])
+        left.send(one(b"a"))
+        socket.send_fds(left, [one(b"b", 1)], [file])
         channel.recv()
         del right
         with pytest.warns(ResourceWarning, match="unclosed <Channel fd="):  # noqa: PT031

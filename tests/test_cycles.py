@@ -6,13 +6,17 @@ import socket
 import subprocess
 import sys
 import sysconfig
+import weakref
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
+import fdpass_c
 from fdpass_c import Channel
 from fdpass_c.channel import end_of
 from fdpass_c.sending import start_one
+from support.channels import channels
 
 _DROP_OWNER = """
 import gc, os
@@ -94,3 +98,51 @@ def test_a_send_that_was_begun() -> None:
     cycle.append(cycle)
     del here, sending, cycle
     gc.collect()
+
+
+class Box:
+    """What a frame holds."""
+
+
+def _fill(channel: Channel) -> None:
+    while True:
+        channel.send(bytes(50_000))
+
+
+@pytest.mark.thread_unsafe
+@pytest.mark.skipif(sys.implementation.name != "cpython", reason="counts references")
+@pytest.mark.parametrize("timeout", [0.0, 1e-3])
+@pytest.mark.parametrize(
+    "use",
+    [
+        Channel.recv,
+        Channel.recv_many,
+        _fill,
+        lambda channel: channel.send(bytes(9_000_000)),
+        lambda channel: channel.send_many([bytes(50_000)] * 99),
+        lambda channel: channel.send(b"", [-5]),
+        lambda channel: fdpass_c.writev(channel.fileno(), [bytes(9_000_000)]),
+        lambda channel: fdpass_c.recv_fds(channel.fileno(), 1, 1),
+    ],
+)
+def test_an_error_is_in_no_cycle(use: Callable[[Channel], object], timeout: float) -> None:
+    """What its traceback holds goes with it, and does not wait for the collector."""
+    with channels(buffer=5000) as (channel, _):
+        channel.settimeout(timeout)
+
+        def fail() -> weakref.ref[Box]:
+            box = Box()
+            held = weakref.ref(box)
+            try:
+                use(channel)
+            except (OSError, ValueError):
+                return held
+            raise AssertionError("no error")
+
+        gc.collect()
+        gc.disable()
+        try:
+            held = fail()
+            assert held() is None
+        finally:
+            gc.enable()
