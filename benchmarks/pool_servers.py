@@ -8,6 +8,7 @@ import signal
 import socket
 import threading
 import time
+import traceback
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -71,6 +72,8 @@ def running(serve: Callable[[socket.socket], object], listener: socket.socket) -
     if pid == 0:
         try:
             serve(listener)
+        except BaseException:
+            traceback.print_exc()
         finally:
             os._exit(0)
     try:
@@ -151,6 +154,10 @@ class _PureAccount:
         self.most = most
 
     @property
+    def is_open(self) -> bool:
+        return self.capacity > 0
+
+    @property
     def is_used_up(self) -> bool:
         return self.given >= self.most
 
@@ -189,7 +196,7 @@ class _PureRounds:
         nonblocking: bool,
     ) -> None:
         self.waiting = _PureConnections()
-        self.found = SimpleNamespace(begun=0, has_errors=0, unsent=0, error=0)
+        self.found = SimpleNamespace(begun=0, has_errors=0, unsent=0, error=0, is_paused=False)
         self._done = _PureConnections()
         self._accounts: list[_PureAccount] = []
         self._turn = 0
@@ -213,34 +220,41 @@ class _PureRounds:
     def add(self, account: _PureAccount) -> None:
         self._accounts.append(account)
 
-    def remove(self, account: _PureAccount) -> None:
+    def remove(self, account: _PureAccount) -> int:
         self.found.begun += account.read(self._done)
+        count = len(account.copies)
         self.waiting.extendleft(reversed(account.copies))
         account.copies.clear()
         self._accounts.remove(account)
+        return count
 
     def run(self, seconds: float, is_paused: bool) -> None:
         found = self.found
         found.used_up = False
+        found.is_paused = is_paused
         end = time.monotonic() + seconds
         while True:
-            is_full = self._run_round(is_paused)
+            is_full = self._run_round()
             if is_full != self._wakeup.wanted:
                 self._wakeup.shared[0] = is_full
                 if is_full:
-                    is_full = self._run_round(is_paused)
+                    is_full = self._run_round()
             self._done.close()
             if found.used_up or not self._wait(end, is_full):
                 return
 
-    def _run_round(self, is_paused: bool) -> bool:
+    def _run_round(self) -> bool:
         """Returns whether there is no room for more."""
+        found = self.found
+        begun = found.begun
         room = 0
         for account in self._accounts:
             if account.given != account.handled:
-                self.found.begun += account.read(self._done)
+                found.begun += account.read(self._done)
             room += account.room
-        if is_paused:
+        if found.begun > begun:
+            found.is_paused = False
+        if found.is_paused:
             return True
         if room > len(self.waiting):
             for one in [*self._ready]:
