@@ -1,11 +1,12 @@
-"""A signal handler of the program may raise while the master deals with a dead worker."""
+"""A signal handler of the program may raise while the master starts or reaps a worker."""
 
 import itertools
 import os
 import selectors
 import signal
 import sys
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from types import ModuleType
 
 import pytest
@@ -41,38 +42,39 @@ def wait(channel: Channel, _counters: Counters) -> None:
     channel.recv()
 
 
-def make_supervisor(
-    workers: list[WorkerProcess], dispatcher: Dispatcher, selector: selectors.BaseSelector
-) -> Supervisor:
-    """Of two workers, of which the first ends at once."""
+@contextmanager
+def two_workers() -> Iterator[tuple[Supervisor, list[WorkerProcess]]]:
+    """A supervisor of two workers, not started yet, of which the first ends at once; none is left
+    afterwards."""
+    workers: list[WorkerProcess] = []
 
     def start(slot: int, restarts: int) -> WorkerProcess:
         settings = WorkerSettings(slot, restarts, 1, float("inf"))
         return fork_worker(settings, workers, lambda: None, wait if slot else end)
 
-    return Supervisor(workers, dispatcher, selector, start, 2, 60, 60)
-
-
-def interrupt_reaping(module: ModuleType, number: int, name: str) -> bool:
-    """One of two workers has ended, then the pool ends. Returns whether there were so many
-    calls."""
-    workers: list[WorkerProcess] = []
     with (
         selectors.DefaultSelector() as selector,
         closing(Wakeup()) as wakeup,
         closing(Offers()) as offers,
     ):
         dispatcher = Dispatcher(Acceptors(False), workers, wakeup, selector, offers)
-        pool = make_supervisor(workers, dispatcher, selector)
+        pool = Supervisor(workers, dispatcher, selector, start, 2, 60, 60)
+        yield pool, workers
+        pool.kill_all()
+        assert not workers
+        assert not selector.get_map()
+
+
+def interrupt_reaping(module: ModuleType, number: int, name: str) -> bool:
+    """One of two workers has ended, then the pool ends. Returns whether there were so many
+    calls."""
+    with two_workers() as (pool, workers):
         pool.check()
         started = [*workers]
         os.waitid(os.P_PID, started[0].pid, os.WEXITED | os.WNOWAIT)
         came = interrupt_call(module, number, getattr(pool, name))
-        pool.kill_all()
-        assert not workers
-        assert not selector.get_map()
-        assert pool.counted == ((), 0, 1, 0)
-        assert [worker.kill() for worker in started] == [7 << 8, signal.SIGKILL]
+    assert pool.counted == ((), 0, 1, 0)
+    assert [worker.kill() for worker in started] == [7 << 8, signal.SIGKILL]
     return came
 
 
@@ -87,20 +89,10 @@ def test_a_handler_that_raises(module: ModuleType, name: str) -> None:
 
 def interrupt_starting(module: ModuleType, number: int) -> bool:
     """Two workers are started, then the pool ends. Returns whether there were so many calls."""
-    workers: list[WorkerProcess] = []
-    with (
-        selectors.DefaultSelector() as selector,
-        closing(Wakeup()) as wakeup,
-        closing(Offers()) as offers,
-    ):
-        dispatcher = Dispatcher(Acceptors(False), workers, wakeup, selector, offers)
-        pool = make_supervisor(workers, dispatcher, selector)
+    with two_workers() as (pool, _):
         came = interrupt_call(module, number, pool.check)
-        pool.kill_all()
-        assert not workers
-        assert not selector.get_map()
-        with pytest.raises(ChildProcessError):
-            os.waitpid(-1, os.WNOHANG)
+    with pytest.raises(ChildProcessError):
+        os.waitpid(-1, os.WNOHANG)
     return came
 
 

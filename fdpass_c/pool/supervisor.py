@@ -54,8 +54,8 @@ class Supervisor:
     ) -> None:
         """workers: an empty list, which this keeps up to date. start: takes a slot and the number
         of workers that had it before, and appends a worker to workers; OSError if the system cannot
-        start a process. drain,
-        start_timeout: seconds that a worker may take to finish and to start."""
+        start a process. drain, start_timeout: seconds that a worker may take to finish and to
+        start."""
         self.due_at: float = 0.0
         self.stopping: bool = False
         self._gave_up = False
