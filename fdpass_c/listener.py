@@ -15,7 +15,10 @@ from fdpass_c.options import DEFAULT_MAX_FDS, DEFAULT_MAX_PAYLOAD, check_options
 from fdpass_c.owning import Closing
 from fdpass_c.turns import LOOK_AGAIN, while_listed
 from fdpass_c.unix import Path, SocketFile, as_address, check_listening, is_abstract, naming
-from fdpass_c.waiting import READABLE, Deadline
+from fdpass_c.waiting import READABLE, Deadline, is_from
+
+# What accept fails with when close() wakes it, or comes first.
+_CLOSED = {errno.EBADF, errno.EINVAL, errno.ENOTSOCK}
 
 
 class Listener(Closing):
@@ -119,8 +122,8 @@ class Listener(Closing):
         """
         try:
             return while_listed(self._waiting, threading.get_ident(), self._accept)
-        except OSError:
-            if self._closed:
+        except OSError as error:
+            if self._closed and error.errno in _CLOSED:
                 raise_oserror(errno.EBADF, "the listener is closed")
             raise
 
@@ -136,7 +139,9 @@ class Listener(Closing):
                 if looks or self._timeout is not None:
                     self._sock.setblocking(False)
                 sock, _ = self._sock.accept()
-            except BlockingIOError:
+            except BlockingIOError as error:
+                if not is_from(error, self._sock.accept):
+                    raise
                 if lib.fdp_try_find_shut_down(self._sock.fileno()):
                     raise_oserror(errno.EINVAL)  # As a blocking accept says it.
                 deadline.handle(errno.EAGAIN)
