@@ -11,7 +11,13 @@ from functools import partial
 from fdpass_c._native import lib
 from fdpass_c.channel import Channel
 from fdpass_c.errors import raise_oserror
-from fdpass_c.options import DEFAULT_MAX_FDS, DEFAULT_MAX_PAYLOAD, check_options, refuse_fds
+from fdpass_c.options import (
+    DEFAULT_MAX_FDS,
+    DEFAULT_MAX_PAYLOAD,
+    check_int,
+    check_options,
+    refuse_fds,
+)
 from fdpass_c.owning import Closing
 from fdpass_c.turns import LOOK_AGAIN, while_listed
 from fdpass_c.unix import Path, SocketFile, as_address, check_listening, is_abstract, naming
@@ -69,7 +75,7 @@ class Listener(Closing):
             TypeError: An option has the wrong type.
         """
         check_options(max_payload, max_fds, allow_uids, receive_fds)
-        if not 0 <= mode <= 0o777:
+        if not 0 <= check_int("mode", mode) <= 0o777:
             raise ValueError(f"mode is {mode:#o}, which is not in 0 to 0o777: 600 is not 0o600")
         self._make_channel = partial(
             Channel,
