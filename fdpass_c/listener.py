@@ -155,8 +155,9 @@ class Listener(Closing):
             try:
                 sock.settimeout(None)
                 return self._make_channel(sock)
-            except PermissionError:
-                if sock.fileno() >= 0:  # Not allow_uids, which closes it: a security module.
+            except PermissionError as error:
+                # If it is not allow_uids that closes it: a security module, or a signal handler.
+                if sock.fileno() >= 0 or not is_from(error, Channel.__init__):
                     sock.close()
                     raise
                 if self._timeout is not None:

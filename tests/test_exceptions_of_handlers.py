@@ -3,6 +3,7 @@
 import errno
 import signal
 import socket
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -135,6 +136,27 @@ def test_accept(timeout: float | None, kind: type[OSError], tmp_path: Path) -> N
         listener.settimeout(timeout)
         with raising(listener.fileno(), kind):
             listener.accept()
+
+
+@pytest.mark.untraced
+def test_accept_of_a_refused_peer(tmp_path: Path) -> None:
+    """Also where accept would go on, because it has just refused a peer's user."""
+    path = tmp_path / "socket"
+
+    def raise_after_closing(frame: FrameType, event: str, _argument: object) -> None:
+        closes = event == "return" and frame.f_code is socket.socket.close.__code__
+        if closes and frame.f_back and frame.f_back.f_code is Channel.__init__.__code__:
+            raise PermissionError("of the handler")
+
+    with Listener(path, allow_uids=[]) as listener, socket.socket(socket.AF_UNIX) as client:
+        listener.settimeout(0)
+        client.connect(str(path))
+        sys.setprofile(raise_after_closing)
+        try:
+            with pytest.raises(PermissionError, match="of the handler"):
+                listener.accept()
+        finally:
+            sys.setprofile(None)
 
 
 @kinds
