@@ -202,7 +202,7 @@ def _connect(sock: socket.socket, address: str | bytes, timeout: float | None) -
             if left <= 0:
                 raise TimeoutError(errno.ETIMEDOUT, "timed out", address)
             time.sleep(min(_RETRY, left))
-        elif code != 0:
+        elif code not in (0, errno.EINTR):  # PyPy does not repeat a connect_ex.
             text, explanation = os.strerror(code), _explain(code, address)
             raise OSError(code, f"{text}: {explanation}" if explanation else text, address)
 
