@@ -14,6 +14,7 @@ import pytest
 import fdpass_c
 from fdpass_c import Channel, Listener, batches, unix
 from fdpass_c.testing import hostile_peers
+from support.channels import full_backlog
 from support.marks import linux_only
 from support.signals import handling, interrupt_call, interrupt_main_thread
 from support.sockets import Pair, drain, fill
@@ -190,8 +191,7 @@ def test_connect(timeout: float | None, kind: type[OSError], tmp_path: Path) -> 
         if frame is not None and frame.f_code is unix._connect.__code__:
             raise error
 
-    with Listener(path, backlog=0), socket.socket(socket.AF_UNIX) as first:
-        first.connect(str(path))
+    with full_backlog(path):
         before = signal.signal(signal.SIGALRM, handler)
         timer = signal.setitimer(signal.ITIMER_REAL, 0.05, 0.01)
         try:
