@@ -113,6 +113,8 @@ def start_batch(
     """Checks what send_many gets, and may send some of it without waiting. Returns None if that is
     everything, or else a struct fdp_job * for send_rest. fds is read only once: it may contain
     iterators."""
+    # None while a signal handler that raises an exception would hide it.
+    sent: int | None = 0
     try:
         fd = raw_fileno(sock)
         listed = as_list(fds)
@@ -127,6 +129,7 @@ def start_batch(
                 else:
                     if not is_unix(fd, sock):
                         raise_oserror(errno.EAFNOSUPPORT)
+                    sent = None
                     sent = _try_send_messages(fd, column, count, width, flags)
                     if sent == count:
                         return None
@@ -139,7 +142,8 @@ def start_batch(
         _check_start(start, lengths)
         _check_batch(sock, fd, lengths, flat, counts)
     except OSError as error:
-        error.progress = start  # type: ignore[attr-defined]
+        if sent is not None:
+            error.progress = Progress(sent, 0) if sent > 0 else start  # type: ignore[attr-defined]
         raise
     at = job.at
     at.message, at.bytes = start
@@ -278,6 +282,7 @@ def recv_many(
     pool = many if room <= MANY else None
     owned = get_memory(many, MANY) if room <= MANY else new_memory(room)
     held = [owned]
+    deadline = None
     error: Exception | None = None
     try:
         try:
@@ -285,8 +290,12 @@ def recv_many(
             if code < 0:
                 del _idle[MOST:]
                 arguments = (data, bufsize, maxfds, max_messages, flags, scratch, owned)
-                code = persist(sock, READABLE, code, flags, lib.fdp_recv_batch, *arguments)
+                deadline = Deadline(sock, READABLE, flags)
+                call = lib.fdp_recv_batch
+                code = persist(sock, READABLE, code, flags, call, *arguments, deadline=deadline)
         except ConnectionResetError as reset:
+            if deadline is None or not deadline.has_raised(reset):
+                raise
             # The kernel reports this once, and before the queue is empty.
             error, code = reset, _MORE
         payloads, counts = read_messages(code, scratch, view, owned)

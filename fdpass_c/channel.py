@@ -340,7 +340,8 @@ class Channel(Closing):
                 self._drive(sending, deadline)
         except BaseException as error:
             is_whole = sending is not None and sending.give_up(error)
-            if not (is_whole and deadline is not None and deadline.has_raised(error)):
+            is_late = isinstance(error, (BlockingIOError, TimeoutError))
+            if not (is_whole and is_late and deadline and deadline.has_raised(error)):
                 raise
         finally:
             if self._senders:

@@ -92,10 +92,14 @@ def close_fds(fds: Iterable[int | HasFileno]) -> None:
     Args:
         fds: Ints or objects with fileno(). Negative ints are skipped. An object is not told
             that its descriptor was closed: close or detach a socket or file by its own methods.
+            For a Descriptors this is its close().
 
     Raises:
         TypeError: An element has the wrong type. Nothing was closed.
     """
+    if isinstance(fds, Descriptors):
+        fds.close()  # Otherwise it would close the same numbers once more, later.
+        return
     listed = as_list(fds)
     lib.fdp_close_fds(as_fd_ints(listed), len(listed))
 
@@ -195,8 +199,10 @@ class Descriptors(Closing, Sequence[int]):
             fds: Ints, which the caller no longer closes.
 
         Raises:
-            TypeError: An element is not an int.
+            TypeError: An element is not an int, or fds is a Descriptors, which owns them.
         """
+        if isinstance(fds, Descriptors):
+            raise TypeError("a Descriptors owns its descriptors: pass what its take_all() returns")
         listed = as_list(fds)
         ints = as_ints(listed)
         self._memory: Any = new_memory(len(listed))

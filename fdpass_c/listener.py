@@ -11,11 +11,20 @@ from functools import partial
 from fdpass_c._native import lib
 from fdpass_c.channel import Channel
 from fdpass_c.errors import raise_oserror
-from fdpass_c.options import DEFAULT_MAX_FDS, DEFAULT_MAX_PAYLOAD, check_options, refuse_fds
+from fdpass_c.options import (
+    DEFAULT_MAX_FDS,
+    DEFAULT_MAX_PAYLOAD,
+    check_int,
+    check_options,
+    refuse_fds,
+)
 from fdpass_c.owning import Closing
 from fdpass_c.turns import LOOK_AGAIN, while_listed
 from fdpass_c.unix import Path, SocketFile, as_address, check_listening, is_abstract, naming
-from fdpass_c.waiting import READABLE, Deadline
+from fdpass_c.waiting import READABLE, Deadline, is_from
+
+# What accept fails with when close() wakes it, or comes first.
+_CLOSED = {errno.EBADF, errno.EINVAL, errno.ENOTSOCK}
 
 
 class Listener(Closing):
@@ -66,7 +75,7 @@ class Listener(Closing):
             TypeError: An option has the wrong type.
         """
         check_options(max_payload, max_fds, allow_uids, receive_fds)
-        if not 0 <= mode <= 0o777:
+        if not 0 <= check_int("mode", mode) <= 0o777:
             raise ValueError(f"mode is {mode:#o}, which is not in 0 to 0o777: 600 is not 0o600")
         self._make_channel = partial(
             Channel,
@@ -119,8 +128,8 @@ class Listener(Closing):
         """
         try:
             return while_listed(self._waiting, threading.get_ident(), self._accept)
-        except OSError:
-            if self._closed:
+        except OSError as error:
+            if self._closed and error.errno in _CLOSED:
                 raise_oserror(errno.EBADF, "the listener is closed")
             raise
 
@@ -136,7 +145,9 @@ class Listener(Closing):
                 if looks or self._timeout is not None:
                     self._sock.setblocking(False)
                 sock, _ = self._sock.accept()
-            except BlockingIOError:
+            except BlockingIOError as error:
+                if not is_from(error, self._sock.accept):
+                    raise
                 if lib.fdp_try_find_shut_down(self._sock.fileno()):
                     raise_oserror(errno.EINVAL)  # As a blocking accept says it.
                 deadline.handle(errno.EAGAIN)
@@ -144,8 +155,9 @@ class Listener(Closing):
             try:
                 sock.settimeout(None)
                 return self._make_channel(sock)
-            except PermissionError:
-                if sock.fileno() >= 0:  # Not allow_uids, which closes it: a security module.
+            except PermissionError as error:
+                # If it is not allow_uids that closes it: a security module, or a signal handler.
+                if sock.fileno() >= 0 or not is_from(error, Channel.__init__):
                     sock.close()
                     raise
                 if self._timeout is not None:

@@ -277,11 +277,13 @@ def send_fd(sock: int | HasFileno, fd: int | HasFileno, data: Buffer = b"\0") ->
     if sent == size:
         return
     view = view_bytes(data)
+    deadline = deadline or Deadline(sock, WRITABLE)
     while sent < view.nbytes:
         try:
             sent += _send(sock, [view.cast("B")[sent:]], as_fd_ints([]), 0, 0, deadline=deadline)
         except OSError as error:
-            error.characters_written = sent  # type: ignore[attr-defined]
+            if deadline.has_raised(error):
+                error.characters_written = sent  # type: ignore[attr-defined]
             raise
 
 

@@ -31,6 +31,14 @@ class ChannelOptions(TypedDict, total=False):
     receive_fds: bool
 
 
+def check_int(name: str, value: int) -> int:
+    """value as an int; TypeError names the argument."""
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name} is an int, not {type(value).__name__}") from None
+
+
 def check_options(
     max_payload: int, max_fds: int, allow_uids: Collection[int] | None, receive_fds: bool
 ) -> None:
@@ -39,11 +47,7 @@ def check_options(
         ("max_payload", max_payload, 2**64 - 1),
         ("max_fds", max_fds, 2**32 - 1),
     ):
-        try:
-            fits = 0 <= operator.index(limit) <= most
-        except TypeError:
-            raise TypeError(f"{name} is an int, not {type(limit).__name__}") from None
-        if not fits:
+        if not 0 <= check_int(name, limit) <= most:
             raise ValueError(f"{name} is {limit}, which is not in 0 to {most}")
     if not isinstance(receive_fds, int):
         raise TypeError(f"receive_fds is a bool, not {type(receive_fds).__name__}")

@@ -9,6 +9,7 @@ import contextlib
 import errno
 import gc
 import io
+import math
 import os
 import random
 import resource
@@ -16,6 +17,7 @@ import signal
 import socket
 import struct
 import threading
+import traceback
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -139,9 +141,7 @@ def full_table(free: int = 0) -> Iterator[None]:
     fillers = [os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)]
     try:
         resource.setrlimit(resource.RLIMIT_NOFILE, (max(list_fds()) + 1 + free, hard))
-        with contextlib.suppress(OSError):
-            while True:
-                fillers.append(os.dup(fillers[0]))
+        _fill(fillers)
         for _ in range(free):
             os.close(fillers.pop())
         yield
@@ -149,6 +149,16 @@ def full_table(free: int = 0) -> Iterator[None]:
         for fd in fillers:
             os.close(fd)
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def _fill(fillers: list[int]) -> None:
+    """Copies the first of fillers until the table is full."""
+    try:
+        while True:
+            fillers.append(os.dup(fillers[0]))
+    except OSError as error:
+        if error.errno != errno.EMFILE:
+            raise
 
 
 def shorten(sock: socket.socket) -> None:
@@ -163,8 +173,10 @@ def interrupted(every: float = 0.001) -> Iterator[None]:
     A timer that already runs, such as that of pytest-timeout, is suspended while the block runs.
 
     Raises:
-        ValueError: Called in another thread than the main one.
+        ValueError: every is not above 0, or it is called in another thread than the main one.
     """
+    if not 0 < every < math.inf:
+        raise ValueError(f"every is {every}, not a number of seconds above 0")
     if threading.current_thread() is not threading.main_thread():
         raise ValueError("only the main thread is interrupted: call it there")
     timer = signal.setitimer(signal.ITIMER_REAL, 0)
@@ -329,6 +341,17 @@ def hostile_peers(
         with connect() as sock:
             sock.settimeout(timeout)
             # The other end may have closed, stopped reading, or refused descriptors.
-            with contextlib.suppress(OSError):
+            try:
                 ATTACKS[name](sock, chance)
+            except OSError as error:
+                if not _is_ours(error):
+                    raise
             yield name
+
+
+def _is_ours(error: OSError) -> bool:
+    """Whether an attack failed with it. A signal handler's, such as the TimeoutError of an alarm,
+    has a frame of other code.
+    """
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return all(frame.f_globals in (globals(), vars(socket)) for frame in frames)

@@ -179,10 +179,9 @@ def connect_unix(path: Path, timeout: float | None) -> socket.socket:
         raise ValueError(f"timeout is {timeout}, not a number of seconds from 0 on")
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        with naming(address):
-            sock.settimeout(timeout)
-            _connect(sock, address, timeout)
-            sock.settimeout(timeout)
+        sock.settimeout(timeout)
+        _connect(sock, address, timeout)
+        sock.settimeout(timeout)
     except BaseException:
         sock.close()
         raise
@@ -194,26 +193,32 @@ def _connect(sock: socket.socket, address: str | bytes, timeout: float | None) -
     # Linux either fails immediately if the backlog is full, or waits without a time limit.
     sock.setblocking(timeout is None)
     while True:
-        try:
-            sock.connect(address)
-            sock.getpeername()
+        # Not connect: a signal handler may raise what would look like one of its errors.
+        code = sock.connect_ex(address)
+        if code == 0 and _is_connected(sock):
             return
-        except BlockingIOError:
+        if code == errno.EAGAIN and timeout != 0:
             left = _RETRY if until is None else until - time.monotonic()
-            if timeout == 0:
-                raise
             if left <= 0:
-                raise TimeoutError(errno.ETIMEDOUT, "timed out") from None
+                raise TimeoutError(errno.ETIMEDOUT, "timed out", address)
             time.sleep(min(_RETRY, left))
-        except OSError as error:
-            # CPython assumes that a connect continues by itself after a signal.
-            if error.errno != errno.ENOTCONN:
-                if explanation := _explain(error.errno, address):
-                    error.strerror = f"{error.strerror}: {explanation}"
-                raise
+        elif code not in (0, errno.EINTR):  # PyPy does not repeat a connect_ex.
+            text, explanation = os.strerror(code), _explain(code, address)
+            raise OSError(code, f"{text}: {explanation}" if explanation else text, address)
 
 
-def _explain(code: int | None, address: str | bytes) -> str | None:
+def _is_connected(sock: socket.socket) -> bool:
+    """False after a signal: CPython assumes that a connect continues by itself."""
+    try:
+        sock.getpeername()
+    except OSError as error:
+        if error.errno != errno.ENOTCONN:
+            raise
+        return False
+    return True
+
+
+def _explain(code: int, address: str | bytes) -> str | None:
     """What the failure of a connect says about the address, if that needs to be said."""
     if code == errno.EPROTOTYPE:
         return "a socket of another type is bound there"

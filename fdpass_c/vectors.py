@@ -10,7 +10,7 @@ from fdpass_c._native import ffi, lib
 from fdpass_c.buffers import NOT_BYTES_LIKE, PLAIN, Buffer, is_plain, view_bytes, view_each
 from fdpass_c.descriptors import as_ints, as_list
 from fdpass_c.shapes import UNFIT, Shapes, pack_ints
-from fdpass_c.waiting import WRITABLE, Deadline, HasFileno, fileno, raw_fileno
+from fdpass_c.waiting import WRITABLE, Deadline, HasFileno, fileno, is_from, raw_fileno
 
 # The most buffers per system call (IOV_MAX on Linux, man 2 writev).
 _MAX_BUFFERS = 1024
@@ -100,11 +100,10 @@ def writev(fd: int | HasFileno, buffers: Iterable[Buffer], offset: int | None = 
                             written = _write(fd, first + second)
                         else:
                             written = _writev(fd, listed)
-                    except BlockingIOError:
-                        written = 0
                     except OSError as error:
-                        _count_written(error, 0)
-                        raise
+                        if not _is_full(error, 0):
+                            raise
+                        written = 0
                     return size if written == size else _finish(fd, listed, written, None)
             elif count <= _MAX_BUFFERS:
                 try:
@@ -128,24 +127,33 @@ def _write_all(fd: int | HasFileno, buffers: Iterable[Buffer], offset: int | Non
         done = 0
         for start in range(0, len(buffers), _MAX_BUFFERS):
             part = buffers[start : start + _MAX_BUFFERS]
-            try:
-                at = None if offset is None else offset + done
-                # Asked for every time: a signal handler may have closed it.
-                done += _write_part(fd, fileno(fd), part, at, deadline)
-            except OSError as error:
-                _count_written(error, done)
-                raise
+            at = None if offset is None else offset + done
+            # Asked for every time: a signal handler may have closed it.
+            done += _write_part(fd, fileno(fd), part, at, deadline, done)
         return done
     except NOT_BYTES_LIKE:
         view_each(buffers, "buffers[{}]")  # Says which.
         raise
 
 
-def _refuse(code: int) -> NoReturn:
+def _refuse(code: int, before: int = 0) -> NoReturn:
     # Not by raise_oserror, whose explanations are about descriptors that travel.
     error = OSError(code, os.strerror(code))
-    _count_written(error, 0)
+    error.characters_written = before  # type: ignore[attr-defined]
     raise error
+
+
+def _is_full(error: OSError, before: int) -> bool:
+    """Whether a write failed because the descriptor is full. Any other error of a write, but not
+    of a signal handler, gets the number of bytes that were written before.
+    """
+    # Where these join, they are Python.
+    if not (is_from(error, _writev) or is_from(error, _pwritev)):
+        return False
+    if not isinstance(error, BlockingIOError):
+        error.characters_written = before  # type: ignore[attr-defined]
+        return False
+    return True
 
 
 def _write_part(
@@ -154,8 +162,12 @@ def _write_part(
     buffers: Sequence[Buffer],
     offset: int | None,
     deadline: Deadline | None = None,
+    before: int = 0,
 ) -> int:
-    """Writes up to 1024 buffers with one system call, joined if that is faster at their size."""
+    """Writes up to 1024 buffers with one system call, joined if that is faster at their size.
+
+    before: what the same call has written before.
+    """
     count = len(buffers)
     if count > 2 and offset is None and type(buffers[0]) is bytes:
         # If the first is small, the others are assumed to be small, and the core joins and writes
@@ -172,9 +184,9 @@ def _write_part(
             if 0 <= written <= _WRITTEN:
                 return written
             if written > 0 or written in (-errno.EAGAIN, -errno.EINTR):
-                return _finish(fd, buffers, max(written, 0) & _WRITTEN, None, deadline)
+                return _finish(fd, buffers, max(written, 0) & _WRITTEN, None, deadline, before)
             if written != -errno.E2BIG:
-                _refuse(-written)
+                _refuse(-written, before)
     data = None
     try:
         _check_types[count](*buffers)
@@ -195,20 +207,13 @@ def _write_part(
             written = _pwritev(target, buffers, offset)
         else:
             written = os.pwrite(target, data, offset)
-    except BlockingIOError:
-        written = 0
     except OSError as error:
-        _count_written(error, 0)
-        raise
+        if not _is_full(error, before):
+            raise
+        written = 0
     if written == size:
         return written
-    return _finish(fd, buffers, written, offset, deadline)
-
-
-def _count_written(error: OSError, written: int) -> None:
-    """Adds to the count in error, unless a signal handler raised it: then it has no errno."""
-    if error.errno is not None or type(error) is TimeoutError:
-        error.characters_written = getattr(error, "characters_written", 0) + written  # type: ignore[attr-defined]
+    return _finish(fd, buffers, written, offset, deadline, before)
 
 
 def _size(buffer: Buffer) -> int:
@@ -233,26 +238,36 @@ def _finish(
     written: int,
     offset: int | None,
     deadline: Deadline | None = None,
+    before: int = 0,
 ) -> int:
     """Writes what is left after a short write, or after one that wrote nothing."""
     deadline = deadline or Deadline(fd, WRITABLE)
     rest = _skip(buffers, written)
-    try:
-        while rest:
-            try:
-                if offset is None:
-                    now = _writev(fileno(fd), rest)
-                else:
-                    now = _pwritev(fileno(fd), rest, offset + written)
-            except BlockingIOError:
-                deadline.handle(errno.EAGAIN)
-                continue
-            written += now
-            rest = _skip(rest, now)
-    except OSError as error:
-        _count_written(error, written)
-        raise
+    while rest:
+        target = fileno(fd)
+        try:
+            if offset is None:
+                now = _writev(target, rest)
+            else:
+                now = _pwritev(target, rest, offset + written)
+        except OSError as error:
+            if not _is_full(error, before + written):
+                raise
+            _wait(deadline, before + written)
+            continue
+        written += now
+        rest = _skip(rest, now)
     return written
+
+
+def _wait(deadline: Deadline, before: int) -> None:
+    """Waits for room. Errors of its own say what was written before."""
+    try:
+        deadline.handle(errno.EAGAIN)
+    except OSError as error:
+        if deadline.has_raised(error):
+            error.characters_written = before  # type: ignore[attr-defined]
+        raise
 
 
 def broadcast(fds: Iterable[int | HasFileno], buffers: Iterable[Buffer]) -> list[int | OSError]:

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from fdpass_c.errors import raise_oserror
+from fdpass_c.errors import describe_errno
 
 # POLLIN and POLLOUT; a monkey patch may have removed them from select.
 READABLE = 0x1
@@ -98,6 +98,19 @@ def _find_layer(obj: object) -> str | None:
     return None
 
 
+def is_from(error: BaseException, call: Callable[..., Any]) -> bool:
+    """Whether call raised error, and the frame that made the call caught it.
+
+    A signal handler may raise the like during the call, in a frame of its own.
+    """
+    frames = error.__traceback__
+    inner = frames and frames.tb_next
+    if inner is None:
+        return True  # The call is in C.
+    code = getattr(call, "__code__", None)
+    return inner.tb_next is None and inner.tb_frame.f_code is code
+
+
 class Deadline:
     """Waits as the socket's own timeout says, counted from the creation of this object.
 
@@ -123,10 +136,10 @@ class Deadline:
         self._start = time.monotonic()
 
     def has_raised(self, error: BaseException) -> bool:
-        """Whether it raised this because the time is over. A signal handler may raise the like."""
+        """Whether it raised this. A signal handler may raise the like."""
         return self._raised == id(error)
 
-    def _over(self, error: OSError) -> OSError:
+    def _own(self, error: OSError) -> OSError:
         """The same error, to be raised by the caller: a frame with it would be a cycle."""
         self._raised = id(error)  # The error's traceback refers to this object.
         return error
@@ -140,10 +153,10 @@ class Deadline:
         if timeout is None:
             return None
         if timeout == 0:
-            raise self._over(OSError(errno.EAGAIN, os.strerror(errno.EAGAIN)))
+            raise self._own(OSError(errno.EAGAIN, os.strerror(errno.EAGAIN)))
         left = self._start + timeout - time.monotonic()
         if left <= 0:
-            raise self._over(TimeoutError("timed out"))
+            raise self._own(TimeoutError("timed out"))
         return left
 
     def look(self) -> None:
@@ -165,14 +178,17 @@ class Deadline:
             # Python has run the handler before it came back here (PEP 475).
             return
         if code != errno.EAGAIN or self._never or not hasattr(self._sock, "gettimeout"):
-            raise_oserror(code)
+            raise self._own(OSError(code, describe_errno(code)))
         left = self._left()
-        if left is None and os.get_blocking(fileno(self._sock)):
+        fd = fileno(self._sock)
+        if fd < 0:  # Closed since the last try; poll would call that a ValueError.
+            raise self._own(OSError(errno.EBADF, os.strerror(errno.EBADF)))
+        if left is None and os.get_blocking(fd):
             # The socket's own SO_RCVTIMEO or SO_SNDTIMEO ran out.
-            raise self._over(OSError(code, os.strerror(code)))
+            raise self._own(OSError(code, os.strerror(code)))
         if self._at_most is not None:
             left = self._at_most if left is None else min(left, self._at_most)
-        if not _wait(fileno(self._sock), self._event, left):
+        if not _wait(fd, self._event, left):
             self.look()
 
 
@@ -182,8 +198,6 @@ _LONGEST_WAIT = 2_000_000.0
 
 def _wait(fd: int, event: int, timeout: float | None) -> bool:
     """Whether fd is ready in time. select.poll is looked up here because gevent replaces it."""
-    if fd < 0:
-        raise_oserror(errno.EBADF)  # Closed since the last try; poll would call that a ValueError.
     if timeout is not None:
         timeout = min(timeout, _LONGEST_WAIT)
     if hasattr(select, "poll"):

@@ -517,7 +517,11 @@ def test_wrong_options(path: Path) -> None:
         ({"max_fds": 2**32}, ValueError, "max_fds is 4294967296"),
         ({"receive_fds": None}, TypeError, "receive_fds is a bool"),
         ({"receive_fds": "no"}, TypeError, "receive_fds is a bool"),
+        ({"receive_fds": 1.5}, TypeError, "receive_fds is a bool"),
         ({"mode": 600}, ValueError, "600 is not 0o600"),
+        ({"mode": 1.5}, TypeError, "mode is an int, not float"),
+        ({"mode": float("nan")}, TypeError, "mode is an int, not float"),
+        ({"mode": "600"}, TypeError, "mode is an int, not str"),
     ]
     for mistake, error, text in mistakes:
         with pytest.raises(error, match=text):

@@ -1,18 +1,17 @@
 """Connecting waits for a place in the backlog as long as it was told, whatever signals come."""
 
-import contextlib
 import errno
 import os
 import signal
 import socket
 import sys
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from fdpass_c import Channel, Listener
+from support.channels import full_backlog
 from support.marks import linux_only
 from support.processes import fork
 from support.threads import beside
@@ -25,20 +24,6 @@ DGRAM = socket.SOCK_DGRAM
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     return tmp_path / "socket"
-
-
-@contextlib.contextmanager
-def full_backlog(path: Path) -> Iterator[tuple[Listener, int]]:
-    """A listener that has no place, and how many wait."""
-    with Listener(path, backlog=0) as listener, contextlib.ExitStack() as clients:
-        waiting = 0
-        with contextlib.suppress(BlockingIOError):
-            while True:
-                client = clients.enter_context(socket.socket(socket.AF_UNIX))
-                client.setblocking(False)
-                client.connect(str(path))
-                waiting += 1
-        yield listener, waiting
 
 
 def test_a_full_backlog(path: Path) -> None:

@@ -487,6 +487,30 @@ def test_close_fds_closes_these_and_no_other() -> None:
 
 
 @pytest.mark.thread_unsafe
+def test_close_fds_of_an_owner() -> None:
+    """The owner knows: it does not close numbers again that are another file's by then."""
+    with own(3) as fds:
+        borrowed, taken = [*fds], fds.take(1)
+        fdpass_c.close_fds(fds)
+        assert fds.closed
+        assert [is_open(fd) for fd in borrowed] == [False, True, False]
+        fdpass_c.close_fds(fds)
+        others = [os.open(os.devnull, os.O_RDONLY) for _ in range(2)]
+        assert {*others, taken} == {*borrowed}
+    assert all(map(is_open, others))
+    fdpass_c.close_fds([*others, taken])
+
+
+def test_two_owners() -> None:
+    """What an owner has is given to another only by taking it out: both would close it."""
+    with own(2) as fds:
+        with pytest.raises(TypeError, match="take_all"):
+            Descriptors(fds)
+        with Descriptors(fds.take_all()) as second:
+            assert len(second) == 2
+
+
+@pytest.mark.thread_unsafe
 def test_close_fds_skips_negative_ones() -> None:
     """Negative ints are skipped, between neighbours too."""
     fds = [os.open(os.devnull, os.O_RDONLY) for _ in range(4)]

@@ -207,6 +207,17 @@ def test_bad_numbers() -> None:
             Pool(echo, *arguments, **options)
 
 
+def test_numbers_that_are_no_ints() -> None:
+    """Half a worker is a TypeError of the constructor that says which argument is wrong."""
+    for name in ("workers", "capacity", "max_requests"):
+        for wrong in (1.5, float("nan"), float("inf"), "2"):
+            options: dict[str, Any] = {"workers": 1, name: wrong}
+            with pytest.raises(TypeError, match=f"{name} is an int, not {type(wrong).__name__}"):
+                Pool(echo, **options)
+    with pytest.raises(TypeError, match="workers is an int, not NoneType"):
+        Pool(echo, None)  # type: ignore[arg-type]
+
+
 def test_a_handler_that_was_called() -> None:
     """What is not callable is a TypeError of the constructor, not of each connection."""
     with pytest.raises(TypeError, match="the handler is not callable: None"):

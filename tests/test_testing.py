@@ -181,13 +181,20 @@ def interrupt_another_thread() -> None:
         pass
 
 
+@pytest.mark.parametrize("every", [0, -1, float("nan"), float("inf")])
+def test_interrupted_never(every: float) -> None:
+    """An interval at which nothing would be interrupted is refused."""
+    with pytest.raises(ValueError, match="not a number of seconds above 0"), interrupted(every):
+        pass
+
+
 @pytest.mark.thread_unsafe
-@pytest.mark.parametrize("every", [0.001, -1])
+@pytest.mark.parametrize("every", [0.001, -1, 1e300])
 def test_interrupted_beside_a_timer(every: float) -> None:
     """A timer and its handler, such as those of pytest-timeout, are there again afterwards."""
     with handling(signal.SIGALRM, interrupt):
         own = signal.setitimer(signal.ITIMER_REAL, 1000, 2000)
-        with contextlib.suppress(OSError), interrupted(every):
+        with contextlib.suppress(ValueError, OverflowError), interrupted(every):
             pass
         with beside(interrupt_another_thread):
             pass

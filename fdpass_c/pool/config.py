@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from fdpass_c.options import check_int
 from fdpass_c.pool.handlers import Handler, is_coroutine_function
 
 _CHECKS = 4
@@ -31,6 +32,10 @@ class Config(NamedTuple):
             function = getattr(self, name)
             if not callable(function) and (function is not None or name == "handler"):
                 raise TypeError(f"the {name} is not callable: {function!r}")
+        for name in ("workers", "capacity", "max_requests"):
+            number = getattr(self, name)
+            if number is not None or name != "max_requests":
+                check_int(name, number)
         if self.workers < 1 or self.capacity < 1 or (most is not None and most < 1):
             raise ValueError(
                 "workers, capacity and max_requests are at least 1, "

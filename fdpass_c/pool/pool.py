@@ -100,7 +100,8 @@ class Pool:
                 None: what asyncio.run makes.
 
         Raises:
-            TypeError: The handler, setup, teardown or loop_factory is not callable.
+            TypeError: The handler, setup, teardown or loop_factory is not callable, or workers,
+                capacity or max_requests is not an int.
             ValueError: workers, capacity or max_requests is less than 1. drain or start_timeout is
                 negative. timeout is not positive. setup or teardown is a coroutine function, or
                 loop_factory is given, and the handler is not a coroutine function.

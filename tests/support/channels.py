@@ -2,12 +2,13 @@
 
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from fdpass_c import Channel
+from fdpass_c import Channel, Listener
 
 
 @contextmanager
@@ -37,3 +38,17 @@ def channels(
         left.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, buffer)
     with make(left) as sender, make(right, **options) as receiver:
         yield sender, receiver
+
+
+@contextmanager
+def full_backlog(path: Path) -> Iterator[tuple[Listener, int]]:
+    """A listener that has no place, and how many wait."""
+    with Listener(path, backlog=0) as listener, ExitStack() as clients:
+        waiting = 0
+        with suppress(BlockingIOError):
+            while True:
+                client = clients.enter_context(socket.socket(socket.AF_UNIX))
+                client.setblocking(False)
+                client.connect(str(path))
+                waiting += 1
+        yield listener, waiting

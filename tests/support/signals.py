@@ -33,8 +33,13 @@ def interrupt() -> None:
     raise Interruption
 
 
-def interrupt_call(module: ModuleType, number: int, function: Callable[[], object]) -> bool:
-    """Runs function; raises Interruption when the number-th call out of module has returned.
+def interrupt_call(
+    module: ModuleType,
+    number: int,
+    function: Callable[[], object],
+    kind: type[Exception] = Interruption,
+) -> bool:
+    """Runs function; raises kind when the number-th call out of module has returned.
 
     That is where Python runs signal handlers. Returns whether there were as many calls.
     """
@@ -47,12 +52,12 @@ def interrupt_call(module: ModuleType, number: int, function: Callable[[], objec
         if inside and event in ("c_return", "return"):
             left -= 1
             if left == 0:
-                raise Interruption
+                raise kind
 
     sys.setprofile(profile)
     try:
         function()
-    except Interruption:
+    except kind:
         return True
     finally:
         sys.setprofile(None)
