@@ -1,5 +1,7 @@
 """What the collector finds in a cycle, and finalises in any order, uses no memory that is freed."""
 
+import asyncio
+import contextlib
 import gc
 import os
 import socket
@@ -8,15 +10,17 @@ import sys
 import sysconfig
 import weakref
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 import fdpass_c
-from fdpass_c import Channel
+from fdpass_c import Channel, aio
 from fdpass_c.channel import end_of
 from fdpass_c.sending import start_one
 from support.channels import channels
+from support.loops import both_backends, run
 
 _DROP_OWNER = """
 import gc, os
@@ -146,3 +150,115 @@ def test_an_error_is_in_no_cycle(use: Callable[[Channel], object], timeout: floa
             assert held() is None
         finally:
             gc.enable()
+
+
+async def _accept_in_vain(_: aio.Channel, folder: Path) -> None:
+    async def handle(channel: aio.Channel) -> None:
+        raise AssertionError(channel)
+
+    async with aio.Listener(folder / "socket") as listener:
+        with socket.socket(fileno=os.dup(listener.fileno())) as shared:
+            shared.shutdown(socket.SHUT_RDWR)
+        await listener.serve(handle)
+
+
+async def _fill_aio(channel: aio.Channel, _: socket.socket) -> None:
+    while True:
+        await channel.send(bytes(50_000))
+
+
+async def _fill_plain(_: aio.Channel, sock: socket.socket) -> None:
+    while True:
+        await aio.send_fds(sock, [bytes(50_000)], [])
+
+
+@pytest.mark.thread_unsafe
+@pytest.mark.skipif(sys.implementation.name != "cpython", reason="counts references")
+@both_backends
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda channel, _: channel.send(b"", [-5]),
+        lambda channel, _: channel.send(bytes(9_000_000), [-5]),
+        lambda channel, _: channel.send_many([b"x"], [-5]),
+        lambda _, folder: aio.Channel.connect(folder / "nobody"),
+        _accept_in_vain,
+    ],
+)
+def test_an_error_of_a_loop_is_in_no_cycle(loop: str, use: Any, tmp_path: Path) -> None:
+    """What its traceback holds goes with it, under an event loop too."""
+
+    async def fail(channel: aio.Channel) -> "weakref.ref[Box]":
+        box = Box()
+        held = weakref.ref(box)
+        try:
+            await use(channel, tmp_path)
+        except OSError:
+            return held
+        raise AssertionError("no error")
+
+    async def test() -> None:
+        left, right = aio.Channel.pair()
+        async with left, right:
+            assert (await fail(right))() is None
+
+    _without_the_collector(run, loop, test)
+
+
+@pytest.mark.thread_unsafe
+@pytest.mark.skipif(sys.implementation.name != "cpython", reason="counts references")
+@pytest.mark.parametrize("turns", [1, 2, 3])
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda channel, _: channel.recv(),
+        lambda channel, _: channel.recv_many(),
+        lambda channel, _: channel.wait_for_room(),
+        lambda channel, _: channel.send(bytes(9_000_000)),
+        lambda channel, _: channel.send_many([bytes(50_000)] * 99),
+        _fill_aio,
+        lambda _, sock: aio.recv_fds(sock, 1, 1),
+        lambda _, sock: aio.recv_fd(sock),
+        lambda _, sock: aio.recv_many(sock),
+        _fill_plain,
+        lambda _, sock: aio.send_fd(sock, 0, bytes(9_000_000)),
+        lambda _, sock: aio.send_many(sock, [bytes(50_000)] * 99, [0] * 99),
+    ],
+)
+def test_a_cancellation_is_in_no_cycle(use: Any, turns: int) -> None:
+    """As for an error: neither the frames of a cancelled call nor what they hold stay. The call is
+    not in a task, because asyncio's own tasks make such cycles."""
+
+    def cancel(call: Any) -> "weakref.ref[Box]":
+        box = Box()
+        held = weakref.ref(box)
+        with contextlib.suppress(asyncio.CancelledError):
+            call.throw(asyncio.CancelledError())
+        return held
+
+    async def test() -> None:
+        left, right = aio.Channel.pair()
+        here, there = socket.socketpair()
+        async with left, right:
+            with here, there:
+                here.setblocking(False)
+                call = use(right, here).__await__()
+                for _ in range(turns):
+                    awaited = call.send(None)
+                    if awaited is not None:
+                        awaited._asyncio_future_blocking = False
+                    await asyncio.sleep(0)
+                del awaited
+                assert cancel(call)() is None
+            right.close()  # The end of the block would send the rest to nobody.
+
+    _without_the_collector(run, "asyncio", test)
+
+
+def _without_the_collector(function: Callable[..., object], *arguments: Any) -> None:
+    gc.collect()
+    gc.disable()
+    try:
+        function(*arguments)
+    finally:
+        gc.enable()

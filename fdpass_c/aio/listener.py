@@ -126,7 +126,10 @@ class Listener(NotCopied):
                 failure = error  # The nursery would put it into an ExceptionGroup.
                 nursery.cancel_scope.cancel()
         if failure is not None:
-            raise failure
+            try:
+                raise failure
+            finally:
+                failure = None  # Else the error and this frame would refer to each other.
 
     async def _serve_in_asyncio(self, handler: Handler) -> None:
         tasks: set[asyncio.Task[None]] = set()
