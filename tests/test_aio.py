@@ -19,6 +19,7 @@ import warnings
 import weakref
 from collections.abc import Callable, Iterator
 from functools import partial
+from inspect import isawaitable
 from logging.handlers import BufferingHandler
 from pathlib import Path
 from types import FrameType
@@ -35,6 +36,7 @@ from fdpass_c import (
     ProtocolError,
     aio,
 )
+from fdpass_c.aio import asyncio_loop
 from support.descriptors import identity
 from support.frames import first, one
 from support.loops import (
@@ -440,6 +442,61 @@ def test_eager_tasks(loop: str) -> None:
     run(loop, test)
 
 
+@every_loop
+def test_anyio_sees_who_waits(loop: str) -> None:
+    """anyio.wait_all_tasks_blocked returns when tasks wait for messages, for room and for their
+    turns, and not before a task that was woken has run."""
+    anyio = pytest.importorskip("anyio")
+
+    async def test() -> None:
+        left, right = make_pair(small=True)
+        async with Group(loop) as group, left, right:
+            receiving = [group.start(right.recv) for _ in range(2)]
+            sending = [group.start(left.send, b"x" * 200_000) for _ in range(3)]
+            await anyio.wait_all_tasks_blocked()
+            assert [task.done for task in receiving] == [True, True]
+            assert [task.done for task in sending].count(False) == 1
+            right.shutdown(socket.SHUT_RD)
+            left.close()
+            await anyio.wait_all_tasks_blocked()
+            assert all(task.done for task in sending)
+            for task in receiving:
+                task.result[1].close()
+
+    run(loop, test)
+
+
+@asyncio_loops
+def test_a_task_s_context_is_not_kept(loop: str) -> None:
+    """What a task has put into a context variable goes with the task, although the loop goes on
+    watching the socket."""
+    variable: contextvars.ContextVar[object] = contextvars.ContextVar("variable")
+
+    class Request:
+        pass
+
+    async def receive(channel: aio.Channel) -> "weakref.ref[Request]":
+        request = Request()
+        variable.set(request)
+        (await channel.recv())[1].close()
+        assert variable.get() is request
+        return weakref.ref(request)
+
+    async def test() -> None:
+        left, right = make_pair()
+        async with left, right:
+            task = asyncio.create_task(receive(right))
+            await asyncio.sleep(0.001)
+            await left.send(b"x")
+            request = await task
+            del task
+            await asyncio.sleep(0)  # The callback that woke this task has the other one.
+            gc.collect()
+            assert request() is None
+
+    run(loop, test)
+
+
 @pytest.mark.parametrize("loop", ["asyncio"])
 def test_what_a_cancellation_says(loop: str) -> None:
     """The message of Task.cancel comes with the cancellation; anyio knows its own ones by it."""
@@ -753,7 +810,8 @@ def test_close_in_another_thread(loop: str, tmp_path: Path) -> None:
 
 @every_loop
 def test_no_messages(loop: str) -> None:
-    """To ask for none is a ValueError at once, also where the next call would wait first."""
+    """To ask for none, or for what is no number, is an error at once, also where the next call
+    would wait first."""
 
     async def test() -> None:
         left, right = make_pair()
@@ -761,8 +819,21 @@ def test_no_messages(loop: str) -> None:
             receiving = await group.started(right.recv)
             await left.send(b"x")
             (await receiving.wait()).result[1].close()
-            with pytest.raises(ValueError, match="at least 1, got 0"):
-                await right.recv_many(0)
+            for number, kind in [
+                (0, ValueError),
+                (1.5, TypeError),
+                (float("nan"), TypeError),
+                ("1", TypeError),
+                (2**64, OverflowError),
+            ]:
+                for at_most in (right.recv_many, right._channel.recv_many):
+                    receiving = await group.started(call, at_most, number)
+                    assert isinstance(receiving.error, kind), number
+
+    async def call(receive: Any, number: Any) -> None:
+        answer = receive(number)
+        if isawaitable(answer):
+            await answer
 
     run(loop, test)
 
@@ -1589,6 +1660,67 @@ def test_cancelled_by_a_signal_handler(loop: str) -> None:
         while await cancel_before(number):
             number += 1
         assert number > 100
+
+    run(loop, test)
+
+
+class Interruption(Exception):
+    """What a signal handler raises."""
+
+
+@pytest.mark.untraced
+@asyncio_loops
+def test_interrupted_while_it_is_watched(loop: str) -> None:
+    """The loop watches no descriptor that was closed, whichever bytecode of waiting and of close()
+    a signal handler has interrupted: the next with its number might never be reported."""
+    functions = vars(asyncio_loop.AsyncioDirection).values()
+    interrupted = {function.__code__ for function in functions if hasattr(function, "__code__")}
+
+    async def interrupt_before(number: int) -> bool:
+        """Whether there are so many bytecodes."""
+        seen = 0
+
+        def trace(frame: FrameType, event: str, _argument: object) -> Any:
+            nonlocal seen
+            if frame.f_code not in interrupted:
+                return None
+            frame.f_trace_opcodes = True
+            if event == "opcode":
+                seen += 1
+                if seen == number:
+                    raise Interruption
+            return trace
+
+        left, right = make_pair()
+        watched = right.fileno()
+        sys._getframe().f_trace_opcodes = True
+        sys.settrace(trace)
+        try:
+            task = asyncio.create_task(right.recv())
+            await pause(loop)
+            await left.send(b"x")
+            await pause(loop)
+            await pause(loop)
+            right.close()
+        except Interruption:
+            pass
+        finally:
+            sys.settrace(None)
+        right.close()
+        left.close()
+        assert not asyncio.get_running_loop().remove_reader(watched), number
+        task.cancel()
+        await asyncio.wait([task])
+        if not task.cancelled() and task.exception() is None:
+            task.result()[1].close()
+        return seen >= number
+
+    async def test() -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda *_: None)
+        number = 1
+        while await interrupt_before(number):
+            number += 1
+        assert number > 50
 
     run(loop, test)
 

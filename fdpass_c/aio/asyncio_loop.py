@@ -39,13 +39,21 @@ class _Waiting:
     a message takes there and back.
     """
 
-    __slots__ = ("_asyncio_future_blocking", "_cancelled", "_context", "_loop", "_resume")
+    __slots__ = (
+        "_asyncio_future_blocking",
+        "_cancelled",
+        "_context",
+        "_is_set",
+        "_loop",
+        "_resume",
+    )
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._asyncio_future_blocking = True  # For asyncio: it was made to be awaited.
         self._loop = loop  # asyncio compares it with its own.
         self._resume: Callable[[Any], object] | None = None
         self._cancelled: asyncio.CancelledError | None = None
+        self._is_set = False
 
     @types.coroutine
     def wait(self) -> Generator[Any, None, None]:
@@ -72,6 +80,10 @@ class _Waiting:
             finally:
                 self._cancelled = None  # Else the two would refer to each other.
 
+    def done(self) -> bool:
+        """For anyio.wait_all_tasks_blocked: whether the task goes on by itself."""
+        return self._is_set
+
     def end(self) -> None:
         """Resumes the task. For callbacks of the loop only, which no task has called."""
         if self._resume is not None:
@@ -79,6 +91,7 @@ class _Waiting:
 
     def set(self) -> None:
         """The same from anywhere, and later; never where the loop was closed."""
+        self._is_set = True
         if not self._loop.is_closed():
             self._loop.call_soon(self.end)
 
@@ -124,8 +137,13 @@ class AsyncioDirection(Direction):
         if self._watched < 0:
             if (fd := self._source.fileno()) < 0:
                 return
-            self._add(fd, self._wake)
-            self._watched = fd
+            self._watched = fd  # First, for the case that a signal handler raises an exception.
+            try:
+                # The loop would keep the context of the task that happens to be the first.
+                contextvars.Context().run(self._add, fd, self._wake)
+            except BaseException:
+                self._forget()
+                raise
         self._waiting = waiting = _Waiting(self._loop)
         try:
             yield waiting
@@ -141,10 +159,10 @@ class AsyncioDirection(Direction):
             self._waiting.end()
 
     def _forget(self) -> None:
-        watched, self._watched = self._watched, -1
         # A child of a fork shares the parent's epoll, where the descriptor is the parent's.
-        if watched >= 0 and self._process is _process and not self._loop.is_closed():
-            self._remove(watched)
+        if self._watched >= 0 and self._process is _process and not self._loop.is_closed():
+            self._remove(self._watched)
+        self._watched = -1  # Last: what a signal handler has interrupted is done again.
 
     def _is_elsewhere(self) -> bool:
         # Not by the thread: a loop may run in another one than that in which this was made.

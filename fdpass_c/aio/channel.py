@@ -2,8 +2,10 @@
 
 import errno
 import socket
+import sys
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from functools import partial
+from operator import index
 from typing import TYPE_CHECKING, Any
 
 import fdpass_c
@@ -306,8 +308,8 @@ class Channel(NotCopied):
             DescriptorTableFullError: As for recv, and so are all other errors.
         """
         channel = self._channel
-        if max_messages < 1:
-            return channel.recv_many(max_messages)  # A ValueError.
+        if not 1 <= index(max_messages) <= sys.maxsize:
+            return channel.recv_many(max_messages)  # A ValueError, or an OverflowError.
         tries = self._reading.is_free() and (not self._vain or self._end.has_kept)
         if tries and self._look is not None:
             tries = await self._look()
