@@ -1670,14 +1670,15 @@ class Interruption(Exception):
 
 @pytest.mark.untraced
 @asyncio_loops
-def test_interrupted_while_it_is_watched(loop: str) -> None:
-    """The loop watches no descriptor that was closed, whichever bytecode of waiting and of close()
+@pytest.mark.parametrize("receive", [aio.Channel.recv, lambda sock: aio.recv_fds(sock, 100, 1)])
+def test_interrupted_while_it_is_watched(loop: str, receive: Any) -> None:
+    """The loop watches no descriptor that was closed, whichever bytecode of waiting and of its end
     a signal handler has interrupted: the next with its number might never be reported."""
     functions = vars(asyncio_loop.AsyncioDirection).values()
     interrupted = {function.__code__ for function in functions if hasattr(function, "__code__")}
 
-    async def interrupt_before(number: int) -> bool:
-        """Whether there are so many bytecodes."""
+    async def interrupt_before(number: int) -> int:
+        """How many bytecodes there were until then."""
         seen = 0
 
         def trace(frame: FrameType, event: str, _argument: object) -> Any:
@@ -1691,36 +1692,36 @@ def test_interrupted_while_it_is_watched(loop: str) -> None:
                     raise Interruption
             return trace
 
-        left, right = make_pair()
-        watched = right.fileno()
+        left, right = socket.socketpair()
+        source: Any = right
+        if receive is aio.Channel.recv:
+            source = aio.Channel(right)
+        right.setblocking(False)
+        watched = source.fileno()
         sys._getframe().f_trace_opcodes = True
         sys.settrace(trace)
         try:
-            task = asyncio.create_task(right.recv())
+            task = asyncio.create_task(receive(source))
             await pause(loop)
-            await left.send(b"x")
-            await pause(loop)
-            await pause(loop)
-            right.close()
+            left.sendall(one(b"x"))
+            for _ in range(5):
+                await pause(loop)
+            source.close()
         except Interruption:
             pass
         finally:
             sys.settrace(None)
-        right.close()
+        source.close()
         left.close()
-        assert not asyncio.get_running_loop().remove_reader(watched), number
         task.cancel()
         await asyncio.wait([task])
-        if not task.cancelled() and task.exception() is None:
-            task.result()[1].close()
-        return seen >= number
+        assert not asyncio.get_running_loop().remove_reader(watched), number
+        return seen
 
     async def test() -> None:
         asyncio.get_running_loop().set_exception_handler(lambda *_: None)
-        number = 1
-        while await interrupt_before(number):
-            number += 1
-        assert number > 50
+        for number in range(1, await interrupt_before(0) + 1):
+            await interrupt_before(number)
 
     run(loop, test)
 

@@ -59,7 +59,11 @@ async def _take(
         shared.users -= 1
         if not shared.users:
             del _shared[place]
-            shared.direction.drop()  # Nobody closes it: others may wait for it by other means.
+            try:
+                shared.direction.drop()  # Nobody closes it: others may wait for it by other means.
+            except BaseException:
+                shared.direction.drop()  # A signal handler has interrupted it.
+                raise
 
 
 async def send_fds(
