@@ -51,6 +51,7 @@ def flood(address: Any, count: int) -> None:
     command = [
         _AB,
         "-q",
+        "-l",  # The answers are pids, which may have different lengths.
         "-n",
         str(count),
         "-c",

@@ -1733,6 +1733,8 @@ def test_keyboard_interrupt(loop: str) -> None:
     """KeyboardInterrupt at random moments ends the loop and leaks nothing."""
 
     async def test() -> None:
+        # Not earlier: on a busy machine the time could pass before the loop runs.
+        signal.setitimer(signal.ITIMER_REAL, 0.03 + rng.random() * 0.01)
         left, right = make_pair()
         async with left, right, Group(loop) as group:
             group.start(send, left)
@@ -1757,7 +1759,6 @@ def test_keyboard_interrupt(loop: str) -> None:
             if sys.implementation.name == "pypy":  # Even between a coroutine's call and its await.
                 warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
             for _ in range(20):
-                signal.setitimer(signal.ITIMER_REAL, 0.03 + rng.random() * 0.01)
                 with pytest.raises(BaseException) as caught:  # noqa: PT011
                     run(loop, test)
                 assert is_interrupt(caught.value)
