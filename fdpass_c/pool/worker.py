@@ -86,6 +86,7 @@ def _write_where_it_hangs() -> None:
 
     If the program has enabled faulthandler already, its settings stay.
     """
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGABRT])  # The parent may have blocked it.
     if not faulthandler.is_enabled():
         with contextlib.suppress(Exception):  # There is no standard error, or it is not a file.
             faulthandler.enable()
