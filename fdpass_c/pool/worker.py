@@ -25,7 +25,7 @@ from fdpass_c.pool.handlers import (
     note_failure,
 )
 from fdpass_c.pool.intake import Intake
-from fdpass_c.pool.leaving import become_ready, end_early
+from fdpass_c.pool.leaving import become_ready, begin_no_more
 from fdpass_c.pool.offers import Offers
 from fdpass_c.pool.signals import MASTERS_SIGNALS, ignore, terminate_children
 from fdpass_c.pool.wakeup import Wakeup
@@ -57,7 +57,9 @@ def run_worker(
         # As Python does at its end: waits for non-daemon threads and the threads of thread pools.
         threading._shutdown()  # type: ignore[attr-defined]
     finally:
-        end_early(counters, wakeup)
+        begin_no_more(counters, wakeup)
+        if not config.runs_coroutines:
+            _discard(channel)
         _call_plain(config.teardown)
 
 
@@ -73,6 +75,15 @@ def _run_loop(
             # asyncio.run uses the policy, and no other code in this process does.
             asyncio.get_event_loop_policy().new_event_loop = factory
         asyncio.run(main)
+
+
+def _discard(channel: Channel) -> None:
+    """Closes what this worker was given and will not begin: others have it, and its clients would
+    not see the end of it while this process has a copy."""
+    with contextlib.suppress(Exception):  # In the end there is nothing more.
+        channel.shutdown(socket.SHUT_RD)
+        while True:
+            channel.recv_many().close()
 
 
 def _call_plain(function: Callable[[], object] | None) -> None:
