@@ -158,6 +158,10 @@ class _PureAccount:
         return self.capacity > 0
 
     @property
+    def has_copies(self) -> bool:
+        return bool(self.copies)
+
+    @property
     def is_used_up(self) -> bool:
         return self.given >= self.most
 
@@ -220,11 +224,16 @@ class _PureRounds:
     def add(self, account: _PureAccount) -> None:
         self._accounts.append(account)
 
-    def remove(self, account: _PureAccount) -> int:
+    def take_back(self, account: _PureAccount) -> int:
         self.found.begun += account.read(self._done)
         count = len(account.copies)
         self.waiting.extendleft(reversed(account.copies))
         account.copies.clear()
+        account.given -= count
+        return count
+
+    def remove(self, account: _PureAccount) -> int:
+        count = self.take_back(account)
         self._accounts.remove(account)
         return count
 

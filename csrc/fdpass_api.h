@@ -640,8 +640,8 @@ struct fdp_rounds {
  * is nothing to do but wait. -ENOMEM. */
 int fdp_run_rounds(struct fdp_rounds *rounds, int timeout);
 
-/* Moves the copies of what a dead worker had not begun to the front of waiting. A later round does it
- * with an offer that it was taking. Returns how many. -ENOMEM. */
+/* Moves the copies of what a worker had not begun to the front of waiting. It is dead or begins no more.
+ * A later round does it with an offer that it was taking. Returns how many. -ENOMEM. */
 ssize_t fdp_return_copies(struct fdp_rounds *rounds, struct fdp_worker *worker);
 
 /* How many connections no worker has taken or was given yet. */

@@ -249,8 +249,10 @@ ssize_t fdp_return_copies(struct fdp_rounds *rounds, struct fdp_worker *worker) 
     if (has_offers(rounds))
         rounds->offers->is_unsettled = 1;
     count = worker->copies.count;
-    return fdp_return_connections(&worker->copies, &rounds->waiting) < 0 ? -ENOMEM
-                                                                         : (ssize_t)count;
+    if (fdp_return_connections(&worker->copies, &rounds->waiting) < 0)
+        return -ENOMEM;
+    worker->given -= count;
+    return (ssize_t)count;
 }
 
 size_t fdp_try_count_waiting(const struct fdp_rounds *rounds) {

@@ -271,3 +271,42 @@ def test_an_exit_that_takes_long(handler: str, drain: str) -> None:
         assert {worker.restarts for worker in server.status().workers} == {0}
         server.send_signal(signal.SIGTERM)
         assert server.stop(signal.SIGINT) == 0
+
+
+@pytest.mark.thread_unsafe
+def test_what_an_exit_leaves() -> None:
+    """What a worker had not begun when its handler called sys.exit goes to others at once, however
+    long its teardown takes, and no copy of it hides its end."""
+    program = ("pool_programs.py", "end_slowly", "obey", "2", "4", "1000")
+    with Server(program=program) as server:
+        server.settled(2)
+        with connections(server, 8) as (exiting, *others):
+            while [worker.in_hand for worker in server.status().workers] != [4, 4]:
+                pass
+            exiting.sendall(b"exit")
+            for sock in others:
+                sock.sendall(b"close")
+            (pid,) = {int(read_all(sock)) for sock in others}
+            leaving, free = sorted(server.status().workers, key=lambda worker: worker.pid == pid)
+            assert (leaving.state, leaving.in_hand) == ("LEAVING", 1)
+            assert (free.state, free.handled) == ("FREE", 7)
+        server.send_signal(signal.SIGTERM)
+        assert server.stop(signal.SIGINT) == 0
+
+
+@pytest.mark.thread_unsafe
+def test_an_exit_while_it_leaves() -> None:
+    """The same in a worker that is replaced: what it had not begun is its successor's."""
+    program = ("pool_programs.py", "end_slowly", "obey", "1", "4", "1000")
+    with Server(program=program) as server, connections(server, 4) as (exiting, *others):
+        while server.status().workers[0].in_hand < 4:
+            pass
+        server.send_signal(signal.SIGHUP)
+        while {worker.state for worker in server.status().workers} != {"LEAVING", "FREE"}:
+            pass
+        exiting.sendall(b"exit")
+        for sock in others:
+            sock.sendall(b"close")
+        assert len({read_all(sock) for sock in others}) == 1
+        server.send_signal(signal.SIGTERM)
+        assert server.stop(signal.SIGINT) == 0

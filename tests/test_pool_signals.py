@@ -12,8 +12,11 @@ from types import FrameType
 
 import pytest
 
+from fdpass_c.pool import Pool
 from fdpass_c.pool.signals import MASTERS_SIGNALS, Signals, ignore
 from fdpass_c.pool.wakeup import Wakeup
+from support.handlers import echo
+from support.processes import FDPASS, run_in_child
 from support.server import Server, connections
 from support.sockets import read_all, read_some
 
@@ -342,6 +345,37 @@ def test_no_bytecode_runs_as_a_signal_comes_to_a_worker() -> None:
             assert find_calls([signum]) == []
         finally:
             signal.signal(signum, before)
+
+
+@pytest.mark.thread_unsafe
+def test_signals_that_the_parent_has_blocked() -> None:
+    """A pool obeys them, hears that a worker has died whose child lives on, and has a worker that
+    hangs say where. A program that blocks a signal has it blocked again after the pool."""
+    code = (
+        "import os, signal, sys; signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())"
+    )
+    blocking = ("-c", f"{code}; os.execv(sys.executable, [sys.executable, *sys.argv[1:]])")
+    command = (*FDPASS, "pool", "--workers", "1", "--timeout", "0.4")
+    with Server(program=(*blocking, *command[1:], "support.handlers:fork_a_child")) as server:
+        with server.connect() as sock:
+            sock.sendall(b"fork")
+            worker, child = map(int, sock.recv(1000).split())
+            try:
+                server.wait_for(r"support/handlers.py\", line \d+ in fork_a_child")
+                server.wait_for(f"worker {worker} was killed by SIGABRT")
+                server.settled(1)
+            finally:
+                os.kill(child, signal.SIGKILL)
+        assert server.stop() == 0
+
+    def serve() -> None:
+        blocked = {signal.SIGTERM, signal.SIGUSR2}
+        signal.pthread_sigmask(signal.SIG_BLOCK, blocked)
+        pool = Pool(echo, 1)
+        pool.serve("127.0.0.1:0", ready=lambda _: os.kill(os.getpid(), signal.SIGTERM))
+        assert signal.pthread_sigmask(signal.SIG_BLOCK, []) >= blocked
+
+    run_in_child(serve)
 
 
 @pytest.mark.thread_unsafe

@@ -42,6 +42,11 @@ class Account:
         return bool(self.record.capacity)
 
     @property
+    def has_copies(self) -> bool:
+        """Whether it has not begun something, as the master has last read it."""
+        return bool(self.record.copies.count)
+
+    @property
     def given(self) -> int:
         """Without those that it has taken."""
         return int(self.record.given)

@@ -7,7 +7,7 @@ from fdpass_c._native import lib
 
 _HANDLED, _BEGUN = lib.FDP_WORD_HANDLED, lib.FDP_WORD_BEGUN
 _RELEASED, _TAKEN = lib.FDP_WORD_RELEASED, lib.FDP_WORD_TAKEN
-_READY, _FAILED, _LEAVING, _HEARTBEATS = range(lib.FDP_WORD_OWN, lib.FDP_WORD_OWN + 4)
+_READY, _FAILED, _LEAVING, _ENDING, _HEARTBEATS = range(lib.FDP_WORD_OWN, lib.FDP_WORD_OWN + 5)
 _MASK = 2**32 - 1
 _BUSY, _SINCE = range(2)
 _BYTES_OF_COUNTS = 4 * lib.FDP_WORD_COUNT
@@ -15,7 +15,7 @@ _BYTES_OF_COUNTS = 4 * lib.FDP_WORD_COUNT
 
 class Counters:
     """Counts that the worker increases and the master reads, modulo 2**32, and whether the worker
-    has started and is to leave.
+    has started, is to leave, and ends.
 
     A count in shared memory survives if the worker is killed, and needs no system call before each
     handler, as a message would. Each is an aligned machine word, so that the other process never
@@ -95,12 +95,20 @@ class Counters:
         return self.words[_READY] != 0
 
     def leave(self) -> None:
-        """The worker gets no more connections. In the master, or in a worker that ends early."""
+        """The worker gets no more connections. In the master, or in a worker that ends."""
         self.words[_LEAVING] = 1
 
     @property
     def is_leaving(self) -> bool:
         return self.words[_LEAVING] != 0
+
+    def end(self) -> None:
+        """In the worker: it begins no more connections, not even those that it was given."""
+        self.words[_ENDING] = 1
+
+    @property
+    def is_ending(self) -> bool:
+        return self.words[_ENDING] != 0
 
     def count_handled(self, before: int) -> int:
         """In any thread of the master: how many were handled; before is the last known count."""

@@ -98,6 +98,10 @@ class Dispatcher:
         """From now on the worker gets connections, if it has room."""
         self._rounds.add(worker.account)
 
+    def take_back(self, worker: WorkerProcess) -> int:
+        """Queues what a worker that ends has not begun, before all later ones; returns how many."""
+        return self._rounds.take_back(worker.account)
+
     def remove(self, worker: WorkerProcess) -> int:
         """Queues what a dead worker had not begun, before all later ones; returns how many."""
         return self._rounds.remove(worker.account)

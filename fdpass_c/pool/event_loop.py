@@ -28,7 +28,7 @@ from fdpass_c.pool.handlers import (
     note_closed,
     note_failure,
 )
-from fdpass_c.pool.leaving import become_ready, end_early, make_event
+from fdpass_c.pool.leaving import become_ready, begin_no_more, make_event
 from fdpass_c.pool.log import logger
 from fdpass_c.pool.wakeup import Wakeup
 
@@ -90,7 +90,8 @@ class EventLoopWorker:
         try:
             await self._end
         finally:
-            end_early(self._counters, self._wakeup)
+            receiving.cancel()  # What it would begin now goes to other workers.
+            begin_no_more(self._counters, self._wakeup)
             await _await_coroutine(self._config.teardown)
 
     async def _receive(self, channel: aio.Channel) -> None:

@@ -82,11 +82,12 @@ def become_ready(counters: Counters, wakeup: Wakeup) -> None:
     wakeup.wake()
 
 
-def end_early(counters: Counters, wakeup: Wakeup) -> None:
-    """Called in a worker that ends. If that is not because of the master, it gets no more
-    connections from now on."""
-    if not counters.is_leaving:
-        counters.leave()
+def begin_no_more(counters: Counters, wakeup: Wakeup) -> None:
+    """Called in a worker that ends. It gets no more connections, and others get those that it was
+    given and has not begun."""
+    counters.leave()
+    if not counters.is_ending:
+        counters.end()
         wakeup.wake()
 
 

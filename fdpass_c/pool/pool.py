@@ -134,10 +134,10 @@ class Pool:
         before serve() counts. Only the main thread may call it, and it forks: start other threads
         in setup or in the handler.
 
-        While it serves, it handles these signals, and restores the previous handlers at its end.
-        SIGTERM and SIGINT call stop(). A second one kills the workers, unless it is the same signal
-        within half a second. SIGHUP calls reload(), SIGTTIN add_worker() and SIGTTOU
-        remove_worker(). SIGUSR1 logs the status as a table.
+        While it serves, it unblocks and handles these signals, and restores the mask and the
+        previous handlers at its end. SIGTERM and SIGINT call stop(). A second one kills the
+        workers, unless it is the same signal within half a second. SIGHUP calls reload(), SIGTTIN
+        add_worker() and SIGTTOU remove_worker(). SIGUSR1 logs the status as a table.
 
         If NOTIFY_SOCKET names a service manager, it is notified when the pool is ready, reloads and
         stops. If WATCHDOG_USEC is set, it gets WATCHDOG=1 twice in that time (man 3 sd_notify).

@@ -67,11 +67,16 @@ class Rounds:
         self._accounts.append(account)
         self._point_to_workers()
 
-    def remove(self, account: Account) -> int:
-        """Queues the connections that the worker had not begun, before all later ones; returns how
-        many. May be repeated."""
+    def take_back(self, account: Account) -> int:
+        """Queues the connections that a worker had not begun, and begins no more, before all later
+        ones; returns how many. May be repeated."""
         if (count := lib.fdp_return_copies(self.found, account.record)) < 0:
             raise MemoryError
+        return int(count)
+
+    def remove(self, account: Account) -> int:
+        """Takes back what is left, and forgets the worker; returns how many. May be repeated."""
+        count = self.take_back(account)
         if account in self._accounts:
             self._accounts.remove(account)
         self._point_to_workers()

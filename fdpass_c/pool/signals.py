@@ -72,18 +72,22 @@ class Signals:
 
     @contextmanager
     def handling(self) -> Iterator[Wakeup]:
-        """Notes MASTERS_SIGNALS and SIGCHLD during the block. Only in the main thread."""
+        """Notes MASTERS_SIGNALS and SIGCHLD during the block, even if the parent process has
+        blocked them. Only in the main thread."""
         wakeup = Wakeup()
         handlers = {}
+        blocked: set[int] = set()
         previous_fd = -1
         try:
             previous_fd = signal.set_wakeup_fd(wakeup.writer.fileno(), warn_on_full_buffer=False)
             for signum, came in self._came.items():
                 handlers[signum] = signal.signal(signum, came.insert)
+            blocked |= signal.pthread_sigmask(signal.SIG_UNBLOCK, self._came) & {*self._came}
             self._wakeup = wakeup
             yield wakeup
         finally:
             self._wakeup = None
+            signal.pthread_sigmask(signal.SIG_BLOCK, blocked)
             for signum, handler in handlers.items():
                 signal.signal(signum, signal.SIG_DFL if handler is None else handler)
             if handlers:

@@ -193,12 +193,14 @@ class Supervisor:
 
     def note_changes(self) -> None:
         """Gives connections to the workers that are now ready, and stops their predecessors. Gives
-        none to those that end early."""
+        none to those that end, whose rest others get."""
         for worker in self._workers:
             if worker.state is State.STARTING and worker.counters.has_started:
                 self._mark_ready(worker)
-            elif worker.serves and worker.counters.is_leaving and not self.stopping:
-                worker.end_early(self._drain)
+            elif worker.counters.is_ending and (worker.serves or worker.account.has_copies):
+                if worker.serves:
+                    worker.end_early(self._drain)
+                worker.given_back += self._dispatcher.take_back(worker)
                 self.due_at = 0.0
 
     def _mark_ready(self, worker: WorkerProcess) -> None:
@@ -282,7 +284,7 @@ class Supervisor:
         """Ends a worker and gives what it had not begun to others. May be repeated, after a signal
         handler has raised in it."""
         status = worker.kill()
-        given_back = self._dispatcher.remove(worker)
+        worker.given_back += self._dispatcher.remove(worker)
         with contextlib.suppress(KeyError, ValueError):
             self._selector.unregister(worker.channel)
         worker.channel.close()
@@ -298,13 +300,14 @@ class Supervisor:
         self._reloaded.discard(worker)
         self.due_at = 0.0
         ended = f"worker {worker.pid} {describe_exit(status)}"
-        if worker.state is State.LEAVING and status == 0 and not lost and not given_back:
+        if worker.state is State.LEAVING and status == 0 and not lost and not worker.given_back:
             logger.info("%s", ended)
             return
-        logger.warning("%s: %d connections lost, %d go to other workers", ended, lost, given_back)
+        others = "%s: %d connections lost, %d go to other workers"
+        logger.warning(others, ended, lost, worker.given_back)
         if worker.state is State.LEAVING or worker.account.begun:
             return
-        if given_back or time.monotonic() < worker.ready_at + failed_starts.STABLE_AFTER:
+        if worker.given_back or time.monotonic() < worker.ready_at + failed_starts.STABLE_AFTER:
             self._count_failed_start(ended)
 
     def _count_failed_start(self, reason: str) -> None:

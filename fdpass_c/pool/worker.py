@@ -25,7 +25,7 @@ from fdpass_c.pool.handlers import (
     note_failure,
 )
 from fdpass_c.pool.intake import Intake
-from fdpass_c.pool.leaving import become_ready, end_early
+from fdpass_c.pool.leaving import become_ready, begin_no_more
 from fdpass_c.pool.offers import Offers
 from fdpass_c.pool.signals import MASTERS_SIGNALS, ignore, terminate_children
 from fdpass_c.pool.wakeup import Wakeup
@@ -57,7 +57,9 @@ def run_worker(
         # As Python does at its end: waits for non-daemon threads and the threads of thread pools.
         threading._shutdown()  # type: ignore[attr-defined]
     finally:
-        end_early(counters, wakeup)
+        begin_no_more(counters, wakeup)
+        if not config.runs_coroutines:
+            _discard(channel)
         _call_plain(config.teardown)
 
 
@@ -75,6 +77,15 @@ def _run_loop(
         asyncio.run(main)
 
 
+def _discard(channel: Channel) -> None:
+    """Closes what this worker was given and will not begin: others have it, and its clients would
+    not see the end of it while this process has a copy."""
+    with contextlib.suppress(Exception):  # In the end there is nothing more.
+        channel.shutdown(socket.SHUT_RD)
+        while True:
+            channel.recv_many().close()
+
+
 def _call_plain(function: Callable[[], object] | None) -> None:
     """A coroutine function is called in the event loop."""
     if function is not None and not is_coroutine_function(function):
@@ -86,6 +97,7 @@ def _write_where_it_hangs() -> None:
 
     If the program has enabled faulthandler already, its settings stay.
     """
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGABRT])  # The parent may have blocked it.
     if not faulthandler.is_enabled():
         with contextlib.suppress(Exception):  # There is no standard error, or it is not a file.
             faulthandler.enable()

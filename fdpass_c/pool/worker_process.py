@@ -52,7 +52,7 @@ class WorkerProcess:
     """A forked process, as the master sees it.
 
     deadline: when it must have started or finished. ready_at: when it had started. Both as
-    time.monotonic.
+    time.monotonic. given_back: how many connections others got because it ended.
     """
 
     def __init__(self, settings: WorkerSettings, sock: socket.socket, counters: Counters) -> None:
@@ -66,6 +66,7 @@ class WorkerProcess:
         self._busy = 0.0
         self.deadline: float = float("inf")
         self.ready_at: float = float("inf")
+        self.given_back: int = 0
         self._waited: list[tuple[int, int]] = []
         self._sock = sock
         self.channel: Channel = Channel(sock)
@@ -104,8 +105,9 @@ class WorkerProcess:
         self.state = State.READY
 
     def end_early(self, timeout: float) -> None:
-        """It ends although it was not told to. It must have ended within timeout seconds, and keeps
-        its slot until then: else many could be ending if every handler calls sys.exit."""
+        """It ends although it was not told to: a handler called sys.exit. It must have ended within
+        timeout seconds, and keeps its slot until then: else many could be ending if every handler
+        does that."""
         self.account.set_capacity(0)
         self.deadline = time.monotonic() + timeout
 

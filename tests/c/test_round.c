@@ -270,6 +270,7 @@ static void test_return(void) {
     CHECK(fdp_return_copies(&master->rounds, &master->workers[0]) == 1);
     CHECK(waiting->count == 2 && waiting->items[waiting->head].fd == left && is_open(left));
     CHECK(master->rounds.begun == 1 && master->rounds.done.count == 1);
+    CHECK(master->workers[0].given == 1);
     close_master(master);
 }
 

@@ -67,6 +67,8 @@ def obey(sock: socket.socket, _address: object) -> None:
     if request == b"keep open":
         sock.detach()
     sock.sendall(f"{os.getpid()}".encode())
+    if request == b"close":
+        sock.close()
 
 
 async def obey_async(sock: socket.socket, _address: object) -> None:
