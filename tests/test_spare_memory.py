@@ -1,7 +1,8 @@
 """The memory that a receive leaves for the next one is little, however many ran at one time."""
 
 import socket
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -53,7 +54,17 @@ def _nest(receive: Callable[[Meanwhile], object], depth: int) -> None:
         receive(sock)
 
 
+@pytest.fixture
+def _deep() -> Iterator[None]:
+    """Room for the frames of many receives inside each other; mutmut makes three of one."""
+    before = sys.getrecursionlimit()
+    sys.setrecursionlimit(5000)
+    yield
+    sys.setrecursionlimit(before)
+
+
 @pytest.mark.thread_unsafe
+@pytest.mark.usefixtures("_deep")
 @pytest.mark.parametrize(
     ("receive", "spare"),
     [
