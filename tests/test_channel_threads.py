@@ -22,12 +22,13 @@ from fdpass_c import Channel, ProtocolError
 from fdpass_c.channel import end_of
 from fdpass_c.sending import Sending, start_one
 from fdpass_c.testing import shorten
+from fdpass_c.turns import Turns
 from support.channels import channels, raw_pair
 from support.descriptors import identity, is_open, list_fds
 from support.frames import first, one, pack
 from support.messages import take, take_batch
-from support.processes import run_in_child
-from support.signals import handling, interrupt_main_thread
+from support.processes import fork, run_in_child
+from support.signals import Interruption, handling, interrupt_main_thread
 from support.tables import many_allowed
 from support.threads import beside
 from support.waiting import once_blocked
@@ -54,6 +55,11 @@ def test_whose_send_it_is() -> None:
         outbox.busy = 0
         own.give_up(BlockingIOError())
         assert not other.interrupts_own()
+
+
+def test_nobody_waits_any_more() -> None:
+    """Whoever passes the turn on may find that the last one who waited has left meanwhile."""
+    Turns().pass_on()
 
 
 @pytest.mark.thread_unsafe
@@ -188,6 +194,38 @@ def test_child_of_a_thread_beside_one_that_receives(timeout: float | None, file:
 
         with once_blocked(receiver.fileno(), close_in_a_child):
             assert take(receiver.recv()) == (b"later", [identity(file)])
+
+
+@pytest.mark.thread_unsafe
+@pytest.mark.parametrize("timeout", [None, 1000.0])
+def test_child_of_a_handler_that_goes_on_receiving(timeout: float | None) -> None:
+    """Where a handler forked that interrupted a receive, the child's goes on, and another thread
+    that closes the channel ends it."""
+
+    def act() -> None:
+        signal.alarm(20)
+        pids: list[int] = []
+        with channels() as (_, receiver), contextlib.ExitStack() as stack:
+            receiver.settimeout(timeout)
+
+            def fork_once() -> None:
+                pids.append(fork())
+                if pids[0]:
+                    raise Interruption
+                signal.alarm(10)
+                stack.enter_context(once_blocked(receiver.fileno(), receiver.close))
+
+            stack.enter_context(handling(signal.SIGUSR1, fork_once))
+            stack.enter_context(once_blocked(receiver.fileno(), interrupt_main_thread))
+            with pytest.raises((Interruption, OSError)) as caught:
+                receiver.recv()
+        if pids[0]:
+            assert caught.type is Interruption
+            assert os.waitpid(pids[0], 0)[1] == 0
+        else:
+            assert "the channel is closed" in str(caught.value)
+
+    run_in_child(act)
 
 
 def test_selectors(file: int) -> None:
