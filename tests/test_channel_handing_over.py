@@ -39,6 +39,7 @@ def test_detach(file: int) -> None:
             assert channel.closed
             assert channel.fileno() == -1
             assert (sock.fileno(), sock.gettimeout()) == (number, 30)
+            assert channel.gettimeout() == 30
             with pytest.raises(OSError, match="the channel is closed"):
                 channel.send(b"", [file])
             with pytest.raises(OSError, match="the channel is closed"):
