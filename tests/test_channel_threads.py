@@ -511,7 +511,7 @@ def test_a_peer_that_has_closed(file: int) -> None:
         sender.close()
         assert take(receiver.recv()) == (b"last", [identity(file)])
         for _ in range(2):
-            with pytest.raises(fdpass_c.PeerClosedError):
+            with pytest.raises(fdpass_c.PeerClosedError, match="^the peer closed the"):
                 receiver.recv()
             with pytest.raises(EOFError):
                 receiver.recv_many()
