@@ -285,12 +285,15 @@ def test_pending_of_messages_with_descriptors(file: int) -> None:
 @pytest.mark.parametrize("receive", ["recv", "recv_many"])
 def test_timeouts_while_receiving(receive: str) -> None:
     """BlockingIOError and TimeoutError where nothing is there, or not all; it comes later."""
+    nothing = (errno.EAGAIN, os.strerror(errno.EAGAIN))
+    cases = [(0.0, BlockingIOError, nothing), (0.001, TimeoutError, ("timed out",))]
     with raw_pair() as (peer, channel):
-        for timeout, error in [(0.0, BlockingIOError), (0.001, TimeoutError)]:
+        for timeout, error, arguments in cases:
             channel.settimeout(timeout)
             assert channel.gettimeout() == timeout
-            with pytest.raises(error):
+            with pytest.raises(error) as caught:
                 getattr(channel, receive)()
+            assert caught.value.args == arguments
             peer.send(one(b"hello")[:9])
             with pytest.raises(error):
                 getattr(channel, receive)()
@@ -511,7 +514,7 @@ def test_a_peer_that_has_closed(file: int) -> None:
         sender.close()
         assert take(receiver.recv()) == (b"last", [identity(file)])
         for _ in range(2):
-            with pytest.raises(fdpass_c.PeerClosedError, match="^the peer closed the"):
+            with pytest.raises(fdpass_c.PeerClosedError, match=r"^the peer closed the"):
                 receiver.recv()
             with pytest.raises(EOFError):
                 receiver.recv_many()
