@@ -8,7 +8,8 @@ import pytest
 
 import fdpass_c
 from fdpass_c import Channel
-from support.channels import channels
+from support.channels import channels, raw_pair
+from support.frames import one
 from support.sockets import Pair, fill, read_all
 from support.waiting import once_blocked
 
@@ -122,6 +123,17 @@ def test_channel_waits_no_longer(
         os.set_blocking(channel.fileno(), True)
         with pytest.raises(error):
             use(channel)
+
+
+@pytest.mark.parametrize("receive", [Channel.recv, Channel.recv_many])
+def test_channel_waits_no_longer_for_the_rest(receive: Callable[[Channel], object]) -> None:
+    """Nor does it where a message has arrived in part."""
+    with raw_pair() as (peer, channel):
+        channel.settimeout(0.01)
+        os.set_blocking(channel.fileno(), True)
+        peer.send(one(b"hello")[:9])
+        with pytest.raises(TimeoutError):
+            receive(channel)
 
 
 def test_the_call_s_own_word(below: socket.socket, file: int) -> None:
