@@ -725,7 +725,7 @@ def _after_fork() -> None:
     thread = threading.get_ident()
     for channel in [*_all]:
         lib.fdp_free_after_fork(channel._inbox, channel._outbox)
-        channel._waiting = [each for each in channel._waiting if each == thread]
+        channel._waiting[:] = [each for each in channel._waiting if each == thread]
 
 
 os.register_at_fork(after_in_child=_after_fork)

@@ -39,6 +39,7 @@ def test_detach(file: int) -> None:
             assert channel.closed
             assert channel.fileno() == -1
             assert (sock.fileno(), sock.gettimeout()) == (number, 30)
+            assert channel.gettimeout() == 30
             with pytest.raises(OSError, match="the channel is closed"):
                 channel.send(b"", [file])
             with pytest.raises(OSError, match="the channel is closed"):
@@ -161,8 +162,8 @@ def test_unequal_lengths_behind_the_start(file: int) -> None:
 def test_what_is_no_socket() -> None:
     """A number, too: its timeout would be nobody's."""
     wrong: Any
-    for wrong in (3, "socket", None):
-        with pytest.raises(TypeError):
+    for wrong, name in ((3, "int"), ("socket", "str"), (None, "NoneType")):
+        with pytest.raises(TypeError, match=f"needs a socket, not {name}"):
             Channel(wrong)
 
 

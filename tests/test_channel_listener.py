@@ -43,9 +43,9 @@ def test_accepts(path: Path, file: int) -> None:
             listener.accept() as server,
         ):
             client.send(b"up", [file])
-            server.send(b"down")
+            server.send(b"down", [file])
             assert take(server.recv()) == (b"up", [identity(file)])
-            assert take(client.recv()) == (b"down", [])
+            assert take(client.recv()) == (b"down", [identity(file)])
             assert server.peer.pid == os.getpid()
             assert server.gettimeout() is None
         assert not path.exists()
@@ -571,13 +571,15 @@ def test_turned_away() -> None:
         assert server.recv()[0] == b"from root"
 
 
-def test_nobody_is_allowed() -> None:
-    """Channel itself closes a socket whose peer is not allowed, and pair() both."""
+def test_nobody_is_allowed(path: Path) -> None:
+    """Channel itself closes a socket whose peer is not allowed, pair() both, connect() its own."""
     left, right = socket.socketpair()
     with right, pytest.raises(PermissionError, match="not allowed"):
         Channel(left, allow_uids=[])
     with pytest.raises(PermissionError):
         Channel.pair(allow_uids=[])
+    with Listener(path), pytest.raises(PermissionError, match="not allowed"):
+        Channel.connect(path, allow_uids=[])
     with pytest.raises(TypeError):
         Channel.pair(no_such_option=1)  # type: ignore[call-arg]
 

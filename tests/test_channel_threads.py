@@ -22,12 +22,13 @@ from fdpass_c import Channel, ProtocolError
 from fdpass_c.channel import end_of
 from fdpass_c.sending import Sending, start_one
 from fdpass_c.testing import shorten
+from fdpass_c.turns import Turns
 from support.channels import channels, raw_pair
 from support.descriptors import identity, is_open, list_fds
 from support.frames import first, one, pack
 from support.messages import take, take_batch
-from support.processes import run_in_child
-from support.signals import handling, interrupt_main_thread
+from support.processes import fork, run_in_child
+from support.signals import Interruption, handling, interrupt_main_thread
 from support.tables import many_allowed
 from support.threads import beside
 from support.waiting import once_blocked
@@ -54,6 +55,11 @@ def test_whose_send_it_is() -> None:
         outbox.busy = 0
         own.give_up(BlockingIOError())
         assert not other.interrupts_own()
+
+
+def test_nobody_waits_any_more() -> None:
+    """Whoever passes the turn on may find that the last one who waited has left meanwhile."""
+    Turns().pass_on()
 
 
 @pytest.mark.thread_unsafe
@@ -190,6 +196,38 @@ def test_child_of_a_thread_beside_one_that_receives(timeout: float | None, file:
             assert take(receiver.recv()) == (b"later", [identity(file)])
 
 
+@pytest.mark.thread_unsafe
+@pytest.mark.parametrize("timeout", [None, 1000.0])
+def test_child_of_a_handler_that_goes_on_receiving(timeout: float | None) -> None:
+    """Where a handler forked that interrupted a receive, the child's goes on, and another thread
+    that closes the channel ends it."""
+
+    def act() -> None:
+        signal.alarm(20)
+        pids: list[int] = []
+        with channels() as (_, receiver), contextlib.ExitStack() as stack:
+            receiver.settimeout(timeout)
+
+            def fork_once() -> None:
+                pids.append(fork())
+                if pids[0]:
+                    raise Interruption
+                signal.alarm(10)
+                stack.enter_context(once_blocked(receiver.fileno(), receiver.close))
+
+            stack.enter_context(handling(signal.SIGUSR1, fork_once))
+            stack.enter_context(once_blocked(receiver.fileno(), interrupt_main_thread))
+            with pytest.raises((Interruption, OSError)) as caught:
+                receiver.recv()
+        if pids[0]:
+            assert caught.type is Interruption
+            assert os.waitpid(pids[0], 0)[1] == 0
+        else:
+            assert "the channel is closed" in str(caught.value)
+
+    run_in_child(act)
+
+
 def test_selectors(file: int) -> None:
     """What a selector shows, and pending after it, leads to every message and to no other call."""
     payloads = [b"%d" % number for number in range(500)]
@@ -247,12 +285,15 @@ def test_pending_of_messages_with_descriptors(file: int) -> None:
 @pytest.mark.parametrize("receive", ["recv", "recv_many"])
 def test_timeouts_while_receiving(receive: str) -> None:
     """BlockingIOError and TimeoutError where nothing is there, or not all; it comes later."""
+    nothing = (errno.EAGAIN, os.strerror(errno.EAGAIN))
+    cases = [(0.0, BlockingIOError, nothing), (0.001, TimeoutError, ("timed out",))]
     with raw_pair() as (peer, channel):
-        for timeout, error in [(0.0, BlockingIOError), (0.001, TimeoutError)]:
+        for timeout, error, arguments in cases:
             channel.settimeout(timeout)
             assert channel.gettimeout() == timeout
-            with pytest.raises(error):
+            with pytest.raises(error) as caught:
                 getattr(channel, receive)()
+            assert caught.value.args == arguments
             peer.send(one(b"hello")[:9])
             with pytest.raises(error):
                 getattr(channel, receive)()
@@ -473,7 +514,7 @@ def test_a_peer_that_has_closed(file: int) -> None:
         sender.close()
         assert take(receiver.recv()) == (b"last", [identity(file)])
         for _ in range(2):
-            with pytest.raises(fdpass_c.PeerClosedError):
+            with pytest.raises(fdpass_c.PeerClosedError, match=r"^the peer closed the"):
                 receiver.recv()
             with pytest.raises(EOFError):
                 receiver.recv_many()

@@ -215,6 +215,13 @@ def test_wrong_elements_send_nothing(file: int) -> None:
         assert receiver.recv()[0] == b"later"
 
 
+def test_at_most_as_many_as_asked_for() -> None:
+    """recv_many leaves the rest for the next call; who does not say how many gets 253."""
+    with channels() as (sender, receiver):
+        sender.send_many([b"x"] * 300)
+        assert [len(receiver.recv_many(*most)) for most in ((), (40,), ())] == [253, 40, 7]
+
+
 def test_received_are_close_on_exec(file: int) -> None:
     """A received descriptor is close-on-exec, whichever way it came."""
     with channels() as (sender, receiver):

@@ -1,4 +1,4 @@
-"""A socket that says to wait, whose descriptor does not: the object's word counts."""
+"""A socket says to wait and its descriptor does not, or the opposite: the object's word counts."""
 
 import os
 import socket
@@ -8,6 +8,8 @@ import pytest
 
 import fdpass_c
 from fdpass_c import Channel
+from support.channels import channels, raw_pair
+from support.frames import one
 from support.sockets import Pair, fill, read_all
 from support.waiting import once_blocked
 
@@ -98,6 +100,40 @@ def test_channel_sends(size: int, below: socket.socket, stream: Pair) -> None:
             channel.send(b"x" * size)
             channel.send(b"end")
     assert received[-2:] == [b"x" * size, b"end"]
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        Channel.recv,
+        Channel.recv_many,
+        lambda channel: channel.send(bytes(9_000_000)),
+        lambda channel: channel.send_many([bytes(50_000)] * 99),
+        lambda channel: [channel.send(bytes(1000)) for _ in range(99)],
+    ],
+    ids=["recv", "recv_many", "send", "send_many", "sends"],
+)
+@pytest.mark.parametrize(("timeout", "error"), [(0, BlockingIOError), (0.01, TimeoutError)])
+def test_channel_waits_no_longer(
+    timeout: float, error: type[OSError], use: Callable[[Channel], object]
+) -> None:
+    """A Channel with a timeout keeps to it where somebody has made its descriptor blocking."""
+    with channels(buffer=5000) as (channel, _):
+        channel.settimeout(timeout)
+        os.set_blocking(channel.fileno(), True)
+        with pytest.raises(error):
+            use(channel)
+
+
+@pytest.mark.parametrize("receive", [Channel.recv, Channel.recv_many])
+def test_channel_waits_no_longer_for_the_rest(receive: Callable[[Channel], object]) -> None:
+    """Nor does it where a message has arrived in part."""
+    with raw_pair() as (peer, channel):
+        channel.settimeout(0.01)
+        os.set_blocking(channel.fileno(), True)
+        peer.send(one(b"hello")[:9])
+        with pytest.raises(TimeoutError):
+            receive(channel)
 
 
 def test_the_call_s_own_word(below: socket.socket, file: int) -> None:

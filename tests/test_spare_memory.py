@@ -1,13 +1,16 @@
 """The memory that a receive leaves for the next one is little, however many ran at one time."""
 
 import socket
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
 import fdpass_c
 from fdpass_c import batches, messages, scratch
+from fdpass_c._native import ffi
+from support.threads import beside
 
 
 class Meanwhile(socket.socket):
@@ -53,7 +56,17 @@ def _nest(receive: Callable[[Meanwhile], object], depth: int) -> None:
         receive(sock)
 
 
+@pytest.fixture
+def _deep() -> Iterator[None]:
+    """Room for the frames of many receives inside each other; mutmut makes three of one."""
+    before = sys.getrecursionlimit()
+    sys.setrecursionlimit(5000)
+    yield
+    sys.setrecursionlimit(before)
+
+
 @pytest.mark.thread_unsafe
+@pytest.mark.usefixtures("_deep")
 @pytest.mark.parametrize(
     ("receive", "spare"),
     [
@@ -70,3 +83,15 @@ def test_many_at_one_time(receive: Callable[[Meanwhile], object], spare: list[An
     _nest(receive, 80)
     _nest(receive, 1)
     assert len(spare) <= scratch.MOST + 1
+
+
+@pytest.mark.thread_unsafe
+@pytest.mark.parametrize("receive", [_recv, _recv_many])
+def test_large_messages(receive: Callable[[Meanwhile], object]) -> None:
+    """Memory that is left for the next receive holds no large payload."""
+    left, right = socket.socketpair()
+    with fdpass_c.Channel(left) as sender, Meanwhile(fileno=right.detach()) as sock:
+        sock.settimeout(30)
+        with beside(lambda: sender.send(bytes(1_000_000))):
+            receive(sock)
+    assert all(kept.large == ffi.NULL for kept, _ in scratch.spare)
