@@ -5,7 +5,7 @@
 /* The stack for the control data of FDP_BATCH messages. */
 #define ARENA 6144
 
-/* Messages per call of fdp_send_batch, so that a signal does not wait for a million of them. */
+/* Messages per call of fdp_send_batch, so that signal handlers run between them. */
 #define LONGEST_CALL 1024
 
 struct chunk {
@@ -14,8 +14,8 @@ struct chunk {
     FDP_CONTROL(arena, ARENA);
 };
 
-/* Adds one message to the chunk, of which used bytes of control data are taken. Returns the bytes
- * that its control data takes, or a negative errno, -ENOBUFS where the chunk is full. */
+/* Adds a message to the chunk, in which used bytes of the arena are taken. Returns the size of its
+ * control data, or a negative errno: -ENOBUFS if the arena is full. */
 static ssize_t add_message(struct chunk *chunk, int filled, size_t used, int sock,
                            struct iovec payload, const int *fds, size_t fd_count) {
     chunk->buffers[filled] = payload;
@@ -23,8 +23,8 @@ static ssize_t add_message(struct chunk *chunk, int filled, size_t used, int soc
                            ARENA - used, &chunk->headers[filled].msg_hdr);
 }
 
-/* Fills the chunk from the job's position on. Returns how many messages it holds, or the negative
- * errno of the first one: an error in a later one must wait until those before it are sent. */
+/* Fills the chunk with messages from the job's position on. Returns how many there are, or the negative
+ * errno of the first one. The error of a later one is found again once those before it are sent. */
 static int fill_chunk(struct chunk *chunk, int sock, const struct fdp_job *job) {
     struct fdp_position at = job->at;
     size_t used = 0;
@@ -86,7 +86,7 @@ ssize_t fdp_try_send_messages(int sock, const void *column, size_t count, size_t
     size_t length = count > 0 ? *row : 0;
     size_t used = 0;
     _Static_assert(FDP_BATCH * CMSG_SPACE(sizeof(int)) <= ARENA, "There is room for all of them.");
-    /* A short message is sent whole or not at all, so no position has to be remembered. */
+    /* Messages so short are sent whole or not at all, so no position must be remembered. */
     if (length == 0 || count > FDP_BATCH || width > FDP_ATOMIC_SIZE)
         return -EMSGSIZE;
     for (size_t i = 0; i < count; i++, row += width) {
@@ -108,8 +108,8 @@ static int has_end(int sock) {
     return type == SOCK_SEQPACKET ? fdp_is_shut(sock) : type != SOCK_DGRAM;
 }
 
-/* Appends one received message to scratch, owner and data; if it lost something, what arrived of it
- * is surplus. */
+/* Appends one received message to scratch, owner and data. If it lost something, its descriptors go
+ * to the surplus, and it is only counted. */
 static void put_message(struct fdp_scratch *scratch, struct fdp_owner *owner, unsigned char *data,
                         const struct mmsghdr *message, size_t fd_capacity) {
     const struct msghdr *header = &message->msg_hdr;
@@ -135,8 +135,9 @@ static void put_message(struct fdp_scratch *scratch, struct fdp_owner *owner, un
     scratch->count++;
 }
 
-/* Linux fills the rest of the headers with empty messages at end of file. Other control data may
- * come with them (SO_PASSCRED). One that is followed by a message is a message. */
+/* Removes the empty messages with which Linux fills the other headers at end of file. Control data other
+ * than descriptors may come with them (SO_PASSCRED). An empty message that is followed by another is
+ * genuine. */
 static void cut_end(struct fdp_scratch *scratch, int sock) {
     unsigned count = scratch->count;
     while (count > 0 && scratch->lengths[count - 1] == 0 && scratch->fd_counts[count - 1] == 0)
@@ -185,7 +186,7 @@ ssize_t fdp_try_recv_batch(int sock, void *ret_data, size_t capacity, size_t fd_
     if (capacity > most || capacity * count > most)
         return -EMSGSIZE;
     if (flags & MSG_WAITALL)
-        return -EAGAIN; /* It would not wait for all. */
+        return -EAGAIN; /* A call that never waits cannot wait for all bytes. */
     return receive(sock, ret_data, capacity, fd_capacity, max_messages, flags | MSG_DONTWAIT,
                    ret_scratch, ret_owner);
 }

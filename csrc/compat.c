@@ -16,9 +16,9 @@
 /* -- system calls that may be missing ------------------------------------------------------------ */
 
 #if defined(__linux__)
-/* Whether a call failed because this kernel lacks it or because a seccomp filter hides it: ENOSYS,
- * or EPERM or EACCES, with which older container profiles answer. Where it is the call's own
- * error, the plain call that takes its place has the same. */
+/* Whether a call failed because this kernel does not have it, or because a seccomp filter blocks
+ * it: with ENOSYS, or, in older container profiles, with EPERM or EACCES. If the error is the
+ * call's own, the plain call that is tried next fails with the same. */
 static int is_missing(int code) {
     return code == ENOSYS || code == EPERM || code == EACCES;
 }
@@ -26,7 +26,7 @@ static int is_missing(int code) {
 
 /* -- sockets, their peers, the parent ---------------------------------------------------------- */
 
-/* An int that a socket tells, or a negative errno. */
+/* The value of a socket option that is an int, or a negative errno. */
 static int get_option(int sock, int name) {
     int value = -1;
     socklen_t length = sizeof value;
@@ -39,7 +39,7 @@ int fdp_read_peer(int sock, struct fdp_credentials *ret_credentials) {
     socklen_t length = sizeof peer;
     if (getsockopt(sock, SOL_SOCKET, SO_PEERCRED, &peer, &length) != 0)
         return -errno;
-    /* Linux answers uid -1 where there is no peer. */
+    /* Without a peer, Linux answers with uid -1. */
     if (peer.uid == (uid_t)-1)
         return -ENOTCONN;
     *ret_credentials =
@@ -127,9 +127,9 @@ static int recv_each(int sock, struct mmsghdr *headers, unsigned count, int flag
     return (int)count;
 }
 
-/* On Linux the system calls themselves: musl's sendmmsg is a loop of sendmsg, because its 64-bit
- * msghdr has padding that the kernel reads. All padding is zero here. An error of theirs means that
- * no message left or came. */
+/* On Linux these two make the system calls themselves: musl's sendmmsg is a loop of sendmsg, because its
+ * 64-bit msghdr has padding that the kernel reads. All padding is zero here. After an error of these
+ * system calls no message was sent or received. */
 int fdp_sendmmsg(int sock, struct mmsghdr *headers, unsigned count, int flags) {
 #if defined(__linux__)
     long sent = syscall(SYS_sendmmsg, sock, headers, count, flags);
@@ -141,8 +141,8 @@ int fdp_sendmmsg(int sock, struct mmsghdr *headers, unsigned count, int flags) {
     return send_each(sock, headers, count, flags);
 }
 
-/* Waits for the first message only. No timeout: Linux checks it between messages alone. Not for
- * one: recvmmsg says that a stream was reset before its queue is empty. */
+/* For a single message this uses recvmsg: recvmmsg reports that a stream was reset before its queue is
+ * empty. The timeout of recvmmsg is of no use, because Linux checks it only between messages. */
 int fdp_recvmmsg(int sock, struct mmsghdr *headers, unsigned count, int flags) {
 #if defined(__linux__) && defined(SYS_recvmmsg)
     if (count > 1) {
@@ -160,7 +160,8 @@ int fdp_recvmmsg(int sock, struct mmsghdr *headers, unsigned count, int flags) {
 
 ssize_t fdp_writev_nowait(int fd, const struct iovec *buffers, int count) {
 #if defined(__linux__) && defined(SYS_pwritev2)
-    /* Not pwritev2: glibc has it since 2.26, musl since 1.2.5. The offset -1 is two longs. */
+    /* By number, because glibc has pwritev2 only since 2.26, musl since 1.2.5. The offset -1 is two
+     * longs. */
     const int rwf_nowait = 8;
     ssize_t written = syscall(SYS_pwritev2, fd, buffers, count, -1L, -1L, rwf_nowait);
     if (written >= 0)
@@ -176,13 +177,13 @@ ssize_t fdp_writev_nowait(int fd, const struct iovec *buffers, int count) {
 
 /* -- the descriptor table ---------------------------------------------------------------------- */
 
-/* A handle kept open would be faster, but it shows the parent's table after a fork, and a daemon that
- * closes everything would close it too. */
+/* To keep a handle open would be faster. But after a fork it would show the parent's table, and a daemon
+ * that closes all descriptors would close it. */
 ssize_t fdp_count_open(void) {
 #if defined(__linux__)
     struct stat table;
-    /* The thread's own: clone can give it another than the process's first thread has. Before Linux
-     * 6.2 the size is 0, which no open table has. */
+    /* This thread's table, which need not be that of the process's first thread (man 2 clone). Before
+     * Linux 6.2 the size is 0, which is never the true number. */
     if (stat("/proc/thread-self/fd", &table) == 0 && table.st_size > 0)
         return (ssize_t)table.st_size;
 #endif
@@ -199,7 +200,7 @@ int fdp_is_shut(int sock) {
     struct pollfd peer = {.fd = sock, .events = POLLRDHUP};
     if (poll(&peer, 1, 0) == 0)
         return 0;
-    /* What is queued at the end of a stream can only be a byte of MSG_OOB. */
+    /* At the end of a stream only a byte of MSG_OOB can still be queued. */
     return fdp_get_type(sock) == SOCK_STREAM || fdp_count_queued(sock) == 0;
 #else
     (void)sock;
@@ -231,7 +232,7 @@ int fdp_close_range(unsigned first, unsigned last) {
 /* -- what the running kernel answers ----------------------------------------------------------- */
 
 unsigned fdp_find_features(void) {
-    /* Calls that can do nothing: a kernel that has them refuses the arguments. */
+    /* These calls have no effect: a kernel that has them refuses the arguments. */
     unsigned found = fdp_close_range(1, 0) != -ENOSYS ? FDP_FEATURE_CLOSE_RANGE : 0;
 #if defined(__linux__)
     if (syscall(SYS_sendmmsg, -1, NULL, 0, 0) == 0 || !is_missing(errno))

@@ -1,5 +1,5 @@
-/* Every difference between the platforms, and with compat.c the only #ifdefs of the core.
- * Included first, because it selects what the system headers declare. */
+/* All differences between the platforms: only this file and compat.c have #ifdefs. It must be included
+ * first, because it selects what the system headers declare. */
 #ifndef FDP_COMPAT_H
 #define FDP_COMPAT_H
 
@@ -41,7 +41,7 @@
 #endif
 
 #ifndef POLLRDHUP
-/* macOS and older FreeBSD, where accept itself says that a listener is shut down. */
+/* macOS and older FreeBSD do not have it. There, accept reports that a listener is shut down. */
 #define POLLRDHUP 0
 #endif
 
@@ -53,8 +53,8 @@
 /* Space for control data, aligned as the CMSG_ macros need it. */
 #define FDP_CONTROL(name, size) _Alignas(struct cmsghdr) unsigned char name[size]
 
-/* memcpy of few bytes. If gcc knows that they are few, it makes a rep movs of it on x86, which takes
- * longer to start than they take to copy: so it must not know. */
+/* memcpy for few bytes. If gcc knows that size is small, it uses rep movs on x86, which takes longer to
+ * start than the copy takes. The empty statement hides the size from gcc. */
 static inline void fdp_copy(void *target, const void *source, size_t size) {
     __asm__("" : "+r"(size));
     memcpy(target, source, size);
@@ -66,7 +66,7 @@ static inline void fdp_copy(void *target, const void *source, size_t size) {
 #define FDP_SEND_FLAGS MSG_NOSIGNAL
 static inline void fdp_mute_sigpipe(int sock) { (void)sock; }
 #else
-/* macOS: only the socket can be told. */
+/* macOS has only an option of the socket. */
 #define FDP_SEND_FLAGS 0
 static inline void fdp_mute_sigpipe(int sock) {
     const int on = 1;
@@ -76,11 +76,12 @@ static inline void fdp_mute_sigpipe(int sock) {
 
 #ifdef MSG_CMSG_CLOEXEC
 #define FDP_RECV_FLAGS MSG_CMSG_CLOEXEC
-/* Linux hands the flag back in msg_flags, where the standard library never shows it. */
+/* Linux returns the flag in msg_flags. Callers do not expect it there, because they did not set it. */
 #define FDP_SHOWN_FLAGS(flags) ((flags) & ~MSG_CMSG_CLOEXEC)
 static inline void fdp_set_cloexec(int fd) { (void)fd; }
 #else
-/* macOS: a fork in another thread before this line inherits the descriptor; nothing helps. */
+/* macOS: a fork in another thread between the receive and this call inherits the descriptor. That
+ * cannot be prevented. */
 #define FDP_RECV_FLAGS 0
 #define FDP_SHOWN_FLAGS(flags) (flags)
 static inline void fdp_set_cloexec(int fd) { (void)fcntl(fd, F_SETFD, FD_CLOEXEC); }
@@ -103,7 +104,7 @@ static inline void fdp_set_cloexec(int fd) { (void)fcntl(fd, F_SETFD, FD_CLOEXEC
 #endif
 #endif
 #else
-/* Matches no control message. */
+/* No control message has this type. */
 #define SCM_PIDFD (-2)
 #endif
 
@@ -118,8 +119,8 @@ int fdp_get_type(int sock);
 
 /* -- accept ------------------------------------------------------------------------------------- */
 
-/* accept whose result is close-on-exec, and nonblocking or not: the BSDs would hand the mode of the
- * listening socket on. -1, and errno as from accept. */
+/* accept, whose result is close-on-exec, and non-blocking or not as the argument says: on the BSDs
+ * it would have the mode of the listening socket. Fails as accept does, with -1 and errno. */
 static inline int fdp_accept(int sock, void *ret_address, socklen_t *length, int nonblocking) {
 #if defined(__linux__)
     return accept4(sock, ret_address, length, SOCK_CLOEXEC | (nonblocking ? SOCK_NONBLOCK : 0));
@@ -167,16 +168,17 @@ static inline struct cmsghdr *fdp_next_control(struct msghdr *message, struct cm
 
 /* -- sendmsg --------------------------------------------------------------------------------------- */
 
-/* Where a send waits for room, XNU looks at this flag of its own header and not at MSG_DONTWAIT, so
- * that it would wait on a blocking socket. Its sendmsg and sendto pass all flags on. */
+/* When a send finds no room on a blocking socket, XNU (macOS) waits in spite of MSG_DONTWAIT, but
+ * not with this flag of its private headers, which sendmsg and sendto accept. */
 #if defined(__APPLE__)
 #define FDP_MSG_NBIO 0x20000
 #else
 #define FDP_MSG_NBIO 0
 #endif
 
-/* 64-bit musl copies the control data into a buffer, which before 1.2.4 was too small for 253
- * descriptors (ENOMEM), to clear the padding that the kernel reads. Ours is zero. */
+/* 64-bit musl copies the control data, to clear the padding that the kernel reads, into a buffer
+ * that was too small for 253 descriptors before 1.2.4 (ENOMEM). Here the padding is zero already,
+ * so the system call is made directly. */
 static inline ssize_t fdp_sendmsg(int sock, const struct msghdr *header, int flags) {
     if (flags & MSG_DONTWAIT)
         flags |= FDP_MSG_NBIO;
@@ -190,7 +192,7 @@ static inline ssize_t fdp_sendmsg(int sock, const struct msghdr *header, int fla
 /* -- sendmmsg, recvmmsg -------------------------------------------------------------------------- */
 
 #if !defined(__linux__)
-/* The BSDs have a struct of this name, with a signed length; ours is as Linux has it. */
+/* On the BSDs the struct of this name has a signed length. This one is the same as on Linux. */
 #define mmsghdr fdp_mmsghdr
 struct mmsghdr {
     struct msghdr msg_hdr;
@@ -198,30 +200,30 @@ struct mmsghdr {
 };
 #endif
 
-/* Both return the number of messages, or a negative errno where it is none. A message that was
- * sent in part is the last one counted. Only the first message is waited for. */
+/* Both wait for the first message only, and return the number of messages, or a negative errno if
+ * it is 0. A message that was sent in part is counted, and is the last. */
 int fdp_sendmmsg(int sock, struct mmsghdr *headers, unsigned count, int flags);
 int fdp_recvmmsg(int sock, struct mmsghdr *headers, unsigned count, int flags);
 
 /* -- writing without waiting --------------------------------------------------------------------- */
 
-/* writev that never waits, to what is no socket: the bytes written, -EAGAIN where it is full,
- * -EOPNOTSUPP where it cannot be told so, or another negative errno. */
+/* writev that never waits, for anything but a socket. Returns the number of bytes written, or a negative
+ * errno: -EAGAIN if fd is full, -EOPNOTSUPP if this system or this file cannot write without waiting. */
 ssize_t fdp_writev_nowait(int fd, const struct iovec *buffers, int count);
 
 /* -- the descriptor table ------------------------------------------------------------------------- */
 
-/* Whether a peek installs copies of the descriptors and leaves the message whole. */
+/* Whether a peek installs copies of the descriptors, and leaves the message in the queue unchanged. */
 #if defined(__linux__)
 #define FDP_CAN_PEEK_FDS 1
 #else
 #define FDP_CAN_PEEK_FDS 0
 #endif
 
-/* The number of open descriptors, or -ENOTSUP. */
+/* The number of this process's open descriptors, or -ENOTSUP. */
 ssize_t fdp_count_open(void);
 
-/* The bytes that a socket has queued for its reader. */
+/* How many bytes a socket has queued for its reader. */
 size_t fdp_count_queued(int sock);
 
 /* -- end of file ------------------------------------------------------------------------------- */

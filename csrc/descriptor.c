@@ -2,7 +2,7 @@
 #include "compat.h"
 #include "internal.h"
 
-/* For fewer, close_range takes as long as the calls of close that it replaces. */
+/* A shorter run takes as long with close_range as with calls of close. */
 #define SHORTEST_RANGE 3
 
 static void close_run(const int *fds, size_t count) {

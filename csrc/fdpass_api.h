@@ -1,5 +1,5 @@
-/* Declarations only: cffi's cdef() reads this file and fdpass.h includes it, so Python and C cannot
- * disagree. The rules for all calls are at the top of fdpass.h. */
+/* Declarations only. cffi's cdef() reads this file, and fdpass.h includes it, so Python and C cannot
+ * disagree. The rules that apply to every call are at the top of fdpass.h. */
 
 #define FDP_MAX_FDS 253
 #define FDP_ADDRESS_SIZE 128
@@ -11,37 +11,37 @@ struct fdp_credentials {
     unsigned int gid;
 };
 
-/* cmsg.c: control data. Pure: no system call but close. */
+/* cmsg.c: control data. close is the only system call in it. */
 
-/* Builds the control data of one message into control[0..capacity). Borrows fds. Returns the length
- * for msg_controllen, 0 if there is no control data.
+/* Writes the control data of one message to control[0..capacity). Borrows fds. Returns the length for
+ * msg_controllen, which is 0 without descriptors.
  * -EINVAL: more than FDP_MAX_FDS descriptors.  -ENOBUFS: capacity is too small. */
 ssize_t fdp_build_control(void *control, size_t capacity, const int *fds, size_t fd_count);
 
-/* What arrived with one message. flags is msg_flags: MSG_CTRUNC says that descriptors were lost. */
+/* What arrived with one message besides its bytes. */
 struct fdp_arrival {
     unsigned int fd_count;
-    int flags;
+    int flags; /* msg_flags. MSG_CTRUNC: descriptors were lost. */
 };
 
-/* Sorts the control data of one received message: up to fd_capacity descriptors go to ret_fds
- * and the caller owns ret_fds[0..fd_count); every other descriptor in it (surplus ones, an
- * SCM_PIDFD) is closed, and surplus ones set MSG_CTRUNC. A slot may be a negative errno if the
+/* Reads the control data of one received message. Up to fd_capacity descriptors go to ret_fds, and the
+ * caller owns ret_fds[0..fd_count). Every other descriptor is closed: a pidfd (SCM_PIDFD), and those
+ * beyond fd_capacity, which also set MSG_CTRUNC. An element of ret_fds is a negative errno only if the
  * receiver asked the kernel for that (SO_RIGHTS_NOTRUNC). */
 void fdp_parse_control(const void *control, size_t length, int msg_flags, int *ret_fds,
                        size_t fd_capacity, struct fdp_arrival *ret_arrival);
 
-/* message.c: one message <-> (bytes, descriptors). */
+/* message.c: one plain message. */
 
-/* Sends one message over a connected socket of the family AF_UNIX, of any type. The caller still owns
- * everything. Returns the number of bytes sent. On a stream that may be fewer than asked for: the
- * descriptors went with the first byte, so the rest must be sent without them.
+/* Sends one message over a connected Unix domain socket of any type. The caller still owns everything.
+ * Returns the number of bytes sent. On a stream that may be fewer than asked for: the descriptors went
+ * with the first byte, so the rest must be sent without them.
  * -EINVAL: more than FDP_MAX_FDS descriptors.  -EBADF: one of them, or sock, is not open.
  * -ENODATA: descriptors without a byte on a stream, which would drop them silently.
  * -ETOOMANYREFS: the user has RLIMIT_NOFILE descriptors in flight.  -EMSGSIZE: more than 1024
  * buffers, or more bytes than fit into a datagram.  -EPERM: the receiver refuses descriptors
  * (SO_PASSRIGHTS, Linux 6.16).
- * Not checked: the family of the socket. Linux ignores descriptors over other families. */
+ * The caller must check the family of the socket: over other families, Linux ignores descriptors. */
 ssize_t fdp_send_message(int sock, const struct iovec *buffers, size_t buffer_count, const int *fds,
                          size_t fd_count, int flags);
 
@@ -49,25 +49,24 @@ ssize_t fdp_send_message(int sock, const struct iovec *buffers, size_t buffer_co
 ssize_t fdp_send_bytes(int sock, const void *data, size_t length, const int *fds, size_t fd_count,
                        int flags);
 
-/* The same without waiting. -EMSGSIZE: more than FDP_ATOMIC_SIZE bytes, of which only a part might be
- * sent. */
+/* The same without waiting. -EMSGSIZE: more than FDP_ATOMIC_SIZE bytes, which might be sent only in
+ * part. */
 ssize_t fdp_try_send_bytes(int sock, const void *data, size_t length, const int *fds,
                            size_t fd_count, int flags);
 
 /* The same for one descriptor. */
 ssize_t fdp_try_send_fd(int sock, const void *data, size_t length, int fd, int flags);
 
-/* One received message. address is the sender's struct sockaddr_un; address_length is 0 if the
- * sender has no name. */
+/* One received message. */
 struct fdp_received {
     struct fdp_arrival arrival;
-    unsigned int address_length;
+    unsigned int address_length; /* 0 if the sender has no name. */
     int fds[FDP_MAX_FDS];
-    unsigned char address[FDP_ADDRESS_SIZE];
+    unsigned char address[FDP_ADDRESS_SIZE]; /* The sender's struct sockaddr_un. */
     unsigned char data[FDP_INLINE_SIZE];
 };
 
-/* Closes fds[0..arrival.fd_count) and sets the count to 0. */
+/* Closes fds[0..arrival.fd_count), and sets the count to 0. */
 void fdp_drop_received(struct fdp_received *received);
 
 /* Receives one message into ret_data. Returns the bytes received, 0 at end of file or for an empty
@@ -78,24 +77,24 @@ void fdp_drop_received(struct fdp_received *received);
 ssize_t fdp_recv_bytes(int sock, void *ret_data, size_t capacity, size_t fd_capacity, int flags,
                        struct fdp_received *ret_received);
 
-/* The same into ret_received->data without waiting, capacity up to FDP_INLINE_SIZE. Returns the
- * number of bytes in the bits from FDP_SIZE_SHIFT on, the number of descriptors in those below
- * FDP_HAS_MORE, and FDP_HAS_MORE if there are flags or an address. It closes nothing: if
- * arrival.fd_count is more than fd_capacity, call fdp_trim_received. With MSG_WAITALL it receives
- * nothing, -EAGAIN. */
+/* The same into ret_received->data, without waiting. capacity is at most FDP_INLINE_SIZE. The result
+ * has the number of bytes in the bits from FDP_SIZE_SHIFT on, the number of descriptors in the bits
+ * below FDP_HAS_MORE, and the bit FDP_HAS_MORE if there are flags or an address. This call closes
+ * nothing: if arrival.fd_count is more than fd_capacity, call fdp_trim_received.
+ * -EAGAIN: nothing is queued, or flags has MSG_WAITALL, which only fdp_recv_bytes honours. */
 #define FDP_SIZE_SHIFT 9
 #define FDP_HAS_MORE 256
 ssize_t fdp_try_recv(int sock, size_t capacity, size_t fd_capacity, int flags,
                      struct fdp_received *ret_received);
 
-/* Closes what is more than fd_capacity of the received descriptors. */
+/* Closes the received descriptors beyond the first fd_capacity. */
 void fdp_trim_received(struct fdp_received *received, size_t fd_capacity);
 
-/* Whether a message of no bytes may carry descriptors: 0, or -ENODATA on a stream, where Linux
- * reports success and drops them. */
+/* Whether a message without bytes may carry descriptors. Returns 0, or -ENODATA on a stream, where
+ * Linux reports success and drops the descriptors. */
 int fdp_check_empty(int sock);
 
-/* Descriptors that are closed later: starts as zeros. */
+/* Descriptors that will be closed later, by a call that may take its time. Starts as zeros. */
 struct fdp_aside {
     int *fds;
     size_t count;
@@ -103,61 +102,62 @@ struct fdp_aside {
 
 /* owner.c: the owner of received descriptors. */
 
-/* The value of a slot whose descriptor was taken out. */
+/* The element of fds in place of a descriptor that was taken. */
 #define FDP_TAKEN -4096
 
-/* Owns fds[0..count). The caller sets capacity, and count to 0. A slot may be negative: FDP_TAKEN,
- * or an errno if the receiver asked the kernel for that. The caller sets is_filled to 0, too: it says
- * whether fdp_receive has come as far as to receive, since fdp_drop_owner. */
+/* Owns fds[0..count). The caller sets capacity, and starts the rest as zeros. An element is negative if
+ * it is FDP_TAKEN, or an errno that the receiver asked the kernel for (SO_RIGHTS_NOTRUNC). */
 struct fdp_owner {
     unsigned int capacity;
     unsigned int count;
-    unsigned int is_filled;
+    unsigned int is_filled; /* Whether a receive has used it since the last fdp_drop_owner. */
     int fds[];
 };
 
-/* Closes everything that it owns, and sets the count to 0. */
+/* Closes every descriptor of the owner, and sets its count to 0. */
 void fdp_drop_owner(struct fdp_owner *owner);
 
-/* Hands over the descriptor at index: the caller owns and closes it. -EBADF: there is none, or
- * it was taken. */
+/* Hands over the descriptor at index: the caller owns and closes it. -EBADF: there is no such index, or
+ * the descriptor was taken. */
 int fdp_take_fd(struct fdp_owner *owner, size_t index);
 
-/* Appends everything that source owns to target, which must have room for it. */
+/* Moves all descriptors of source to the end of target, which must have room for them. */
 void fdp_move_fds(struct fdp_owner *target, struct fdp_owner *source);
 
-/* The same as fdp_take_fd, with the parameters of an opener: path and flags are ignored. */
+/* The same as fdp_take_fd, with the parameters of an opener for Python's open(). Ignores path and
+ * flags. */
 int fdp_open_fd(struct fdp_owner *owner, size_t index, const char *path, int flags);
 
-/* What one receive returned: count messages. Their payloads are in bytes, one after the other from
- * FDP_COLUMN_SIZE on; lengths and fd_counts say what belongs to each. Or there is one message, and
- * its payload is large, of large_size bytes, which fdp_drop_scratch frees. lost: how many messages
- * lost something, and lost_flags has their msg_flags; what had come of them is in surplus, until
- * fdp_close_surplus. Starts as zeros. bytes has room for a frame, and for the control data of
- * FDP_BATCH messages. */
+/* The messages that one receive returned. Usually their payloads are in bytes, one after the other from
+ * FDP_COLUMN_SIZE on. A payload that does not fit there is in large, and then it is the only message.
+ * Starts as zeros. */
 struct fdp_scratch {
-    unsigned int count;
-    unsigned int payload_size;
-    unsigned int lost;
-    int lost_flags;
-    unsigned char *large;
+    unsigned int count;        /* Of the messages that arrived whole. */
+    unsigned int payload_size; /* Of all payloads together. */
+    unsigned int lost;         /* How many plain messages lost descriptors or bytes. */
+    int lost_flags;            /* The msg_flags of those. */
+    unsigned char *large;      /* NULL, or the only payload, which fdp_drop_scratch frees. */
     uint64_t large_size;
-    struct fdp_aside surplus;
+    struct fdp_aside surplus; /* The descriptors of messages that lost something. */
     unsigned int lengths[1024];
     unsigned int fd_counts[1024];
-    unsigned char bytes[94208];
+    unsigned char bytes[94208]; /* For one frame, or the control data of FDP_BATCH messages. */
 };
 
+/* Frees the large payload, and closes the surplus. */
 void fdp_drop_scratch(struct fdp_scratch *scratch);
 
 /* Closes the descriptors of messages that lost something. */
 void fdp_close_surplus(struct fdp_scratch *scratch);
 
-/* The result of a receive. The bits from FDP_COUNT_SHIFT on: the number of messages. Those below
- * FDP_MIXED_LENGTHS: the length of every payload, unless FDP_MIXED_LENGTHS is set.
- * FDP_MIXED_COUNTS: not every message has one descriptor, or some are lost. FDP_MORE: there may be
- * more messages. FDP_LARGE alone: one message, whose payload is scratch->large. All are below 2**30,
- * because CPython compares such ints in less time. */
+/* The result of a receive describes the messages, so that usual ones need no look into the scratch:
+ * - the bits from FDP_COUNT_SHIFT on are the number of messages;
+ * - the bits below FDP_MIXED_LENGTHS are the length of every payload;
+ * - FDP_MIXED_LENGTHS: the payloads have different lengths, which scratch->lengths has;
+ * - FDP_MIXED_COUNTS: some messages do not have exactly one descriptor, or some were lost;
+ * - FDP_MORE: more messages may be queued;
+ * - FDP_LARGE alone: there is one message, whose payload is scratch->large.
+ * All are below 2**30, because CPython compares such ints in less time. */
 #define FDP_COUNT_SHIFT 18
 #define FDP_MIXED_LENGTHS 65536
 #define FDP_MIXED_COUNTS 131072
@@ -168,59 +168,56 @@ void fdp_close_surplus(struct fdp_scratch *scratch);
 
 #define FDP_BATCH 64
 
-/* A position in a job, at the start of a frame. bytes and fds: how many of the message were in
- * earlier pieces. */
+/* A position in a job: where the next frame, or the next plain message, begins. */
 struct fdp_position {
-    size_t message;
-    size_t data_offset;
-    size_t fd_offset;
-    size_t bytes;
-    size_t fds;
-    int is_inside;
+    size_t message;     /* How many messages are before it. */
+    size_t data_offset; /* How many bytes they have together. */
+    size_t fd_offset;   /* How many descriptors they have together. */
+    size_t bytes;       /* How many bytes of the next message were sent already. */
+    size_t fds;         /* How many of its descriptors. */
+    int is_inside;      /* Whether the next message is a large one of which a piece was sent. */
 };
 
-/* Messages to send. Everything in it must stay valid until it is done or abandoned (for a plain
- * batch: during the call). The payloads are data, one after the other, with lengths; or buffers, one
- * each, which only the kernel reads. fds: all descriptors. fd_counts: how many each message has;
- * NULL for one each. at starts as zeros; at.message is the number of messages that the receiver gets
- * whole. sender: a number of the caller's for the sending thread, not 0. */
+/* Messages to send. Everything that it points to must stay valid until the job is done or abandoned
+ * (for a plain batch: during the call). The payloads are either in data or in buffers. */
 struct fdp_job {
-    const unsigned char *data;
-    const size_t *lengths;
-    const struct iovec *buffers;
-    const int *fds;
-    const unsigned int *fd_counts;
-    size_t count;
-    struct fdp_position at;
-    size_t sent_of_frame;
-    unsigned long sender;
+    const unsigned char *data;     /* All payloads, one after the other, or NULL. */
+    const size_t *lengths;         /* Of the payloads in data. */
+    const struct iovec *buffers;   /* One for each payload, which only the kernel reads, or NULL. */
+    const int *fds;                /* The descriptors of all messages. */
+    const unsigned int *fd_counts; /* How many each message has; NULL for one each. */
+    size_t count;                  /* Of the messages. */
+    struct fdp_position at;        /* Starts as zeros. The receiver gets at.message messages whole. */
+    size_t sent_of_frame;          /* How many bytes of the frame at this position were sent. */
+    unsigned long sender;          /* The caller's number for the sending thread, not 0. */
 };
 
-/* Sends messages from the job's position on, and moves the position, even if it fails: at.message
- * messages were sent completely, and at.bytes bytes of the next one, with its descriptors. Returns
- * the number of messages that were completed, which can be fewer than all: then call again. After a
- * negative errno this call has not sent a byte; it is the error of the message at the position, as
- * for fdp_send_message. */
+/* Sends plain messages from the job's position on, and moves the position, even if it fails: at.message
+ * messages were sent completely, and at.bytes bytes of the next one, with its descriptors. Returns the
+ * number of messages that this call completed. If that is fewer than all, call again. A negative errno
+ * is the error of the message at the position, as for fdp_send_message; this call has then not sent a
+ * byte. */
 ssize_t fdp_send_batch(int sock, struct fdp_job *job, int flags);
 
-/* Sends a column (see fdp_try_send_column) as up to FDP_BATCH messages, without waiting. Returns how
- * many were sent completely, or a negative errno if none was. -EMSGSIZE: too many, too long or empty
- * messages.  -EINVAL: as there. */
+/* Sends a column (see fdp_try_send_column) as up to FDP_BATCH plain messages, without waiting. Returns
+ * how many were sent completely, or a negative errno if none was.
+ * -EMSGSIZE: too many messages, or they are empty or too long.  -EINVAL: as for fdp_try_send_column. */
 ssize_t fdp_try_send_messages(int sock, const void *column, size_t count, size_t width, int flags);
 
-/* Receives up to max_messages, at most FDP_BATCH, with one system call. Waits for the first one if
- * the socket is blocking, and takes others that are queued. Each may have capacity bytes; ret_data
- * has room for all, and then has them one after the other. Each may have fd_capacity descriptors;
- * ret_owner has room for all and gets them. Returns what FDP_COUNT_SHIFT and the macros after it
- * describe, 0 at end of file. ret_scratch->lost counts the messages that lost descriptors or bytes;
- * they are closed. On a seqpacket socket whose peer has closed, empty messages without descriptors
- * after all others are taken for the end of file, because nothing distinguishes them. */
+/* Receives up to max_messages plain messages, at most FDP_BATCH, with one system call. It waits for the
+ * first one if the socket is blocking, and takes others only if they are queued. Each may have capacity
+ * bytes and fd_capacity descriptors; ret_data and ret_owner must have room for all of them. The payloads
+ * are then in ret_data, one after the other. Returns what FDP_COUNT_SHIFT and the macros after it
+ * describe, 0 at end of file. ret_scratch->lost counts the messages that lost descriptors or bytes; the
+ * descriptors that came with them are closed.
+ * On a seqpacket socket whose peer has closed, empty messages without descriptors that come last are
+ * taken for the end of file, because nothing distinguishes the two. */
 ssize_t fdp_recv_batch(int sock, void *ret_data, size_t capacity, size_t fd_capacity,
                        size_t max_messages, int flags, struct fdp_scratch *ret_scratch,
                        struct fdp_owner *ret_owner);
 
-/* The same without waiting, and without closing what messages that lost something had brought: call
- * fdp_close_surplus if scratch->lost is not 0. With MSG_WAITALL it receives nothing, -EAGAIN.
+/* The same, but never waits and never closes: call fdp_close_surplus if ret_scratch->lost is not 0.
+ * -EAGAIN: nothing is queued, or flags has MSG_WAITALL, which only fdp_recv_batch honours.
  * -EMSGSIZE: all messages together may have more than FDP_BATCH * FDP_INLINE_SIZE bytes. */
 ssize_t fdp_try_recv_batch(int sock, void *ret_data, size_t capacity, size_t fd_capacity,
                            size_t max_messages, int flags, struct fdp_scratch *ret_scratch,
@@ -228,17 +225,17 @@ ssize_t fdp_try_recv_batch(int sock, void *ret_data, size_t capacity, size_t fd_
 
 /* vector.c: gather writes. */
 
-/* What fdp_broadcast returns: how many targets in a row accepted everything, times
- * 2^FDP_WHOLE_SHIFT. Below that, if it stopped before the end: the number of bytes that the next one
- * accepted, or FDP_REFUSED plus its errno if none. */
+/* The result of fdp_broadcast. The bits from FDP_WHOLE_SHIFT on: how many targets in a row accepted
+ * everything. The bits below, if the call stopped before the end: the number of bytes that the next
+ * target accepted, or FDP_REFUSED plus its errno if it accepted none. */
 #define FDP_WHOLE_SHIFT 48
 #define FDP_REFUSED 140737488355328
 #define FDP_MOST_TARGETS 32767
 
-/* Writes buffers to fds[start..end), which are ints, at most FDP_MOST_TARGETS of them, and does not
- * wait for those that are full: EAGAIN. A device may make it wait; a pipe without a reader raises
- * SIGPIPE. It stops after a target that did not accept everything, because a signal may be the
- * reason. The caller lets the signal's handler run, and calls again with the rest of fds. */
+/* Writes buffers to the targets fds[start..end), an array of int, at most FDP_MOST_TARGETS of them. It
+ * does not wait for a target that is full (EAGAIN), but a device may make it wait. A pipe without a
+ * reader raises SIGPIPE. The call stops after a target that did not accept everything, because a signal
+ * may be the reason: the caller lets the signal's handler run, and calls again for the other targets. */
 int64_t fdp_broadcast(const void *fds, size_t start, size_t end, const struct iovec *buffers,
                       size_t count);
 
@@ -248,15 +245,15 @@ int64_t fdp_broadcast_bytes(const void *fds, size_t start, size_t end, const voi
 
 /* Writes count buffers, one after the other, with one write. Each is in a row of width bytes, 2 to
  * 256, in the form in which Python's struct packs a Pascal string: its length, then its bytes, cut
- * if they do not fit. rows is overwritten. Returns the bytes written, plus 2^32 times those that are
- * left. -E2BIG: a row is full, so its buffer may have been cut; nothing was written.  Otherwise as
- * write, which may wait, and raises SIGPIPE if there is no reader. */
+ * if they do not fit. rows is overwritten. Returns the number of bytes written, plus 2^32 times the
+ * number of bytes left. The call may wait, and raises SIGPIPE if there is no reader.
+ * -E2BIG: a row is full, so its buffer may have been cut; nothing was written.  Others as for write. */
 int64_t fdp_write_rows(int fd, void *rows, size_t width, size_t count);
 
 /* compat.c: who is at the other end. */
 
 /* The credentials that the peer had when it connected or called listen (man 7 unix, SO_PEERCRED).
- * pid is 0 if the system does not tell it, or if the peer's pid namespace is not visible here.
+ * pid is 0 if the system does not report it, or if the peer's pid namespace is not visible here.
  * Returns 0. -ENOTCONN, -ENODATA: no peer.  -ENOTSUP: not available on this system. */
 int fdp_read_peer(int sock, struct fdp_credentials *ret_credentials);
 
@@ -277,27 +274,26 @@ int fdp_check_family(int sock);
 #define FDP_COLUMN_SIZE 20
 #define FDP_TOTALS_SIZE 12
 
-/* Kinds: many whole messages; the first and a next piece of one large message; and the statement
- * that a large message will not be finished. */
-#define FDP_PACKED 1
-#define FDP_FIRST 2
-#define FDP_NEXT 3
-#define FDP_WITHDRAWN 4
+/* The kinds of frames. */
+#define FDP_PACKED 1    /* Any number of whole messages. */
+#define FDP_FIRST 2     /* The first piece of a large message. */
+#define FDP_NEXT 3      /* A later piece of it. */
+#define FDP_WITHDRAWN 4 /* The large message that has begun will not be finished. */
 
-/* Flags of a packed frame: all payloads have one length; every message has one descriptor. */
-#define FDP_SAME_LENGTH 1
-#define FDP_ONE_EACH 2
+/* The flags of a packed frame. */
+#define FDP_SAME_LENGTH 1 /* All payloads have the same length. */
+#define FDP_ONE_EACH 2    /* Every message has one descriptor. */
 
-/* One frame. size includes the header; the payload is in [payload_offset, size). longest and most_fds:
- * the largest payload and number of descriptors of one message, of which a first piece announces the
- * whole. */
+/* What the header and the tables of one frame say. */
 struct fdp_frame {
-    unsigned int size;
+    unsigned int size; /* Of the whole frame, with its header. */
     unsigned int kind;
     unsigned int flags;
     unsigned int message_count;
     unsigned int fd_count;
-    unsigned int payload_offset;
+    unsigned int payload_offset; /* The payload is in [payload_offset, size). */
+    /* The longest payload of a message, and the most descriptors of one. For a first piece: those
+     * of the whole large message. */
     uint64_t longest;
     unsigned int most_fds;
 };
@@ -306,106 +302,103 @@ struct fdp_frame {
 void fdp_write_header(unsigned char *ret_header, unsigned int kind, unsigned int flags,
                       size_t fd_count, size_t message_count, size_t body_size);
 
-/* Reads the frame at the start of bytes. Returns 1 if it is complete, 0 if more bytes are
- * needed (ret_frame->size is its size if the header is complete, or 0), -EPROTO if no frame starts
- * like that. Counts and lengths are checked against each other and against the limits above. */
+/* Reads the frame at the start of bytes, and checks its counts and lengths against each other and
+ * against the limits above. Returns 1 if it is complete, 0 if more bytes are needed, and -EPROTO if no
+ * frame starts like that. ret_frame->size is 0 if even the header is not complete. */
 int fdp_parse_frame(const unsigned char *bytes, size_t size, struct fdp_frame *ret_frame);
 
-/* Results of an inbox or outbox besides counts and errnos. LOOK: the call has worked as long as one
- * call may; check the time and call again. FIT: the next message has more descriptors than fit into
- * the owner; inbox->needed says how many. */
-#define FDP_LOOK -5000
-#define FDP_FIT -5001
+/* Results of an inbox or outbox besides counts and errnos. */
+#define FDP_LOOK -5000 /* The call has worked as long as one may: check the time, and call again. */
+#define FDP_FIT -5001  /* The next message has inbox->needed descriptors, more than the owner holds. */
 
 /* inbox.c: receiving messages. */
 
-/* Why an inbox has stopped. */
-#define FDP_MALFORMED 1
-#define FDP_TORN 2
-#define FDP_MISSING 3
-#define FDP_SURPLUS 4
-#define FDP_UNWANTED 5
-#define FDP_TRUNCATED 6
-#define FDP_TOO_LONG 7
-#define FDP_TOO_MANY 8
-#define FDP_NO_MEMORY 9
+/* Violations of the protocol, after which an inbox receives nothing any more. */
+#define FDP_MALFORMED 1 /* Something other than a frame. */
+#define FDP_TORN 2      /* The connection ended inside a message. */
+#define FDP_MISSING 3   /* Fewer descriptors than the frame announced. */
+#define FDP_SURPLUS 4   /* More of them. */
+#define FDP_UNWANTED 5  /* Descriptors, although accept_fds is 0. */
+#define FDP_TRUNCATED 6 /* The kernel could not install all descriptors. */
+#define FDP_TOO_LONG 7  /* A payload above max_payload. */
+#define FDP_TOO_MANY 8  /* Descriptors above max_fds. */
+#define FDP_NO_MEMORY 9 /* The peer did nothing wrong, but what it sent cannot be kept. */
 
 struct fdp_store;
 
-/* The large message that is not complete yet. piece_left bytes of its payload come before the next
- * frame. */
+/* A large message, of which pieces have arrived. */
 struct fdp_large {
-    int is_open;
+    int is_open; /* Whether there is one. */
     unsigned int total_fds;
-    unsigned int fd_count;
+    unsigned int fd_count; /* How many of total_fds are here. */
     int *fds;
     unsigned char *payload;
     uint64_t total_payload;
-    uint64_t size;
-    uint64_t piece_left;
+    uint64_t size;       /* How many bytes of total_payload are here. */
+    uint64_t piece_left; /* How many payload bytes of the current piece are still to come. */
 };
 
-/* violation is one of those above, or 0. needed is set with FDP_FIT, with -EMFILE (and room), and
- * with FDP_TOO_LONG and FDP_TOO_MANY: descriptors, or bytes. The caller may set sender_keeps: the
- * sender keeps copies of all descriptors until the receiver has told it otherwise, and only one
- * thread receives. Then the table is not checked for room, and what finds none is a violation. All
- * else is for the core only. */
+/* The receiving half of a channel. All but the first group is for the core only. */
 struct fdp_inbox {
-    int sock;
-    unsigned int busy;
-    unsigned int waiting;
-    int was_reset;
-    int violation;
-    unsigned int room;
-    uint64_t needed;
+    int sock;         /* -1 after fdp_close_inbox. */
+    int violation;    /* One of the above, or 0. */
+    uint64_t needed;  /* After FDP_FIT, -EMFILE, FDP_TOO_LONG, FDP_TOO_MANY: descriptors or bytes. */
+    unsigned int room; /* After -EMFILE: how many descriptors the table had room for. */
     uint64_t max_payload;
     unsigned int max_fds;
-    int accept_fds;
+    /* The caller may set this if the sender keeps copies of all descriptors until the receiver has
+     * told it otherwise, and if only one thread receives. Then the core does not check the table for
+     * room, and descriptors that find none are a violation. */
     int sender_keeps;
-    int waits;
-    unsigned int held;
-    int lacks;
-    uint64_t expected;
-    struct fdp_aside parked;
-    struct fdp_store *store;
+
+    unsigned int busy;    /* Whether a thread is inside. */
+    unsigned int waiting; /* How many threads are in fdp_receive. */
+    int was_reset;        /* The kernel has reported ECONNRESET, which it does only once. */
+    int accept_fds;
+    int waits;             /* With sender_keeps: whether the receive itself may wait. */
+    unsigned int held;     /* Places of the table that incomplete messages have reserved. */
+    int lacks;             /* Whether a large message has begun that could not reserve all. */
+    uint64_t expected;     /* What fdp_begin_in_ample_room returned for the receive under way. */
+    struct fdp_aside parked; /* Descriptors to close, in a call that may close. */
+    struct fdp_store *store; /* What was received and not handed out, or NULL. */
     struct fdp_large large;
 };
 
-/* Starts an empty inbox. sock is a stream or seqpacket socket, and stays the caller's. If accept_fds
- * is 0, any descriptor is a violation. */
+/* Starts an empty inbox. sock is a stream or seqpacket socket, which the caller still owns. If
+ * accept_fds is 0, any descriptor is a violation. */
 void fdp_start_inbox(struct fdp_inbox *ret_inbox, int sock, uint64_t max_payload,
                      unsigned int max_fds, int accept_fds);
 
-/* wait: FDP_WAIT, or FDP_WAIT_FIRST if a call has just found nothing, or 0. */
+/* Whether fdp_receive waits for the first message. 0: no. */
 #define FDP_WAIT 1
-#define FDP_WAIT_FIRST 2
+#define FDP_WAIT_FIRST 2 /* Yes, and before the first try, because another call just found nothing. */
 
-/* Receives at least one message, and up to most if they are here already. With wait, waits for the
- * first one, if the socket is blocking. The owner gets their descriptors. Returns what the macros
- * above describe, 0 at the end of the connection.
- * -EAGAIN: no message is complete.  -EBUSY: another thread is inside.  FDP_LOOK, FDP_FIT.
- * -EMFILE: the table has no room for the next message's descriptors; it is still queued, and a later
- * call receives it (Linux; elsewhere this is a violation).  -ENOMEM: likewise.  -EPROTO: the peer broke
- * the protocol, or closed inside a message; every descriptor is closed, and every later call returns
- * the same. */
+/* Receives at least one message, and up to most if they are here already. It waits for the first one if
+ * wait says so and the socket is blocking. ret_owner gets the descriptors. Returns what FDP_COUNT_SHIFT
+ * and the macros after it describe, 0 at the end of the connection.
+ * -EAGAIN: no message is complete.  -EBUSY: another thread is inside.  FDP_LOOK, FDP_FIT: as above.
+ * -EMFILE: the table has no room for the descriptors of the next message. It is still queued, and a
+ * later call receives it (on Linux; elsewhere this is a violation).  -ENOMEM: likewise, for memory.
+ * -EPROTO: the peer broke the protocol, or closed inside a message. Every descriptor is closed, and
+ * every later call returns the same. */
 ssize_t fdp_receive(struct fdp_inbox *inbox, size_t most, int wait,
                     struct fdp_scratch *ret_scratch, struct fdp_owner *ret_owner);
 
-/* The same, but never waits and never closes: FDP_LOOK or -EPROTO can mean that fdp_receive has to
- * be called. */
+/* The same, but never waits and never closes. After FDP_LOOK or -EPROTO call fdp_receive, which does
+ * what is left to do. */
 ssize_t fdp_try_receive(struct fdp_inbox *inbox, size_t most, struct fdp_scratch *ret_scratch,
                         struct fdp_owner *ret_owner);
 
-/* Undoes the last receive with this scratch and owner: what it returned is the next to be received.
- * Does nothing if it returned nothing, or if there was none since fdp_drop_owner: what the scratch has
- * is of an earlier one then, and was taken. */
+/* Undoes the last receive with this scratch and owner: the messages that it returned are the next to be
+ * received. Does nothing if that receive returned none, or if there was none since fdp_drop_owner: the
+ * scratch then still shows messages of an earlier receive, which the caller has. */
 void fdp_put_back(struct fdp_inbox *inbox, struct fdp_scratch *scratch, struct fdp_owner *owner);
 
-/* How many complete messages are here, or 0 while another thread is inside. */
+/* How many complete messages were received and not handed out. 0 while another thread is inside. */
 size_t fdp_try_count_pending(struct fdp_inbox *inbox);
 
-/* Closes the descriptors that were received and not handed out. -EBUSY: another thread is inside
- * or waits there, and will return -EBADF soon: call again. */
+/* Closes the descriptors that were received and not handed out. -EBUSY: another thread is inside, or
+ * waits there, and will return -EBADF soon. Call again then. */
 int fdp_close_inbox(struct fdp_inbox *inbox);
 
 /* outbox.c: sending messages. */
@@ -413,68 +406,74 @@ int fdp_close_inbox(struct fdp_inbox *inbox);
 /* Up to this size Linux accepts a frame whole or not at all, whatever the socket's buffer is. */
 #define FDP_ATOMIC_SIZE 2000
 
-/* unsent: how many bytes of a begun frame are kept. job: what is being sent, or NULL, and sender: its
- * sender, or 0. cut: 0, or the negative errno for which the rest of a begun frame was given up, and
- * the stream ended. All else is for the core only. */
+/* The sending half of a channel. All but the first group is for the core only. */
 struct fdp_outbox {
-    int sock;
-    unsigned int busy;
-    struct fdp_job *job;
-    unsigned long sender;
-    size_t unsent;
-    size_t rest_at;
-    unsigned char *rest;
-    int cut;
+    int sock;             /* -1 after fdp_close_outbox. */
+    size_t unsent;        /* How many bytes of a frame that was sent in part are kept. */
+    struct fdp_job *job;  /* The job that is being sent, or NULL. */
+    unsigned long sender; /* Its sender, or 0. */
+    int cut; /* 0, or the negative errno for which a kept rest was given up, which ended the stream. */
+
+    unsigned int busy;   /* Whether a thread is inside. */
+    unsigned char *rest; /* The memory of the kept bytes. */
+    size_t rest_at;      /* Where they begin in it. */
 };
 
+/* Starts an outbox that has nothing to send. The caller still owns sock. */
 void fdp_start_outbox(struct fdp_outbox *ret_outbox, int sock);
 
-#define FDP_DONE 1
-#define FDP_BEGUN 2
+/* Results of a send besides errnos. */
+#define FDP_DONE 1  /* Everything was sent. */
+#define FDP_BEGUN 2 /* A part of the frame was sent. The outbox keeps the rest, and sends it first. */
+
 #define FDP_NO_FD -1
 #define FDP_LONGEST_PACKED 65516
 
-/* Sends one message with the descriptor fd, or FDP_NO_FD, without waiting. FDP_DONE; FDP_BEGUN: a
- * part was sent, and the outbox keeps the rest, which is sent before anything else. A negative
- * errno: nothing was sent. -EBUSY: a rest, a job or another thread comes first.  -EAGAIN.
- * -EMSGSIZE: it does not fit into one frame.  Others as for fdp_send_message. */
+/* Sends one message with the descriptor fd, or with none if that is FDP_NO_FD, without waiting. Returns
+ * FDP_DONE or FDP_BEGUN. After a negative errno nothing was sent.
+ * -EBUSY: a rest, a job or another thread comes first.  -EMSGSIZE: the message does not fit into one
+ * frame.  Others as for fdp_send_message. */
 ssize_t fdp_try_send(struct fdp_outbox *outbox, const void *payload, size_t length, int fd);
 
-/* The same for count messages of one length with one descriptor each. A column is the descriptors,
- * and then width bytes for each message, the first of which is the payload's length. -EINVAL: the
- * lengths differ, or are not below width - 1, because a longer payload was cut. */
+/* The same for count messages of one length, each with one descriptor. A column is an array of the
+ * descriptors, followed by a row of width bytes for each message: the length of its payload in one byte,
+ * and then the payload. -EINVAL: the lengths differ, or are not below width - 1, because a longer
+ * payload was cut. */
 ssize_t fdp_try_send_column(struct fdp_outbox *outbox, const void *column, size_t count,
                             size_t width);
 
-/* Sends the job from its position on. Returns FDP_DONE, FDP_LOOK, -EBUSY if another one comes first,
- * or another negative errno. From the first call until it is done or abandoned, no other is sent. */
+/* Sends the job from its position on. Returns FDP_DONE, FDP_LOOK, -EBUSY if another job or thread comes
+ * first, or another negative errno. From the first call until the job is done or abandoned, the outbox
+ * sends no other. */
 ssize_t fdp_send(struct fdp_outbox *outbox, struct fdp_job *job, int flags);
 
-/* Abandons a job: the rest of its begun frame is kept, and a message of which only some frames were
- * sent is withdrawn. job->at.message then is the number of messages that the receiver gets. Calling
- * it again, or after the job is done, does nothing. */
+/* Abandons a job. The outbox keeps the rest of a frame that was sent in part, and a message of which
+ * only some frames were sent is withdrawn. The receiver then gets job->at.message messages. Does nothing
+ * if the job is done or abandoned already. */
 void fdp_abandon(struct fdp_outbox *outbox, struct fdp_job *job);
 
-/* Sends what unsent counts. Returns 0, or a negative errno, -EINTR if only a part was sent. */
+/* Sends the kept bytes that unsent counts. Returns 0, or a negative errno: -EINTR if only a part was
+ * sent. */
 ssize_t fdp_flush(struct fdp_outbox *outbox, int flags);
 
-/* Frees what is kept. -EBUSY: another thread is inside, and will return -EBADF soon: call again. */
+/* Frees the kept bytes. -EBUSY: another thread is inside, and will return -EBADF soon. Call again
+ * then. */
 int fdp_close_outbox(struct fdp_outbox *outbox);
 
-/* In the child of a fork: clears the marks of threads that were inside in the parent, and what their
- * receives have reserved. If one of them has received during the fork what is not open here, nothing
- * is kept, and violation is FDP_MISSING. */
+/* In the child of a fork: clears the marks of the parent's threads that were inside, and what their
+ * receives have reserved. If such a thread has received descriptors during the fork that are not open
+ * here, everything that was kept is closed, and violation is FDP_MISSING. */
 void fdp_free_after_fork(struct fdp_inbox *inbox, struct fdp_outbox *outbox);
 
 /* connection.c: connections that a server accepts and passes on. */
 
 #define FDP_ORIGIN_SIZE 2
 
-/* A connected socket, and the payload of its message: the number of the listening socket in
- * FDP_ORIGIN_SIZE bytes, the lower one first, and then the peer's struct sockaddr. */
+/* A connected socket, and the payload of the message that passes it on: the number of the listening
+ * socket in FDP_ORIGIN_SIZE bytes, the lower byte first, and then the peer's struct sockaddr. */
 struct fdp_connection {
     int fd;
-    unsigned int size;
+    unsigned int size; /* Of the payload. */
     unsigned char payload[FDP_ORIGIN_SIZE + FDP_ADDRESS_SIZE];
 };
 
@@ -486,110 +485,102 @@ struct fdp_queue {
     unsigned int capacity;
 };
 
-/* A listening socket. number: sent with each connection. state: whether connections may wait there;
- * FDP_RESTING ones are left alone. is_shut: nobody can connect any more. failures: of accept, since it
- * last succeeded. error: 0, or the negative errno of one that the caller has not seen. */
-#define FDP_WATCHED 0
-#define FDP_READY 1
-#define FDP_RESTING 2
+/* The states of a listening socket. */
+#define FDP_WATCHED 0 /* No connection waits there, as far as is known: poll reports the next. */
+#define FDP_READY 1   /* Connections may wait there. */
+#define FDP_RESTING 2 /* It is left alone for now. */
+
+/* A listening socket. */
 struct fdp_listener {
     int sock;
-    unsigned int number;
+    unsigned int number; /* Sent with each of its connections. */
     int state;
-    int is_shut;
-    unsigned int failures;
-    int error;
+    int is_shut;           /* Whether nobody can connect any more. */
+    unsigned int failures; /* How often accept has failed since it last succeeded. */
+    int error;             /* 0, or the negative errno of a failure that the caller has not seen. */
 };
 
-/* next: whose turn it is. nonblocking: what accepted sockets are, whatever the listening ones are. */
+/* The listening sockets of a server, which take turns. */
 struct fdp_listeners {
     struct fdp_listener **items;
     size_t count;
-    size_t next;
-    int nonblocking;
+    size_t next;     /* Whose turn it is. */
+    int nonblocking; /* Whether accepted sockets are, whatever the listening ones are. */
 };
 
-/* Accepts one connection at each FDP_READY listener in turn, at most most and FDP_MAX_FDS in all, and
- * appends them to queue, close-on-exec. Makes the listeners non-blocking. One where no more wait is
- * FDP_WATCHED then; one with an error stays FDP_READY. Returns how many. -ENOMEM. */
+/* Accepts one connection at each FDP_READY listener in turn, until there are most or FDP_MAX_FDS, and
+ * appends them to queue, close-on-exec. Makes the listeners non-blocking. A listener where no more
+ * connections wait becomes FDP_WATCHED; one with an error stays FDP_READY. Returns how many were
+ * accepted. -ENOMEM. */
 ssize_t fdp_accept_many(struct fdp_listeners *listeners, uint64_t most, struct fdp_queue *queue);
 
-/* Closes all connections, and waits for no peer: the time of SO_LINGER has no effect any more. */
+/* Closes all connections, and waits for no peer: a time that was set with SO_LINGER has no effect. */
 void fdp_close_connections(struct fdp_queue *queue);
 
 /* Closes all connections, and frees the memory of the queue. It may be used again. */
 void fdp_free_queue(struct fdp_queue *queue);
 
-/* Whether nobody can connect to a listening socket any more. Of a Unix socket accept does not say it. */
+/* Whether nobody can connect to a listening socket any more. For a Unix socket, accept does not report
+ * that. */
 int fdp_try_find_shut_down(int listener);
 
 /* deal.c: which worker gets which connection. */
 
-/* Words in memory that a worker shares with its master, all modulo 2^32: how many connections it has
- * finished; how many of those that it was given it has begun; of how many begun ones the master has
- * closed its copies; how many it has taken of those offered to all, and whether it is taking one. The
- * program may use the words from FDP_WORD_OWN on. From FDP_WORD_OFFERS on are the numbers of the last
- * FDP_MOST_OFFERS offers that it has taken. */
-#define FDP_WORD_HANDLED 0
-#define FDP_WORD_BEGUN 1
-#define FDP_WORD_RELEASED 2
-#define FDP_WORD_TAKEN 3
-#define FDP_WORD_TAKING 4
-#define FDP_WORD_OWN 5
-#define FDP_WORD_OFFERS 16
-#define FDP_MOST_OFFERS 64
+/* Words in memory that a worker shares with its master. Counts are modulo 2^32. */
+#define FDP_WORD_HANDLED 0  /* How many connections the worker has finished. */
+#define FDP_WORD_BEGUN 1    /* How many it has begun of those that it was given. */
+#define FDP_WORD_RELEASED 2 /* Of how many begun ones the master has closed its copies. */
+#define FDP_WORD_TAKEN 3    /* How many it has taken of those offered to all workers. */
+#define FDP_WORD_TAKING 4   /* Whether it is taking one now. */
+#define FDP_WORD_OWN 5      /* From here on the words are the program's, up to the next group. */
+#define FDP_WORD_OFFERS 16  /* From here on: the numbers of the last offers that it has taken. */
+#define FDP_MOST_OFFERS 64  /* How many of these are kept. */
 #define FDP_WORD_COUNT 80
 
-/* The master's account of a worker. outbox and words are borrowed. copies: of the connections that were
- * given and are not known to be begun. given, begun: by name. taken: of those offered to all, begun
- * when they are taken. capacity: how many it may have in hand, 0 if it gets none. most: after how many
- * it is used up. room: how many more it can be given, set by the core, and to be set to 0 with capacity.
- * turn and share are for the core only. Starts as zeros. */
+/* The master's account of a worker. Starts as zeros. */
 struct fdp_worker {
-    struct fdp_outbox *outbox;
-    unsigned int *words;
-    struct fdp_queue copies;
+    struct fdp_outbox *outbox; /* Borrowed. */
+    unsigned int *words;       /* Borrowed: the shared memory. */
+    struct fdp_queue copies;   /* Of the connections that it was given and may not have begun. */
     uint64_t given;
-    uint64_t begun;
-    uint64_t taken;
+    uint64_t begun; /* Of those given. */
+    uint64_t taken; /* Of those offered to all workers; it begins a connection by taking it. */
     uint64_t handled;
-    uint64_t most;
-    uint64_t turn;
-    unsigned int capacity;
-    unsigned int room;
-    unsigned int share;
+    uint64_t most;         /* After how many connections the worker is used up. */
+    uint64_t turn;         /* For the core only. */
+    unsigned int capacity; /* How many it may have in hand; 0 if it gets none any more. */
+    unsigned int room;     /* How many more it can be given. Whoever sets capacity to 0 clears it. */
+    unsigned int share;    /* For the core only. */
 };
 
 /* Closes the copies, and frees their memory. */
 void fdp_free_worker(struct fdp_worker *worker);
 
-/* Whether a connected socket has unread bytes, which would reset the connection when it is closed.
- * -EBADF. */
+/* Whether a connected socket has unread bytes: closing it would then reset the connection. -EBADF. */
 int fdp_try_find_unread(int sock);
 
-/* Ends the sending of a connected socket, however many processes have it. Closing it waits for no peer
- * then. Ignores errors. */
+/* Shuts down the sending of a connected socket, for all processes that share it. Closing the socket
+ * afterwards waits for no peer. Ignores errors. */
 void fdp_try_end_sending(int sock);
 
 /* offers.c: connections offered to all workers that take one at a time. */
 
-/* sender, receiver: a pair of datagram sockets; the workers share receiver. queue owns the connections
- * that are offered, with a negative descriptor where one was taken; first: the number of its first.
- * count: how many are open. is_unsettled: a worker that died may have taken one and not said so. The
- * sockets are borrowed, and all else is for the core only. Starts as zeros. */
+/* The offers of a master. The sockets are the caller's, everything else is for the core only. Starts as
+ * zeros. */
 struct fdp_offers {
-    int sender;
-    int receiver;
-    struct fdp_queue queue;
-    unsigned int first;
-    unsigned int count;
-    int is_unsettled;
+    int sender;             /* Borrowed: one end of a pair of datagram sockets. */
+    int receiver;           /* Borrowed: the other end, which all workers share. */
+    struct fdp_queue queue; /* The connections, with a negative descriptor if a worker took one. */
+    unsigned int first;     /* The number of the first connection in queue. */
+    unsigned int count;     /* How many of them no worker has taken, as far as the master knows. */
+    int is_unsettled;       /* Whether a worker that died may have taken one without noting it. */
 };
 
-/* In a worker: takes what is offered, if anything is, without waiting, and notes it in words. Returns
- * the size of the payload, of at most FDP_ORIGIN_SIZE + FDP_ADDRESS_SIZE bytes, with FDP_MORE_OFFERS if
- * there are more, and 0 if there is nothing. -EMFILE: the table had no room for the descriptor; others
- * get the connection when this worker has ended.  Other negative errnos of recvmsg. */
+/* In a worker: takes a connection that is offered, without waiting, and notes it in words. Returns the
+ * size of the payload, which is at most FDP_ORIGIN_SIZE + FDP_ADDRESS_SIZE, plus FDP_MORE_OFFERS if more
+ * connections are offered; 0 if there is none.
+ * -EMFILE: the table had no room for the descriptor, and another worker gets the connection once this
+ * one has ended.  Others as for recvmsg. */
 #define FDP_MORE_OFFERS 256
 ssize_t fdp_try_take_offer(int sock, unsigned int *words, unsigned char *ret_payload,
                            struct fdp_owner *ret_owner);
@@ -599,78 +590,75 @@ void fdp_free_offers(struct fdp_offers *offers);
 
 /* round.c: the loop of a master, which accepts connections and passes them on. */
 
-/* The workers, and the connections that none was given yet. offers: NULL if none are made. wakeup: a
- * pipe's end, where a byte that is 0 only says that counters have changed. wanted: in shared memory,
- * whether workers are to write such bytes, because there is no room or something is offered. selector:
- * a descriptor to poll for what is not the core's, or -1 if the caller waits itself. is_paused: nothing
- * is accepted or given until a copy could be closed. All but the queues is the caller's. Starts as
- * zeros.
- *
- * What the last call has found: unsent, an outbox keeps a part of a frame. used_up, a worker was given
- * its most, or without listeners, anything. has_errors, a listener has one. error: 0, or the negative
- * errno with which the worker number failed refused connections although it is not full and has not
- * ended. wait: milliseconds until the next round if nothing happens, or -1. is_full: there is no room
- * for more connections. begun: how many were, in all calls. poll_interval is for the core only. */
+/* A master's workers and connections. Starts as zeros. */
 struct fdp_rounds {
+    /* Set by the caller, and borrowed. */
     struct fdp_listeners listeners;
     struct fdp_worker **workers;
     size_t worker_count;
-    struct fdp_queue waiting;
-    struct fdp_queue done;
-    struct fdp_offers *offers;
-    unsigned char *wanted;
-    int wakeup;
-    int selector;
-    int is_paused;
-    int unsent;
-    int used_up;
-    int has_errors;
-    int error;
-    unsigned int failed;
-    int wait;
-    int is_full;
-    uint64_t begun;
+    struct fdp_offers *offers; /* NULL if connections are not offered to all workers. */
+    unsigned char *wanted; /* In shared memory. Set by the core: whether workers are to write a byte
+                            * that is 0 to wakeup when they change a counter. */
+    int wakeup;            /* The reading end of a pipe, for such bytes and for the caller's own. */
+    int selector;          /* Polled for the caller's events; -1 if the caller waits itself. */
+    int is_paused; /* Nothing is accepted or given until a copy could be closed; set by both. */
+
+    /* What the last call has found. */
+    int unsent;          /* An outbox keeps a part of a frame. */
+    int used_up;         /* A worker was given its most; without listeners, anything. */
+    int has_errors;      /* A listener has an error. */
+    int error;           /* 0, or the negative errno with which a worker refused connections. */
+    unsigned int failed; /* The number of that worker, which is not full and has not ended. */
+    int wait;            /* Milliseconds until the next round if nothing happens, or -1. */
+    int is_full;         /* There is no room for more connections. */
+    uint64_t begun;      /* How many connections were begun, in all calls together. */
+
+    /* For the core only. */
+    struct fdp_queue waiting; /* The connections that no worker was given. */
+    struct fdp_queue done;    /* The copies that are not needed any more. */
     int poll_interval;
 };
 
-/* In each round, reads the counters, accepts as many connections as there is room for, gives them away,
- * closes the copies that are not needed, and waits until there is something to do. Returns 0 if that
- * is the caller's: after timeout milliseconds, whatever else there is to do, for a byte that is not 0,
- * the selector, a signal, or what was found; and soon if poll fails. -EAGAIN: without a selector, there
- * is nothing to do but wait. -ENOMEM. */
+/* Runs rounds until there is something for the caller to do. Each round reads the counters, accepts as
+ * many connections as there is room for, gives them to the workers, closes the copies that are not
+ * needed any more, and waits until something happens. Returns 0 after timeout milliseconds at the
+ * latest, and earlier for a byte at wakeup that is not 0, for the selector, for a signal, if a round has
+ * found something (see the struct), or if poll fails.
+ * -EAGAIN: the caller, who has set no selector, must wait now.  -ENOMEM. */
 int fdp_run_rounds(struct fdp_rounds *rounds, int timeout);
 
-/* Moves the copies of what a worker had not begun to the front of waiting. It is dead or begins no more.
- * A later round does it with an offer that it was taking. Returns how many. -ENOMEM. */
+/* Moves the connections that a worker was given and has not begun to the front of waiting. The worker
+ * must be dead, or begin no more. If it was taking an offer, a later round moves that. Returns how many
+ * were moved. -ENOMEM. */
 ssize_t fdp_return_copies(struct fdp_rounds *rounds, struct fdp_worker *worker);
 
-/* How many connections no worker has taken or was given yet. */
+/* How many connections no worker was given or has taken. */
 size_t fdp_try_count_waiting(const struct fdp_rounds *rounds);
 
-/* Closes these. */
+/* Closes those connections. */
 void fdp_drop_waiting(struct fdp_rounds *rounds);
 
-/* Frees the queues. */
+/* Frees the memory of the queues. */
 void fdp_free_rounds(struct fdp_rounds *rounds);
 
 /* table.c: the descriptor table of this process. */
 
-/* How many more descriptors this process may open: RLIMIT_NOFILE minus those that are open. Too few
- * if the limit was lowered and some above it are still open. -ENOTSUP if the system does not tell
- * (Linux before 6.2, other systems). */
+/* How many more descriptors this process may open: RLIMIT_NOFILE minus those that are open. If the
+ * limit was lowered, and descriptors above it are still open, the result is too small. -ENOTSUP: the
+ * system does not report the number of open descriptors (Linux before 6.2, other systems). */
 ssize_t fdp_count_room(void);
 
 /* descriptor.c */
 
 /* Closes fds[0..fd_count) with few system calls: close_range (Linux 5.9, FreeBSD 12.2) closes runs of
- * ascending numbers together. Negative slots are skipped. Errors are ignored: the descriptor is
- * closed anyway (man 2 close), and close_range does not report one that was not open. */
+ * ascending numbers together. Skips negative elements. Ignores errors: the descriptor is closed anyway
+ * (man 2 close), and close_range does not report one that was not open. */
 void fdp_close_fds(const int *fds, size_t fd_count);
 
 /* compat.c: the parent, and what the running kernel answers. */
 
-/* Whether this process is killed when its parent ends; more exactly, the thread that forked it. Returns
- * 0. -ENOTSUP: the system cannot do that. */
+/* Sets whether this process is killed when its parent ends; on Linux, when the thread that forked it
+ * ends. Returns 0. -ENOTSUP: the system cannot do that. */
 int fdp_end_with_parent(int wanted);
 
 #define FDP_FEATURE_SENDMMSG 1
@@ -678,7 +666,7 @@ int fdp_end_with_parent(int wanted);
 #define FDP_FEATURE_CLOSE_RANGE 4
 #define FDP_FEATURE_PWRITEV2 8
 
-/* The FDP_FEATURE_ bits of the system calls that the running kernel has and no seccomp filter blocks
- * (with ENOSYS, EPERM or EACCES). The core itself tries each call, and works without those that
- * fail. */
+/* The FDP_FEATURE_ bits of the system calls that the running kernel has, and that no seccomp filter
+ * blocks (with ENOSYS, EPERM or EACCES). This is information only: the core tries each call, and works
+ * without those that fail. */
 unsigned int fdp_find_features(void);

@@ -2,8 +2,8 @@
 #include "compat.h"
 #include "internal.h"
 
-/* Checks the frame at the start of bytes, with which fd_count descriptors came so far. Returns 1 if
- * it is whole, 0 if more must come, or a violation's -EPROTO. */
+/* Checks the frame at the start of bytes, for which fd_count descriptors are here. Returns 1 if it is
+ * complete, 0 if more bytes must come, or -EPROTO for a violation. */
 static int check_frame(struct fdp_inbox *inbox, const unsigned char *bytes, size_t size,
                        unsigned fd_count, struct fdp_frame *ret_frame) {
     int found = fdp_parse_frame(bytes, size, ret_frame);
@@ -13,7 +13,7 @@ static int check_frame(struct fdp_inbox *inbox, const unsigned char *bytes, size
         return fd_count > FDP_MAX_FDS ? fdp_violate(inbox, FDP_SURPLUS) : 0;
     if ((ret_frame->fd_count > 0 || ret_frame->most_fds > 0) && !inbox->accept_fds)
         return fdp_violate(inbox, FDP_UNWANTED);
-    /* They come with the first byte, so they are all here once the header is. */
+    /* Descriptors come with the first byte of a frame, so all are here once the header is. */
     if (fd_count < ret_frame->fd_count)
         return fdp_violate(inbox, FDP_MISSING);
     if (fd_count > ret_frame->fd_count && (size <= ret_frame->size || fd_count > 2 * FDP_MAX_FDS))
@@ -42,13 +42,13 @@ int fdp_find_front(struct fdp_inbox *inbox, struct fdp_store *store) {
     store->has_front = 1;
     store->next = 0;
     store->payload_at = store->front.payload_offset;
-    /* These were counted in advance. */
+    /* fdp_try_count_pending has counted these messages already. */
     if (store->front.kind == FDP_PACKED && store->head < store->scanned_to)
         store->scanned_count -= store->front.message_count;
     return 1;
 }
 
-/* Receives what comes next, and appends it to the store. */
+/* Receives what comes next, and appends it to the store, after moving its contents to the start. */
 static ssize_t fill_store(struct fdp_inbox *inbox, struct fdp_store *store) {
     struct fdp_ancillary ancillary;
     unsigned size = store->tail - store->head;
@@ -59,8 +59,8 @@ static ssize_t fill_store(struct fdp_inbox *inbox, struct fdp_store *store) {
     store->fd_tail -= store->fd_head;
     memmove(store->fds, store->fds + store->fd_head, store->fd_tail * sizeof(int));
     store->fd_head = 0;
-    /* A frame that has begun is read to its end and no further, so that the descriptors of the
-     * next one come in a receive of their own. */
+    /* If the front frame is here in part, this reads to its end and no further, so that the
+     * descriptors of the next frame come with another receive. */
     unsigned end = store->front.size > size ? store->front.size : FDP_FRAME_SIZE;
     ssize_t received = fdp_receive_frame(inbox, store->bytes, size, store->bytes + size,
                                          end - size, &ancillary);
@@ -72,7 +72,8 @@ static ssize_t fill_store(struct fdp_inbox *inbox, struct fdp_store *store) {
     return received;
 }
 
-/* Receives into scratch. A usual frame is handed out from there; everything else is kept. */
+/* Receives into scratch. A packed frame that is complete and fits is handed out from there, and
+ * everything else goes to the store. */
 static ssize_t fill_scratch(struct fdp_inbox *inbox, size_t most, struct fdp_scratch *scratch,
                             struct fdp_owner *owner) {
     struct fdp_ancillary ancillary;
@@ -109,7 +110,8 @@ ssize_t fdp_fill(struct fdp_inbox *inbox, size_t most, struct fdp_scratch *scrat
     else
         received = fill_scratch(inbox, most, scratch, owner);
     if (received == -ECONNRESET) {
-        /* Told once, and by a seqpacket socket before what is queued: for the end, then. */
+        /* The kernel reports this only once, and on a seqpacket socket before what is still queued.
+         * The caller gets it in place of the end of the connection. */
         inbox->was_reset = 1;
         return 1;
     }

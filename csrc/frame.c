@@ -1,4 +1,4 @@
-/* The channel's frames on the wire (docs/wire-format.md). Pure. Nothing else reads or writes them. */
+/* The channel's frames on the wire (docs/wire-format.md). Only this file knows their layout. */
 #include "compat.h"
 #include "internal.h"
 
@@ -117,7 +117,7 @@ static int read_tables(const unsigned char *bytes, struct fdp_frame *frame) {
 }
 
 int fdp_parse_header(const unsigned char *bytes, size_t size, struct fdp_frame *ret_frame) {
-    /* A wrong first byte is an error now, not after fifteen more. */
+    /* A wrong byte is an error at once, even if the header is not complete. */
     size_t seen = size < sizeof magic ? size : sizeof magic;
     if (memcmp(bytes, magic, seen) != 0)
         return -EPROTO;

@@ -13,15 +13,16 @@ void fdp_start_inbox(struct fdp_inbox *ret_inbox, int sock, uint64_t max_payload
                                     .accept_fds = accept_fds};
 }
 
-/* What incomplete messages hold now, or will. What a receive has brought is known by now. */
+/* Adjusts what the inbox has reserved to what its incomplete messages need. To be called after each
+ * receive, when it is known what that has brought. */
 static void count_held(struct fdp_inbox *inbox) {
     const struct fdp_store *last = inbox->store;
     unsigned now = 0;
     int lacks = 0;
     while (last != NULL && last->behind != NULL)
-        last = last->behind; /* All before it is whole. */
+        last = last->behind; /* Only the last store can end with an incomplete message. */
     if (inbox->large.is_open) {
-        now = inbox->large.total_fds; /* What is in the store is among them. */
+        now = inbox->large.total_fds; /* The descriptors in the store are among these. */
     } else if (last != NULL) {
         now = last->partial;
         if (last->announced > now && last->announced <= inbox->max_fds) {
@@ -49,7 +50,8 @@ static void drop_all(struct fdp_inbox *inbox) {
     count_held(inbox);
 }
 
-/* Hands out complete messages. Returns 0 if there are none, or the reason why it cannot. */
+/* Hands out complete messages from the stores. Returns 0 if there is none, or the reason why it
+ * cannot. */
 static ssize_t hand_out_kept(struct fdp_inbox *inbox, size_t most, struct fdp_scratch *scratch,
                              struct fdp_owner *owner) {
     while (inbox->store != NULL && scratch->count < most && scratch->large == NULL) {
@@ -97,8 +99,8 @@ static ssize_t receive(struct fdp_inbox *inbox, size_t most, struct fdp_scratch 
         if (result <= 0)
             return result;
         if (!may_close)
-            return FDP_LOOK; /* One receive is as long as the interpreter's lock may be kept. */
-        /* A message that is complete by now, or withdrawn, no longer counts. */
+            return FDP_LOOK; /* The caller holds the interpreter's lock: one receive, no more. */
+        /* A message that has been completed or withdrawn needs no reservation any more. */
         count_held(inbox);
     }
     return FDP_LOOK;
@@ -112,7 +114,7 @@ static ssize_t enter_and_receive(struct fdp_inbox *inbox, size_t most, struct fd
     if (may_close)
         fdp_close_aside(&inbox->parked);
     else if (result < 0 && inbox->parked.fds != NULL)
-        result = FDP_LOOK; /* Whoever may close looks again. */
+        result = FDP_LOOK; /* fdp_receive may close them, and finds the same result again. */
     if (may_close && result == -EPROTO)
         drop_all(inbox);
     count_held(inbox);
@@ -125,7 +127,8 @@ ssize_t fdp_try_receive(struct fdp_inbox *inbox, size_t most, struct fdp_scratch
     return enter_and_receive(inbox, most, ret_scratch, ret_owner, 0);
 }
 
-/* Whether another thread has left, or may leave, something here since. */
+/* Whether something was received that is not handed out; also if another thread is inside, because that
+ * may leave something. */
 static int has_store(struct fdp_inbox *inbox) {
     if (fdp_enter(&inbox->busy) < 0)
         return 1;
@@ -137,8 +140,9 @@ static int has_store(struct fdp_inbox *inbox) {
 /* Waits in the kernel until something can be received, if the socket is blocking. Returns 0, or a
  * negative errno: -EAGAIN if the socket is not blocking, or if its SO_RCVTIMEO is over. */
 static int wait_for_bytes(int sock) {
-    /* Not poll: this honours O_NONBLOCK, ends on a signal, costs less, and does not take a lone
-     * byte of MSG_OOB for something to read. Without control data it takes no descriptor. */
+    /* Unlike poll, a peek honours O_NONBLOCK, ends on every signal, takes less time, and does not report
+     * a lone byte of MSG_OOB as something to read. Without a buffer for control data it installs no
+     * descriptor. */
     unsigned char byte;
     return recv(sock, &byte, 1, MSG_PEEK) < 0 ? -errno : 0;
 }
@@ -152,7 +156,7 @@ ssize_t fdp_receive(struct fdp_inbox *inbox, size_t most, int wait, struct fdp_s
     if (wait != FDP_WAIT_FIRST || has_store(inbox))
         result = enter_and_receive(inbox, most, ret_scratch, ret_owner, 1);
     while (result == -EAGAIN && wait) {
-        /* Leaves the inbox during the wait, so that others need not wait too. */
+        /* This waits outside of the inbox, so that other threads can use it meanwhile. */
         result = wait_for_bytes(fdp_get_sock(&inbox->sock));
         if (result < 0 && result != -ECONNRESET)
             break;
@@ -162,7 +166,7 @@ ssize_t fdp_receive(struct fdp_inbox *inbox, size_t most, int wait, struct fdp_s
     }
     if (inbox->sender_keeps)
         inbox->waits = 0;
-    /* Another thread has closed the inbox: report that, whatever it looked like. */
+    /* If another thread has closed the inbox, that is the reason for any failure. */
     if (result <= 0 && fdp_get_sock(&inbox->sock) < 0)
         result = -EBADF;
     (void)__atomic_fetch_sub(&inbox->waiting, 1, __ATOMIC_SEQ_CST);
@@ -172,7 +176,7 @@ ssize_t fdp_receive(struct fdp_inbox *inbox, size_t most, int wait, struct fdp_s
 int fdp_close_inbox(struct fdp_inbox *inbox) {
     int sock = __atomic_exchange_n(&inbox->sock, -1, __ATOMIC_SEQ_CST);
     if (__atomic_load_n(&inbox->waiting, __ATOMIC_SEQ_CST) > 0 || fdp_enter(&inbox->busy) < 0) {
-        (void)shutdown(sock, SHUT_RDWR); /* So that who waits there goes. */
+        (void)shutdown(sock, SHUT_RDWR); /* Wakes the threads that wait there. */
         return -EBUSY;
     }
     drop_all(inbox);
@@ -180,7 +184,7 @@ int fdp_close_inbox(struct fdp_inbox *inbox) {
     return 0;
 }
 
-/* Whether one of these is not open. */
+/* Whether one of these descriptors is not open. */
 static int is_missing(const int *fds, size_t count) {
     for (size_t i = 0; i < count; i++) {
         if (fds[i] >= 0 && fcntl(fds[i], F_GETFD) < 0)
@@ -189,8 +193,8 @@ static int is_missing(const int *fds, size_t count) {
     return 0;
 }
 
-/* Whether all that is kept is open in this child of a fork. The table was copied before the memory, and
- * another thread may have received in between. */
+/* Whether every descriptor that is kept is open in this child of a fork. The kernel copied the table
+ * before the memory, and another thread of the parent may have received in between. */
 static int is_whole(const struct fdp_inbox *inbox) {
     for (const struct fdp_store *store = inbox->store; store != NULL; store = store->behind) {
         if (is_missing(store->fds + store->fd_head, store->fd_tail - store->fd_head))
@@ -204,12 +208,12 @@ void fdp_free_after_fork(struct fdp_inbox *inbox, struct fdp_outbox *outbox) {
     inbox->expected = 0;
     fdp_forget_receives();
     if (!is_whole(inbox)) {
-        drop_all(inbox); /* Now, before another file has such a number. */
+        drop_all(inbox); /* Now, before these numbers are used for other files. */
         inbox->violation = FDP_MISSING;
     }
     inbox->busy = inbox->waiting = outbox->busy = 0;
     inbox->waits = 0;
     outbox->job = NULL;
     outbox->sender = 0;
-    count_held(inbox); /* Without what the receive of such a thread might have brought. */
+    count_held(inbox); /* Ends the reservations for receives of threads that do not exist here. */
 }

@@ -1,32 +1,31 @@
-/* Messages to send: which frames carry them, and how far they are. The position alone determines the
- * next frame, so the rest of a begun one can be built again. */
+/* Messages to send: which frames carry them, and how far the sending is. The position alone determines
+ * the next frame, so a frame that was sent in part can be built again for its rest. */
 #include "compat.h"
 #include "internal.h"
 
 #define MAX_BODY (FDP_FRAME_SIZE - FDP_HEADER_SIZE)
 
-/* Frames a system call, calls before FDP_LOOK, and what heads and control data may take of the
- * stack. */
-#define CHUNK 8
-#define MOST_CALLS 8
+#define CHUNK 8      /* Frames in one system call. */
+#define MOST_CALLS 8 /* System calls before FDP_LOOK. */
+
+/* Bytes on the stack for the heads and the control data of a chunk. */
 #define HEADS (FDP_HEADER_SIZE + 6 * FDP_FRAME_MESSAGES)
 #define CONTROLS 4200
 
-/* One frame: count messages, or a piece of one if count is 0; its payload and descriptors; and the
- * job's position after it. */
+/* The next frame of a job. */
 struct plan {
-    size_t count;
+    size_t count; /* Of its messages; 0 for a piece of a large one. */
     unsigned flags;
     size_t head_size;
     struct iovec payload;
     size_t fd_count;
-    struct fdp_position after;
+    struct fdp_position after; /* The job's position after it. */
 };
 
 struct iovec fdp_get_payload(const struct fdp_job *job, const struct fdp_position *at) {
     if (job->buffers != NULL)
         return job->buffers[at->message];
-    /* As a number: data may be NULL if no message has a payload. */
+    /* Added as numbers, because data may be NULL if all payloads are empty. */
     return (struct iovec){.iov_base = (void *)((uintptr_t)job->data + at->data_offset),
                           .iov_len = job->lengths[at->message]};
 }
@@ -43,15 +42,15 @@ void fdp_pass_message(const struct fdp_job *job, struct fdp_position *at) {
     at->is_inside = 0;
 }
 
-/* As many messages as fit into one packed frame; none if the first one needs pieces. */
+/* Plans a packed frame with as many messages as fit; with none if the first one must go in pieces. */
 static void plan_packed(const struct fdp_job *job, struct plan *plan) {
     size_t first = plan->after.message;
     size_t most = job->count - first;
     size_t first_length = fdp_get_payload(job, &plan->after).iov_len;
     plan->flags = FDP_SAME_LENGTH | FDP_ONE_EACH;
     if (job->buffers != NULL)
-        /* Longer frames may be sent in part, and could not be taken back where the memory that
-         * holds the rest has vanished. */
+        /* A longer frame may be sent in part. Its rest could not be sent if these buffers are a
+         * mapping whose file was truncated meanwhile. */
         most = first_length <= FDP_ATOMIC_SIZE;
     for (; plan->count < most && plan->count < FDP_FRAME_MESSAGES; plan->count++) {
         size_t length = fdp_get_payload(job, &plan->after).iov_len;
@@ -78,8 +77,9 @@ static void plan_piece(const struct fdp_job *job, struct plan *plan) {
     size_t total_fds = fdp_count_fds(job, at->message);
     size_t totals = at->is_inside ? 0 : FDP_TOTALS_SIZE;
     size_t size = payload.iov_len - at->bytes;
-    /* The last byte of memory that may vanish goes alone: all before it can be taken back, and a
-     * frame so short is sent whole or not at all. */
+    /* Buffers may be a mapping whose file is truncated meanwhile. So their last byte goes in a frame
+     * of its own, which is short enough to be sent whole or not at all: until then the message can
+     * be withdrawn. */
     if (job->buffers != NULL && size > 1)
         size--;
     plan->head_size = FDP_HEADER_SIZE + totals;
@@ -126,7 +126,7 @@ struct chunk {
     FDP_CONTROL(controls, CONTROLS);
 };
 
-/* Fills the chunk from the job's position on. Returns how many frames it holds. */
+/* Fills the chunk with frames from the job's position on. Returns how many there are. */
 static unsigned fill_chunk(struct chunk *chunk, int sock, const struct fdp_job *job) {
     struct fdp_position at = job->at;
     size_t heads = 0, controls = 0, sent = job->sent_of_frame;
@@ -135,7 +135,7 @@ static unsigned fill_chunk(struct chunk *chunk, int sock, const struct fdp_job *
         struct plan plan = plan_frame(job, &at);
         if (heads + plan.head_size > HEADS)
             break;
-        /* If the frame was begun, its descriptors went with the first byte. */
+        /* If the frame was sent in part, its descriptors went with the first byte. */
         size_t fd_count = sent > 0 ? 0 : plan.fd_count;
         const int *fds = fd_count > 0 ? job->fds + at.fd_offset + at.fds : NULL;
         struct iovec *parts = chunk->parts[filled];
@@ -156,8 +156,8 @@ static unsigned fill_chunk(struct chunk *chunk, int sock, const struct fdp_job *
     return filled;
 }
 
-/* Moves the job past what one system call sent; the last frame may be sent in part. Returns
- * whether it is not. */
+/* Moves the job past the frames that one system call has sent. Returns whether the last of them was sent
+ * whole. */
 static int advance(struct fdp_job *job, const struct chunk *chunk, int sent) {
     for (int i = 0; i < sent; i++) {
         size_t size = fdp_sum_lengths(chunk->parts[i], 2);
@@ -209,7 +209,8 @@ void fdp_end_job(struct fdp_job *job, unsigned char *ret_rest) {
         fdp_skip_sent(parts, job->sent_of_frame);
         memcpy(ret_rest, parts[0].iov_base, parts[0].iov_len);
         ret_rest += parts[0].iov_len;
-        /* Of a message that is taken back nobody reads the bytes, which may have vanished. */
+        /* The receiver ignores the bytes of a message that is withdrawn. They must not be read here:
+         * their mapping may have been truncated. */
         if (plan.after.is_inside)
             memset(ret_rest, 0, parts[1].iov_len);
         else

@@ -18,7 +18,8 @@ static int begin(struct fdp_inbox *inbox, const struct fdp_frame *frame) {
     }
     if (frame->longest >= SIZE_MAX || frame->most_fds >= INT32_MAX / sizeof(int))
         return -ENOMEM;
-    /* Not cleared, so that memory which a header announces is not used before the bytes arrive. */
+    /* malloc does not touch large memory, so a peer cannot make this process use memory by only
+     * announcing a large message. */
     struct fdp_large large = {.is_open = 1,
                               .payload = malloc((size_t)frame->longest + 1),
                               .fds = malloc(((size_t)frame->most_fds + 1) * sizeof(int)),
@@ -33,7 +34,7 @@ static int begin(struct fdp_inbox *inbox, const struct fdp_frame *frame) {
     return 0;
 }
 
-/* If the message is complete, it becomes a store of its own, in front of all others. Returns 1, or
+/* If the message is complete, moves it into a store of its own, in front of all others. Returns 1, or
  * -EPROTO. */
 static int finish(struct fdp_inbox *inbox) {
     struct fdp_large *large = &inbox->large;
@@ -97,7 +98,8 @@ int fdp_add_piece(struct fdp_inbox *inbox, struct fdp_store *store) {
     return result;
 }
 
-/* What came behind the header of a piece: its payload is where it belongs, the rest is kept. */
+/* After a receive that began with the header of a piece: the payload is already in its place, and what
+ * follows the piece goes to the store. */
 static ssize_t sort_piece(struct fdp_inbox *inbox, const struct fdp_frame *piece, size_t size,
                           const struct fdp_ancillary *ancillary) {
     struct fdp_large *large = &inbox->large;
@@ -150,7 +152,7 @@ ssize_t fdp_fill_large(struct fdp_inbox *inbox) {
         ancillary.fd_count >= piece.fd_count &&
         (ancillary.fd_count == piece.fd_count || size > piece.size))
         return sort_piece(inbox, &piece, size - head, &ancillary);
-    /* Whatever else it is, the store knows what to do. */
+    /* Anything else goes to the store, and is checked there. */
     int error = fdp_keep(inbox, header, head, ancillary.fds, ancillary.fd_count);
     if (error == 0)
         error = fdp_keep(inbox, target, size - head, ancillary.fds, 0);

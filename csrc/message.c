@@ -1,4 +1,4 @@
-/* One message <-> (bytes, descriptors). */
+/* One plain message, sent or received. */
 #include "compat.h"
 #include "internal.h"
 
@@ -85,8 +85,9 @@ ssize_t fdp_try_recv(int sock, size_t capacity, size_t fd_capacity, int flags,
     if (capacity > sizeof ret_received->data)
         return -EMSGSIZE;
     if (flags & MSG_WAITALL)
-        return -EAGAIN; /* It would not wait for all. */
-    /* All that came: closing a socket may take as long as its sender wants (SO_LINGER). */
+        return -EAGAIN; /* A call that never waits cannot wait for all bytes. */
+    /* This takes all descriptors and closes none: closing a socket can wait as long as its sender has
+     * set (SO_LINGER). */
     ssize_t size = fdp_recv_bytes(sock, ret_received->data, capacity, FDP_MAX_FDS,
                                   flags | MSG_DONTWAIT, ret_received);
     if (size < 0)

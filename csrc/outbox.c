@@ -1,4 +1,4 @@
-/* Sending messages: packed into frames, many per system call, and no frame is left incomplete. */
+/* Sending messages: the rest of a frame that was sent in part is kept, and sent before anything else. */
 #include "compat.h"
 #include "internal.h"
 
@@ -6,7 +6,8 @@ void fdp_start_outbox(struct fdp_outbox *ret_outbox, int sock) {
     *ret_outbox = (struct fdp_outbox){.sock = sock};
 }
 
-/* Allocates memory for the rest of a frame. Without it the stream cannot go on, and is ended. */
+/* Allocates memory for the rest of a frame. Without memory the connection is ended, because nothing else
+ * may follow a part of a frame. */
 static unsigned char *start_rest(struct fdp_outbox *outbox, size_t size) {
     unsigned char *rest = malloc(size);
     if (rest == NULL) {
@@ -39,7 +40,8 @@ static ssize_t flush_rest(struct fdp_outbox *outbox, int flags) {
             return sent;
         outbox->rest_at += (size_t)sent;
         outbox->unsent -= (size_t)sent;
-        /* A signal cut the waiting short, or the socket's own timeout, of which the next call tells. */
+        /* A signal has interrupted the wait, or the socket's SO_SNDTIMEO is over, which the next call
+         * reports. */
         if (outbox->unsent > 0 && !(flags & MSG_DONTWAIT))
             return -EINTR;
     }
@@ -119,7 +121,7 @@ ssize_t fdp_try_send_column(struct fdp_outbox *outbox, const void *column, size_
     return try_packed(outbox, payloads, length, count, fds, count);
 }
 
-/* Others read this without being inside. */
+/* Other threads read these two without being inside. */
 static void set_job(struct fdp_outbox *outbox, struct fdp_job *job) {
     __atomic_store_n(&outbox->sender, job != NULL ? job->sender : 0, __ATOMIC_RELAXED);
     __atomic_store_n(&outbox->job, job, __ATOMIC_RELAXED);
@@ -140,20 +142,20 @@ ssize_t fdp_send(struct fdp_outbox *outbox, struct fdp_job *job, int flags) {
                 set_job(outbox, NULL);
         }
         if (result < 0 && fdp_get_sock(&outbox->sock) < 0)
-            result = -EBADF; /* Another thread has closed it meanwhile. */
+            result = -EBADF; /* Another thread has closed the outbox. */
     }
     fdp_leave(&outbox->busy);
     return result;
 }
 
 void fdp_abandon(struct fdp_outbox *outbox, struct fdp_job *job) {
-    /* Who waits inside with another job may do so for long. */
+    /* If another job is being sent, there is nothing to do, and its thread may stay inside for long. */
     if (__atomic_load_n(&outbox->job, __ATOMIC_RELAXED) != job)
         return;
     while (fdp_enter(&outbox->busy) < 0)
         (void)sched_yield();
     if (outbox->job == job) {
-        /* What close cuts does not arrive, and is not counted as if it did. */
+        /* After a close nothing is kept, so the message does not count as sent. */
         size_t size = fdp_get_sock(&outbox->sock) < 0 ? 0 : fdp_size_rest(job);
         unsigned char *rest = size > 0 ? start_rest(outbox, size) : NULL;
         if (rest != NULL)
@@ -166,7 +168,7 @@ void fdp_abandon(struct fdp_outbox *outbox, struct fdp_job *job) {
 int fdp_close_outbox(struct fdp_outbox *outbox) {
     int sock = __atomic_exchange_n(&outbox->sock, -1, __ATOMIC_SEQ_CST);
     if (fdp_enter(&outbox->busy) < 0) {
-        (void)shutdown(sock, SHUT_RDWR); /* So that who waits there goes. */
+        (void)shutdown(sock, SHUT_RDWR); /* Wakes the thread that waits there. */
         return -EBUSY;
     }
     if (outbox->unsent > 0)

@@ -1,8 +1,8 @@
-/* Undoes a receive: what was handed out and not taken is the next message again. */
+/* Undoes a receive: the messages that it returned will be received again. */
 #include "compat.h"
 #include "internal.h"
 
-/* Makes a store from the messages in scratch and owner. */
+/* Makes a store of the messages in scratch and owner. NULL: there is no memory. */
 static struct fdp_store *take_back(struct fdp_scratch *scratch, const struct fdp_owner *owner) {
     size_t tables = fdp_size_tables(0, scratch->count, owner->count);
     size_t head = FDP_HEADER_SIZE + tables;

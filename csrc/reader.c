@@ -1,4 +1,4 @@
-/* Reads bytes and descriptors from the socket. None is lost to a full table, and none leaks. */
+/* Reads bytes and descriptors from the socket. No descriptor is lost to a full table, and none leaks. */
 #include "compat.h"
 #include "internal.h"
 
@@ -26,7 +26,7 @@ static ssize_t receive_once(int sock, struct iovec *iov, size_t iov_count, int f
     return received;
 }
 
-/* Checks that every receive of a channel needs. */
+/* What must be checked after every receive. Returns received, or a negative errno. */
 static ssize_t check(struct fdp_inbox *inbox, ssize_t received,
                      const struct fdp_ancillary *ancillary) {
     if (received < 0)
@@ -51,9 +51,9 @@ ssize_t fdp_take(struct fdp_inbox *inbox, struct iovec *iov, size_t iov_count,
     return check(inbox, received, ret_ancillary);
 }
 
-/* Reads the bytes again that a peek has brought, without their control data: that frees the
- * kernel's own hold on the descriptors, of which this process now has its copies. -EPROTO: another
- * process reads here too, and was faster.  Another negative errno: all is queued as before. */
+/* Removes the bytes that a peek has shown from the queue. The descriptors that were queued with them are
+ * closed by the kernel; this process keeps the copies that the peek installed. -EPROTO: another process
+ * reads from this socket too, and was faster.  Another negative errno: nothing was removed. */
 static int discard(struct fdp_inbox *inbox, unsigned char *bytes, size_t size) {
     for (size_t done = 0; done < size;) {
         ssize_t gone = recv(fdp_get_sock(&inbox->sock), bytes + done, size - done, MSG_DONTWAIT);
@@ -74,19 +74,20 @@ static void drop_peeked(struct fdp_inbox *inbox, struct fdp_ancillary *ancillary
     ancillary->fd_count = 0;
 }
 
-/* Whether an incomplete message may have fd_count more descriptors; those of a large one are reserved. */
+/* Whether the inbox may get fd_count more descriptors of incomplete messages. The places for a large
+ * message are reserved already. */
 static int may_hold(struct fdp_inbox *inbox, uint64_t fd_count, ssize_t room) {
     return fdp_leaves_some(fd_count, room) &&
            (inbox->large.is_open || fdp_reserve(&inbox->held, inbox->held + fd_count));
 }
 
-/* Checks that the table takes the descriptors of the frame at the front, all of which is still queued,
- * and of what must follow it. Any frame may use the last place if it is whole; others leave room for
- * those. Returns 0, or -EMFILE. */
+/* Checks that the table has room for the descriptors of the frame at the front of the queue, and of the
+ * large message that it may begin. A packed frame that is queued whole may use the last place. Any other
+ * frame leaves some free, so that whole ones can still be received. Returns 0, or -EMFILE. */
 static int check_room(struct fdp_inbox *inbox, const struct fdp_frame *front) {
     ssize_t room = fdp_count_room();
     if (room < 0)
-        return 0; /* The system does not tell; the peek will. */
+        return 0; /* The system does not report it. The peek will show whether there is room. */
     uint64_t needed = front->fd_count;
     if (front->most_fds > needed && front->most_fds <= inbox->max_fds)
         needed = front->most_fds;
@@ -99,15 +100,15 @@ static int check_room(struct fdp_inbox *inbox, const struct fdp_frame *front) {
     return fdp_refuse(inbox, needed, room);
 }
 
-/* The room of the table without so many copies, which are in it. */
+/* How much room the table will have once so many copies are closed. */
 static ssize_t count_room_without(unsigned copies) {
     ssize_t room = fdp_count_room();
     return room < 0 ? room : room + (ssize_t)copies;
 }
 
-/* Takes a copy of the descriptors, by a peek, and then the bytes: where the table proves too full,
- * because another thread was faster, nothing is lost. announced: how many, or 0 if the header that
- * says so is not here. */
+/* Receives in two steps: a peek installs copies of the descriptors, and then the bytes are removed from
+ * the queue. If the table turns out to be too full, because another thread has opened something,
+ * nothing is lost. announced: how many descriptors the header announces, or 0 if it is not here yet. */
 static ssize_t take_by_peek(struct fdp_inbox *inbox, unsigned char *target, size_t size,
                             size_t announced, struct fdp_ancillary *ret_ancillary) {
     struct iovec buffer = {.iov_base = target, .iov_len = size};
@@ -120,7 +121,7 @@ static ssize_t take_by_peek(struct fdp_inbox *inbox, unsigned char *target, size
         has_room = may_hold(inbox, count, count_room_without(count));
     if (inbox->accept_fds && !has_room) {
         drop_peeked(inbox, ret_ancillary);
-        /* Without a header, all that is known is how many came, and whether more would have. */
+        /* Without the header, the number that is needed is only known to be at least this. */
         return fdp_refuse(inbox, announced > 0 ? announced : count + lost,
                           count_room_without(count));
     }
@@ -133,7 +134,7 @@ static ssize_t take_by_peek(struct fdp_inbox *inbox, unsigned char *target, size
     return error < 0 ? error : received;
 }
 
-/* Receives only the frame at the front, after peeking at its header. */
+/* Peeks at the header of the frame at the front of the queue, and receives only this frame. */
 static ssize_t receive_carefully(struct fdp_inbox *inbox, const unsigned char *known,
                                  size_t known_size, unsigned char *target,
                                  struct fdp_ancillary *ret_ancillary) {
@@ -155,7 +156,7 @@ static ssize_t receive_carefully(struct fdp_inbox *inbox, const unsigned char *k
     if (!fdp_is_in_order(inbox, &front))
         return fdp_violate(inbox, FDP_MALFORMED);
     struct iovec rest = {.iov_base = target, .iov_len = front.size - known_size};
-    /* Its descriptors come with its first byte: none will come with later ones. */
+    /* The descriptors of a frame come with its first byte. If that is here, no more will come. */
     if (front.fd_count == 0 || known_size > 0 || !inbox->accept_fds)
         return fdp_take(inbox, &rest, 1, ret_ancillary);
     int error = check_room(inbox, &front);
@@ -168,7 +169,7 @@ ssize_t fdp_receive_frame(struct fdp_inbox *inbox, const unsigned char *known, s
                           struct fdp_ancillary *ret_ancillary) {
     struct iovec buffer = {.iov_base = target, .iov_len = capacity};
     ret_ancillary->fd_count = 0;
-    /* If its header is here, so are its descriptors. */
+    /* Descriptors come with the first byte of a frame, so none come with the rest of it. */
     if (known_size >= FDP_HEADER_SIZE || !FDP_CAN_PEEK_FDS || inbox->sender_keeps)
         return fdp_take(inbox, &buffer, 1, ret_ancillary);
     inbox->expected = fdp_begin_in_ample_room(inbox->large.is_open ? NULL : &inbox->held);

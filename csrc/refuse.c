@@ -1,10 +1,10 @@
-/* What an inbox does not take. */
+/* What an inbox does not accept. */
 #include "compat.h"
 #include "internal.h"
 
 int fdp_violate(struct fdp_inbox *inbox, int violation) {
     inbox->violation = violation;
-    /* So that the peer, and a thread that sends, notice it now and not when a buffer is full. */
+    /* The peer, and a thread that sends here, then notice it now, and not only when a buffer is full. */
     (void)shutdown(fdp_get_sock(&inbox->sock), SHUT_RDWR);
     return -EPROTO;
 }

@@ -71,7 +71,7 @@ static unsigned hand_out_large(struct fdp_store *store, struct fdp_scratch *scra
                                struct fdp_owner *owner) {
     unsigned fd_count = store->fd_tail;
     if (scratch->count > 0 || fd_count > owner->capacity)
-        return 0; /* It travels alone. */
+        return 0; /* A large payload needs a scratch of its own. */
     memcpy(owner->fds, store->fds, fd_count * sizeof(int));
     owner->count = fd_count;
     store->fd_head = fd_count;

@@ -36,7 +36,8 @@ static ssize_t write_to_file(int fd, const struct iovec *buffers, size_t count) 
         return written;
     struct stat status;
     mode_t mode = fstat(fd, &status) == 0 ? status.st_mode : 0;
-    /* btrfs and xfs return EAGAIN if a page is not in memory: a file is never full. */
+    /* For a regular file EAGAIN does not mean that it is full: btrfs and xfs return it if a page is
+     * not in memory. */
     if (written == -EAGAIN && !S_ISREG(mode))
         return written;
     if (S_ISFIFO(mode))
@@ -53,7 +54,7 @@ static ssize_t write_now(int fd, const struct iovec *buffers, size_t count) {
     struct msghdr header = {.msg_iov = (struct iovec *)(uintptr_t)buffers,
                             .msg_iovlen = (fdp_iovlen_t)count};
     fdp_mute_sigpipe(fd);
-    /* With one buffer there is no header to copy. */
+    /* For one buffer send is faster: the kernel copies no header. */
     ssize_t written = count == 1 ? send(fd, buffers->iov_base, buffers->iov_len, flags)
                                  : sendmsg(fd, &header, flags);
     if (written >= 0)
@@ -66,7 +67,7 @@ static ssize_t write_to_one(int fd, const struct iovec *buffers, size_t count) {
     for (size_t at = 0; at < count; at += CHUNK) {
         size_t in_chunk = count - at < CHUNK ? count - at : CHUNK;
         size_t size = fdp_sum_lengths(buffers + at, in_chunk);
-        /* A socket would send an empty packet. */
+        /* Writing nothing to a socket would send an empty packet. */
         if (size == 0)
             continue;
         ssize_t now = write_now(fd, buffers + at, in_chunk);
