@@ -110,10 +110,12 @@ def start_batch(
     flags: int,
     start: Progress,
 ) -> Any:
-    """Checks what send_many gets, and may send some of it without waiting. Returns None if that is
-    everything, or else a struct fdp_job * for send_rest. fds is read only once: it may contain
-    iterators."""
-    # None while a signal handler that raises an exception would hide it.
+    """Checks the arguments of send_many, and may send some of the messages without waiting.
+
+    Returns None if all were sent, and otherwise a struct fdp_job * for send_rest. It reads fds only
+    once, because that may contain iterators.
+    """
+    # How many were sent without waiting. None if an exception of a signal handler hides the number.
     sent: int | None = 0
     try:
         fd = raw_fileno(sock)
@@ -135,7 +137,7 @@ def start_batch(
                         return None
                     if sent > 0:
                         start = Progress(sent, 0)
-                    if sent == -errno.ECONNRESET:  # A packet socket tells this once.
+                    if sent == -errno.ECONNRESET:  # A packet socket reports this only once.
                         raise_oserror(errno.ECONNRESET)
         flat, counts = flatten_fds(listed)
         job, lengths, _ = make_job(data, flat, counts)
@@ -161,7 +163,8 @@ def send_rest(sock: int | HasFileno, job: Any, flags: int) -> None:
     deadline = Deadline(sock, WRITABLE, flags)
     try:
         while at.message < count:
-            # Asked for every time: a signal handler may have closed it, and another has its number.
+            # Asked for every time: a signal handler may have closed the socket, and another file
+            # may have its number now.
             sent = lib.fdp_send_batch(raw_fileno(sock), job, flags)
             if sent < 0:
                 deadline.handle(-sent)
@@ -206,7 +209,7 @@ def _check_batch(
 _MOST_BYTES = _BATCH * lib.FDP_INLINE_SIZE
 _DONTWAIT = int(socket.MSG_DONTWAIT)
 _MSG_PEEK = int(socket.MSG_PEEK)
-# Only the first message is waited for, and a try with this flag receives nothing.
+# Removes MSG_WAITALL, with which a call that does not wait receives nothing.
 _LATER = ~int(socket.MSG_WAITALL)
 
 
@@ -267,7 +270,7 @@ def recv_many(
             f"got {max_messages}, {bufsize} and {maxfds}"
         )
     if flags & _MSG_PEEK:
-        max_messages = 1  # The kernel would show the first one again and again.
+        max_messages = 1  # A peek always shows the first message.
     fd = raw_fileno(sock)
     scratch, data, view = memory = _get_memory()
     most = max_messages if max_messages < _BATCH else _BATCH
@@ -296,7 +299,7 @@ def recv_many(
         except ConnectionResetError as reset:
             if deadline is None or not deadline.has_raised(reset):
                 raise
-            # The kernel reports this once, and before the queue is empty.
+            # The kernel reports this only once, and even if messages are still queued.
             error, code = reset, _MORE
         payloads, counts = read_messages(code, scratch, view, owned)
         lost = _count_lost(code, scratch)
@@ -305,7 +308,7 @@ def recv_many(
             held.append(new_memory(max(room, 1)))
             arguments = (data, bufsize, maxfds, left, flags & _LATER | _DONTWAIT, scratch, held[-1])
             code = receive_more(fileno(sock), *arguments)
-            if code == -errno.ECONNRESET:  # As above: it is told once, and there may be more.
+            if code == -errno.ECONNRESET:  # As above.
                 error = OSError(errno.ECONNRESET, describe_errno(errno.ECONNRESET))
                 code = _MORE
                 continue
@@ -323,7 +326,7 @@ def recv_many(
             error.batch = batch  # type: ignore[attr-defined]
         elif lost:
             error = TruncatedBatchError(lost, batch)
-        # From here on there is no call after which a signal handler could run.
+        # The lines up to the return make no call, so no signal handler runs between them.
         stack = _idle
         stack += (memory,)
     except BaseException:
@@ -338,7 +341,7 @@ def recv_many(
 
 
 def _count_lost(code: int, scratch: Any) -> int:
-    """How many messages lost something. The rest of them is closed, while others may run."""
+    """How many messages lost something. Closes the descriptors that came with them."""
     if not code & _MIXED_COUNTS or not scratch.lost:
         return 0
     lib.fdp_close_surplus(scratch)
@@ -366,7 +369,7 @@ def recv_one(
         payloads, _ = read_messages(code, scratch, view, owned)
         flags = scratch.lost_flags if _count_lost(code, scratch) else 0
         owner = own(owned, many)
-        # From here on there is no call after which a signal handler could run.
+        # The lines up to the return make no call, so no signal handler runs between them.
         stack = _idle
         stack += (memory,)
         return payloads[0] if payloads else None, owner, flags

@@ -1,4 +1,4 @@
-"""Payloads on their way out: joined into one buffer, or left where they are."""
+"""Payloads to send: joined into one buffer, or described to the kernel where they are."""
 
 import operator
 import sys
@@ -12,53 +12,55 @@ from fdpass_c._native import ffi
 if TYPE_CHECKING:
     from typing_extensions import Buffer as Buffer
 else:
-    # bytes, bytearray, memoryview or anything else with a C-contiguous buffer. Python 3.12 has it.
+    # bytes, bytearray, memoryview or any other object with a C-contiguous buffer. From Python 3.12
+    # on this is collections.abc.Buffer.
     Buffer = Any
 
 PLAIN: set[type] = {bytes, bytearray}
-"""Python's own memory. Other memory may be a mapping, and only the kernel may read it: if the file
-was truncated, the kernel returns EFAULT, and this process would get SIGBUS."""
+"""Types whose memory Python allocates. Other memory may be a mapping of a file, and then only the
+kernel may read it: if the file was truncated, the kernel returns EFAULT, but code of this process
+would get SIGBUS."""
 
 NOT_BYTES_LIKE = (TypeError, ValueError, BufferError)
-"""What an object raises that has no C-contiguous buffer, if it is asked for it."""
+"""The exceptions for an object that has no C-contiguous buffer."""
 
 _IS_PYPY = sys.implementation.name == "pypy"
 _join = b"".join
 
 
 def is_plain(buffer: Buffer) -> bool:
-    """Whether it is Python's own memory, or a view of that without gaps."""
+    """Whether buffer is PLAIN, or a contiguous view of that."""
     if isinstance(buffer, memoryview):
         try:
             return type(buffer.obj) in PLAIN and buffer.c_contiguous
-        except ValueError:  # It was released, which view_each says.
+        except ValueError:  # It was released. view_each will raise an error that says so.
             return False
     return type(buffer) in PLAIN
 
 
 def join(buffers: Sequence[Buffer]) -> tuple[bytes, list[int]] | None:
-    """All bytes in a row and how many each buffer has; None where one is not PLAIN."""
+    """Joins buffers. Returns the bytes and the size of each buffer, or None if one is not PLAIN."""
     if not {*map(type, buffers)} <= PLAIN:
         if not all(map(is_plain, buffers)):
             return None
-        views = [memoryview(buffer) for buffer in buffers]  # None of them can be resized now.
+        views = [memoryview(buffer) for buffer in buffers]  # While a view exists, none is resized.
         return _join(views), [view.nbytes for view in views]
-    # Copies, so that a bytearray cannot change between being measured and being joined.
+    # A bytearray is copied first, so that no thread resizes it between the two lines below.
     copies = [buffer if type(buffer) is bytes else bytes(buffer) for buffer in buffers]
     return _join(copies), [*map(len, copies)]
 
 
 def _copy_array(buffer: Buffer) -> Buffer:
-    """A copy of an array, or what else it is. PyPy resizes an array although C code reads it."""
+    """A copy, if buffer is a view of an array: PyPy resizes an array although C code reads it."""
     view = memoryview(buffer)
     return view.tobytes() if isinstance(view.obj, array) and view.c_contiguous else buffer
 
 
 def view_each(buffers: Sequence[Buffer], name: str) -> list[Any]:
-    """A view of each buffer, which it keeps alive and unresized.
+    """Makes a view of each buffer, which keeps the buffer alive and prevents that it is resized.
 
-    TypeError for what has no C-contiguous buffer. name: what the caller calls the one at a
-    position, "buffers[{}]".
+    TypeError if one has no C-contiguous buffer. name: how the error names the buffer at a position,
+    for example "buffers[{}]".
     """
     views = []
     for position, buffer in enumerate(buffers):
@@ -75,7 +77,7 @@ def view_each(buffers: Sequence[Buffer], name: str) -> list[Any]:
 
 
 def view_bytes(buffer: Buffer) -> memoryview:
-    """A view of a buffer, also where memoryview has no name for its items (numpy's datetime64)."""
+    """A memoryview of buffer, even if memoryview refuses its items (numpy's datetime64)."""
     try:
         return memoryview(buffer)
     except ValueError:
@@ -83,7 +85,7 @@ def view_bytes(buffer: Buffer) -> memoryview:
 
 
 def describe(buffers: Sequence[Buffer], name: str) -> tuple[Any, list[int]]:
-    """A struct iovec[] of buffers, with a view of each, and the size of each. As view_each."""
+    """A struct iovec[] that keeps a view of each buffer, and the sizes. Raises as view_each."""
     views = view_each(buffers, name)
     vector = ffi.new("struct iovec[]", [(view, len(view)) for view in views])
     return ffi.gc(vector, partial(operator.is_, views)), [*map(len, views)]

@@ -50,9 +50,10 @@ from fdpass_c.turns import LOOK_AGAIN, Turns, while_listed
 from fdpass_c.unix import Path, connect_unix
 from fdpass_c.waiting import READABLE, WRITABLE, Deadline, HasFileno, raw_fileno
 
-# What a channel's socket needs. The numbers are those of most processors: Python does not name all.
-# A byte sent with MSG_OOB would make it readable with nothing to read (Linux 5.15). A peek that
-# begins further on would find the header of one frame and the descriptors of another.
+# The options that a channel needs on its socket. Python does not name all of them; the numbers are
+# those of most processors. Without SO_OOBINLINE, a byte that a peer sends with MSG_OOB makes the
+# socket readable with nothing to read (Linux 5.15). With another SO_PEEK_OFF, a peek would show the
+# header of one frame and the descriptors of another.
 _SO_OOBINLINE = getattr(socket, "SO_OOBINLINE", 10)
 _SO_PEEK_OFF = 42
 _SOCKET_OPTIONS = {_SO_OOBINLINE: 1, **({_SO_PEEK_OFF: -1} if HAS_GENERIC_NUMBERS else {})}
@@ -72,7 +73,8 @@ _is_finalizing = sys.is_finalizing
 
 _UNDECIDED = {lib.FDP_LOOK, -errno.EPROTO}
 
-# Seconds between two tries while too many are in flight: no event reports that they were received.
+# Seconds between two tries to send while too many descriptors are in flight: no event reports that
+# the receiver has taken some.
 IN_FLIGHT_DELAY = 0.002
 
 _all: "weakref.WeakSet[Channel]" = weakref.WeakSet()
@@ -147,7 +149,7 @@ class Channel(Closing):
             raise ValueError(f"a channel needs a stream or seqpacket socket, not {kind!r}")
         check_options(max_payload, max_fds, allow_uids, receive_fds)
         if sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
-            # It has peer credentials nevertheless: its own.
+            # The kernel would report credentials for it: those of this process.
             raise_oserror(errno.ENOTCONN, "the socket listens: pass what its accept() returns")
         self._peer = peer_credentials(sock)
         if allow_uids is not None and self._peer.uid not in allow_uids:
@@ -348,7 +350,7 @@ class Channel(Closing):
                 self._senders.pass_on()
 
     def _start_waiting(self) -> Deadline:
-        # Linux tells poll nothing of a shutdown of the sending, which another thread may call.
+        # Another thread may shut down the sending, and on Linux that does not wake poll.
         looks = threading.active_count() > 1
         return Deadline(self._sock, WRITABLE, at_most=LOOK_AGAIN if looks else None)
 
@@ -370,7 +372,7 @@ class Channel(Closing):
             deadline.look()
             self._senders.wait()
         elif result == lib.FDP_LOOK:
-            # A non-blocking send goes on: there may be room, and its messages are finite.
+            # A non-blocking send goes on while there is room, until its messages are sent.
             if self._sock.gettimeout() != 0:
                 deadline.look()
         elif result == -errno.ETOOMANYREFS and self._waits_in_flight:
@@ -400,11 +402,11 @@ class Channel(Closing):
 
     @property
     def unsent(self) -> int:
-        """How many bytes of a begun frame wait for the next send, or for flush()."""
+        """How many bytes of a frame sent in part wait for the next send, or for flush()."""
         return int(self._outbox.unsent)
 
     def flush(self) -> None:
-        """Sends what unsent counts.
+        """Sends the bytes that unsent counts.
 
         Raises:
             BlockingIOError: The channel is in non-blocking mode and the socket's buffer is full.
@@ -443,7 +445,7 @@ class Channel(Closing):
                 All that it sent was received before.
             OSError: EBADF: the channel is closed. Others as for socket.recvmsg.
         """
-        # Not by functions, whose calls would take a twentieth of the time of this one.
+        # recv_many repeats these lines: as a function they would make each receive 5 % slower.
         try:
             pair = take_spare()
         except IndexError:
@@ -465,11 +467,11 @@ class Channel(Closing):
                 payload = view[: code & _LENGTH]
             else:
                 payload = bytes(ffi.buffer(scratch.large, scratch.large_size))
-                pair = make_scratch()  # The core frees the old one with the payload.
+                pair = make_scratch()  # The old one is dropped, with the large payload in it.
             if self._receivers:
                 self._receivers.pass_on()
             owner = own(memory, pool)
-            # From here on there is no call after which a signal handler could run.
+            # The lines up to the return make no call, so no signal handler runs between them.
             stack = spare
             stack += (pair,)
             return payload, owner
@@ -497,7 +499,7 @@ class Channel(Closing):
         """
         if max_messages < 1:
             raise ValueError(f"max_messages must be at least 1, got {max_messages}")
-        # As in recv.
+        # As in recv, which says why.
         try:
             pair = take_spare()
         except IndexError:
@@ -518,7 +520,7 @@ class Channel(Closing):
             payloads, counts = read_messages(code, scratch, view, memory)
             batch = gather(payloads, own(memory, pool), counts)
             if code >= _LARGE:
-                pair = make_scratch()  # The core frees the old one with the payload.
+                pair = make_scratch()  # The old one is dropped, with the large payload in it.
             if self._receivers:
                 self._receivers.pass_on()
             stack = spare
@@ -529,10 +531,10 @@ class Channel(Closing):
             raise
 
     def _undo(self, scratch: Any, pair: Any, memory: Any, pool: list[Any] | None) -> None:
-        """After an exception: makes what was received the next message again."""
+        """After an exception: the next receive returns what was received here."""
         lib.fdp_put_back(self._inbox, scratch, memory)
         recycle(memory, pool)
-        # Not earlier: another thread would receive into it.
+        # Only now, because another thread may take it and receive into it.
         spare.append(pair)
 
     def _receive(self, code: int, most: int, scratch: Any, held: list[Any]) -> int:
@@ -549,18 +551,19 @@ class Channel(Closing):
             What the last try returned.
         """
         if code == -errno.EAGAIN and self._sock.gettimeout() == 0:
-            # As below, but an event loop's usual case.
+            # The code below would raise the same. Event loops get it often, and this is faster.
             raise BlockingIOError(errno.EAGAIN, _NOTHING)
         del spare[MOST:]
         inbox = self._inbox
         deadline = Deadline(self._sock, READABLE)
-        # If the first try could not decide by itself, its result means nothing yet.
+        # Whether the try must be repeated, because it could not close, or may wait now.
         first = code in _UNDECIDED or (code == -errno.EAGAIN and self._sock.gettimeout() is None)
         while code <= 0:
             if code == lib.FDP_FIT:
                 small = [*held]
                 held[:] = new_memory(inbox.needed), None
-                recycle(*small)  # A finaliser could swallow what a handler raises.
+                # If it were dropped, its finaliser could swallow what a signal handler raises.
+                recycle(*small)
             elif code == -errno.EBUSY:
                 deadline.look()
                 self._receivers.wait()
@@ -582,7 +585,7 @@ class Channel(Closing):
             raise DescriptorTableFullError(inbox.needed, inbox.room)
         if code != lib.FDP_LOOK:
             self._wait(code, deadline)
-        elif not self.pending:  # The last frame may have made a message whole.
+        elif not self.pending:  # The last frame may have completed a message.
             deadline.look()
 
     def __iter__(self) -> Iterator[tuple[bytes, Descriptors]]:
@@ -596,7 +599,7 @@ class Channel(Closing):
 
     @property
     def pending(self) -> int:
-        """How many whole messages are here and not handed out. A selector does not report them."""
+        """How many whole messages are here and not returned. A selector does not report them."""
         return int(lib.fdp_try_count_pending(self._inbox))
 
     def fileno(self) -> int:
@@ -675,8 +678,9 @@ class Channel(Closing):
         self._end.check_empty()
         with socket.socket(self._sock.family) as closed:
             closed.settimeout(self._sock.gettimeout())
-        # First: wherever a signal handler raises, no call of this channel uses the number later,
-        # which may be another file's by then.
+        # This comes first, so that no call of this channel uses the number of the descriptor later,
+        # wherever a signal handler raises an exception. It may be the number of another file by
+        # then.
         self._leave_socket()
         sock, self._sock = self._sock, closed
         return sock
@@ -696,8 +700,10 @@ class Channel(Closing):
             self._receivers.wait()
         while lib.fdp_close_outbox(self._outbox) < 0:
             self._senders.wait()
-        # This thread, where a handler closes what it has interrupted, finds out by itself. A daemon
-        # never leaves the list when the interpreter is shutting down: it does not run any more.
+        # Wakes the other threads that wait, until none is left. If this thread is in the list, it
+        # is in a signal handler that has interrupted a wait, which notices the close when it goes
+        # on. While the interpreter shuts down, daemon threads do not run any more, so they never
+        # leave the list.
         while {*self._waiting} - {threading.get_ident()} and not _is_finalizing():
             with contextlib.suppress(OSError):
                 self._sock.shutdown(socket.SHUT_RDWR)

@@ -32,26 +32,27 @@ _INTS = ffi.typeof("int[]")
 
 
 def as_ints(fds: list[Any]) -> Any:
-    """fds for a parameter const int *, TypeError for what is no int, OverflowError for a large one.
+    """An array of int for the C core. TypeError if an element is not an int, OverflowError if it is
+    too large.
 
-    cffi reads a long list three times as slowly as struct does, and takes whatever has __int__.
+    cffi itself converts a long list three times as slowly, and accepts any object with __int__.
     """
     try:
         return ffi.from_buffer(_INTS, pack_ints[len(fds)](*fds))
     except UNFIT:
-        # PyPy's array, too, takes whatever has __int__.
+        # operator.index, because PyPy's array accepts any object with __int__.
         return ffi.from_buffer(_INTS, array("i", map(operator.index, fds)))
 
 
-# The types that callers mostly give. Where a call less counts, ask for them before as_list.
+# The types that callers mostly pass. A fast path can check for them in place of calling as_list.
 LISTS = (list, tuple)
 
 
 def as_list(fds: Iterable[Any]) -> list[Any]:
-    """What a caller gives as several descriptors. TypeError for one without a list around it.
+    """A list of the descriptors that a caller passes. TypeError for a single one without a list.
 
-    Iterating a file would read it, and a Channel would receive. The ints in bytes are no
-    descriptors.
+    A file or a Channel must not be iterated, because that reads from it, and the ints in bytes are
+    no descriptors.
     """
     if type(fds) in LISTS:
         return [*fds]
@@ -76,7 +77,7 @@ def as_fd_list(fds: Iterable[int | HasFileno]) -> list[int]:
 
 
 def as_fd_ints(fds: list[Any]) -> Any:
-    """As as_ints, for objects with fileno() too."""
+    """As as_ints, but accepts objects with fileno() too."""
     try:
         return as_ints(fds)
     except TypeError:
@@ -108,8 +109,8 @@ def close_fds(fds: Iterable[int | HasFileno]) -> None:
 FEW = 4
 MANY = 253
 
-# Closed memory of these capacities, to be used again. pop and append are atomic, so threads and
-# signal handlers never get the same.
+# Memory of these capacities that owns nothing, to be used again. pop and append are atomic, so two
+# threads, or a thread and its signal handler, never get the same.
 few: list[Any] = []
 many: list[Any] = []
 
@@ -123,8 +124,8 @@ _SPARE = 64
 def new_memory(capacity: int) -> Any:
     """Memory for that many descriptors, as a struct fdp_owner * that holds none."""
     plain = ffi.new("struct fdp_owner *", {"capacity": capacity, "fds": capacity})
-    # The inner destructor is a function of the core: it closes without executing Python.
-    # In a cycle the inner may be finalised first: the outer looks at memory that is there anyway.
+    # The inner destructor is a function of the core, which closes without running Python code. In a
+    # reference cycle it may run before the outer one, which therefore keeps plain alive.
     return ffi.gc(ffi.gc(plain, _drop), partial(_warn, plain))
 
 
@@ -133,13 +134,14 @@ def _show(fds: list[int]) -> str:
 
 
 def _warn(memory: Any, closer: object) -> None:
-    """closer: what closes memory, and was made with it."""
+    """Warns if memory still owns descriptors. closer: closes them when it is dropped."""
     if memory.count == 0 or ffi is None:  # None: the interpreter is shutting down.
         return
     fds = ffi.unpack(memory.fds, memory.count)
     if fds.count(_TAKEN) < len(fds):
         where = _tell_where(closer) if is_tracing() else ""
-        _drop(memory)  # First: the warning may become an error, whose traceback keeps memory alive.
+        # First, because the traceback of a warning that is an error keeps memory alive.
+        _drop(memory)
         warnings.warn(
             f"unclosed <Descriptors [{_show(fds)}]>{where}",
             ResourceWarning,
@@ -158,8 +160,8 @@ def _tell_where(made: object) -> str:
 
 
 def get_memory(spare: list[Any], capacity: int) -> Any:
-    """As new_memory, but used before where spare has some."""
-    # Not while tracemalloc traces: the warning says where memory was allocated.
+    """As new_memory, but takes memory from spare if there is some."""
+    # While tracemalloc traces, it must be new: a warning then says where it was allocated.
     try:
         return new_memory(capacity) if is_tracing() else spare.pop()
     except IndexError:
@@ -167,7 +169,7 @@ def get_memory(spare: list[Any], capacity: int) -> Any:
 
 
 def recycle(memory: Any, spare: list[Any] | None) -> None:
-    """Closes what is in memory, which goes back to spare, the list that it came from, or away."""
+    """Closes what memory owns. spare: the list it came from, to which it goes back if it may."""
     _drop(memory)
     if spare is not None and len(spare) < _SPARE:
         spare.append(memory)
@@ -249,7 +251,7 @@ class Descriptors(Closing, Sequence[int]):
         return self._memory
 
     def _find(self, index: int) -> int:
-        """index as one from the front; IndexError where there is none."""
+        """The index, counted from the front. IndexError if there is no such position."""
         count: int = self._open().count
         try:
             fits = -count <= index < count
@@ -306,14 +308,14 @@ class Descriptors(Closing, Sequence[int]):
         return fd
 
     def _stop_warning(self, left: int = 0) -> None:
-        """Stops the warning of an owner that is dropped, if it owns at most left descriptors.
+        """If at most left descriptors are still owned, removes the finaliser that warns.
 
-        A finaliser written in Python would swallow an exception that a signal handler raises in it.
+        An exception that a signal handler raises inside a finaliser written in Python is swallowed.
         """
         memory = self._memory
         count = memory.count
         if left >= count or ffi.unpack(memory.fds, count).count(_TAKEN) + left >= count:
-            self._spare = None  # Memory that is used again must warn.
+            self._spare = None  # Memory without that finaliser must not be used again.
             ffi.gc(memory, None)
 
     def take_all(self) -> list[int]:
@@ -384,9 +386,9 @@ class Descriptors(Closing, Sequence[int]):
 
 
 def initialize(sock: socket.socket, fds: Descriptors, index: int, *kind: int) -> None:
-    """As Descriptors.as_socket, with a socket object whose __init__ was not called yet.
+    """Does what as_socket says, for a socket object whose __init__ was not called yet.
 
-    kind: the family, type and protocol, where they need not be read.
+    kind: the family, type and protocol, if they are known.
     """
     fd = fds[index]
     memory, position = fds._memory, fds._find(index)
@@ -394,20 +396,21 @@ def initialize(sock: socket.socket, fds: Descriptors, index: int, *kind: int) ->
     try:
         sock.__init__(*kind, fileno=fd)  # type: ignore[misc]
         if not blocking:
-            os.set_blocking(fd, False)  # Where PyPy has made it blocking, for the sender too.
+            os.set_blocking(fd, False)  # PyPy has made it blocking, for the sender too.
         lib.fdp_take_fd(memory, position)
         fds._stop_warning()
     except BaseException:
-        # Both own it, unless the owner has given it up.
+        # If fds still owns the descriptor, the socket must not own it too. socket.socket.detach,
+        # because the method of a subclass may need attributes that are not set yet.
         if memory.fds[position] >= 0:
-            socket.socket.detach(sock)  # A class of its own may not be ready for more.
+            socket.socket.detach(sock)
         raise
 
 
 def _named_by_fd(file: IO[Any]) -> IO[Any]:
-    """Names file as open() names one that it makes of an int.
+    """Sets the name of file to its descriptor, as open() does if it is called with an int.
 
-    A name that is text would get into what gzip and tarfile make of the file.
+    gzip and tarfile write a name that is text into what they produce.
     """
     buffer: Any = getattr(file, "buffer", file)
     raw: Any = getattr(buffer, "raw", buffer)
@@ -419,7 +422,7 @@ _new = Descriptors.__new__
 
 
 def own(memory: Any, spare: list[Any] | None = None) -> Descriptors:
-    """The owner that shows what memory holds; spare: the list that the memory goes back to."""
+    """Makes a Descriptors of memory. spare: the list that the memory goes back to."""
     owner = _new(Descriptors)
     owner._memory = memory
     owner._spare = spare
@@ -427,7 +430,7 @@ def own(memory: Any, spare: list[Any] | None = None) -> Descriptors:
 
 
 def join(parts: list[Any]) -> Any:
-    """New memory with all that is in parts, in which nothing is left."""
+    """Moves all descriptors of parts to new memory."""
     joined = new_memory(sum([part.count for part in parts]))
     for part in parts:
         lib.fdp_move_fds(joined, part)

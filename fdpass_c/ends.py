@@ -1,4 +1,4 @@
-"""One end of a channel in the C core, for whoever waits: a thread, an event loop, the pool."""
+"""One end of a channel in the C core, as a Channel, the event loops and the pool use it."""
 
 import errno
 from typing import Any, NoReturn
@@ -22,7 +22,7 @@ _VIOLATIONS = {
 
 
 class End:
-    """A struct fdp_inbox * and a struct fdp_outbox *, which it owns."""
+    """Owns the struct fdp_inbox and the struct fdp_outbox of a channel."""
 
     __slots__ = ("_closers", "inbox", "outbox")
 
@@ -32,14 +32,16 @@ class End:
         self.outbox: Any = ffi.new("struct fdp_outbox *")
         lib.fdp_start_inbox(self.inbox, sock, max_payload, max_fds, receive_fds)
         lib.fdp_start_outbox(self.outbox, sock)
-        # Apart from the memory: in a cycle it may be finalised before others that still use that.
+        # These are separate objects, so that the memory outlives them: in a reference cycle, other
+        # finalisers that run later may still use it.
         self._closers = (
             ffi.gc(self.inbox, lib.fdp_close_inbox),
             ffi.gc(self.outbox, lib.fdp_close_outbox),
         )
 
     def raise_failure(self) -> None:
-        """After a failure: raises an exception if the channel is closed or its protocol broken."""
+        """Raises an exception if the reason of a failure is that the channel is closed, or that the
+        peer broke the protocol."""
         if self.inbox.violation:
             self._raise_violation()
         if self.inbox.sock < 0:
@@ -53,20 +55,20 @@ class End:
         raise ProtocolError(f"{text}; every descriptor received and not handed out is closed")
 
     def start_flushing(self) -> Sending | None:
-        """Begins what flush does. Returns None if there is nothing to send."""
+        """Returns the rest of a frame to be sent, or None if there is none."""
         if self.inbox.violation:
             self._raise_violation()
         return Sending(self.outbox, None, 0) if self.outbox.unsent else None
 
     @property
     def has_kept(self) -> bool:
-        """Whether anything was received, whole or not, and not handed out."""
+        """Whether anything was received, whole or in part, and not handed out."""
         return bool(self.inbox.store)
 
     def has_room(self) -> bool:
-        """After DescriptorTableFullError: whether there may be room for that message now.
+        """After a DescriptorTableFullError: whether there may be room for that message now.
 
-        This does not look at the incomplete messages of other channels.
+        It does not consider the incomplete messages of other channels.
         """
         self.raise_failure()
         room = lib.fdp_count_room()

@@ -1,4 +1,4 @@
-"""What is to be sent, as the C core takes it."""
+"""Messages to send, as the C core expects them."""
 
 import operator
 from array import array
@@ -19,9 +19,13 @@ def make_job(
     counts: "array[int] | None",
     name: str = "payloads[{}]",
 ) -> tuple[Any, list[int], object]:
-    """A struct fdp_job * that stands at its start and keeps alive what it points to, the bytes of
-    each payload, and all that memory once more, for a finaliser that uses it. ValueError for
-    unequal lengths. name: as for view_each."""
+    """Makes a struct fdp_job * of messages.
+
+    name: as for view_each. ValueError: payloads and fds have different lengths.
+
+    Returns the job, which keeps alive what it points to; the size of each payload; and an object
+    that keeps the same memory alive, for a finaliser that uses the job.
+    """
     joined = join(payloads)
     data: Any = ffi.NULL
     vector: Any = ffi.NULL
@@ -45,9 +49,9 @@ def make_job(
 
 
 def flatten_fds(fds: Sequence[Any]) -> tuple["array[int]", "array[int] | None"]:
-    """All descriptors in a row, and how many go with each message: None for one each."""
+    """All descriptors, one after the other, and how many each message has: None for one each."""
     try:
-        # Not by array itself: PyPy's takes whatever has __int__.
+        # Packed first, because PyPy's array accepts any object with __int__.
         return array("i", pack_ints[len(fds)](*fds)), None
     except UNFIT:
         pass
@@ -58,5 +62,5 @@ def flatten_fds(fds: Sequence[Any]) -> tuple["array[int]", "array[int] | None"]:
 
 
 def _is_single(fds: Any) -> bool:
-    """Whether fds is one descriptor; an owner of several stands for all of them."""
+    """Whether fds is one descriptor. A Descriptors is not: it stands for all that it owns."""
     return isinstance(fds, int) or (hasattr(fds, "fileno") and not isinstance(fds, Descriptors))

@@ -75,7 +75,7 @@ def send_fds(
         TypeError: An element of buffers or fds has the wrong type.
     """
     tried = None
-    # The common case, with little besides the system call. What follows does everything else.
+    # A fast path for the usual case. The code below handles every other.
     if (
         type(sock) is _Socket
         and address is None
@@ -108,7 +108,7 @@ def _send(
     tried: int | None = None,
     deadline: Deadline | None = None,
 ) -> int:
-    """tried: what a try without waiting has returned."""
+    """tried: the result of a first try that did not wait; None if there was none."""
     call: Callable[..., int]
     arguments: tuple[Any, ...]
     joined = join(parts)
@@ -126,7 +126,7 @@ def _send(
 
 
 def _send_to(sock: Any, parts: list[Buffer], fds: Any, flags: int, address: str | bytes) -> int:
-    """Through the standard library's sendmsg, which knows how to write an address."""
+    """Sends with the standard library's sendmsg, which encodes the address."""
     control = ffi.buffer(fds)
     ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, control)] if len(control) else []
     if hasattr(sock, "sendmsg"):
@@ -134,7 +134,7 @@ def _send_to(sock: Any, parts: list[Buffer], fds: Any, flags: int, address: str 
         return sent
     blocking = os.get_blocking(fileno(sock))
     with socket.socket(fileno=os.dup(fileno(sock))) as copy:
-        copy.setblocking(blocking)  # PyPy has made both blocking.
+        copy.setblocking(blocking)  # PyPy makes it blocking, and sock with it.
         return copy.sendmsg(parts, ancillary, flags, address)
 
 
@@ -144,13 +144,13 @@ _COUNT_AT = ffi.offsetof("struct fdp_received", "arrival", "fd_count") // ffi.si
 
 def _make_memory() -> tuple[Any, Any, Any]:
     """Memory to receive one message: a struct fdp_received, its data, and all of it as ints."""
-    # Dropping it closes what is in it, so an exception leaks nothing.
+    # If it is dropped, what is in it is closed. So an exception leaks nothing.
     received = ffi.gc(ffi.new("struct fdp_received *"), lib.fdp_drop_received)
     ints = memoryview(ffi.buffer(received)).cast("i")
     return received, ffi.buffer(received.data), ints
 
 
-# A stack of memory to be used again: pop and append are atomic.
+# Memory to be used again. A list, because its pop and append are atomic.
 _idle: list[Any] = []
 _take_idle = _idle.pop
 
@@ -230,19 +230,19 @@ def recv_fds(
     answer = view[:size], fds, msg_flags, address
     back: tuple[Any, ...] = (memory,)
     stack = _idle
-    # From here on there is no call after which a signal handler could run.
+    # The lines up to the return make no call, so no signal handler runs between them.
     ints[_COUNT_AT] = 0
     try:
         stack += back
     except MemoryError:
-        back = ()  # Then it is not used again.
+        back = ()  # This memory is then not used again.
     return answer
 
 
 def _read_address(received: Any, length: int) -> Any:
     """The sender's name as the socket module shows it; other families as (family, bytes)."""
     raw = bytes(ffi.buffer(received.address, length))
-    # The family is two bytes on Linux, a length and one byte on the BSDs.
+    # On Linux the family takes two bytes. On the BSDs it takes one, after a byte for the length.
     family = raw[1] if sys.platform != "linux" else int.from_bytes(raw[:2], sys.byteorder)
     if family != socket.AF_UNIX:
         return family, raw[2:]
@@ -272,7 +272,7 @@ def send_fd(sock: int | HasFileno, fd: int | HasFileno, data: Buffer = b"\0") ->
     try:
         sent = send_fds(sock, (data,), (fd,))
     except TypeError:
-        view_each([data], "data")  # Says which, if it is that.
+        view_each([data], "data")  # If the type of data is the reason, its error says so.
         raise
     if sent == size:
         return

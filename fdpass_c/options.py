@@ -1,4 +1,4 @@
-"""The options of a Channel, for those who make one, or pass them on."""
+"""The options of a Channel."""
 
 import contextlib
 import operator
@@ -32,7 +32,7 @@ class ChannelOptions(TypedDict, total=False):
 
 
 def check_int(name: str, value: int) -> int:
-    """value as an int; TypeError names the argument."""
+    """value as an int. The TypeError for anything else has the name of the argument."""
     try:
         return operator.index(value)
     except TypeError:
@@ -42,7 +42,8 @@ def check_int(name: str, value: int) -> int:
 def check_options(
     max_payload: int, max_fds: int, allow_uids: Collection[int] | None, receive_fds: bool
 ) -> None:
-    """Raises the TypeError and ValueError of Channel for options that no connection can have."""
+    """Raises the TypeError and ValueError of Channel for options that are wrong for any
+    connection."""
     for name, limit, most in (
         ("max_payload", max_payload, 2**64 - 1),
         ("max_fds", max_fds, 2**32 - 1),
@@ -55,14 +56,14 @@ def check_options(
     if allow_uids is not None and (text or not isinstance(allow_uids, Collection)):
         kind = type(allow_uids).__name__
         raise TypeError(f"allow_uids is a collection of ints, such as {{1000}}, not {kind}")
-    # A range has only ints, perhaps 2**32 of them.
+    # A range needs no check, and may have 2**32 elements.
     for uid in () if allow_uids is None or isinstance(allow_uids, range) else allow_uids:
         if not isinstance(uid, int):
             raise TypeError(f"allow_uids is a collection of ints, {uid!r} is none")
 
 
 def refuse_fds(sock: socket.socket) -> None:
-    """Has the kernel refuse descriptors for sock, so that the sender's call fails. Where it can."""
+    """Makes the kernel refuse descriptors for sock, if it can: then the sender's call fails."""
     if HAS_GENERIC_NUMBERS:
         with contextlib.suppress(OSError):
             sock.setsockopt(socket.SOL_SOCKET, SO_PASSRIGHTS, 0)

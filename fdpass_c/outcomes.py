@@ -1,4 +1,4 @@
-"""What happened to many messages: how far a send has come, and what a receive has brought."""
+"""The results of many messages: the progress of a send, and the batch of a receive."""
 
 from collections.abc import Iterable, Iterator
 from itertools import accumulate
@@ -113,7 +113,7 @@ _new = Batch.__new__
 
 
 def gather(payloads: list[bytes], fds: Descriptors, counts: list[int] | None) -> Batch:
-    """A Batch, in half the time that calling the class takes."""
+    """Makes a Batch, in half the time that a call of the class takes."""
     batch = _new(Batch)
     batch.payloads = payloads
     batch.fds = fds
@@ -140,9 +140,9 @@ class TruncatedBatchError(TruncatedError):
 def read_messages(
     code: int, scratch: Any, view: Any, owned: Any
 ) -> tuple[list[bytes], list[int] | None]:
-    """The payloads of what a receive brought, and how many descriptors go with each, None for one.
+    """The payloads that a receive brought, and how many descriptors each has: None for one each.
 
-    code and scratch describe it, view shows the payloads, owned has the descriptors.
+    code: the result of the receive. view: the bytes of the payloads. owned: the descriptors.
     """
     if not code & _UNUSUAL:
         return [*cut[code](view)], None

@@ -1,4 +1,4 @@
-"""What everything that owns descriptors has in common."""
+"""Base classes of the objects that own descriptors."""
 
 from typing import NoReturn, TypeVar
 
@@ -6,7 +6,7 @@ _Owner = TypeVar("_Owner", bound="Closing")
 
 
 class NotCopied:
-    """The base class of everything that owns descriptors: a copy would close them a second time."""
+    """Refuses to be copied and pickled: a copy would close the same descriptors a second time."""
 
     __slots__ = ()
 
@@ -18,7 +18,7 @@ class NotCopied:
 
 
 class Closing(NotCopied):
-    """One that a with statement closes."""
+    """Can be closed, and is a context manager that does so."""
 
     __slots__ = ()
 

@@ -1,4 +1,4 @@
-"""Memory for one receive, used again: new pages would cost more than the messages."""
+"""Memory for one receive, used again because new pages take longer than the messages."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,12 +8,12 @@ from fdpass_c._native import ffi, lib
 new_uncleared: Callable[..., Any] = ffi.new_allocator(should_clear_after_alloc=False)
 
 MOST = 64
-"""How much of each is kept after a time with many receiving threads. A receive that has to wait
-deletes what is more: del spare[MOST:] is one step, as pop and append are."""
+"""How many pieces of memory each list keeps after a time with many receiving threads. A receive
+that has to wait deletes the others: del spare[MOST:] is atomic, as pop and append are."""
 
 
 def make_scratch() -> tuple[Any, Any]:
-    """A struct fdp_scratch *, and the bytes of the payloads in it."""
+    """Makes a struct fdp_scratch *, and a buffer of the payloads in it."""
     plain = new_uncleared("struct fdp_scratch *")
     plain.count = 0
     plain.large = plain.surplus.fds = ffi.NULL
@@ -22,7 +22,7 @@ def make_scratch() -> tuple[Any, Any]:
     return scratch, ffi.buffer(scratch.bytes + lib.FDP_COLUMN_SIZE, lib.FDP_LONGEST_PACKED)
 
 
-# Scratches to be used again. pop and append are atomic, so threads and signal handlers that receive
-# at the same time get memory of their own.
+# Pairs from make_scratch, to be used again. pop and append are atomic, so two threads, or a thread
+# and its signal handler, never get the same.
 spare: list[Any] = []
 take_spare: Callable[[], Any] = spare.pop

@@ -1,4 +1,4 @@
-"""Messages that a Channel sends, for whoever waits: a thread or an event loop."""
+"""Sending messages over a Channel, apart from the waiting, which a thread or an event loop does."""
 
 import errno
 import socket
@@ -27,53 +27,60 @@ _NO_FD = lib.FDP_NO_FD
 
 
 class Sending:
-    """What one call still has to send. Keeps its payloads alive; dropping it abandons them."""
+    """The messages that one call still has to send. Keeps their payloads alive. If it is dropped,
+    the messages are abandoned."""
 
     __slots__ = ("_before", "_count", "_job", "_kept", "_outbox")
 
     def __init__(
         self, outbox: Any, job: Any, count: int, before: int = 0, kept: object = None
     ) -> None:
-        """job: None where all has left but the rest of a frame, which the outbox keeps. count: the
-        messages of this call, before: those of the same batch that earlier calls sent. kept: the
-        job's memory, which in a cycle must outlive every finaliser."""
+        """job: None if only the rest of a frame is left, which the outbox keeps. count: how many
+        messages this call sends. before: how many of the same batch earlier calls have sent. kept:
+        the memory of the job, which a finaliser still uses if this is in a reference cycle."""
         self._kept = kept
         self._outbox = outbox
-        # The core must not keep a job whose memory is freed.
+        # If this object is dropped, the core must not keep a pointer to the job.
         self._job = job and ffi.gc(job, partial(lib.fdp_abandon, outbox))
         self._count = count
         self._before = before
 
     def step(self, flags: int) -> int:
-        """Sends what the socket accepts: FDP_DONE, FDP_LOOK, -EBUSY if another is first, or a
-        negative errno. After anything but FDP_DONE it may be called again, or given up.
+        """Sends as much as the socket accepts.
+
+        Returns FDP_DONE, FDP_LOOK, -EBUSY if another thread or task comes first, or another
+        negative errno. After anything but FDP_DONE, call it again, or give_up.
         """
         if self._job is not None:
             result = lib.fdp_send(self._outbox, self._job, flags)
         else:
             result = lib.fdp_flush(self._outbox, flags) or _DONE
-        # A packet socket tells once that its peer left something unread, perhaps to an earlier try.
+        # A packet socket reports only once, as ECONNRESET, that its peer has closed without reading
+        # everything. Later it reports EPIPE, and an earlier try may have got the first.
         return -errno.EPIPE if result == -errno.ECONNRESET else result
 
     def interrupts_own(self) -> bool:
-        """Whether it must wait for another that this thread sends, as in a signal handler."""
+        """Whether it would wait for a call of this thread, which a signal handler interrupts."""
         is_other = self._job not in (None, self._outbox.job)
         return bool(is_other and self._outbox.sender == threading.get_ident())
 
     def _has_ended(self) -> bool:
-        """Sends what can leave now of a rest. True if the connection has ended and nothing will."""
+        """Tries to send the kept rest of a frame. True if the connection has ended."""
         flags = socket.MSG_DONTWAIT
-        # ECONNRESET is told once.
+        # ECONNRESET is reported only once. If the connection has ended, EPIPE follows.
         return (
             lib.fdp_flush(self._outbox, flags) in (-errno.EPIPE, -errno.ECONNRESET)
             and lib.fdp_flush(self._outbox, flags) == -errno.EPIPE
         )
 
     def give_up(self, error: BaseException) -> bool:
-        """Ends it where it stands, and sets error.progress. True if the receiver gets all messages,
-        because only the rest of the last frame was not sent.
+        """Abandons what is left, and sets error.progress.
+
+        Returns True if the receiver gets all messages nevertheless, because only the rest of the
+        last frame was left, which the outbox keeps.
         """
-        # Without the begun frame, which has all of them where there is no job any more.
+        # How many messages the receiver gets without the frame that was sent in part, and with its
+        # rest. Without a job, that frame has all of them.
         without, done = 0, self._count
         if self._job is not None:
             without = self._job.at.message
@@ -86,7 +93,7 @@ class Sending:
 
 
 def start_one(outbox: Any, payload: Buffer, fds: Iterable[int | HasFileno]) -> Sending | None:
-    """Sends one message without waiting. None if it was sent, or else what is left to do."""
+    """Sends one message without waiting. Returns None if it was sent, or what is left."""
     if type(payload) is bytes and type(fds) in LISTS:
         count = len(fds)  # type: ignore[arg-type]
         fd = fds[0] if count == 1 else _NO_FD  # type: ignore[index]
@@ -106,11 +113,12 @@ def start_many(
     fds: list[Any],
     start: Progress,
 ) -> Sending | None:
-    """Sends many messages without waiting, beginning at start. None if they were sent."""
+    """Sends many messages without waiting, beginning at start. Returns None if all were sent, and
+    otherwise what is left."""
     before = 0
     if start is not NOTHING_SENT:
         before = _check_whole(start, len(payloads))
-        if fds and len(fds) != len(payloads):  # Of what is left, none may be left.
+        if fds and len(fds) != len(payloads):  # Now, because both may be empty behind start.
             raise ValueError(f"{len(payloads)} payloads, but descriptors for {len(fds)}")
         payloads, fds = payloads[before:], fds[before:]
     count = len(payloads)

@@ -1,4 +1,4 @@
-"""Structs by shape, which pack or slice many payloads with one call."""
+"""Structs that pack or slice many payloads with one call, kept by their shape."""
 
 import struct
 from collections.abc import Callable
@@ -7,13 +7,13 @@ from typing import Any
 from fdpass_c._native import lib
 
 UNFIT = (struct.error, TypeError)
-"""What packing raises for an argument of the wrong type or size. The TypeError is PyPy's."""
+"""What packing raises for an argument of the wrong type or size. Only PyPy raises the TypeError."""
 
 
 class Shapes(dict[Any, Callable[..., Any]]):
-    """By the shape of a struct, what it does.
+    """A cache of bound methods of structs, by the shape of the struct.
 
-    Not lru_cache: PyPy's is written in Python, and an exception of a signal handler breaks it.
+    PyPy's lru_cache is written in Python, and an exception of a signal handler breaks it.
     """
 
     def __init__(self, make: Callable[[Any], Callable[..., Any]]) -> None:
@@ -41,14 +41,15 @@ def _make_pack_column(shape: tuple[int, int]) -> Callable[..., Any]:
 
 
 pack_ints: Shapes = Shapes(_make_pack_ints)
-"""pack_ints[count](*fds): an array of int for the C core. UNFIT for what is no int."""
+"""pack_ints[count](*fds): an array of int for the C core. UNFIT if an element is not an int."""
 
 cut: Shapes = Shapes(_make_cut)
-"""cut[code](memory): the payloads, all of one length, of a receive that returned code."""
+"""cut[code](memory): the payloads of a receive that returned code, if all have one length."""
 
 pack_column: Shapes = Shapes(_make_pack_column)
-"""pack_column[count, width](*fds, *payloads): a column for the C core. UNFIT for what is no
-int or no bytes."""
+"""pack_column[count, width](*fds, *payloads): a column for the C core (fdp_try_send_column). UNFIT
+if an element is not an int, or not bytes."""
 
 LONGEST_IN_COLUMN = 253
-"""The longest payload of a column, in bytes: its length fits one byte, and is seen to be cut."""
+"""The longest payload of a column, in bytes. Its length is stored in one byte, and a longer
+payload, which was cut, must still be recognised by it."""

@@ -16,12 +16,15 @@ Result = TypeVar("Result")
 def while_listed(
     waiting: MutableSequence[Any], me: Any, call: Callable[..., Result], *arguments: Any
 ) -> Result:
-    """What the call returns, during which me is in waiting; a signal handler may raise anywhere."""
+    """Makes the call while me is in waiting, and returns its result.
+
+    me is removed in the end, wherever a signal handler raises an exception.
+    """
     try:
         waiting.append(me)
         return call(*arguments)
     finally:
-        if me in waiting:  # It is not there if a handler raised before.
+        if me in waiting:  # It is not, if a signal handler raised an exception before the append.
             waiting.remove(me)
 
 
@@ -30,12 +33,14 @@ class Turns(deque[Any]):
 
     def wait(self) -> None:
         """Returns when it is worthwhile to try again."""
-        # Looked up here: gevent replaces it, and the original lock would block all greenlets.
+        # Looked up at every call, because gevent may have replaced it: the original lock would
+        # block all greenlets.
         lock = threading.Lock()
         lock.acquire()
         while_listed(self, lock, lock.acquire, True, LOOK_AGAIN)
 
     def pass_on(self) -> None:
         """Wakes the thread that has waited longest."""
-        with contextlib.suppress(IndexError, RuntimeError):  # It has ended, or was woken already.
+        # IndexError: no thread waits any more. RuntimeError: it was woken already.
+        with contextlib.suppress(IndexError, RuntimeError):
             self[0].release()

@@ -45,7 +45,8 @@ _pwritev = getattr(os, "pwritev", lambda fd, buffers, at: os.pwrite(fd, _join(bu
 
 
 def _pack_each(item: str) -> Shapes:
-    """By count, what packs so many buffers; UNFIT for all but Python's own memory."""
+    """For each count, a function that packs so many buffers. It raises UNFIT if one is not bytes or
+    bytearray."""
     return Shapes(lambda count: struct.Struct(item * count).pack)
 
 
@@ -82,7 +83,7 @@ def writev(fd: int | HasFileno, buffers: Iterable[Buffer], offset: int | None = 
             text or compressed file, a multiprocessing Connection, a Channel. For a file: flush it
             and pass its fileno().
     """
-    # The common case, with little besides the system call. _write_all does everything else.
+    # A fast path for the usual cases. _write_all handles every other.
     if offset is None and type(fd) is int:
         listed: Sequence[Buffer] = buffers  # type: ignore[assignment]
         try:
@@ -109,7 +110,7 @@ def writev(fd: int | HasFileno, buffers: Iterable[Buffer], offset: int | None = 
                 try:
                     return _write_part(fd, fd, listed, None)
                 except NOT_BYTES_LIKE:
-                    view_each(listed, "buffers[{}]")  # Says which.
+                    view_each(listed, "buffers[{}]")  # Its error names the buffer.
                     raise
     return _write_all(fd, buffers, offset)
 
@@ -119,7 +120,7 @@ def _write_all(fd: int | HasFileno, buffers: Iterable[Buffer], offset: int | Non
         buffers = [*buffers]
     target = raw_fileno(fd)
     if offset is not None and offset < 0:
-        _refuse(errno.EINVAL)  # For Linux, -1 means the position (man 2 pwritev2).
+        _refuse(errno.EINVAL)  # Linux takes -1 for the current position (man 2 pwritev2).
     try:
         if len(buffers) <= _MAX_BUFFERS:
             return _write_part(fd, target, buffers, offset)
@@ -128,26 +129,28 @@ def _write_all(fd: int | HasFileno, buffers: Iterable[Buffer], offset: int | Non
         for start in range(0, len(buffers), _MAX_BUFFERS):
             part = buffers[start : start + _MAX_BUFFERS]
             at = None if offset is None else offset + done
-            # Asked for every time: a signal handler may have closed it.
+            # The descriptor is asked for every time: a signal handler may have closed the object.
             done += _write_part(fd, fileno(fd), part, at, deadline, done)
         return done
     except NOT_BYTES_LIKE:
-        view_each(buffers, "buffers[{}]")  # Says which.
+        view_each(buffers, "buffers[{}]")  # Its error names the buffer.
         raise
 
 
 def _refuse(code: int, before: int = 0) -> NoReturn:
-    # Not by raise_oserror, whose explanations are about descriptors that travel.
+    # raise_oserror would add explanations that are about passing descriptors.
     error = OSError(code, os.strerror(code))
     error.characters_written = before  # type: ignore[attr-defined]
     raise error
 
 
 def _is_full(error: OSError, before: int) -> bool:
-    """Whether a write failed because the descriptor is full. Any other error of a write, but not
-    of a signal handler, gets the number of bytes that were written before.
+    """Whether a write failed because the descriptor is full.
+
+    If error is another one of the write itself, and not of a signal handler, its characters_written
+    is set to before.
     """
-    # Where these join, they are Python.
+    # On some systems these two are written in Python, see above.
     if not (is_from(error, _writev) or is_from(error, _pwritev)):
         return False
     if not isinstance(error, BlockingIOError):
@@ -166,12 +169,12 @@ def _write_part(
 ) -> int:
     """Writes up to 1024 buffers with one system call, joined if that is faster at their size.
 
-    before: what the same call has written before.
+    before: how many bytes the same call of writev has written before.
     """
     count = len(buffers)
     if count > 2 and offset is None and type(buffers[0]) is bytes:
-        # If the first is small, the others are assumed to be small, and the core joins and writes
-        # them: asking each for its size here takes half as long as writing.
+        # If the first buffer is small, this assumes that all are, and has the core join and write
+        # them. To ask each for its size here would take half as long as the write itself.
         size = len(buffers[0])
         if size < _WIDE - 1:
             narrow = size < _NARROW - 1
@@ -199,7 +202,8 @@ def _write_part(
         size = sum(map(_length, buffers))
     try:
         if size == 0:
-            os.fstat(target)  # For EBADF. Writing nothing to a socket would send an empty packet.
+            # For EBADF. Writing nothing to a socket would send an empty packet.
+            os.fstat(target)
             return 0
         if offset is None:
             written = _writev(target, buffers) if data is None else _write(target, data)
@@ -240,7 +244,7 @@ def _finish(
     deadline: Deadline | None = None,
     before: int = 0,
 ) -> int:
-    """Writes what is left after a short write, or after one that wrote nothing."""
+    """Writes the rest, after a write that wrote only written bytes. Waits as the timeout says."""
     deadline = deadline or Deadline(fd, WRITABLE)
     rest = _skip(buffers, written)
     while rest:
@@ -261,7 +265,7 @@ def _finish(
 
 
 def _wait(deadline: Deadline, before: int) -> None:
-    """Waits for room. Errors of its own say what was written before."""
+    """Waits for room. Sets characters_written of its own errors to before."""
     try:
         deadline.handle(errno.EAGAIN)
     except OSError as error:
@@ -325,14 +329,14 @@ def broadcast(fds: Iterable[int | HasFileno], buffers: Iterable[Buffer]) -> list
 def _write_to_each(
     write: Callable[..., int], fds: Any, count: int, memory: Any, length: int, size: int
 ) -> list[int | OSError]:
-    """length: of memory, in the units of write. size: in bytes."""
+    """length: the size of memory as write counts it. size: the same in bytes."""
     results: list[int | OSError] = []
     while (start := len(results)) < count:
         end = min(start + _MOST_TARGETS, count)
         code = write(fds, start, end, memory, length)
         results += [size] * (code >> _WHOLE_SHIFT)
         if len(results) < end:
-            # A signal may have interrupted this write: its handler has run.
+            # A signal may have interrupted this write. Its handler has run by now.
             part = code & _PART
             results.append(part if part < _REFUSED else _as_error(part - _REFUSED))
     return results
@@ -350,5 +354,5 @@ def _find_targets(fds: list[int | HasFileno]) -> list[int]:
 
 def _as_error(code: int) -> OSError:
     if code == errno.EINTR:
-        code = errno.EAGAIN  # The device waited until a signal arrived, so it is full.
+        code = errno.EAGAIN  # The device made the write wait until a signal came, so it is full.
     return OSError(code, os.strerror(code))

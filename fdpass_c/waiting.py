@@ -1,4 +1,4 @@
-"""What happens after EAGAIN or EINTR: signals, timeouts, non-blocking sockets."""
+"""What to do after EAGAIN and EINTR: signals, timeouts, non-blocking sockets."""
 
 import errno
 import io
@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from fdpass_c.errors import describe_errno
 
-# POLLIN and POLLOUT; a monkey patch may have removed them from select.
+# POLLIN and POLLOUT. Not from select, because gevent and eventlet may have removed them there.
 READABLE = 0x1
 WRITABLE = 0x4
 
@@ -22,7 +22,7 @@ _FRAMES = "frames what goes through it: use its own methods, or pass the socket 
 _BUFFERS = "buffers what goes through it: flush() it and pass its fileno()"
 _TRANSFORMS = "buffers or compresses what goes through it: write through it, or pass a raw file"
 
-# An int: a flag's & builds another flag, in Python.
+# As an int, because & of an enum's member is a slow call.
 _DONTWAIT = int(socket.MSG_DONTWAIT)
 
 
@@ -70,8 +70,8 @@ def raw_fileno(obj: int | HasFileno) -> int:
     return fileno(obj)
 
 
-# By methods, not types: gevent's and trio's sockets are no socket.socket, and not every TLS object
-# is an ssl.SSLSocket.
+# These are methods and not types, because gevent's and trio's sockets are not a socket.socket, and
+# not every TLS object is an ssl.SSLSocket.
 _LAYERS = {
     "getpeercert": _TLS,
     "unwrap": _TLS,
@@ -83,7 +83,8 @@ _LAYERS = {
 
 
 def _find_layer(obj: object) -> str | None:
-    """What an object does to the bytes that go through it; None if it does nothing."""
+    """What to tell the caller about an object that changes or keeps the bytes that go through it.
+    None if it does not."""
     for name, reason in _LAYERS.items():
         if hasattr(obj, name):
             return reason
@@ -99,9 +100,10 @@ def _find_layer(obj: object) -> str | None:
 
 
 def is_from(error: BaseException, call: Callable[..., Any]) -> bool:
-    """Whether call raised error, and the frame that made the call caught it.
+    """Whether it was call that raised error, which the function that made the call has caught.
 
-    A signal handler may raise the like during the call, in a frame of its own.
+    A signal handler that ran during the call may have raised an error of the same type. Its
+    traceback then has one frame more, that of the handler.
     """
     frames = error.__traceback__
     inner = frames and frames.tb_next
@@ -126,8 +128,8 @@ class Deadline:
         flags: int = 0,
         at_most: float | None = None,
     ) -> None:
-        """flags: the caller's own; MSG_DONTWAIT in them means never to wait. at_most: seconds after
-        which another try is worthwhile in any case."""
+        """flags: those of the caller; with MSG_DONTWAIT it never waits. at_most: the longest wait
+        in seconds, after which the caller tries again."""
         self._sock = sock
         self._event = event
         self._at_most = at_most
@@ -136,12 +138,16 @@ class Deadline:
         self._start = time.monotonic()
 
     def has_raised(self, error: BaseException) -> bool:
-        """Whether it raised this. A signal handler may raise the like."""
+        """Whether this object raised error. A signal handler may raise the same type."""
         return self._raised == id(error)
 
     def _own(self, error: OSError) -> OSError:
-        """The same error, to be raised by the caller: a frame with it would be a cycle."""
-        self._raised = id(error)  # The error's traceback refers to this object.
+        """Notes error, which the caller raises, as its own.
+
+        By its id: with a reference there would be a cycle, because the traceback of error refers to
+        this object.
+        """
+        self._raised = id(error)
         return error
 
     def _left(self) -> float | None:
@@ -175,16 +181,17 @@ class Deadline:
         enough, and the OSError of any other errno.
         """
         if code == errno.EINTR:
-            # Python has run the handler before it came back here (PEP 475).
+            # The signal's handler has run before this method was called.
             return
         if code != errno.EAGAIN or self._never or not hasattr(self._sock, "gettimeout"):
             raise self._own(OSError(code, describe_errno(code)))
         left = self._left()
         fd = fileno(self._sock)
-        if fd < 0:  # Closed since the last try; poll would call that a ValueError.
+        if fd < 0:  # It was closed since the last try. poll would raise a ValueError.
             raise self._own(OSError(errno.EBADF, os.strerror(errno.EBADF)))
         if left is None and os.get_blocking(fd):
-            # The socket's own SO_RCVTIMEO or SO_SNDTIMEO ran out.
+            # The call has waited in the kernel, and the socket's SO_RCVTIMEO or SO_SNDTIMEO is
+            # over.
             raise self._own(OSError(code, os.strerror(code)))
         if self._at_most is not None:
             left = self._at_most if left is None else min(left, self._at_most)
@@ -203,7 +210,7 @@ def _wait(fd: int, event: int, timeout: float | None) -> bool:
     if hasattr(select, "poll"):
         poller = select.poll()
         poller.register(fd, event)
-        # Rounded up: PyPy rounds down, and would wake before there is reason to try again.
+        # Rounded up, because PyPy rounds down, and would return before the time is over.
         return bool(poller.poll(None if timeout is None else math.ceil(timeout * 1000)))
     readers, writers = ([fd], []) if event == READABLE else ([], [fd])
     return any(select.select(readers, writers, [], timeout))
@@ -218,12 +225,15 @@ def persist(
     *arguments: Any,
     deadline: Deadline | None = None,
 ) -> int:
-    """What a call of the C core returns in the end, after a try that returned code.
+    """Repeats a call of the C core, after a first try that returned code, until it succeeds.
 
-    The call is repeated while it returns a negative errno that is worth another try. It gets the
-    socket's descriptor, asked for anew, and arguments. deadline: one that has begun.
+    It waits between the tries as the socket's timeout says, and raises an OSError if another try is
+    useless. The call gets the descriptor of sock, which is asked for every time, and arguments.
+    deadline: one that has begun earlier.
+
+    Returns the result of the last try.
     """
-    if code in (-errno.EAGAIN, -errno.EMSGSIZE):  # A blocking socket waits in the call itself.
+    if code in (-errno.EAGAIN, -errno.EMSGSIZE):  # On a blocking socket the call itself waits.
         code = call(fileno(sock), *arguments)
     if code >= 0:
         return code
