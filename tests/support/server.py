@@ -66,6 +66,7 @@ class Server:
             cwd=_TESTS,
             stderr=subprocess.PIPE,
             text=True,
+            start_new_session=True,  # With a process group of its own, to be killed as a whole.
         )
         self._reader = threading.Thread(target=self._collect)
         self._reader.start()
@@ -171,7 +172,7 @@ class Server:
         if exc is not None:
             print(self.log)
         if self.process.poll() is None:
-            self.process.kill()
+            os.killpg(self.pid, signal.SIGKILL)
         self.process.wait()
         self._reader.join()
         assert self.process.stderr is not None
