@@ -65,12 +65,14 @@ def as_list(fds: Iterable[Any]) -> list[Any]:
     return [*fds]
 
 
-def as_fd_list(fds: Iterable[int | HasFileno]) -> list[int]:
-    """A list of ints from descriptors and objects with fileno(); TypeError names the wrong one."""
+def as_fd_list(
+    fds: Iterable[int | HasFileno], find: Callable[[int | HasFileno], int] = fileno
+) -> list[int]:
+    """What find returns for each. If it raises a TypeError, that names the element."""
     listed = []
     for position, fd in enumerate(as_list(fds)):
         try:
-            listed.append(fileno(fd))
+            listed.append(find(fd))
         except TypeError as error:
             raise TypeError(f"fds[{position}]: {error}") from None
     return listed

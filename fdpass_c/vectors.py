@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 
 from fdpass_c._native import ffi, lib
 from fdpass_c.buffers import NOT_BYTES_LIKE, PLAIN, Buffer, is_plain, view_bytes, view_each
-from fdpass_c.descriptors import as_ints, as_list
+from fdpass_c.descriptors import as_fd_list, as_ints, as_list
 from fdpass_c.shapes import UNFIT, Shapes, pack_ints
 from fdpass_c.waiting import WRITABLE, Deadline, HasFileno, fileno, is_from, raw_fileno
 
@@ -302,7 +302,7 @@ def broadcast(fds: Iterable[int | HasFileno], buffers: Iterable[Buffer]) -> list
     try:
         numbers = pack_ints[len(targets)](*targets)
     except UNFIT:
-        numbers = as_ints(_find_targets(targets))
+        numbers = as_ints(as_fd_list(targets, raw_fileno))
     listed = [*buffers]
     if {*map(type, listed)} <= PLAIN:
         size = sum(map(_length, listed))
@@ -340,16 +340,6 @@ def _write_to_each(
             part = code & _PART
             results.append(part if part < _REFUSED else _as_error(part - _REFUSED))
     return results
-
-
-def _find_targets(fds: list[int | HasFileno]) -> list[int]:
-    targets = []
-    for position, fd in enumerate(fds):
-        try:
-            targets.append(raw_fileno(fd))
-        except TypeError as error:
-            raise TypeError(f"fds[{position}]: {error}") from None
-    return targets
 
 
 def _as_error(code: int) -> OSError:
