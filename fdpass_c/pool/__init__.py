@@ -9,23 +9,26 @@ docs/pool.md explains how it works and what it promises.
 
 Each of these modules imports only those below it:
 
-    pool             what a program sees
+    pool             Pool, the class that a program uses
+    asgi             an ASGI application in a pool
     master           the loop of the master
-    watch            which workers hang
+    watch            finds workers that hang
     supervisor       starts, replaces and reaps workers
-    dispatch         distributes connections, and waits where that fails
-    rounds           the master's rounds, which are in the C core
+    dispatch         distributes connections, and pauses after an error
+    rounds           the part of the master's loop that is in the C core
     worker_process   one worker, as the master sees it
-    worker           what runs in a worker: intake receives, event_loop is for coroutine functions
-    connections      what a worker was given, in memory of the C core
-    offers           what any worker may take, if each takes one at a time
+    worker           what runs in a worker
+    intake           receives connections in a worker whose handler is a plain function
+    event_loop       receives and handles connections if the handler is a coroutine function
+    connections      the connections that each worker was given, in memory of the C core
+    offers           connections that any worker may take, if each handles one at a time
     accepting        the listening sockets, as the master uses them
     listeners        opens and inherits listening sockets
     service_manager  reports to systemd what the pool does
     metrics_server   answers HTTP requests for metrics
 
-And, imported by many: metrics, signals, wakeup (wakes the master), counters (in shared memory),
-leaving and ending (of a worker), status, config, log.
+Several of them import these: metrics, signals, wakeup (wakes the master), counters (in shared
+memory), leaving and ending (of a worker), status, config, log.
 """
 
 from fdpass_c.pool.leaving import is_leaving, leaving_event, note_progress

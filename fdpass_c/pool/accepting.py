@@ -13,14 +13,14 @@ from fdpass_c.pool.connected import Kind, find_kind
 from fdpass_c.pool.listeners import Address, Mode, check_listener, describe_listener, opened
 from fdpass_c.pool.log import logger
 
-SHORT_OF = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
+SHORTAGES = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 """Errors of accept() that last until something is closed."""
 
 RETRY_DELAY = 0.05
 """Seconds until the next try, when a limit of the system is reached or an error repeats."""
 
-# Usually one connection failed before it was accepted (man 2 accept), and the next is fine. EPERM
-# comes from a filter and ENETDOWN from the network, and both may last.
+# Usually these errors mean that one connection failed before it was accepted (man 2 accept), and
+# the next accept works. But EPERM comes from a filter and ENETDOWN from the network: they may last.
 _MAY_PASS = {
     errno.EINTR,
     errno.ECONNABORTED,
@@ -36,14 +36,14 @@ _MAY_PASS = {
 
 
 class Acceptor:
-    """A listening socket, which it borrows, and at which the C core accepts.
+    """A borrowed listening socket, at which the C core accepts.
 
     sock: the socket. address: as from socket.getsockname. name: the address in the usual notation.
     record: a struct fdp_listener *. retry_at: no accept before this time, as time.monotonic.
     """
 
     def __init__(self, sock: socket.socket, origin: int) -> None:
-        """Makes sock non-blocking until close(). origin: its number."""
+        """Makes sock non-blocking until close(). origin: the number of this listener."""
         self.address: Any = sock.getsockname()
         self.name: str = describe_listener(sock)
         self.retry_at: float = 0.0
@@ -56,8 +56,9 @@ class Acceptor:
     def fileno(self) -> int:
         return self.sock.fileno()
 
-    def find(self) -> None:
-        """Tells the core the descriptor. If other code has closed it, the next accept says so."""
+    def update_descriptor(self) -> None:
+        """Tells the core the descriptor. If other code has closed the socket, the next accept fails
+        with EBADF."""
         self.record.sock = self.sock.fileno()
         if self.record.sock < 0:
             self.record.state = lib.FDP_READY
@@ -68,13 +69,13 @@ class Acceptor:
         return int(code)
 
     def pause_if_repeated(self, code: int) -> None:
-        """Called after an error that may pass."""
+        """Pauses this listener if an error that may pass has come twice in a row."""
         failures = self.record.failures
         if failures < 2:
             return
         self.retry_at = time.monotonic() + RETRY_DELAY
         self.record.state = lib.FDP_RESTING
-        if failures == 2:  # Logged once, however long it lasts.
+        if failures == 2:  # The error is logged once, however long it lasts.
             reason = f"cannot accept at {self.name}: {os.strerror(code)}"
             logger.warning("%s; trying again every %s s", reason, RETRY_DELAY)
 
@@ -87,10 +88,6 @@ class Acceptor:
         if self.is_resting and now >= self.retry_at:
             self.record.state = lib.FDP_READY
 
-    def close_in_child(self) -> None:
-        """Closes a forked child's copy, and leaves the mode of the shared socket as it is."""
-        self.sock.close()
-
     def close(self) -> None:
         """Restores the mode of the socket, which stays open."""
         self._mode.restore()
@@ -99,8 +96,8 @@ class Acceptor:
 class Acceptors:
     """All listening sockets of a pool.
 
-    kinds: of the connections, by the number of the listener. nonblocking: the mode of the accepted
-    sockets. due_at: when to accept again after an error, as time.monotonic.
+    kinds: the Kind of each listener's connections. nonblocking: the mode of the accepted sockets.
+    due_at: when to accept again after an error, as time.monotonic.
     """
 
     def __init__(self, nonblocking: bool) -> None:
@@ -110,9 +107,10 @@ class Acceptors:
         self._own = ExitStack()
 
     def open(self, listeners: Iterable[socket.socket | Address]) -> None:
-        """Borrows the sockets and opens the addresses, until close(). Errors as open_listener.
+        """Borrows the sockets and opens the addresses, until close().
 
-        ValueError: a socket that does not listen, or is given twice.
+        Raises what open_listener raises, and a ValueError for a socket that does not listen or is
+        given twice.
         """
         socks = [
             listener
@@ -122,7 +120,8 @@ class Acceptors:
         ]
         _check(socks)
         self._all = [Acceptor(sock, origin) for origin, sock in enumerate(socks)]
-        # With PyPy this makes them blocking; the next accept makes them non-blocking again.
+        # find_kind makes the sockets blocking in PyPy. fdp_accept_many makes them non-blocking
+        # again.
         self.kinds = [*map(find_kind, socks)]
 
     def log_addresses(self) -> None:
@@ -131,7 +130,7 @@ class Acceptors:
 
     @property
     def addresses(self) -> tuple[Any, ...]:
-        """Of all listeners, as from socket.getsockname."""
+        """The addresses of all listeners, each as from socket.getsockname."""
         return tuple(acceptor.address for acceptor in self._all)
 
     @property
@@ -145,37 +144,38 @@ class Acceptors:
         return min(resting, default=float("inf"))
 
     def prepare(self, now: float) -> Sequence[Acceptor]:
-        """Those that still accept, the ones included whose delay is over."""
+        """Ends the delays that are over. Returns all listeners that are not closed."""
         for acceptor in self._all:
-            acceptor.find()
+            acceptor.update_descriptor()
             acceptor.resume(now)
         return self._all
 
     def handle_errors(self) -> int:
-        """After accepting: pauses or drops the listeners with an error. Returns an errno of
-        SHORT_OF, or 0."""
-        lacking = 0
+        """Pauses or drops the listeners at which accepting failed. Returns an errno of SHORTAGES,
+        or 0."""
+        shortage = 0
         for acceptor in [*self._all]:
             code = acceptor.take_error()
-            if code in SHORT_OF:
-                lacking = code
+            if code in SHORTAGES:
+                shortage = code
             elif code in _MAY_PASS:
                 acceptor.pause_if_repeated(code)
             elif code:
-                # Other code has shut it down or closed it.
+                # Other code has shut the socket down or closed it.
                 reason = os.strerror(code)
                 logger.error("cannot accept at %s any longer: %s", acceptor.name, reason)
                 self._all.remove(acceptor)
                 acceptor.close()
-        return lacking
+        return shortage
 
     def close_in_child(self) -> None:
-        """In a forked child: closes its copies."""
+        """In a forked child: closes its copies. The mode, which the parent shares, stays."""
         for acceptor in self._all:
-            acceptor.close_in_child()
+            acceptor.sock.close()
 
     def close(self) -> None:
-        """Restores the borrowed sockets, and closes and removes its own. May be repeated."""
+        """Restores the modes of the borrowed sockets, closes the sockets that open() opened, and
+        removes their files. May be repeated."""
         for acceptor in self._all:
             acceptor.close()
         self._all.clear()

@@ -17,7 +17,8 @@ from uvicorn.server import ServerState
 from fdpass_c.pool.leaving import leaving_event
 from fdpass_c.pool.pool import Pool
 
-_TICK = 1.0
+_HEADERS_INTERVAL = 1.0
+"""Seconds between two updates of the headers: the date in them has a resolution of one second."""
 
 
 class AsgiServer:
@@ -27,8 +28,8 @@ class AsgiServer:
     them together.
 
     A connection counts as one connection of the pool while it is open, however many requests it
-    has. So does a WebSocket. A worker that is to end closes its idle connections, and ends the
-    others with their next answer.
+    has. So does a WebSocket. A worker that is to end closes its idle connections, and closes each
+    of the others after its next answer.
     """
 
     def __init__(self, app: Any, **options: Any) -> None:
@@ -37,12 +38,12 @@ class AsgiServer:
         Args:
             app: An ASGI application, or where to import it from, as "module:app".
             options: Options of uvicorn.Config. Those for addresses, the number of processes and
-                stopping have no effect, because the pool has its own. By default uvicorn uses the
-                program's logging, and does not log requests.
+                stopping have no effect, because the pool has such options itself. By default
+                uvicorn uses the program's logging, and does not log requests.
 
         Raises:
             TypeError: uvicorn.Config has no such option.
-            SystemExit: uvicorn cannot import app. It has logged why.
+            SystemExit: uvicorn cannot import app, and has logged why.
         """
         self._config = uvicorn.Config(app, **{"log_config": None, "access_log": False, **options})
         self._config.load()
@@ -76,7 +77,9 @@ class AsgiServer:
         )
 
     async def start(self) -> None:
-        """Starts the application in a worker, before the first connection. The setup of the pool.
+        """Starts the application in a worker, before the first connection.
+
+        This is the setup of the pool.
 
         Raises:
             RuntimeError: The start of the application failed (lifespan).
@@ -86,14 +89,15 @@ class AsgiServer:
         await self._lifespan.startup()
         if self._lifespan.should_exit:
             raise RuntimeError("the application did not start")
-        self._ticking: asyncio.TimerHandle | None = None
-        self._connecting = 0  # uvicorn learns of a connection after its TLS handshake.
+        self._headers_timer: asyncio.TimerHandle | None = None
+        # uvicorn counts a connection only after its TLS handshake. Until then it is counted here.
+        self._connecting = 0
         self._leaving = asyncio.create_task(self._leave())
 
     async def __call__(self, sock: socket.socket, _address: object) -> None:
         """Gives the connection to a protocol of uvicorn. Its transport closes the socket."""
-        if self._ticking is None:
-            self._tick()
+        if self._headers_timer is None:
+            self._update_headers()
         loop = asyncio.get_running_loop()
         self._connecting += 1
         try:
@@ -106,7 +110,7 @@ class AsgiServer:
             config=self._config, server_state=self._state, app_state=self._lifespan.state
         )
 
-    def _tick(self) -> None:
+    def _update_headers(self) -> None:
         """Sets the headers of all answers, now and every second while there are connections."""
         headers = [*self._config.encoded_headers]
         if self._config.date_header:
@@ -114,23 +118,25 @@ class AsgiServer:
         if leaving_event().is_set():
             headers.append((b"connection", b"close"))
         self._state.default_headers = headers
-        self._ticking = asyncio.get_running_loop().call_later(_TICK, self._tick_on)
+        self._headers_timer = asyncio.get_running_loop().call_later(
+            _HEADERS_INTERVAL, self._update_headers_again
+        )
 
-    def _tick_on(self) -> None:
-        self._ticking = None
+    def _update_headers_again(self) -> None:
+        self._headers_timer = None
         if self._state.connections or self._connecting:
-            self._tick()
+            self._update_headers()
 
     async def _leave(self) -> None:
         """Closes idle connections when the worker is to end.
 
-        Those that have had an answer are closed at once. On the others a request may still arrive:
-        they get the time that uvicorn gives to idle connections.
+        Those that have had an answer are closed at once. The others may still send their first
+        request, for as long as uvicorn keeps idle connections open.
         """
         await leaving_event().wait()
-        if self._ticking is not None:
-            self._ticking.cancel()
-        self._tick()
+        if self._headers_timer is not None:
+            self._headers_timer.cancel()
+        self._update_headers()
         for connection in [*self._state.connections]:
             if getattr(connection, "cycle", connection) is not None:
                 connection.shutdown()
@@ -139,9 +145,9 @@ class AsgiServer:
             connection.shutdown()
 
     async def stop(self) -> None:
-        """Stops the application in a worker, after the last connection. The teardown of the pool.
+        """Stops the application in a worker, after the last connection.
 
-        It first waits for the tasks of unfinished answers.
+        This is the teardown of the pool. It first waits for the tasks of unfinished answers.
         """
         self._leaving.cancel()
         if self._state.tasks:

@@ -8,11 +8,11 @@ from fdpass_c.options import check_int
 from fdpass_c.pool.handlers import Handler, is_coroutine_function
 
 _CHECKS = 4
-"""How often to check for progress within the timeout."""
+"""How many times each worker is checked for progress within the timeout."""
 
 
 class Config(NamedTuple):
-    """The arguments of Pool, under the same names; timeout is inf for None."""
+    """The arguments of Pool, under the same names. A timeout of None is inf here."""
 
     handler: Handler
     workers: int
@@ -56,12 +56,12 @@ class Config(NamedTuple):
 
     @property
     def check_interval(self) -> float:
-        """Seconds between two checks for workers that hang; inf without a timeout."""
+        """Seconds between two checks for workers that hang, or inf without a timeout."""
         return self.timeout / _CHECKS
 
     @property
     def is_serial(self) -> bool:
-        """Whether a worker gets a connection only when it has finished the one before."""
+        """Whether a worker handles one connection at a time and has no queue of others."""
         return self.capacity == 1 and not self.runs_coroutines
 
     @property

@@ -1,4 +1,4 @@
-"""The socket that a handler gets, and closing it without losing what it has sent."""
+"""The socket that a handler gets, and how it is closed so that the peer gets all that was sent."""
 
 import asyncio
 import contextlib
@@ -15,17 +15,17 @@ from fdpass_c.errors import PeerClosedError
 from fdpass_c.unix import read_name
 
 MASTER_GONE = (PeerClosedError, ConnectionResetError)
-"""The master has closed its side of the channel, or died; ConnectionResetError with something
-unread."""
+"""Receiving raises one of these after the master has closed its side of the channel, or has died:
+ConnectionResetError if the master left bytes unread."""
 
 _MAX_READ = 65536
 
 _find_unread = lib.fdp_try_find_unread
 _end_sending = lib.fdp_try_end_sending
 
-# Compared as ints: an enum's comparison takes three times as long.
+# Ints, because comparing enums takes three times as long.
 _AF_INET, _AF_INET6 = int(socket.AF_INET), int(socket.AF_INET6)
-# After the family, which is two bytes, or a length and one byte, on every system.
+# A struct sockaddr begins with two bytes: the family, or on some systems a length and the family.
 _ADDRESS_AT = lib.FDP_ORIGIN_SIZE + 2
 _SCOPE_AT = _ADDRESS_AT + 22
 _INET = struct.Struct("!H4s")
@@ -42,8 +42,8 @@ class Kind(NamedTuple):
 
 
 def find_kind(listener: socket.socket) -> Kind:
-    """The protocol is the kernel's number, 6 for TCP, and not Python's 0: asyncio sets TCP_NODELAY
-    only then."""
+    """Asks the kernel for the protocol, which is 6 for TCP. listener.proto is usually 0, and then
+    asyncio would not set TCP_NODELAY."""
     fd = os.dup(listener.fileno())
     try:
         same = socket.socket(fileno=fd)
@@ -55,10 +55,10 @@ def find_kind(listener: socket.socket) -> Kind:
 
 
 class ConnectedSocket(socket.socket):
-    """A socket.socket with a callback for when it has been closed or detached.
+    """A socket.socket that calls a function when it has been closed or detached.
 
-    on_close: called then, once; or None. adopted: an event loop has made a transport for it, which
-    closes it. transport: this transport, if it is known.
+    on_close: the function, which is called once, or None. adopted: whether an event loop has made a
+    transport, which then closes the socket. transport: this transport, if it is known.
     """
 
     __slots__ = ("adopted", "on_close", "transport")
@@ -93,9 +93,10 @@ class ConnectedSocket(socket.socket):
 def take_connection(
     fds: Descriptors, position: int, payload: bytes, kinds: Sequence[Kind]
 ) -> tuple[ConnectedSocket, Any]:
-    """Hands over one descriptor as a socket, which owns it, with the peer's address.
+    """Moves one descriptor into a socket, which then owns it. Returns the socket and the peer's
+    address.
 
-    payload: that of struct fdp_connection.
+    payload: the payload of a struct fdp_connection.
     """
     kind = find_origin(payload, kinds)
     sock = ConnectedSocket.__new__(ConnectedSocket)
@@ -104,13 +105,16 @@ def take_connection(
 
 
 def find_origin(payload: bytes, kinds: Sequence[Kind]) -> Kind:
-    """The kind of the connection of a message."""
+    """The kind of the connection that a message with this payload carries."""
     return kinds[payload[0] | payload[1] << 8]
 
 
 def read_address(payload: bytes, family: int, sock: socket.socket) -> Any:
-    """The peer's address in a message, as socket.accept shows it. None if its family is none of
-    these, and the peer has gone."""
+    """The peer's address in a message, in the form in which socket.accept returns it.
+
+    An address of another family than IPv4, IPv6 and Unix is read from the socket. It is None if
+    the peer has gone.
+    """
     if family == _AF_INET:
         port, host = _INET.unpack_from(payload, _ADDRESS_AT)
         return socket.inet_ntoa(host), port
@@ -127,22 +131,25 @@ def read_address(payload: bytes, family: int, sock: socket.socket) -> Any:
 
 
 def find_unread(sock: ConnectedSocket) -> int:
-    """Positive if there are unread bytes: then closing would reset the connection, and the peer
-    would lose what it has not read yet (RFC 1122, 4.2.2.13; Unix sockets likewise). Negative if the
+    """Returns a positive number if the socket has unread bytes, and a negative one if its
     descriptor is closed.
 
-    It checks once and does not wait, so that an ordinary connection needs no further round trip.
+    If a socket with unread bytes is closed, the connection is reset, and the peer loses what it has
+    not read yet (RFC 1122, 4.2.2.13; Unix sockets likewise). This does not wait for bytes that may
+    still come, so that an ordinary connection is closed without delay.
     """
     return int(_find_unread(sock.fileno()))
 
 
 def end_sending(sock: ConnectedSocket) -> None:
-    """Shuts down sending, so that the peer sees the end before the master closes its copy."""
+    """Shuts down sending. So the peer sees the end of the connection at once, although the master
+    has not closed its copy of the descriptor yet."""
     _end_sending(sock.fileno())
 
 
 def read_out(sock: ConnectedSocket) -> None:
-    """Discards input until its end, 0.5 s of silence, 2 s or 1 MiB: other connections wait."""
+    """Discards input until the peer closes, or sends nothing for 0.5 s, or until 2 s or 1 MiB are
+    reached. The limits are low because the worker's other connections wait meanwhile."""
     deadline = time.monotonic() + 2
     left = 2**20
     with contextlib.suppress(OSError):
@@ -154,8 +161,8 @@ def read_out(sock: ConnectedSocket) -> None:
 
 
 async def read_out_async(sock: ConnectedSocket) -> None:
-    """Discards input until its end, 5 s of silence, 30 s or 16 MiB: other connections do not
-    wait."""
+    """Discards input until the peer closes, or sends nothing for 5 s, or until 30 s or 16 MiB are
+    reached. The limits are higher than in read_out, because no other connection has to wait."""
     loop = asyncio.get_running_loop()
     deadline = loop.time() + 30
     left = 16 * 2**20

@@ -15,12 +15,17 @@ _LARGEST_CAPACITY = 2**32 - 1
 
 
 class Account:
-    """What a worker was given, with copies of the connections that it has not begun."""
+    """How many connections one worker was given, and how many of them it has begun and handled.
+
+    It owns copies of the connections that the worker has not begun. Counts are as the master has
+    last read them.
+    """
 
     def __init__(self, counters: Counters, channel: Channel, most: float) -> None:
-        """Borrows both. most: after how many it is used up."""
+        """Borrows counters and channel. most: after so many connections the worker is used up."""
         self._channel = channel
-        # Not from a memoryview, which the garbage collector may clear first (Python 3.11 crashes).
+        # Not from counters.words: the garbage collector may clear that memoryview before this
+        # object, and then Python 3.11 crashes.
         self._words = ffi.from_buffer("unsigned int[]", counters.shared)
         self.record: Any = ffi.gc(ffi.new("struct fdp_worker *"), lib.fdp_free_worker)
         self.record.outbox = end_of(channel).outbox
@@ -31,34 +36,34 @@ class Account:
         self.record.most = int(min(most, _MOST))
 
     def set_capacity(self, capacity: int) -> None:
-        """Sets how many it may have in hand from now on. With 0 it gets no more."""
+        """Sets how many connections the worker may have in hand. With 0 it gets no more."""
         record = self.record
         record.capacity = capacity = min(capacity, _LARGEST_CAPACITY)
         record.room = max(0, capacity - (record.given + record.taken - record.handled))
 
     @property
     def is_open(self) -> bool:
-        """Whether it gets connections."""
+        """Whether the worker gets connections."""
         return bool(self.record.capacity)
 
     @property
     def has_copies(self) -> bool:
-        """Whether it has not begun something, as the master has last read it."""
+        """Whether the worker has not begun some of the connections that it was given."""
         return bool(self.record.copies.count)
 
     @property
     def given(self) -> int:
-        """Without those that it has taken."""
+        """How many connections were given to it. Those that it has taken do not count."""
         return int(self.record.given)
 
     @property
     def taken(self) -> int:
-        """Of those that are offered, as the master has last read it. So are begun and handled."""
+        """How many of the connections that were offered to all workers it has taken."""
         return int(self.record.taken)
 
     @property
     def begun(self) -> int:
-        """With those that it has taken."""
+        """How many connections it has begun. Those that it has taken count."""
         return int(self.record.begun + self.record.taken)
 
     @property

@@ -14,19 +14,19 @@ _BYTES_OF_COUNTS = 4 * lib.FDP_WORD_COUNT
 
 
 class Counters:
-    """Counts that the worker increases and the master reads, modulo 2**32, and whether the worker
-    has started, is to leave, and ends.
+    """Counts that the worker increases and the master reads, modulo 2**32, and flags that say
+    whether the worker has started, is to leave, and ends.
 
-    A count in shared memory survives if the worker is killed, and needs no system call before each
-    handler, as a message would. Each is an aligned machine word, so that the other process never
+    Counts in shared memory remain if the worker is killed. Changing one needs no system call, while
+    a message to the master would. Each is an aligned machine word, so that the other process never
     sees half of a change.
 
     shared: all of the memory. words: the counts at its beginning, which the C core reads in the
-    master.
+    master. begun, handled: in the worker, how many connections it has begun and handled.
     """
 
     def __init__(self) -> None:
-        """Must be made before the fork."""
+        """The master must call this before it forks the worker."""
         self.shared: mmap.mmap = mmap.mmap(-1, mmap.PAGESIZE)
         shared = memoryview(self.shared)
         self.words: memoryview[int] = shared[:_BYTES_OF_COUNTS].cast("I")
@@ -35,43 +35,44 @@ class Counters:
         self.handled: int = 0
 
     def start(self) -> None:
-        """In the worker: ready for connections."""
+        """In the worker: says that it is ready for connections."""
         self.words[_READY] = 1
 
     def begin(self, count: int) -> None:
-        """In the worker: before the handlers of that many connections, which it was given, run."""
+        """In the worker: counts connections that it was given, before their handlers run."""
         self.begun += count
         self.words[_BEGUN] = (self.words[_BEGUN] + count) & _MASK
 
     def begin_taken(self) -> None:
-        """In the worker: before the handler of one that it has taken. The C core has counted it."""
+        """In the worker: counts a connection that it has taken, before the handler runs. The C core
+        has already counted it in the shared memory."""
         self.begun += 1
 
     def fail(self) -> None:
-        """In the worker, before finish: the handler raised."""
+        """In the worker: counts an exception of the handler. finish() follows."""
         self.words[_FAILED] = (self.words[_FAILED] + 1) & _MASK
 
     def finish(self) -> None:
-        """In the worker: when the handler of one connection has returned."""
+        """In the worker: counts one connection as handled."""
         self.handled += 1
         self.words[_HANDLED] = self.handled & _MASK
 
     def heartbeat(self) -> None:
-        """In the worker: it makes progress, although nothing is begun or finished."""
+        """In the worker: says that it makes progress, although it begins and finishes nothing."""
         self.words[_HEARTBEATS] = (self.words[_HEARTBEATS] + 1) & _MASK
 
     def enter_handler(self) -> None:
-        """In a plain worker: it can do nothing else until leave_handler."""
+        """In a plain worker: starts to count the time as busy, until leave_handler."""
         self._times[_SINCE] = time.monotonic_ns()
 
     def leave_handler(self) -> None:
         busy = self._times[_BUSY] + time.monotonic_ns() - self._times[_SINCE]
-        # In this order a reader never counts the same time twice.
+        # In this order the master never counts the same time twice.
         self._times[_SINCE] = 0
         self._times[_BUSY] = busy
 
     def note_cpu_time(self) -> None:
-        """In a worker with an event loop: the CPU time counts as busy."""
+        """In a worker with an event loop: sets the busy time to the CPU time."""
         self._times[_BUSY] = time.process_time_ns()
 
     def count_busy(self) -> float:
@@ -95,7 +96,7 @@ class Counters:
         return self.words[_READY] != 0
 
     def leave(self) -> None:
-        """The worker gets no more connections. In the master, or in a worker that ends."""
+        """In the master, or in a worker that ends: says that it gets no more connections."""
         self.words[_LEAVING] = 1
 
     @property
@@ -103,7 +104,8 @@ class Counters:
         return self.words[_LEAVING] != 0
 
     def end(self) -> None:
-        """In the worker: it begins no more connections, not even those that it was given."""
+        """In the worker: says that it begins no more connections, not even those that it was
+        given."""
         self.words[_ENDING] = 1
 
     @property
@@ -111,18 +113,20 @@ class Counters:
         return self.words[_ENDING] != 0
 
     def count_handled(self, before: int) -> int:
-        """In any thread of the master: how many were handled; before is the last known count."""
+        """In any thread of the master: how many connections were handled. before: an earlier
+        count."""
         return before + ((self.words[_HANDLED] - before) & _MASK)
 
     def count_taken(self, before: int) -> int:
-        """The same of those that it has taken."""
+        """In any thread of the master: how many connections were taken. before: an earlier
+        count."""
         return before + ((self.words[_TAKEN] - before) & _MASK)
 
     @property
     def failed(self) -> int:
-        """How many handlers raised an exception. In any thread of the master."""
+        """In any thread of the master: how many handlers raised an exception."""
         return self.words[_FAILED]
 
     def has_copy(self, number: int) -> bool:
-        """In the worker: whether the master may have a copy of the number-th connection begun."""
+        """In the worker: whether the master may still have a copy of its number-th connection."""
         return 0 < (number - self.words[_RELEASED]) & _MASK <= self.begun

@@ -14,7 +14,7 @@ from fdpass_c.pool.rounds import Rounds, Waiting
 from fdpass_c.pool.wakeup import Wakeup
 from fdpass_c.pool.worker_process import WorkerProcess
 
-_QUIET = 10.0
+_LOG_INTERVAL = 10.0
 """Seconds in which the same error is not logged again."""
 
 
@@ -51,8 +51,8 @@ class Dispatcher:
     def distribute(self, until: float) -> bool:
         """Distributes connections until there is something else to do, or until that time.
 
-        Returns whether the supervisor must check: a worker was given its last connection, or a
-        waiting connection was given away and no more are accepted.
+        Returns whether the supervisor must check, because a worker was given its last connection,
+        or because a waiting connection was given away after accepting has ended.
         """
         now = time.monotonic()
         until = min(until, self._acceptors.due_at)
@@ -84,7 +84,7 @@ class Dispatcher:
         now = time.monotonic()
         self._retry_at = now + RETRY_DELAY
         if now >= self._quiet_until.get(code, 0.0):
-            self._quiet_until[code] = now + _QUIET
+            self._quiet_until[code] = now + _LOG_INTERVAL
             logger.warning("%s; trying again every %s s", reason, RETRY_DELAY)
 
     def _watch_unsent(self) -> None:

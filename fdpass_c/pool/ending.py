@@ -1,4 +1,4 @@
-"""How a worker process ends, and a process that its code has forked."""
+"""How a worker process ends, and how a process ends that the worker's code has forked."""
 
 import contextlib
 import os
@@ -11,7 +11,8 @@ from fdpass_c.pool.multiprocess import end_multiprocessing
 
 
 def end_process(error: BaseException | None, name: str = "the worker") -> NoReturn:
-    """Ends this process, which the log calls name. error: what ended its work."""
+    """Ends this process. error: the exception that ended its work, or None. name: what the log
+    calls this process."""
     status = 1
     try:
         if error is None:
@@ -20,7 +21,7 @@ def end_process(error: BaseException | None, name: str = "the worker") -> NoRetu
             logger.critical("%s failed", name, exc_info=error)
         elif isinstance(error.code, int | None):
             status = error.code or 0
-        else:  # A message, which Python would print.
+        else:  # The code is a message, which Python itself would print.
             logger.critical("%s exits: %s", name, error.code)
         end_multiprocessing()
         flush_streams()
@@ -29,9 +30,11 @@ def end_process(error: BaseException | None, name: str = "the worker") -> NoRetu
 
 
 def end_forked(error: BaseException | None = None) -> None:
-    """Ends a process that a handler or setup has forked and in which it returns, or raises error.
+    """Called when a handler or setup has returned or raised error: ends this process unless it is a
+    worker.
 
-    Otherwise there would be two workers that take connections from the same channel.
+    The handler or setup may have forked, and may return in the child too. Without this, the child
+    would be a second worker that takes connections from the same channel.
     """
     if not is_worker():
         end_process(error, "a process that a worker has forked")
@@ -39,5 +42,6 @@ def end_forked(error: BaseException | None = None) -> None:
 
 def flush_streams() -> None:
     for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(Exception):  # None, closed, a full disk, a broken pipe.
+        # The stream may be None or closed, the disk full, the pipe broken.
+        with contextlib.suppress(Exception):
             stream.flush()

@@ -33,16 +33,19 @@ from fdpass_c.pool.log import logger
 from fdpass_c.pool.wakeup import Wakeup
 
 _WAKE_DELAY = 0.005
+"""Seconds after which the master learns of a finished connection at the latest."""
 
 _NONBLOCK = getattr(socket, "SOCK_NONBLOCK", 0)
 
 _HEARTBEAT_INTERVAL = 1.0
-"""Seconds between two heartbeats, unless the watch checks more often."""
+"""Seconds between two heartbeats, unless the master checks for progress more often."""
 
-# Seconds until the next try when the descriptor table is full, and how often a worker without
-# connections tries.
 _RETRY_DELAY = 0.1
+"""Seconds until the next try to receive when the descriptor table is full."""
+
 _MAX_REFUSALS = 10
+"""How many tries in a row may find the table full if this worker has no connection that could end
+and make room."""
 
 _NO_ROOM = "no room for %d more descriptors (RLIMIT_NOFILE); trying again every %s s"
 
@@ -58,12 +61,12 @@ class EventLoopWorker:
         config: Config,
         kinds: Sequence[Kind],
     ) -> None:
-        """kinds: of the connections, by the number of the listener."""
+        """kinds: the Kind of each listener's connections."""
         self._channel = channel
         self._counters = counters
         self._wakeup = wakeup
         self._config = config
-        # The sockets are non-blocking already; the flag makes Python aware of it.
+        # The sockets are non-blocking already. With this flag Python's objects know it.
         self._kinds = [kind._replace(type=kind.type | _NONBLOCK) for kind in kinds]
         self._report_every = max(1, config.capacity // 4)
         self._heartbeat_interval = min(_HEARTBEAT_INTERVAL, config.check_interval)
@@ -77,20 +80,21 @@ class EventLoopWorker:
         self._loop = asyncio.get_running_loop()
         self._thread = threading.get_ident()
         self._leaving = make_event()
-        # asyncio.run cancels it before the tasks, when SystemExit ends the loop.
+        # If SystemExit ends the loop, asyncio.run cancels the task that awaits this future, and so
+        # the future. Every other task then finds it done when its own cancellation arrives.
         self._end: asyncio.Future[None] = self._loop.create_future()
         for name in ("create_connection", "create_unix_connection", "connect_accepted_socket"):
             setattr(self._loop, name, _note_adoption(getattr(self._loop, name)))
         await _await_coroutine(self._config.setup)
         end_forked()
         become_ready(self._counters, self._wakeup)
-        # Kept, because a loop does not keep its tasks alive.
+        # The variable keeps the task alive: a loop does not.
         receiving = self._loop.create_task(self._receive(aio.Channel.adopt(self._channel)))
         receiving.add_done_callback(self._end_if_failed)
         try:
             await self._end
         finally:
-            receiving.cancel()  # What it would begin now goes to other workers.
+            receiving.cancel()  # Connections that are still in the channel go to other workers.
             begin_no_more(self._counters, self._wakeup)
             await _await_coroutine(self._config.teardown)
 
@@ -103,7 +107,7 @@ class EventLoopWorker:
             except MASTER_GONE:
                 break
             except DescriptorTableFullError as error:
-                # Only connections that end make room.
+                # Connections that end make room: this gives up only if there are none.
                 refused = 1 if self._tasks else refused + 1
                 if refused > _MAX_REFUSALS:
                     raise
@@ -139,11 +143,11 @@ class EventLoopWorker:
 
     def _discard(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
-        self._end_if_failed(task)  # The failure of its handler could not be logged.
+        self._end_if_failed(task)  # The task fails if the handler's exception cannot be logged.
         self._end_if_done()
 
     def _heartbeat(self) -> None:
-        """Shows progress while there are connections, because all may be idle."""
+        """Shows progress while there are connections, even if all of them are idle."""
         self._counters.heartbeat()
         self._counters.note_cpu_time()
         self._heartbeat_timer = None
@@ -155,8 +159,10 @@ class EventLoopWorker:
             self._end.set_result(None)
 
     async def _handle(self, sock: ConnectedSocket, address: Any) -> None:
-        """Runs the handler and counts the connection, unless SystemExit, or an error of receiving,
-        ends the worker before."""
+        """Runs the handler, closes the connection, and counts it as handled.
+
+        It is not counted if SystemExit, or an error of receiving, ends the worker before.
+        """
         try:
             await self._config.handler(sock, address)
             end_forked()
@@ -170,7 +176,8 @@ class EventLoopWorker:
         try:
             await self._end_connection(sock)
         except asyncio.CancelledError:
-            # A deadline that the program set for the handler has come after the handler's end.
+            # The program set a deadline for the handler's task, which came after the handler had
+            # returned.
             if self._end.done():
                 raise
             if sock.transport is not None:
@@ -180,7 +187,8 @@ class EventLoopWorker:
         self._finish()
 
     async def _end_connection(self, sock: ConnectedSocket) -> None:
-        """OSError: it cannot be closed."""
+        """Closes the connection, or waits until its transport has closed it. OSError: closing
+        failed."""
         if sock.adopted:
             await self._wait_until_closed(sock)
         else:
@@ -192,17 +200,20 @@ class EventLoopWorker:
                     await read_out_async(sock)
 
     def _stop_watching(self, fd: int) -> None:
-        """What the handler has left behind may still wait for the socket, and asyncio would never
-        report anything of the next one with its number. Other loops see to that themselves."""
+        """Makes asyncio's loop forget a descriptor before it is closed.
+
+        The handler may have left a reader or writer registered. Then asyncio would report no event
+        of the next socket that gets this number. Other loops prevent that themselves.
+        """
         if fd >= 0 and isinstance(self._loop, asyncio.SelectorEventLoop):
             try:
                 self._loop.remove_reader(fd)
                 self._loop.remove_writer(fd)
             except RuntimeError:
-                pass  # A transport has the number.
+                pass  # A transport uses this number.
 
     async def _wait_until_closed(self, sock: ConnectedSocket) -> None:
-        """A transport may still have bytes to send. It closes the socket itself."""
+        """Waits until the transport has closed the socket: it may still have bytes to send."""
         if sock.fileno() < 0:
             return
         closed = self._loop.create_future()
@@ -213,17 +224,17 @@ class EventLoopWorker:
                 wake()
             if threading.get_ident() == self._thread:
                 _resolve(closed)
-            else:  # A dropped transport is closed in the thread that collects it.
+            else:  # The garbage collector closes a dropped transport, in any thread.
                 self._loop.call_soon_threadsafe(_resolve, closed)
 
         sock.on_close = note_closed
         await closed
 
     def _finish(self) -> None:
-        """Counts the connection, and wakes the master if it wants that.
+        """Counts the connection, and wakes the master if the master wants to be woken.
 
-        It wakes it at once if no connection is left or many are finished, otherwise a little later.
-        So under heavy load one wakeup is for many connections.
+        It does so at once if no connection is left or many are finished, and otherwise a little
+        later. So under heavy load one wakeup reports many connections.
         """
         counters = self._counters
         counters.finish()
@@ -246,7 +257,7 @@ class EventLoopWorker:
 
 
 async def _await_coroutine(function: Callable[[], Any] | None) -> None:
-    """A plain function is called before or after the loop, not here."""
+    """Calls and awaits a coroutine function. A plain function is called outside of the loop."""
     if function is not None and is_coroutine_function(function):
         await function()
 
@@ -257,10 +268,12 @@ def _resolve(future: "asyncio.Future[None]") -> None:
 
 
 def _note_adoption(make_transport: Any) -> Any:
-    """Makes a method of the loop note in a given socket that a transport has taken it.
+    """Wraps a method of the loop that makes a transport, so that a ConnectedSocket which is passed
+    to it is marked as adopted.
 
-    A loop does not report whether a closing transport still has bytes to send. A call that fails
-    earlier has not made the protocol yet.
+    The worker must know the transport's sockets, because a loop does not report whether a closing
+    transport still has bytes to send. The mark is set when the protocol is made: a call that fails
+    before that has not taken the socket.
     """
 
     async def call(factory: Callable[[], Any], *args: Any, **options: Any) -> Any:

@@ -1,10 +1,11 @@
-"""Counts workers that fail at start, so that the pool gives up after some."""
+"""Counts workers that fail at start, so that the pool gives up after several in a row."""
 
 import time
 from collections.abc import Iterable
 
 LIMIT = 5
-"""The workers in a row that may die at start, or before they begin a connection."""
+"""The pool gives up when so many workers in a row have died at start, or before they began a
+connection."""
 
 STABLE_AFTER = 1.0
 """Seconds after which a ready, idle worker counts as started."""
@@ -14,10 +15,10 @@ _FIRST_DELAY = 0.05
 
 
 class FailedStarts:
-    """Counts failures in a row. A connection that is begun, or a worker that is stable, ends the
-    row.
+    """Counts failures in a row. The count starts again when a worker has begun a connection, or has
+    been ready for STABLE_AFTER seconds.
 
-    retry_at: no attempt before, as time.monotonic.
+    retry_at: no worker is started before this time, as time.monotonic.
     """
 
     def __init__(self) -> None:
@@ -26,8 +27,11 @@ class FailedStarts:
         self._last_at = 0.0
 
     def add(self, begun: int, ready_at: Iterable[float]) -> bool:
-        """Returns whether there are too many. begun: connections that workers have begun until now.
-        ready_at: when each living worker became ready, as time.monotonic."""
+        """Counts a failure. Returns whether there are too many.
+
+        begun: how many connections the workers have begun in all. ready_at: when each living worker
+        became ready, as time.monotonic.
+        """
         now = time.monotonic()
         if begun > self._begun or any(self._last_at < at <= now - STABLE_AFTER for at in ready_at):
             self._begun = begun
@@ -38,7 +42,7 @@ class FailedStarts:
         return self._in_a_row >= LIMIT
 
     def keep_below_limit(self) -> None:
-        """Keeps the count below LIMIT, because other workers serve."""
+        """Keeps the count below LIMIT, also after the next failure."""
         self._in_a_row = min(self._in_a_row, LIMIT - 2)
 
     def reset(self) -> None:

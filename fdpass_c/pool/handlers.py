@@ -11,11 +11,12 @@ from fdpass_c.pool.counters import Counters
 from fdpass_c.pool.log import logger
 
 Handler = Callable[[socket.socket, Any], Any]
-"""A plain function or a coroutine function of a connected socket and the peer's address."""
+"""A plain function or a coroutine function, whose arguments are a connected socket and the peer's
+address."""
 
 
 ENDS_WORKER = (SystemExit, KeyboardInterrupt)
-"""Exceptions of a handler that end the worker. Any other, even a BaseException, fails one
+"""Exceptions of a handler that end the worker. Any other, even a BaseException, ends only its
 connection."""
 
 _GONE = (ConnectionResetError, ConnectionAbortedError, BrokenPipeError)
@@ -29,8 +30,9 @@ def is_coroutine_function(handler: Any) -> bool:
 
 
 def note_failure(error: BaseException, counters: Counters, address: Any) -> None:
-    """Logs and counts an exception of a handler. If it says that the client has gone or that TLS
-    failed, it is not counted, and logged for debugging only, as in the servers of asyncio."""
+    """Logs an exception of a handler and counts it as failed. If it says that the client has gone
+    or that TLS failed, it is not counted and only logged at the level DEBUG, as in asyncio's
+    servers."""
     ssl = sys.modules.get("ssl")
     if isinstance(error, _GONE) or (ssl is not None and isinstance(error, ssl.SSLError)):
         logger.debug("the connection of %r failed: %s", address, error)
@@ -40,19 +42,19 @@ def note_failure(error: BaseException, counters: Counters, address: Any) -> None
 
 
 def note_closed(error: OSError, address: Any) -> None:
-    """Logs the error of closing a connection, which counts as handled."""
+    """Logs an error of closing a connection. The connection still counts as handled."""
     logger.error("the handler has closed the descriptor of %r: %s", address, error)
 
 
 def call(function: Callable[..., Any], *arguments: Any) -> None:
-    """Calls a plain function. TypeError: it returned a coroutine or generator, which nothing runs.
-    A lambda or a decorator can hide a coroutine function."""
+    """Calls a plain function. TypeError: it returned a coroutine or a generator, which nothing
+    would run: a lambda or a decorator can hide a coroutine function."""
     result = function(*arguments)
     if result is None:
         return
     if inspect.isawaitable(result) or inspect.isgenerator(result) or inspect.isasyncgen(result):
         if close := getattr(result, "close", None):
-            close()  # Or Python warns that it was never awaited.
+            close()  # Otherwise Python warns that the coroutine was never awaited.
         raise TypeError(
             f"{function!r} returned {result!r}, which the pool does not run: give it the "
             "coroutine function itself, or a plain function that does its work before it returns"

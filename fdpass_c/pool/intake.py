@@ -26,10 +26,11 @@ _AGAIN = {-errno.EINTR, lib.FDP_LOOK}
 
 
 class Intake:
-    """Like Channel.recv and take_connection, with one system call if nothing is queued.
+    """Does what Channel.recv and take_connection do, with one system call if nothing is queued.
 
-    It does not check the descriptor table for room. A worker without room dies of a ProtocolError,
-    and others get its connections, because the master has copies of them.
+    Unlike Channel.recv, it does not check whether the descriptor table has room. A worker without
+    room ends with a ProtocolError, and other workers get its connections, because the master has
+    copies of them.
     """
 
     def __init__(
@@ -39,7 +40,7 @@ class Intake:
         offers: Offers | None,
         kinds: Sequence[Kind],
     ) -> None:
-        """Borrows all. kinds: of the connections, by the number of the listener."""
+        """Borrows its arguments. kinds: the Kind of each listener's connections."""
         self._channel = channel
         self._counters = counters
         self._offers = offers
@@ -57,13 +58,15 @@ class Intake:
 
     @property
     def pending(self) -> int:
-        """How many connections that it was given are queued here."""
+        """How many received connections are queued in this process."""
         return self._channel.pending
 
     def take_offer(self) -> bool:
-        """Takes a connection that is offered to all workers, if there is one: it is the next.
+        """Takes one of the connections that are offered to all workers, if there is one. The next
+        receive() and take() then return this connection.
 
-        Returns whether the master has to do something now: there is none left.
+        Returns whether the master has to know now that this worker has finished a connection: no
+        other connection is offered.
         """
         if self._offers is None or self._counters.is_leaving:
             return True
@@ -75,10 +78,10 @@ class Intake:
         return code <= 0 or not code & _MORE
 
     def receive(self) -> None:
-        """Waits for the next connection, counts it as begun, and take then returns it.
+        """Waits for the next connection, which take() then returns, and counts it as begun.
 
-        PeerClosedError, ConnectionResetError: the master has closed its side, or died. OSError: it
-        could not take what was offered: EMFILE.
+        Raises one of MASTER_GONE after the master has closed its side or has died. OSError: the
+        last take_offer failed, for instance with EMFILE.
         """
         if self._failure:
             raise OSError(-self._failure, os.strerror(-self._failure))
@@ -95,7 +98,7 @@ class Intake:
         self._counters.begin(1)
 
     def take(self) -> tuple[ConnectedSocket, Any]:
-        """The connection as a socket, which owns it, and the peer's address."""
+        """Returns the connection as a socket, which owns it, and the peer's address."""
         kind = find_origin(self._payload, self._kinds)
         sock = ConnectedSocket.__new__(ConnectedSocket)
         try:
@@ -103,6 +106,6 @@ class Intake:
             _take(self._owner, 0)
         except BaseException:
             if self._owner.fds[0] >= 0:
-                socket.socket.detach(sock)  # Both own it.
+                socket.socket.detach(sock)  # self._owner still owns the descriptor.
             raise
         return sock, read_address(self._payload, kind.family, sock)

@@ -9,7 +9,7 @@ from fdpass_c.pool.wakeup import Wakeup
 
 
 class _ThisWorker:
-    """What this process knows if it is a worker."""
+    """Facts about this process, set if it is a worker."""
 
     counters: Counters | None = None
     pid = 0
@@ -20,10 +20,10 @@ class _ThisWorker:
 def is_leaving() -> bool:
     """Whether the worker in which it is called is about to end.
 
-    The pool stops or replaces the worker, or the master has died. It gets no more connections,
-    except those that a pool which stops has accepted already. A handler that keeps connections
-    alive should then close each one after the current request: a worker that has not finished
-    after drain seconds is killed. It may be called in any thread.
+    That is so if the pool stops or replaces the worker, or if the master has died. The worker gets
+    no more connections, except those that a stopping pool has already accepted. A handler that
+    keeps connections alive should then close each one after the current request: a worker that has
+    not finished after drain seconds is killed. It may be called in any thread.
 
     Returns:
         True in a worker that is to end, and in a process that it has forked. False in any other
@@ -36,13 +36,13 @@ def is_leaving() -> bool:
 
 
 def leaving_event() -> asyncio.Event:
-    """The event form of is_leaving(), for coroutine functions.
+    """Returns an event that is set when is_leaving() becomes true, for coroutine functions.
 
     A handler can wait for it and for its client at the same time.
 
     Returns:
         An event of the worker's event loop, the same for every call, which is set when the worker
-            gets no more connections. Outside of a worker that runs coroutines: a new event, which
+            gets no more connections. Outside of a worker that runs coroutines, a new event, which
             is never set.
     """
     return _ThisWorker.event or asyncio.Event()
@@ -63,7 +63,8 @@ def become_worker(counters: Counters, master: int) -> None:
     _ThisWorker.counters = counters
     _ThisWorker.pid = os.getpid()
     _ThisWorker.master = master
-    # Until become_ready it does not read the channel, which shows that the master has died.
+    # Until become_ready, this process does not read the channel, and so does not notice if the
+    # master dies. Therefore the kernel kills it then.
     lib.fdp_end_with_parent(True)
     if os.getppid() != master:
         os._exit(1)
@@ -75,16 +76,16 @@ def is_worker() -> bool:
 
 
 def become_ready(counters: Counters, wakeup: Wakeup) -> None:
-    """Called in a worker that has started. It takes connections, and finishes them even if the
-    master dies."""
+    """Called in a worker that has started. From now on it gets connections, and it finishes them
+    even if the master dies."""
     lib.fdp_end_with_parent(False)
     counters.start()
     wakeup.wake()
 
 
 def begin_no_more(counters: Counters, wakeup: Wakeup) -> None:
-    """Called in a worker that ends. It gets no more connections, and others get those that it was
-    given and has not begun."""
+    """Called in a worker that ends. It gets no more connections, and other workers get those that
+    it was given and has not begun."""
     counters.leave()
     if not counters.is_ending:
         counters.end()

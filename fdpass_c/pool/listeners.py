@@ -33,7 +33,7 @@ def open_listener(address: Address, backlog: int = 1024) -> socket.socket:
     Args:
         address: Where to listen. The host is a name or an IPv4 or IPv6 address; an empty one means
             every IPv4 address. If a name has several addresses, only the system's first one is
-            used: "localhost" may be only ::1. With port 0 the system chooses a free one.
+            used: "localhost" may be only ::1. With port 0 the system chooses a free port.
         backlog: How many connections the kernel keeps until they are accepted. The kernel may have
             a lower limit (somaxconn).
 
@@ -42,7 +42,7 @@ def open_listener(address: Address, backlog: int = 1024) -> socket.socket:
 
     Raises:
         ValueError: address has none of the forms of Address.
-        TypeError: It is of another type.
+        TypeError: address has another type.
         socket.gaierror: The host is unknown.
         FileExistsError: There is a file at the path, and it is not a socket.
         PermissionError: This user may not use the port, or write to the path's directory.
@@ -62,7 +62,7 @@ def open_listener(address: Address, backlog: int = 1024) -> socket.socket:
 
 
 class Mode:
-    """A borrowed socket's mode, which is non-blocking until restore().
+    """Makes a borrowed socket non-blocking until restore().
 
     All processes that share the socket share this mode, which gettimeout() does not show.
     """
@@ -84,7 +84,7 @@ class Mode:
 
 @contextmanager
 def opened(address: Address) -> Iterator[socket.socket]:
-    """open_listener's socket for a block. The end closes the socket and removes its file."""
+    """Opens a listener for a block. The end of the block closes the socket and removes its file."""
     with open_listener(address) as sock:
         if sock.family != socket.AF_UNIX:
             yield sock
@@ -98,9 +98,9 @@ def opened(address: Address) -> Iterator[socket.socket]:
 
 
 def _remove(path: str, file: tuple[int, int]) -> None:
-    """Removes the file at path, unless another process has replaced this file.
+    """Removes the file at path, unless another process has replaced it.
 
-    While the socket is open, no other file can have the same inode.
+    To be called while the socket is open, because until then no other file can have its inode.
     """
     try:
         if identify(path) == file:
@@ -115,8 +115,8 @@ def parse_address(address: Address) -> str | tuple[str, int]:
     """Returns a path, or a host and a port. Raises a ValueError for anything else."""
     if isinstance(address, tuple):
         if len(address) != 2:
-            raise ValueError(f"not (HOST, PORT): {address!r}")
-        # getaddrinfo would take the lowest 16 bits: another port.
+            raise ValueError(f"a tuple must be (HOST, PORT), got {address!r}")
+        # getaddrinfo would use the lowest 16 bits of the number, which are another port.
         if isinstance(address[1], int) and not 0 <= address[1] <= 65535:
             raise ValueError(f"a port is 0 to 65535: {address!r}")
         return address
@@ -156,17 +156,17 @@ def inherit_listeners() -> list[InheritedSocket]:
     """Takes the sockets that a service manager passed, as sd_listen_fds(3) does.
 
     They are the descriptors from 3 on. LISTEN_FDS counts them, LISTEN_FDNAMES names them, and
-    LISTEN_PID must be this process. The variables are removed and the descriptors made
-    close-on-exec, so that no child process uses them. A second call returns nothing.
+    LISTEN_PID must be the pid of this process. The variables are removed and the descriptors are
+    made close-on-exec, so that no child process uses them. A second call returns nothing.
 
     Returns:
-        The sockets, in their order. The caller owns and closes them. A passed descriptor that is
-            not a socket is not in the list, and stays open for the program. The list is empty if
-            nothing was passed to this process.
+        The sockets, in the order of their numbers. The caller owns and closes them. A passed
+            descriptor that is not a socket is not in the list, and stays open for the program. The
+            list is empty if nothing was passed to this process.
 
     Raises:
         ValueError: LISTEN_FDS is not a number, or LISTEN_FDNAMES has a different number of names.
-        OSError: EBADF: one of the descriptors is not open. The sockets before it are closed.
+        OSError: EBADF: one of the descriptors is not open. The sockets before it are closed then.
     """
     pid = os.environ.pop("LISTEN_PID", None)
     count = os.environ.pop("LISTEN_FDS", None)
@@ -180,7 +180,7 @@ def inherit_listeners() -> list[InheritedSocket]:
         raise ValueError(f"LISTEN_FDNAMES does not name {count} descriptors: {given}")
     listeners: list[InheritedSocket] = []
     try:
-        # Not a list of that many: the number may be anything.
+        # repeat, and not a list of names: LISTEN_FDS may be a huge number.
         for fd, name in enumerate(names or repeat("unknown", int(count)), _FIRST_INHERITED):
             os.set_inheritable(fd, False)
             if stat.S_ISSOCK(os.fstat(fd).st_mode):

@@ -25,14 +25,15 @@ from fdpass_c.pool.worker import run_worker
 from fdpass_c.pool.worker_process import WorkerProcess, WorkerSettings, fork_worker
 
 _LONGEST_WAIT = 3600.0
-"""Seconds of one wait: selectors refuse a timeout that is too long."""
+"""Seconds after which a wait ends: selectors refuse a timeout that is too long."""
 
 Ready = Callable[[tuple[Any, ...]], object]
 """Called when every worker has started, with the addresses at which the pool listens."""
 
 
 class Timed(Protocol):
-    """A part whose check is called in the loop when due_at is reached, as time.monotonic."""
+    """A part of the master whose check() the loop calls when due_at, as time.monotonic, is
+    reached."""
 
     due_at: float
 
@@ -40,7 +41,7 @@ class Timed(Protocol):
 
 
 class Helper(Timed, Protocol):
-    """A part that has descriptors too, which close_in_child closes in a worker."""
+    """A part of the master that also has descriptors. close_in_child() closes them in a worker."""
 
     def close_in_child(self) -> None: ...
 
@@ -60,7 +61,7 @@ class Master:
         helpers: Sequence[Helper],
         ready: Ready | None,
     ) -> None:
-        """Borrows all of them; the manager is one of the helpers."""
+        """Borrows its arguments. The manager is also one of the helpers."""
         self._config = config
         self._manager = manager
         self._ready = ready
@@ -86,10 +87,10 @@ class Master:
         self._random = random.Random()
 
     def run(self) -> str:
-        """Serves until it is stopped and all workers have ended. Returns why it had to stop, or an
-        empty string."""
+        """Serves until it is stopped and all workers have ended. Returns why the pool could not
+        serve any longer, or an empty string."""
         try:
-            self._handle_signals()  # A stop may have come before.
+            self._handle_signals()  # stop() may have been called before.
             self._check_supervisor()
             self._acceptors.log_addresses()
             while self._workers or self._dispatcher.waiting or not self._supervisor.stopping:
@@ -150,7 +151,7 @@ class Master:
             phase = self._supervisor.phase
             self._supervisor.replace_all()
             if phase is Phase.SERVING:
-                # Even if no worker was left to replace: the manager waits for it.
+                # Reported even if no worker was left to replace: the service manager waits for it.
                 self._manager.follow(Phase.RELOADING, self._supervisor.summarize())
         elif signum == signal.SIGCHLD:
             self._supervisor.reap_exited()
@@ -165,13 +166,13 @@ class Master:
     def _start(self, slot: int, restarts: int) -> WorkerProcess:
         max_requests = float("inf")
         if limit := self._config.max_requests:
-            # Workers that started together should not all be replaced together.
+            # A random number, so that workers that started together are not replaced together.
             max_requests = limit - self._random.randrange(limit // 4 + 1)
         settings = WorkerSettings(slot, restarts, self._config.capacity, max_requests)
         return fork_worker(settings, self._workers, self._close_in_child, self._run_worker)
 
     def _run_worker(self, channel: Channel, counters: Counters) -> None:
-        """In the worker."""
+        """Called in the worker."""
         kinds = self._acceptors.kinds
         run_worker(channel, counters, self._wakeup, self._offers, self._config, kinds)
 
@@ -185,4 +186,4 @@ class Master:
             helper.close_in_child()
         self._dispatcher.close_in_child()
         for worker in self._workers:
-            worker.close_in_child()
+            worker.channel.close()

@@ -18,20 +18,21 @@ _TOTALS = (
 _OF_WORKERS = (
     ("in_hand", "worker_in_hand", "gauge", "Connections given and not finished."),
     ("handled", "worker_handled_total", "counter", "Connections finished."),
-    ("busy", "worker_busy_seconds_total", "counter", "Time in which it could do nothing else."),
+    ("busy", "worker_busy_seconds_total", "counter", "Time in handlers; event loops: CPU time."),
     ("age", "worker_age_seconds", "gauge", "Time since it was started."),
     ("restarts", "worker_restarts_total", "counter", "Workers that had its slot before."),
 )
 
 
 def to_json(status: Status) -> str:
-    """An object with the names of Status and WorkerStatus; busy_share is one more."""
+    """Returns a JSON object with the fields of Status and WorkerStatus, and busy_share."""
     workers = [{**worker._asdict(), "busy_share": worker.busy_share} for worker in status.workers]
     return json.dumps({**status._asdict(), "workers": workers}) + "\n"
 
 
 def to_prometheus(status: Status) -> str:
-    """The text format, version 0.0.4. Each slot has one series, for all its workers."""
+    """Returns the text format, version 0.0.4. Each slot has one time series, to which all workers
+    in this slot contribute, one after the other."""
     parts = [
         _render(name, kind, text, {"": getattr(status, field)})
         for field, name, kind, text in _TOTALS
@@ -47,7 +48,8 @@ def to_prometheus(status: Status) -> str:
 
 
 def _find_serving(status: Status) -> list[WorkerStatus]:
-    """One worker of each slot: while it is replaced, the one that gets connections."""
+    """Returns one worker of each slot: while a worker is replaced, the one that gets
+    connections."""
     ranks = {"LEAVING": 0, "STARTING": 1, "BUSY": 2, "FREE": 2}
     ordered = sorted(status.workers, key=lambda worker: ranks[worker.state])
     by_slot = {worker.slot: worker for worker in ordered}

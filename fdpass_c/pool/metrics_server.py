@@ -21,22 +21,22 @@ from fdpass_c.pool.status import Status
 Report = Callable[[], Status]
 
 _MAX_CLIENTS = 8
-"""Clients at the same time; the others wait in the kernel."""
+"""The most clients at the same time. Others wait in the kernel."""
 
 _CLIENT_TIMEOUT = 2.0
-"""Seconds that a client has in all."""
+"""Seconds after which a client's connection is closed, whether or not it has got its answer."""
 
 _RETRY_DELAY = 5.0
 """Seconds until the next try to accept, after an error such as a full descriptor table."""
 
 _MAX_HEAD = 16384
 
-# Closing waits for no client, whatever the listener's option is.
+# Turns SO_LINGER off, which accepted sockets inherit: closing one must not wait for its client.
 _NO_LINGER = struct.pack("ii", 0, 0)
 
 
 class _Client(NamedTuple):
-    """steps: the rest of the exchange; each step yields the event to wait for."""
+    """steps: the rest of the exchange as an iterator. Each step yields the event to wait for."""
 
     sock: socket.socket
     steps: Iterator[int]
@@ -44,7 +44,7 @@ class _Client(NamedTuple):
 
 
 class MetricsServer:
-    """Answers GET /metrics and GET /status, one request a connection.
+    """Answers GET /metrics and GET /status, one request on each connection.
 
     due_at: when check is to be called, as time.monotonic.
     """
@@ -52,7 +52,7 @@ class MetricsServer:
     def __init__(
         self, listener: socket.socket, selector: selectors.BaseSelector, report: Report
     ) -> None:
-        """Borrows the listener, which is non-blocking until close()."""
+        """Borrows the arguments. The listener is non-blocking until close()."""
         self._listener = listener
         self._selector = selector
         self._report = report
@@ -66,7 +66,8 @@ class MetricsServer:
         self.check()
 
     def check(self) -> None:
-        """Ends the clients that take too long, and accepts where there is room for more."""
+        """Closes the connections of clients that took too long. Watches the listener if there is
+        room for another client."""
         now = time.monotonic()
         for client in [*self._clients]:
             if now >= client.deadline:
@@ -88,21 +89,22 @@ class MetricsServer:
         self.due_at = min(moments, default=float("inf"))
 
     def _stop_listening(self) -> None:
-        # If other code has closed the listener, a worker's channel may have its number by now.
+        # If other code has closed the listener, its number may belong to a worker's channel now.
         with suppress(KeyError, ValueError):
             self._selector.unregister(self._listener)
 
     def _accept(self, _events: int) -> None:
         self.due_at = 0.0
         try:
-            self._listener.setblocking(False)  # A process that shares it may have changed it.
+            # Another process that shares the socket may have made it blocking.
+            self._listener.setblocking(False)
             sock, _ = self._listener.accept()
         except BlockingIOError:
             if self._is_shut_down():
                 self._pause(OSError(errno.EINVAL, os.strerror(errno.EINVAL)))
             return
         except OSError as error:
-            # One client may have gone before it was accepted. A second error may last.
+            # ECONNABORTED usually means that one client has gone. If it comes twice, it may last.
             if self._failed or not isinstance(error, ConnectionAbortedError):
                 self._pause(error)
             self._failed = True
@@ -132,7 +134,7 @@ class MetricsServer:
         return bool(lib.fdp_try_find_shut_down(self._listener.fileno()))
 
     def _step(self, client: _Client, _events: int) -> None:
-        with suppress(OSError, StopIteration):  # The client has gone, or all is done.
+        with suppress(OSError, StopIteration):  # The client has gone, or the exchange is over.
             events = next(client.steps)
             self._selector.modify(client.sock, events, self._selector.get_key(client.sock).data)
             return
@@ -151,7 +153,7 @@ class MetricsServer:
             client.sock.close()
 
     def close(self) -> None:
-        """Restores the listener's mode."""
+        """Closes all connections and restores the listener's mode."""
         for client in [*self._clients]:
             self._end(client)
         if self._listens:
@@ -160,7 +162,8 @@ class MetricsServer:
 
 
 def _serve_client(sock: socket.socket, report: Report) -> Iterator[int]:
-    """Yields the events to wait for. OSError: the client has gone."""
+    """Reads one request and answers it. Yields each event to wait for. OSError: the client has
+    gone."""
     head = b""
     while b"\r\n\r\n" not in head:
         yield selectors.EVENT_READ
@@ -172,7 +175,8 @@ def _serve_client(sock: socket.socket, report: Report) -> Iterator[int]:
     while answer:
         yield selectors.EVENT_WRITE
         answer = answer[sock.send(answer) :]
-    # If more than a head came, closing at once could reset the connection and cut the answer.
+    # Reading to the end comes before closing: if the client has sent more than a request's head,
+    # closing would reset the connection, and the client could lose the answer.
     sock.shutdown(socket.SHUT_WR)
     while True:
         yield selectors.EVENT_READ
@@ -183,7 +187,8 @@ def _serve_client(sock: socket.socket, report: Report) -> Iterator[int]:
 def _answer(head: str, report: Report) -> bytes:
     words = head.split("\r\n", 1)[0].split(" ")
     method, target = words[0], words[1].partition("?")[0] if len(words) > 1 else ""
-    target = re.sub(r"^http://[^/]+", "", target, flags=re.I)  # As to a proxy (RFC 9112, 3.2.2).
+    # A server must accept a target in the form for proxies too (RFC 9112, 3.2.2).
+    target = re.sub(r"^http://[^/]+", "", target, flags=re.I)
     status, kind, body = "200 OK", "text/plain; charset=utf-8", ""
     if method not in ("GET", "HEAD"):
         status, body = "405 Method Not Allowed", "GET only\n"
@@ -193,7 +198,7 @@ def _answer(head: str, report: Report) -> bytes:
         kind, body = "application/json", to_json(report())
     else:
         status, body = "404 Not Found", "/metrics for Prometheus, /status as JSON\n"
-    length = len(body)  # It is ASCII.
+    length = len(body)  # In characters, which are bytes: the body is ASCII.
     if method == "HEAD":
         body = ""
     return (

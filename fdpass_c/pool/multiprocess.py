@@ -1,4 +1,5 @@
-"""What multiprocessing does at the start and end of a process, and os.fork and os._exit do not."""
+"""The work of multiprocessing at the start and the end of a process, which os.fork and os._exit do
+not do."""
 
 import os
 import sys
@@ -7,17 +8,15 @@ import sys
 def begin_multiprocessing() -> None:
     """In a new worker: makes objects of multiprocessing from before the fork usable.
 
-    Proxies of managers make connections of their own, and queues start threads of their own.
+    A manager's proxy makes a new connection, and a queue starts a new thread.
     """
     if util := sys.modules.get("multiprocessing.util"):
         util._run_after_forkers()
 
 
 def end_multiprocessing() -> None:
-    """At the end of a process.
-
-    Managers and pools end, queues deliver what was put into them, and daemons are terminated. What
-    belongs to the parent process stays.
+    """At the end of a process: ends managers and pools, lets queues deliver what was put into them,
+    and terminates daemons. Objects of the parent process are not touched.
     """
     if (util := sys.modules.get("multiprocessing.util")) is None:
         return

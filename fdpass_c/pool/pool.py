@@ -24,24 +24,25 @@ from fdpass_c.pool.status import Status
 class PoolError(FdpassError):
     """A pool cannot serve any longer.
 
-    Either five workers in a row died at start, died before they began a connection, or could not be
-    started, or no listener accepts connections any longer. The message says why. Workers that ran
-    have finished the connections that they were given.
+    There are two reasons, and the message says which. Five workers in a row could not be started,
+    died at start, or died before they began a connection. Or no listener accepts connections any
+    longer. Workers that were running have finished the connections that they were given.
     """
 
 
 class Pool:
     """Accepts connections and passes each one to a worker process that is free.
 
-    The master, the process that calls serve(), accepts. Workers are forked from it. A connection is
-    begun when a worker has taken it from its queue. If a worker dies, the connections that it had
-    not begun go to other workers, and those that it had begun are lost.
+    The process that calls serve() is the master. It accepts connections and forks the workers. A
+    connection is begun when a worker has taken it from its queue. If a worker dies, the connections
+    that it had not begun go to other workers, and those that it had begun are lost.
 
-    The handler is called in a worker as handler(sock, address). address is the peer's, as
+    The handler is called in a worker as handler(sock, address). address is the peer's address, as
     socket.accept returns it. sock is a connected socket.socket, which the pool closes when the
     handler returns or raises an exception. To keep the descriptor, call sock.detach(): then the
-    handler owns it. An exception is logged and counted as failed, unless it says that the client
-    has gone or that TLS with it failed. The worker goes on.
+    handler owns it. After an exception the worker goes on. The exception is logged, and the
+    connection counts as failed, unless the exception says that the client has gone or that TLS
+    with the client failed.
 
     If the handler is a plain function, sock is blocking, and a worker handles one connection at a
     time. If it is a coroutine function, sock is non-blocking, and a worker runs an event loop that
@@ -65,8 +66,8 @@ class Pool:
         """Checks the arguments. serve() starts the workers.
 
         If the handler is a coroutine function, setup and teardown may be coroutine functions too.
-        Then they run in the event loop of the worker, and such a teardown runs before non-daemon
-        threads have ended.
+        Then they run in the event loop of the worker. Such a teardown runs before the worker waits
+        for its non-daemon threads.
 
         Args:
             handler: A plain function or a coroutine function of a socket and the peer's address.
@@ -75,23 +76,24 @@ class Pool:
                 finished. For a coroutine function, give as many as one process can serve. With a
                 plain function, more than 1 makes a queue in the worker: this needs fewer system
                 calls per connection, but a short request can wait behind a long one.
-                With 1, while all workers are busy, the master accepts one connection more for each,
-                which the first that finishes takes.
+                With 1, while all workers are busy, the master accepts one more connection per
+                worker. The first worker that finishes takes the first of these.
             max_requests: A worker is replaced after about this number of connections: a random
                 number from three quarters of it to all of it, so that not all workers are replaced
                 at once. A worker serves until its successor is ready. None: never.
-            drain: Seconds in which a worker that is stopped or replaced must finish. Then it is
-                killed.
-            start_timeout: Seconds in which a worker must start, setup included. Then it is killed,
-                and counts as one that died at start.
+            drain: Seconds in which a worker that is stopped or replaced must finish. After that it
+                is killed.
+            start_timeout: Seconds in which a worker must start, setup included. After that it is
+                killed, and counts as one that died at start.
             timeout: Seconds after which a worker that has connections and makes no progress is
                 replaced. A plain worker makes progress when it begins or finishes a connection or
-                calls note_progress(), an event loop when it runs callbacks. The worker gets
-                SIGABRT, on which it writes the tracebacks of its threads to standard error. One
+                calls note_progress(), and an event loop when it runs callbacks. The worker gets
+                SIGABRT, at which it writes the tracebacks of its threads to standard error. One
                 second later it is killed. The master checks four times in each timeout. None:
                 never.
             setup: Called in each worker before its first connection. If it raises an exception, or
-                is a plain function and returns a coroutine, the worker has died at start.
+                is a plain function and returns a coroutine, the worker counts as one that died at
+                start.
             teardown: Called in each worker that ends: after its last connection and after its
                 non-daemon threads have ended, or when the handler calls sys.exit. It is not called
                 if the worker is killed. What is registered with atexit does not run in workers,
@@ -130,29 +132,31 @@ class Pool:
     ) -> None:
         """Starts the workers and serves until SIGTERM, SIGINT or stop().
 
-        Then it stops accepting, lets the workers finish, and returns. A stop() that was called
-        before serve() counts. Only the main thread may call it, and it forks: start other threads
-        in setup or in the handler.
+        Then it stops accepting, lets the workers finish, and returns. If stop() was called before
+        serve(), it stops at once. Only the main thread may call serve(). It forks, so start other
+        threads only in setup or in the handler.
 
-        While it serves, it unblocks and handles these signals, and restores the mask and the
-        previous handlers at its end. SIGTERM and SIGINT call stop(). A second one kills the
+        While it serves, it unblocks and handles the following signals. At its end it restores the
+        mask and the previous handlers. SIGTERM and SIGINT call stop(). A second one kills the
         workers, unless it is the same signal within half a second. SIGHUP calls reload(), SIGTTIN
         add_worker() and SIGTTOU remove_worker(). SIGUSR1 logs the status as a table.
 
         If NOTIFY_SOCKET names a service manager, it is notified when the pool is ready, reloads and
-        stops. If WATCHDOG_USEC is set, it gets WATCHDOG=1 twice in that time (man 3 sd_notify).
+        stops. If WATCHDOG_USEC is set, the service manager gets WATCHDOG=1 twice in that time (man
+        3 sd_notify).
 
         Args:
             listeners: Listening sockets and addresses, at least one. The caller still owns a
-                socket. The pool makes it non-blocking, and restores its mode at the end; in the
+                socket. The pool makes it non-blocking, and restores its mode at the end. In the
                 workers it is closed. The pool opens a socket for each address, and closes it at the
                 end.
             metrics: One more listening socket or address, where the master answers HTTP requests:
                 GET /metrics in the format of Prometheus, GET /status with status() as JSON. Anyone
                 who can connect gets an answer. The caller still owns a socket, as for listeners.
             ready: Called once, in the master, when every worker has started. Its argument is a
-                tuple of the addresses of the listeners, each as from socket.getsockname, with the
-                real number of a port that was given as 0. Its exceptions end serve().
+                tuple of the addresses of the listeners, each as from socket.getsockname. For a port
+                that was given as 0, the address has the port that the system chose. An exception of
+                this function ends serve().
 
         Raises:
             PoolError: Workers die at start again and again, or no listener accepts any longer.
@@ -198,8 +202,8 @@ class Pool:
     def stop(self) -> None:
         """Makes serve() stop accepting, let the workers finish, and return, as SIGTERM does.
 
-        The second call kills the workers. It may be called in any thread of the master and in a
-        signal handler, and returns immediately. So may reload, add_worker and remove_worker.
+        The second call kills the workers. stop(), reload(), add_worker() and remove_worker() may be
+        called in any thread of the master and in a signal handler, and return immediately.
         """
         self._signals.add(signal.SIGTERM)
 
@@ -218,7 +222,8 @@ class Pool:
     def remove_worker(self) -> None:
         """Removes one worker, as SIGTTOU does.
 
-        The worker first finishes what it was given, within drain seconds. The last worker stays.
+        The worker first finishes the connections that it was given, within drain seconds. The last
+        worker is never removed.
         """
         self._signals.add(signal.SIGTTOU)
 
@@ -228,13 +233,15 @@ class Pool:
         It may be called in any thread of the master and in a signal handler.
 
         Returns:
-            The status at this moment. It is empty before serve() and has the last counts after it.
+            The status at this moment. Before serve() it is empty. After serve() it has the last
+                counts.
         """
         return self._master.status() if self._master else Status((), 0, 0, 0, 0)
 
 
 def _check_addresses(listeners: Iterable[socket.socket | Address | None]) -> None:
-    """ValueError: the same address twice, for which bind would blame another process."""
+    """ValueError: an address is given twice. Otherwise bind would fail, as if another process
+    listened there."""
     addresses = [
         parse_address(listener)
         for listener in listeners
@@ -247,7 +254,7 @@ def _check_addresses(listeners: Iterable[socket.socket | Address | None]) -> Non
 
 
 def _open(listener: socket.socket | Address, stack: ExitStack) -> socket.socket:
-    """Borrows a socket, or opens an address until the stack ends."""
+    """Borrows a socket, or opens an address until the stack is closed."""
     if not isinstance(listener, socket.socket):
         return stack.enter_context(opened(listener))
     check_listener(listener)

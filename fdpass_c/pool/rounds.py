@@ -1,4 +1,4 @@
-"""The rounds of a master: the C core accepts connections, passes them on, and waits for more."""
+"""The master's rounds: the C core accepts connections, passes them on, and waits for more."""
 
 import errno
 import math
@@ -14,7 +14,7 @@ from fdpass_c.pool.wakeup import Wakeup
 
 
 class Waiting:
-    """The accepted connections that no worker was given, or has taken, yet."""
+    """The accepted connections that were not given to a worker, or taken by one, yet."""
 
     def __init__(self, found: Any) -> None:
         self._found = found
@@ -23,14 +23,14 @@ class Waiting:
         return int(lib.fdp_try_count_waiting(self._found))
 
     def close(self) -> None:
-        """Closes all."""
+        """Closes all of them."""
         lib.fdp_drop_waiting(self._found)
 
 
 class Rounds:
-    """Gives each connection to the worker with the fewest, while nothing else is to be done.
+    """Gives each connection to the worker with the fewest, until there is something else to do.
 
-    found: a struct fdp_rounds *, which says what.
+    found: a struct fdp_rounds *, whose fields say what that is.
     """
 
     def __init__(
@@ -40,7 +40,7 @@ class Rounds:
         offers: Offers | None,
         nonblocking: bool,
     ) -> None:
-        """Borrows all. nonblocking: the mode of the accepted sockets."""
+        """Borrows its arguments. nonblocking: the mode of the accepted sockets."""
         self.found: Any = ffi.gc(ffi.new("struct fdp_rounds *"), lib.fdp_free_rounds)
         self.waiting: Waiting = Waiting(self.found)
         self._offers = offers
@@ -52,12 +52,12 @@ class Rounds:
         self.found.wakeup = wakeup.fileno()
         self.found.wanted = self._wanted
         self.found.offers = offers.record if offers is not None else ffi.NULL
-        # That of gevent has no descriptor.
+        # gevent's selector has no descriptor.
         self.found.selector = selector.fileno() if hasattr(selector, "fileno") else -1
         self.found.listeners.nonblocking = nonblocking
 
     def listen(self, acceptors: Sequence[Acceptor]) -> None:
-        """From now on accepts at these listeners, and no others."""
+        """From now on, connections are accepted at these listeners, and at no others."""
         self._acceptors = acceptors
         self._listeners = ffi.new("struct fdp_listener *[]", [one.record for one in acceptors])
         self.found.listeners.items = self._listeners
@@ -68,14 +68,15 @@ class Rounds:
         self._point_to_workers()
 
     def take_back(self, account: Account) -> int:
-        """Queues the connections that a worker had not begun, and begins no more, before all later
-        ones; returns how many. May be repeated."""
+        """Puts the connections that a worker has not begun back at the front of the queue, and
+        returns how many. The worker is dead, or begins no more connections. May be repeated."""
         if (count := lib.fdp_return_copies(self.found, account.record)) < 0:
             raise MemoryError
         return int(count)
 
     def remove(self, account: Account) -> int:
-        """Takes back what is left, and forgets the worker; returns how many. May be repeated."""
+        """Calls take_back, and forgets the worker. Returns how many connections were taken back.
+        May be repeated."""
         count = self.take_back(account)
         if account in self._accounts:
             self._accounts.remove(account)
@@ -90,9 +91,9 @@ class Rounds:
     def run(self, seconds: float, is_paused: bool) -> None:
         """Accepts connections and passes them on, until there is something else to do.
 
-        That is after so many seconds, when the selector reports something or a signal has come, or
-        what found says. is_paused: it only reads how far the workers are, until a connection is
-        begun. MemoryError.
+        It returns after so many seconds, when the selector reports something, when a signal has
+        come, or when found has news. is_paused: it accepts nothing and passes nothing on, until a
+        worker has begun a connection. MemoryError: there is no memory.
         """
         self.found.is_paused = is_paused
         result = lib.fdp_run_rounds(self.found, math.ceil(seconds * 1000))
@@ -102,7 +103,8 @@ class Rounds:
             raise MemoryError
 
     def _wait(self, seconds: float) -> None:
-        """Waits in a selector that has no descriptor, for what the core would wait for as well."""
+        """Waits in a selector that has no descriptor, which the core therefore cannot poll. It also
+        waits for everything for which the core would wait."""
         found = self.found
         watched: list[Acceptor | Wakeup] = [self._wakeup]
         watched += [one for one in self._acceptors if one.record.state == lib.FDP_WATCHED]

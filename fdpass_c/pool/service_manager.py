@@ -9,11 +9,12 @@ from fdpass_c.pool.log import logger
 from fdpass_c.pool.status import Phase
 
 _RETRY_DELAY = 0.1
-"""Seconds until the next try. The manager's queue can be full while the system starts."""
+"""Seconds until the next try to send. The service manager's queue can be full while the system
+starts."""
 
 
 class ServiceManager:
-    """Sends messages to the socket that NOTIFY_SOCKET names, or does nothing without it.
+    """Sends messages to the socket that NOTIFY_SOCKET names. Without this variable it does nothing.
 
     due_at: when check is to be called, as time.monotonic.
     """
@@ -42,13 +43,13 @@ class ServiceManager:
         self.check()
 
     def follow(self, phase: Phase, summary: str) -> None:
-        """Reports what has changed. summary: a line for people."""
+        """Reports a change of the phase or of the summary. summary: a line for people."""
         lines = []
         if phase is not self._phase:
             if phase is Phase.SERVING:
                 lines.append("READY=1")
             elif phase is Phase.RELOADING:
-                # From the time the manager knows that this is the reload that it requested.
+                # By the time, the service manager recognizes the reload that it has requested.
                 lines += ["RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}"]
             else:
                 lines.append("STOPPING=1")
@@ -58,7 +59,8 @@ class ServiceManager:
         self._phase, self._summary = phase, summary
 
     def check(self) -> None:
-        """Called by the master's loop: reports that it runs, and what was not sent before."""
+        """Called by the master's loop: tells the watchdog that the loop runs, and sends messages
+        that could not be sent before."""
         now = time.monotonic()
         if now >= self._watchdog_at:
             self._watchdog_at = now + self._watchdog_interval
@@ -68,7 +70,7 @@ class ServiceManager:
 
     def _send(self, *lines: str) -> None:
         if self._sock is not None:
-            # The newest of a kind replaces an older one that was not sent.
+            # A new message replaces an unsent one of the same kind.
             kind, _, _ = lines[0].partition("=")
             self._unsent.pop(kind, None)
             self._unsent[kind] = "\n".join(lines)
@@ -88,18 +90,16 @@ class ServiceManager:
                 logger.warning("cannot send %s to the service manager: %s", kind, error)
             del self._unsent[kind]
 
-    def close_in_child(self) -> None:
-        """In a forked child, which must not send messages for the pool."""
-        self.close()
-
     def close(self) -> None:
         if self._sock is not None:
             self._sock.close()
 
+    close_in_child = close
+
 
 def _find_interval() -> float:
-    """Seconds between two WATCHDOG=1: half of the time for which the manager waits. 0 there means
-    no watchdog."""
+    """Seconds between two WATCHDOG=1: half of the time in WATCHDOG_USEC, or inf without a
+    watchdog. In WATCHDOG_USEC, 0 means that there is none."""
     if os.environ.get("WATCHDOG_PID", str(os.getpid())) == str(os.getpid()):
         with contextlib.suppress(KeyError, ValueError, OverflowError):
             if (microseconds := int(os.environ["WATCHDOG_USEC"])) > 0:

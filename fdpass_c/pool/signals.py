@@ -1,4 +1,4 @@
-"""The signals of the master, which are queued and wake it."""
+"""The signals of the master: they are queued, and wake the master."""
 
 import operator
 import os
@@ -14,11 +14,11 @@ from fdpass_c.pool.wakeup import Wakeup
 _STOPS = (signal.SIGTERM, signal.SIGINT)
 
 _COUNTED = (signal.SIGTTIN, signal.SIGTTOU)
-"""Each of these counts, even if several arrive at once."""
+"""Each of these has an effect, even if several arrive at once."""
 
-_ECHO = 0.5
-"""Seconds in which a second TERM or INT counts as the first one: timeout(1) and others send it to
-the process and to its group, so that it arrives twice."""
+_DUPLICATE_WINDOW = 0.5
+"""Seconds in which a second TERM or INT is ignored: timeout(1) and others send the signal to the
+process and to its group, so that it arrives twice."""
 
 MASTERS_SIGNALS = (*_STOPS, *_COUNTED, signal.SIGHUP, signal.SIGUSR1)
 
@@ -26,34 +26,36 @@ MASTERS_SIGNALS = (*_STOPS, *_COUNTED, signal.SIGHUP, signal.SIGUSR1)
 class Signals:
     """The signals that came and were not handled yet.
 
-    The handlers are methods of C, here and in ignore. A function of Python can be interrupted by
-    the next signal before its first bytecode, and its handler by the one after that: a flood of
-    signals can end in a RecursionError.
+    The handlers, here and in ignore, are methods that are written in C. A handler in Python can be
+    interrupted by the next signal before its first bytecode, and that signal's handler by the one
+    after it. So many signals at once could end in a RecursionError.
     """
 
     def __init__(self) -> None:
-        self._asked: deque[int] = deque()
-        # For each signal an element for each time it came: what list.insert(signum, frame) adds.
+        self._added: deque[int] = deque()
+        # For each signal, a list with one element for each time that the signal came. The handler
+        # is the list's method insert, which is called as insert(signum, frame).
         self._came: dict[int, list[object]] = {
             signum: [] for signum in (*MASTERS_SIGNALS, signal.SIGCHLD)
         }
-        self._echoes_until: dict[int, float] = {}
+        self._duplicates_until: dict[int, float] = {}
         self._wakeup: Wakeup | None = None
 
     def add(self, signum: int) -> None:
-        """Queues what the signal asks for, and always counts. In any thread or signal handler."""
-        self._asked.append(signum)
+        """Queues a signal as if it had come, but never ignores it as a duplicate. May be called in
+        any thread and in a signal handler."""
+        self._added.append(signum)
         if wakeup := self._wakeup:
             wakeup.wake()
 
     def take(self) -> list[int]:
-        """Takes what was added, and the signals that came until now.
+        """Removes and returns the signals that were added, and those that came until now.
 
-        A signal that came more than once is taken once, unless it is in _COUNTED.
+        A signal that came more than once is returned once, unless it is in _COUNTED.
         """
-        if not (self._asked or any(self._came.values())):
+        if not (self._added or any(self._came.values())):
             return []
-        taken = [self._asked.popleft() for _ in range(len(self._asked))]
+        taken = [self._added.popleft() for _ in range(len(self._added))]
         for signum, came in self._came.items():
             if count := len(came):
                 del came[:count]
@@ -65,15 +67,15 @@ class Signals:
 
     def _is_new(self, signum: int) -> bool:
         now = time.monotonic()
-        if now < self._echoes_until.get(signum, 0.0):
+        if now < self._duplicates_until.get(signum, 0.0):
             return False
-        self._echoes_until[signum] = now + _ECHO
+        self._duplicates_until[signum] = now + _DUPLICATE_WINDOW
         return True
 
     @contextmanager
     def handling(self) -> Iterator[Wakeup]:
-        """Notes MASTERS_SIGNALS and SIGCHLD during the block, even if the parent process has
-        blocked them. Only in the main thread."""
+        """Queues MASTERS_SIGNALS and SIGCHLD during the block, even if the parent process has
+        blocked them. To be called in the main thread."""
         wakeup = Wakeup()
         handlers = {}
         blocked: set[int] = set()
@@ -93,21 +95,21 @@ class Signals:
             if handlers:
                 signal.set_wakeup_fd(previous_fd)
             wakeup.close()
-            self._asked.clear()
+            self._added.clear()
             for came in self._came.values():
                 came.clear()
-            self._echoes_until.clear()
+            self._duplicates_until.clear()
 
 
 def terminate_children() -> None:
-    """From now on TERM ends the processes that this one forks, unless they handle it. The same
-    holds for those that it executes."""
+    """From now on, SIGTERM ends the processes that this process forks and the programs that it
+    executes, unless they handle the signal."""
     kept = threading.local()
 
     def block() -> None:
         kept.mask = None
         if signal.getsignal(signal.SIGTERM) is operator.is_:
-            # Otherwise a TERM that arrives before the child has reset the handler is lost.
+            # A SIGTERM that arrives in the child before the handler is reset would be lost.
             kept.mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
 
     def unblock() -> None:
@@ -123,6 +125,6 @@ def terminate_children() -> None:
 
 
 def ignore(signum: int) -> None:
-    """Installs a handler that does nothing. With SIG_IGN, the signal would stay ignored in executed
-    programs."""
+    """Installs a handler that does nothing. With SIG_IGN, programs that this process executes would
+    ignore the signal too."""
     signal.signal(signum, operator.is_)

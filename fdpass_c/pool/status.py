@@ -14,24 +14,24 @@ class Phase(enum.Enum):
 
 
 STATES = ("STARTING", "FREE", "BUSY", "LEAVING")
-"""BUSY: it takes no more connections now. LEAVING: it finishes those that it has, and ends."""
+"""The states of a worker, which WorkerStatus explains."""
 
 
 class WorkerStatus(NamedTuple):
     """The status of one worker process.
 
     Attributes:
-        slot: The number of its place in the pool. Its successor gets the same.
+        slot: The number of its place in the pool. Its successor gets the same number.
         pid: Its process id.
-        state: "STARTING", "FREE", "BUSY" (it takes no more connections now) or "LEAVING" (it
-            finishes those that it has, and ends).
+        state: "STARTING", "FREE", "BUSY" (the worker has as many connections as its capacity) or
+            "LEAVING" (the worker finishes its connections and ends).
         in_hand: Connections that it was given and has not finished.
         handled: Connections that it has finished.
-        failed: How many of those handled ended with an exception of the handler.
+        failed: How many of the handled connections ended with an exception of the handler.
         restarts: How many workers had this slot before it.
         age: Seconds since it was started.
-        busy: Seconds in which it could do nothing else. For a plain worker, the time in handlers.
-            For an event loop, the CPU time of the process.
+        busy: Seconds in which it could do nothing else: for a plain worker, the time in handlers;
+            for an event loop, the CPU time of the process.
     """
 
     slot: int
@@ -46,7 +46,8 @@ class WorkerStatus(NamedTuple):
 
     @property
     def busy_share(self) -> float:
-        """busy divided by age, usually from 0 to 1. More if an event loop has busy threads."""
+        """busy divided by age, usually from 0 to 1. It can be more if a worker with an event loop
+        has threads that use the CPU."""
         return self.busy / self.age if self.age else 0.0
 
 
@@ -56,8 +57,8 @@ class Status(NamedTuple):
     Attributes:
         workers: The worker processes, in the order of their slots.
         waiting: Connections that are accepted and not yet given to a worker.
-        handled: Connections that were finished since the pool started, by all workers so far.
-        failed: How many of those handled ended with an exception of the handler.
+        handled: Connections that all workers have finished since the pool started.
+        failed: How many of the handled connections ended with an exception of the handler.
         lost: Connections that a worker had begun and not finished when it died.
     """
 

@@ -18,15 +18,15 @@ from fdpass_c.pool.status import Phase
 from fdpass_c.pool.worker_process import State, WorkerProcess, collect_exits, describe_exit
 
 _GRACE = 1.0
-"""Seconds for a worker to end that is still starting, or that hangs."""
+"""Seconds in which a worker that is still starting, or that hangs, must end."""
 
 
 class Counted(NamedTuple):
-    """Values that another thread must read together, or it counts a worker that ends twice or
-    never.
+    """Values that another thread must read together. Otherwise it could count a worker that just
+    ends twice, or not at all.
 
-    workers: the living ones. handled, failed: by those that have ended. lost: connections that one
-    had begun when it died.
+    workers: the living workers. handled, failed: the counts of the workers that have ended. lost:
+    how many connections workers had begun when they died.
     """
 
     workers: tuple[WorkerProcess, ...] = ()
@@ -39,7 +39,7 @@ class Supervisor:
     """Starts, replaces and ends workers.
 
     due_at: when check is to be called if nothing happens before, as time.monotonic. failure: why
-    the pool cannot serve, or nothing. counted: replaced whenever a worker starts or ends.
+    the pool cannot serve, or an empty string. counted: replaced whenever a worker starts or ends.
     """
 
     def __init__(
@@ -52,10 +52,10 @@ class Supervisor:
         drain: float,
         start_timeout: float,
     ) -> None:
-        """workers: an empty list, which this keeps up to date. start: takes a slot and the number
-        of workers that had it before, and appends a worker to workers; OSError if the system cannot
-        start a process. drain, start_timeout: seconds that a worker may take to finish and to
-        start."""
+        """workers: an empty list, which the supervisor keeps up to date. start: a function of a
+        slot and the number of workers that had it before, which appends a new worker to workers. It
+        raises an OSError if the system cannot start a process. drain, start_timeout: seconds that a
+        worker may take to finish and to start."""
         self.due_at: float = 0.0
         self.stopping: bool = False
         self._gave_up = False
@@ -88,7 +88,7 @@ class Supervisor:
         return Phase.SERVING
 
     def summarize(self) -> str:
-        """A line for people."""
+        """Returns one line for people."""
         ready = sum(worker.serves for worker in self._workers)
         lost = f", {self.counted.lost} connections lost" if self.counted.lost else ""
         return f"{self.phase.value}, {ready} of {self._slots} workers ready{lost}"
@@ -110,7 +110,9 @@ class Supervisor:
             elif worker.state is State.LEAVING:
                 continue
             elif self.stopping and waiting:
-                worker.counters.leave()  # It keeps none alive, and is given those that wait.
+                # It still gets the waiting connections. Its handlers must close each connection
+                # after the current request.
+                worker.counters.leave()
             elif self.stopping:
                 timeout = _GRACE if worker.state is State.STARTING else self._drain
                 worker.drain(min(timeout, self._stop_deadline - now))
@@ -133,8 +135,8 @@ class Supervisor:
         self.due_at = min([self.due_at, self._stop_deadline, *moments])
 
     def _find_missing(self) -> list[int]:
-        """The slots that need a worker: the empty ones, or the slot of the next worker to
-        replace."""
+        """Returns the slots that need a worker: the empty slots, or if there are none, the slot of
+        the next worker to replace."""
         active = [worker for worker in self._workers if worker.state is not State.LEAVING]
         if self.stopping:
             return [0] if self._dispatcher.waiting and not active else []
@@ -152,7 +154,7 @@ class Supervisor:
             reason = f"cannot start a worker: {error.strerror}"
             logger.warning("%s", reason)
             if any(worker.state is State.READY for worker in self._workers):
-                # No reason to give up: these serve, and the system may have room later.
+                # Other workers serve, and the system may have room later, so the pool goes on.
                 self._failed_starts.keep_below_limit()
             self._count_failed_start(reason)
             return False
@@ -164,9 +166,11 @@ class Supervisor:
         return True
 
     def _start_watched(self, slot: int) -> WorkerProcess:
-        """OSError as from _start, and ENOMEM or ENOSPC: the selector has no room."""
+        """Starts a worker and watches its channel. OSError: as from _start, and ENOMEM or ENOSPC if
+        the selector has no room."""
         worker = self._start(slot, self._restarts[slot])
-        # Another with its number is a listener that other code has closed.
+        # If the selector already watches this number, it is that of a socket that other code has
+        # closed.
         with contextlib.suppress(KeyError):
             self._selector.unregister(worker.channel.fileno())
         try:
@@ -181,19 +185,20 @@ class Supervisor:
         return worker
 
     def _on_event(self, worker: WorkerProcess, events: int) -> None:
-        """The selector reported that the worker ended, or that its socket has room."""
+        """Called when the worker's channel is at its end, or has room for unsent bytes."""
         if worker.channel.closed:
-            return  # Reaped earlier in this round.
+            return  # The worker was reaped earlier in this round.
         if events & selectors.EVENT_WRITE and worker.flush():
             self._selector.modify(
                 worker.channel, selectors.EVENT_READ, partial(self._on_event, worker)
             )
         if events & selectors.EVENT_READ:
-            self.reap(worker)  # Workers send nothing, so this is the end of the channel.
+            self.reap(worker)  # Workers send nothing, so the channel is at its end.
 
     def note_changes(self) -> None:
-        """Gives connections to the workers that are now ready, and stops their predecessors. Gives
-        none to those that end, whose rest others get."""
+        """Reacts to what workers have said in their counters. A worker that is now ready gets
+        connections, and its predecessor is stopped. A worker that ends gets no more, and other
+        workers get those that it has not begun."""
         for worker in self._workers:
             if worker.state is State.STARTING and worker.counters.has_started:
                 self._mark_ready(worker)
@@ -225,22 +230,21 @@ class Supervisor:
         self.due_at = 0.0
 
     def replace_hanging(self, worker: WorkerProcess) -> None:
-        """Aborts a worker, which then writes its tracebacks. One that is suspended cannot, and is
-        killed.
-        """
+        """Sends SIGABRT to a worker, which then writes its tracebacks and ends. A suspended worker
+        cannot do that, and is killed after _GRACE seconds."""
         logger.warning("worker %d makes no progress", worker.pid)
         worker.abort(_GRACE)
         self.due_at = 0.0
 
     def resize(self, change: int) -> None:
-        """Changes the number of workers; at least one stays."""
+        """Adds change to the number of workers. At least one stays."""
         self._slots = max(1, self._slots + change)
         self._restarts += [0] * (self._slots - len(self._restarts))
         logger.info("the pool now has %d workers", self._slots)
         self.due_at = 0.0
 
     def stop(self) -> None:
-        """Lets all workers finish; the second time, kills them."""
+        """Lets all workers finish. The second call kills them."""
         if self._told_to_stop:
             self._stop_deadline = 0.0
         self._told_to_stop = True
@@ -268,7 +272,8 @@ class Supervisor:
                 self.reap(worker)
 
     def _wait_for_orphans(self) -> None:
-        """A container's first process inherits those whose parent died (man 7 pid_namespaces)."""
+        """The first process of a container becomes the parent of processes whose parent has died
+        (man 7 pid_namespaces), and must wait for them when they exit."""
         with contextlib.suppress(ChildProcessError):
             collect_exits(self._exits, repeat(-1), os.WNOHANG)
         self._note_exits()
@@ -281,8 +286,8 @@ class Supervisor:
         self._exits.clear()
 
     def reap(self, worker: WorkerProcess) -> None:
-        """Ends a worker and gives what it had not begun to others. May be repeated, after a signal
-        handler has raised in it."""
+        """Kills a worker if it still runs, and gives the connections that it had not begun to other
+        workers. May be repeated if a signal handler has raised an exception in it."""
         status = worker.kill()
         worker.given_back += self._dispatcher.remove(worker)
         with contextlib.suppress(KeyError, ValueError):

@@ -1,4 +1,4 @@
-"""Waking the master."""
+"""Wakes the master."""
 
 import io
 import mmap
@@ -7,30 +7,32 @@ import os
 from fdpass_c.pool.counters import Counters
 
 _COUNTERS_CHANGED = b"\0"
-_LOOK_AROUND = b"\1"
+_CHECK_ALL = b"\1"
 
 
 class Wakeup:
-    """A pipe that the master watches, and a shared flag that says whether it wants to be woken.
+    """A pipe that the master watches, and a shared flag that says whether the master wants to be
+    woken.
 
-    A master that has room for connections reads the counters when the next one arrives. It need not
-    be woken for each finished connection.
+    A master that has room for connections reads the counters when the next connection arrives. So
+    it need not be woken for each finished connection.
 
-    The byte 0 in the pipe says that a worker's counters have changed, which only the C core must
-    know. For every other byte the whole loop of the master runs; Python writes the numbers of
-    signals.
+    The byte 0 in the pipe says that a worker's counters have changed, which the C core handles
+    alone. Any other byte makes the whole loop of the master run. Python writes such a byte for each
+    signal: the signal's number.
 
-    shared: memory that begins with the flag. wanted: the master is full, or has offered
-    connections, and workers must wake it when they have room again. The master sets the flag and
-    then reads the counters once more. A worker counts first and then reads the flag. So at least
-    one of them notices the other, unless the processor reorders these accesses. Then the master
-    notices at its next poll.
+    shared: memory that begins with the flag. wanted: the flag. It is set if the master is full or
+    has offered connections, and workers must wake it when they have finished some. The master sets
+    the flag and then reads the counters once more. A worker counts first and then reads the flag.
+    So at least one of them notices the other, unless the processor reorders these accesses. In that
+    case the master notices the change at its next poll.
 
-    writer: a file, because a thread that is late must not write to whoever has its number then.
+    writer: a file object. Unlike a number, it cannot refer to another file if a thread writes after
+    close().
     """
 
     def __init__(self) -> None:
-        """Must be made before the fork."""
+        """The master must call this before it forks the workers."""
         self.shared: mmap.mmap = mmap.mmap(-1, mmap.PAGESIZE)
         self._reader, writer = os.pipe()
         try:
@@ -47,12 +49,13 @@ class Wakeup:
         return self.shared[0] != 0
 
     def fileno(self) -> int:
-        """Readable when the master was woken."""
+        """The descriptor that is readable when the master was woken."""
         return self._reader
 
     def wake(self) -> None:
-        """Makes the master look at everything. From any process, thread or signal handler."""
-        self._write(_LOOK_AROUND)
+        """Makes the whole loop of the master run. May be called in any process, thread or signal
+        handler."""
+        self._write(_CHECK_ALL)
 
     def wake_for_counters(self) -> None:
         """In a worker: makes the master read the counters."""
@@ -60,20 +63,19 @@ class Wakeup:
 
     def _write(self, byte: bytes) -> None:
         try:
-            self.writer.write(byte)  # Nothing, if it is full of wakeups already.
+            self.writer.write(byte)  # Writes nothing if the pipe is full, and so wakes already.
         except (BrokenPipeError, ValueError):
-            return  # The master has ended, or the pool in this process.
+            return  # The master has ended, or close() was called.
 
     def wake_for_copy(self, counters: Counters, number: int) -> None:
-        """In a worker that has closed its number-th connection: wakes the master if it has a copy.
-
-        The peer sees the end only when the copy is closed too.
+        """In a worker that has closed its number-th connection: wakes the master if the master may
+        have a copy of it. The peer sees the end only when this copy is closed too.
         """
         if counters.has_copy(number):
             self.wake_for_counters()
 
     def close_in_child(self) -> None:
-        """In a worker, which only writes."""
+        """In a worker, which only writes: closes the end for reading."""
         os.close(self._reader)
 
     def close(self) -> None:

@@ -19,7 +19,8 @@ class Watch:
         config: Config,
         replace: Callable[[WorkerProcess], None],
     ) -> None:
-        """workers: the living ones. replace: called once for each that hangs."""
+        """workers: the living workers, a list that the supervisor keeps up to date. replace: called
+        once for each worker that hangs."""
         self.due_at: float = time.monotonic() + config.check_interval
         self._workers = workers
         self._config = config
@@ -28,13 +29,14 @@ class Watch:
 
     def check(self) -> None:
         now = time.monotonic()
-        # The master did not run in this time. Its workers may have been suspended too.
+        # This check comes late if the master did not run. That time does not count, because the
+        # workers may have been suspended too.
         late = now - self.due_at
         self.due_at = now + self._config.check_interval
         before, self._seen = self._seen, {}
         for worker in [*self._workers]:
             if worker.state is State.STARTING or not worker.count_in_hand():
-                continue  # Its time begins with its first connection.
+                continue  # Its time begins when it has a connection.
             progress = worker.counters.progress
             seen, since = before.get(worker, (None, now))
             since = since + late if progress == seen else now

@@ -1,4 +1,4 @@
-"""What a worker process does: receive connections, handle them, report."""
+"""The program of a worker process: it receives connections, handles them and counts them."""
 
 import asyncio
 import contextlib
@@ -41,10 +41,10 @@ def run_worker(
 ) -> None:
     """Serves until the master shuts down the channel and all connections are finished.
 
-    kinds: of the connections, by the number of the listener.
+    kinds: the Kind of each listener's connections.
     """
     if config.timeout < float("inf"):
-        _write_where_it_hangs()
+        _write_tracebacks_on_abort()
     _call_plain(config.setup)
     end_forked()
     try:
@@ -54,7 +54,7 @@ def run_worker(
         else:
             become_ready(counters, wakeup)
             _serve(Intake(channel, counters, offers, kinds), counters, wakeup, config)
-        # As Python does at its end: waits for non-daemon threads and the threads of thread pools.
+        # Waits for non-daemon threads and the threads of thread pools, as Python does at its end.
         threading._shutdown()  # type: ignore[attr-defined]
     finally:
         begin_no_more(counters, wakeup)
@@ -72,39 +72,42 @@ def _run_loop(
             runner.run(main)
     else:
         if factory is not None:
-            # asyncio.run uses the policy, and no other code in this process does.
+            # asyncio.run makes its loop with the policy. No other code in this process uses it.
             asyncio.get_event_loop_policy().new_event_loop = factory
         asyncio.run(main)
 
 
 def _discard(channel: Channel) -> None:
-    """Closes what this worker was given and will not begin: others have it, and its clients would
-    not see the end of it while this process has a copy."""
-    with contextlib.suppress(Exception):  # In the end there is nothing more.
+    """Closes the connections that this worker was given and will not begin. Other workers get them,
+    and their clients would not see the end while this process has a copy."""
+    with contextlib.suppress(Exception):  # recv_many raises when nothing is left.
         channel.shutdown(socket.SHUT_RD)
         while True:
             channel.recv_many().close()
 
 
 def _call_plain(function: Callable[[], object] | None) -> None:
-    """A coroutine function is called in the event loop."""
+    """Calls a plain function. A coroutine function is called in the event loop, not here."""
     if function is not None and not is_coroutine_function(function):
         call(function)
 
 
-def _write_where_it_hangs() -> None:
-    """On SIGABRT, this process writes the traceback of every thread before it ends.
+def _write_tracebacks_on_abort() -> None:
+    """Makes this process write the traceback of every thread at a SIGABRT, before it ends.
 
     If the program has enabled faulthandler already, its settings stay.
     """
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGABRT])  # The parent may have blocked it.
+    # The process that started the master may have blocked the signal.
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGABRT])
     if not faulthandler.is_enabled():
-        with contextlib.suppress(Exception):  # There is no standard error, or it is not a file.
+        # This fails if there is no standard error, or if it is an object without a descriptor.
+        with contextlib.suppress(Exception):
             faulthandler.enable()
 
 
 def leave_signals_to_master() -> None:
-    """Terminals and service managers signal the whole group; only the master acts on it."""
+    """Makes this worker ignore the master's signals: terminals and service managers send them to
+    the whole process group, and only the master must react."""
     signal.set_wakeup_fd(-1)
     for signum in MASTERS_SIGNALS:
         ignore(signum)
@@ -115,7 +118,8 @@ def leave_signals_to_master() -> None:
 def _serve(intake: Intake, counters: Counters, wakeup: Wakeup, config: Config) -> None:
     """Handles one connection after the other.
 
-    If the master wants to be woken, that is when the queue is empty and after every quarter of it.
+    If the master wants to be woken, this is done when the queue is empty, and each time a quarter
+    of the capacity has been handled.
     """
     report_every = max(1, config.capacity // 4)
     reported = 0
@@ -128,7 +132,7 @@ def _serve(intake: Intake, counters: Counters, wakeup: Wakeup, config: Config) -
         sock, address = intake.take()
         try:
             sock.on_close = partial(wakeup.wake_for_copy, counters, counters.begun)
-            if sock.gettimeout() is not None:  # As socket.setdefaulttimeout says.
+            if sock.gettimeout() is not None:  # The program has called socket.setdefaulttimeout.
                 sock.setblocking(True)
             try:
                 call(config.handler, sock, address)
@@ -144,20 +148,22 @@ def _serve(intake: Intake, counters: Counters, wakeup: Wakeup, config: Config) -
                 end_sending(sock)
                 read_out(sock)
             elif unread < 0:
-                _close(sock, address)  # The next connection may get its number.
-            # Before it counts as free.
-            is_wanted = intake.take_offer()
+                # The handler has closed the descriptor. Closed later, this object would close the
+                # next connection, which may get the same number.
+                _close(sock, address)
+            # This worker does not count as free before it has tried to take an offer.
+            is_wake_due = intake.take_offer()
             counters.leave_handler()
-            # Counted before the peer sees the end: it may connect again, and the master then has
-            # room.
+            # The connection is counted before the peer sees its end. So if the peer connects again,
+            # the master already has room.
             counters.finish()
             if (
-                is_wanted
+                is_wake_due
                 and wakeup.wanted
                 and (counters.handled - reported >= report_every or not intake.pending)
             ):
                 reported = counters.handled
-                # First, so that the master works while this process closes.
+                # The master is woken before end_sending, so that both processes work at once.
                 wakeup.wake_for_counters()
             end_sending(sock)
         finally:

@@ -21,11 +21,12 @@ from fdpass_c.pool.status import WorkerStatus
 from fdpass_c.pool.worker import leave_signals_to_master
 
 Work = Callable[[Channel, Counters], None]
-"""What a worker runs, with its end of the channel."""
+"""The function that a worker runs. Its first argument is the worker's end of the channel."""
 
 
-TAKEN = -1
-"""Stands for a wait status that other code in this process has taken, with waitpid(-1)."""
+UNKNOWN_STATUS = -1
+"""Stands for a wait status that other code in this process has got, for instance with
+waitpid(-1)."""
 
 
 class State(enum.Enum):
@@ -35,11 +36,11 @@ class State(enum.Enum):
 
 
 class WorkerSettings(NamedTuple):
-    """What a worker is started with.
+    """The settings of one worker.
 
     slot: the number of its place, which its successor gets too. restarts: how many workers had the
-    slot before. capacity: the most connections in hand. max_requests: it is replaced after that
-    many connections.
+    slot before. capacity: the most connections that it may have in hand. max_requests: after so
+    many connections it is replaced.
     """
 
     slot: int
@@ -51,13 +52,15 @@ class WorkerSettings(NamedTuple):
 class WorkerProcess:
     """A forked process, as the master sees it.
 
-    deadline: when it must have started or finished. ready_at: when it had started. Both as
-    time.monotonic. given_back: how many connections others got because it ended.
+    deadline: when it must have started or finished. ready_at: when it had started. Both are times
+    of time.monotonic. given_back: how many connections other workers got because it ended.
     """
 
     def __init__(self, settings: WorkerSettings, sock: socket.socket, counters: Counters) -> None:
-        """Must be made before the fork, after which nothing may fail. Takes ownership of sock, the
-        master's side of the connection to the worker."""
+        """Takes ownership of sock, the master's side of the connection to the worker.
+
+        The master must call this before the fork, because after the fork nothing may fail.
+        """
         self.settings = settings
         self._pids: list[int] = []
         self.state: State = State.STARTING
@@ -75,20 +78,22 @@ class WorkerProcess:
 
     @property
     def pid(self) -> int:
-        """0 before the fork, and in the child."""
+        """The process id, or 0 before the fork and in the child."""
         return sum(self._pids)
 
     def fork(self) -> None:
-        # No bytecode is between the call and the list, where a signal handler could raise.
+        # Between fork and the storing of the pid there is no bytecode, so no signal handler can
+        # raise an exception there.
         self._pids.extend(starmap(os.fork, [()]))
 
     @property
     def needs_replacement(self) -> bool:
-        """Whether it must be replaced. It serves until its successor is ready."""
+        """Whether it must be replaced. Until its successor is ready, it serves."""
         return self.account.is_used_up
 
     def postpone_replacement(self) -> None:
-        """There is no successor: it will be replaced after as many connections again."""
+        """Called if no successor could be started: it will be replaced after as many connections
+        again."""
         given = self.account.given + self.account.taken
         self.account.set_most(given + self.settings.max_requests)
 
@@ -98,21 +103,24 @@ class WorkerProcess:
         return self.state is State.READY and self.account.is_open
 
     def mark_ready(self) -> None:
-        """The worker has started."""
+        """Called when the worker has started."""
         self.deadline = float("inf")
         self.ready_at = time.monotonic()
         self.account.set_capacity(self.settings.capacity)
         self.state = State.READY
 
     def end_early(self, timeout: float) -> None:
-        """It ends although it was not told to: a handler called sys.exit. It must have ended within
-        timeout seconds, and keeps its slot until then: else many could be ending if every handler
-        does that."""
+        """Called if a worker ends that was not told to, because a handler has called sys.exit.
+
+        It gets no more connections, and must have ended within timeout seconds. It keeps its slot
+        until then. Otherwise, if every handler calls sys.exit, there would be many workers that
+        are ending.
+        """
         self.account.set_capacity(0)
         self.deadline = time.monotonic() + timeout
 
     def drain(self, timeout: float) -> None:
-        """Makes it finish what it was given and exit, within timeout seconds."""
+        """Makes it finish the connections that it was given and exit, within timeout seconds."""
         self.state = State.LEAVING
         self.account.set_capacity(0)
         self.deadline = time.monotonic() + timeout
@@ -125,8 +133,8 @@ class WorkerProcess:
         self._send_signal(signal.SIGABRT)
 
     def flush(self) -> bool:
-        """Sends what did not fit into the buffer before. Returns whether nothing is left to
-        send."""
+        """Sends bytes that did not fit into the socket's buffer before. Returns whether all are
+        sent."""
         try:
             self.channel.flush()
             if self.state is State.LEAVING:
@@ -135,7 +143,7 @@ class WorkerProcess:
         except (BlockingIOError, ConnectionError):
             pass
         except OSError as error:
-            # No event would report when to try again. Others get what it has not begun.
+            # No event would report when to try again. Other workers get what it has not begun.
             logger.warning("cannot send to worker %d: %s", self.pid, error.strerror)
             self._send_signal(signal.SIGKILL)
         return not self.channel.unsent
@@ -146,11 +154,12 @@ class WorkerProcess:
         return self._waited != []
 
     def note_exit(self, status: int) -> None:
-        """Another has waited for it, and got this wait status."""
+        """Called with its wait status if this process has waited for it by other means."""
         self._waited = [(self.pid, status)]
 
     def kill(self) -> int:
-        """Kills it if it still runs, and waits for it. Returns its wait status, or TAKEN."""
+        """Kills it if it still runs, and waits for it. Returns its wait status, or
+        UNKNOWN_STATUS."""
         self._send_signal(signal.SIGKILL)
         if not self._waited:
             self._wait(0)
@@ -158,28 +167,26 @@ class WorkerProcess:
 
     def _send_signal(self, signum: int) -> None:
         if not self.has_exited():
-            with contextlib.suppress(ProcessLookupError):  # Other code has just waited for it.
+            # ProcessLookupError: other code in this process has just waited for the worker.
+            with contextlib.suppress(ProcessLookupError):
                 os.kill(self.pid, signum)
 
     def _wait(self, options: int) -> None:
         try:
             collect_exits(self._waited, [self.pid], options)
         except ChildProcessError:
-            self._waited = self._waited or [(self.pid, TAKEN)]
-
-    def close_in_child(self) -> None:
-        """In a forked child: closes its copies."""
-        self.channel.close()
+            self._waited = self._waited or [(self.pid, UNKNOWN_STATUS)]
 
     def count_in_hand(self) -> int:
-        """How many it has in hand at this moment. In any thread of the master."""
-        # In this order: what it does between the two does not seem to be in its hand.
+        """In any thread of the master: how many connections it has in hand at this moment."""
+        # The finished ones are counted last. So a connection that it takes and finishes between the
+        # two counts does not seem to be in its hand.
         got = self.account.given + self.counters.count_taken(self.account.taken)
         return max(0, got - self._count_handled())
 
     def count_just_taken(self) -> int:
-        """How many it has taken of those that are offered since the master has last read that. In
-        any thread of the master."""
+        """In any thread of the master: how many of the offered connections it has taken since the
+        master last read its counters."""
         taken = self.account.taken
         return self.counters.count_taken(taken) - taken
 
@@ -188,7 +195,7 @@ class WorkerProcess:
 
     def describe(self) -> WorkerStatus:
         in_hand = self.count_in_hand()
-        state = self.state.name  # Read once: the master may change it meanwhile.
+        state = self.state.name  # Read once, because the master's thread may change it meanwhile.
         if state == State.READY.name:
             is_busy = in_hand >= self.settings.capacity
             state = "LEAVING" if not self.account.is_open else "BUSY" if is_busy else "FREE"
@@ -212,10 +219,11 @@ def fork_worker(
     close_in_child: Callable[[], None],
     work: Work,
 ) -> WorkerProcess:
-    """Starts a process that calls work, and appends it to workers, even if a signal handler raises.
+    """Starts a process that calls work, and appends it to workers. If a process was started, it is
+    in workers even if a signal handler raises an exception.
 
-    close_in_child closes, in the child, what only the master needs. OSError: EAGAIN or ENOMEM: the
-    system cannot start another process. EMFILE.
+    close_in_child: called in the child, closes the descriptors that only the master needs. OSError:
+    EAGAIN or ENOMEM: the system cannot start another process. EMFILE: the descriptor table is full.
     """
     counters = Counters()
     master = os.getpid()
@@ -227,11 +235,11 @@ def fork_worker(
             ours.close()
             raise
         try:
-            flush_streams()  # Or the child would print it again.
+            flush_streams()  # Otherwise the child would print buffered text again.
             workers.append(worker)
             worker.fork()
             if worker.pid == 0:
-                worker.close_in_child()
+                worker.channel.close()
                 leaving.become_worker(counters, master)
                 _run_child(theirs, counters, close_in_child, work)
             return worker
@@ -250,13 +258,14 @@ def _run_child(
     close_in_child: Callable[[], None],
     work: Work,
 ) -> None:
-    """Never returns."""
+    """Does what a new worker does. Never returns."""
     failure: BaseException | None = None
     try:
         leave_signals_to_master()
         close_in_child()
         begin_multiprocessing()
-        # It stays open until the process ends: the master reads that from its closing.
+        # Nothing closes the channel before the process ends: its end tells the master that the
+        # process has ended.
         channel = Channel(sock)
         work(channel, counters)
     except BaseException as error:
@@ -266,17 +275,17 @@ def _run_child(
 
 
 def collect_exits(found: list[tuple[int, int]], pids: Iterable[int], options: int) -> None:
-    """Appends what os.waitpid returns for each of pids, until there is nothing.
+    """Calls os.waitpid for each of pids, until no process has exited, and appends the results.
 
-    No bytecode is between the call and the list, where a signal handler could raise. What was
-    appended before a ChildProcessError stays.
+    Between waitpid and the appending there is no bytecode, so no signal handler can raise an
+    exception there. Results from before a ChildProcessError stay in the list.
     """
     found.extend(takewhile(any, map(os.waitpid, pids, repeat(options))))
 
 
 def describe_exit(status: int) -> str:
-    """A wait status in words."""
-    if status == TAKEN:
+    """Returns a wait status in words."""
+    if status == UNKNOWN_STATUS:
         return "ended, and other code in this process took its exit status"
     code = os.waitstatus_to_exitcode(status)
     if code >= 0:
