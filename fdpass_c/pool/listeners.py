@@ -115,7 +115,7 @@ def parse_address(address: Address) -> str | tuple[str, int]:
     """Returns a path, or a host and a port. Raises a ValueError for anything else."""
     if isinstance(address, tuple):
         if len(address) != 2:
-            raise ValueError(f"a tuple must be (HOST, PORT), got {address!r}")
+            raise ValueError(f"not (HOST, PORT): {address!r}")
         # getaddrinfo would use the lowest 16 bits of the number, which are another port.
         if isinstance(address[1], int) and not 0 <= address[1] <= 65535:
             raise ValueError(f"a port is 0 to 65535: {address!r}")
