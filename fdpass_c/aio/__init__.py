@@ -1,6 +1,8 @@
-"""The same under an event loop: asyncio, uvloop or trio, whichever is running.
+"""The channels and messages of fdpass_c under an event loop: asyncio, uvloop or trio, whichever is
+running.
 
-Names, meanings, errors and limits are those of fdpass_c. What waits there is awaited here.
+Names, meanings, errors and limits are those of fdpass_c. A function that waits there is a coroutine
+function here.
 """
 
 from fdpass_c.aio.channel import Channel

@@ -1,4 +1,4 @@
-"""Waiting in asyncio's loops, uvloop's among them."""
+"""Waits in the loops of asyncio, which include uvloop's."""
 
 import asyncio
 import contextvars
@@ -14,7 +14,7 @@ from fdpass_c.waiting import HasFileno
 
 sleep: Callable[[float], Coroutine[Any, Any, None]] = asyncio.sleep
 
-# This process, and no child of a fork.
+# Stands for this process. A child of a fork gets a new object.
 _process = object()
 
 
@@ -27,16 +27,16 @@ os.register_at_fork(after_in_child=_after_fork)
 
 
 def watch(source: HasFileno, writes: bool) -> "AsyncioDirection":
-    """As Loop.watch."""
+    """See Loop.watch."""
     return AsyncioDirection(source, writes)
 
 
 class _Waiting:
-    """An event that one task waits for, once: a future, as far as the task can tell.
+    """An event that one task awaits once. To the task it looks like a future.
 
-    It resumes the task inside of the loop's callback. A Future has that wait for the loop's next
-    turn, before which asyncio's own looks at all descriptors once more: a quarter of the time that
-    a message takes there and back.
+    It resumes the task inside of the loop's callback. A Future would resume it in the loop's next
+    turn, and before that asyncio's own loops poll all descriptors once more. This saves a quarter
+    of the time that a message takes there and back.
     """
 
     __slots__ = (
@@ -49,8 +49,8 @@ class _Waiting:
     )
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._asyncio_future_blocking = True  # For asyncio: it was made to be awaited.
-        self._loop = loop  # asyncio compares it with its own.
+        self._asyncio_future_blocking = True  # asyncio requires it of an awaited future.
+        self._loop = loop  # asyncio checks that this is the loop of the task.
         self._resume: Callable[[Any], object] | None = None
         self._cancelled: asyncio.CancelledError | None = None
         self._is_set = False
@@ -67,39 +67,43 @@ class _Waiting:
 
     def cancel(self, msg: object = None) -> bool:
         if self._resume is None:
-            return False  # A signal handler has interrupted result(): the task sees to it.
+            return False  # A signal handler cancels while result() runs: then the task does it.
         self._cancelled = asyncio.CancelledError(*() if msg is None else (msg,))
         self.set()
         return True
 
     def result(self) -> None:
-        self._resume = None  # The task runs.
+        self._resume = None  # The task has been resumed.
         if self._cancelled is not None:
             try:
                 raise self._cancelled
             finally:
-                self._cancelled = None  # Else the two would refer to each other.
+                # Otherwise the exception and this object would form a reference cycle.
+                self._cancelled = None
 
     def done(self) -> bool:
-        """For anyio.wait_all_tasks_blocked: whether the task goes on by itself."""
+        """Whether the task will be resumed. anyio.wait_all_tasks_blocked asks for it."""
         return self._is_set
 
     def end(self) -> None:
-        """Resumes the task. For callbacks of the loop only, which no task has called."""
+        """Resumes the task at once. Only a callback of the loop may call this, because no other
+        task may be running."""
         if self._resume is not None:
             self._context.run(self._resume, self)
 
     def set(self) -> None:
-        """The same from anywhere, and later; never where the loop was closed."""
+        """Resumes the task in the next turn of the loop. May be called anywhere in the loop's
+        thread. Does nothing if the loop is closed."""
         self._is_set = True
         if not self._loop.is_closed():
             self._loop.call_soon(self.end)
 
 
 class AsyncioDirection(Direction):
-    """One direction of a descriptor in the loop that runs.
+    """One direction of a descriptor in the running loop.
 
-    The loop refers to this object only, and this one to none of its users.
+    The loop holds a reference to this object while it watches the descriptor. This object holds
+    none to a Channel or Listener, so that these are collected when the program drops them.
     """
 
     def __init__(self, source: HasFileno, writes: bool) -> None:
@@ -118,7 +122,8 @@ class AsyncioDirection(Direction):
         self._waiting: _Waiting | None = None
 
     def is_free(self) -> bool:
-        # What every call does first. To ask which loop runs is a system call before Python 3.12.
+        # Every call begins here, so it must be fast. Before Python 3.12, get_running_loop makes a
+        # system call; therefore check_loop is called only if something has changed.
         if not self._is_running() or self._thread != get_ident() or self._process is not _process:
             self.check_loop()
         return self.holder is None and next(self._calls) % CALLS != 0
@@ -137,9 +142,10 @@ class AsyncioDirection(Direction):
         if self._watched < 0:
             if (fd := self._source.fileno()) < 0:
                 return
-            self._watched = fd  # First, for the case that a signal handler raises an exception.
+            # Set before the call, so that _forget undoes it if a signal handler raises.
+            self._watched = fd
             try:
-                # The loop would keep the context of the task that happens to be the first.
+                # A new context, because the loop would keep the context of this task alive.
                 contextvars.Context().run(self._add, fd, self._wake)
             except BaseException:
                 self._forget()
@@ -151,21 +157,24 @@ class AsyncioDirection(Direction):
             self._waiting = None
 
     def _wake(self) -> None:
-        """The loop's callback. It stays while messages come: to add and remove it costs a system
-        call each."""
+        """The loop's callback when the descriptor is ready. It is removed only when no task waits,
+        because adding and removing it takes one system call each."""
         if self._waiting is None:
             self._forget()
         else:
             self._waiting.end()
 
     def _forget(self) -> None:
-        # A child of a fork shares the parent's epoll, where the descriptor is the parent's.
+        # A forked child shares the parent's epoll: removing the descriptor would disturb the
+        # parent.
         if self._watched >= 0 and self._process is _process and not self._loop.is_closed():
             self._remove(self._watched)
-        self._watched = -1  # Last: what a signal handler has interrupted is done again.
+        # Set after the call, so that the next _forget repeats one that a signal handler ended.
+        self._watched = -1
 
     def _is_elsewhere(self) -> bool:
-        # Not by the thread: a loop may run in another one than that in which this was made.
+        # Comparing threads is not enough: a loop may run in a thread other than the one that made
+        # this object.
         if self._process is not _process or not self._is_running():
             return False
         try:
@@ -175,14 +184,14 @@ class AsyncioDirection(Direction):
 
     def stop(self) -> None:
         if self._is_elsewhere():
-            raise RuntimeError("used in another thread than that of its event loop")
+            raise RuntimeError("used in another thread: call it in the thread of its event loop")
         self._forget()
         if self._waiting is not None and self._process is _process:
             self._waiting.set()
 
     def drop(self) -> None:
         if self._watched >= 0 and self._is_elsewhere():
-            # This object, and so the descriptor, live until then.
+            # The callback keeps this object alive, and so the descriptor stays open until then.
             self._loop.call_soon_threadsafe(self._forget)
         else:
             self._forget()

@@ -31,36 +31,38 @@ if TYPE_CHECKING:
 _DONE = lib.FDP_DONE
 _LOOK = lib.FDP_LOOK
 
-# After a try that found nothing, so many receives wait first: where answers are waited for, that
-# saves a tenth (two processes, each on a CPU of its own). Where messages are there it costs a turn.
-_IN_VAIN = 3
+# After a try that found nothing, so many receives wait before they try. If the peer answers each
+# message, this saves a tenth of the time (two processes, each on its own CPU). If messages are
+# queued, it costs a turn of the loop.
+_WAIT_FIRST = 3
 
-# Seconds between two looks at a full descriptor table.
-_LOOK_AGAIN = 0.1
+# Seconds between two checks of a full descriptor table.
+_ROOM_INTERVAL = 0.1
 
 
 class Channel(NotCopied):
     """Passes whole messages, each a payload and descriptors, over a connected Unix socket.
 
-    The same as fdpass_c.Channel, and the two understand each other: names, meanings, errors and
-    limits are the same. But nothing has a timeout of its own: use asyncio.timeout or
-    trio.fail_after. An async context manager: its exit sends what is unsent, unless an exception
-    leaves the block, and then closes. An async iterator over (payload, fds) until the peer closes.
+    Names, meanings, errors and limits are those of fdpass_c.Channel, and each of the two can be the
+    peer of the other. But no call has a timeout of its own: use asyncio.timeout or
+    trio.fail_after. A channel is an async context manager: its exit sends what is unsent, unless an
+    exception leaves the block, and then closes. It is also an async iterator over (payload, fds)
+    until the peer closes.
 
-    A channel belongs to the event loop that is running when it is made. Without one, and in another
-    one, its methods raise a RuntimeError.
+    A channel belongs to the event loop that is running when it is made. Its methods raise a
+    RuntimeError if no event loop or another one is running.
 
     Tasks: one may send while another receives. If several send, or several receive, they take turns
     in the order of their calls.
 
     Cancellation loses nothing. A cancelled receive has taken nothing. A cancelled send has sent
-    what error.progress counts, and nothing else. A frame that was begun counts as sent, and its
-    rest goes with the next send, with flush(), or at the end of the block. A large message that is
-    not complete is withdrawn.
+    what error.progress counts, and nothing else. A frame that was begun counts as sent. Its rest
+    goes with the next send, with flush(), or at the end of the block. A large message that is not
+    complete is withdrawn.
 
     Fairness: at least one of 32 calls in a row lets the loop run other tasks, before it takes or
-    sends anything. asyncio delivers a cancellation where a call waits or lets other tasks run, trio
-    at every call.
+    sends anything. asyncio delivers a cancellation where a call waits or lets other tasks run. trio
+    delivers it at every call.
     """
 
     def __init__(
@@ -91,9 +93,9 @@ class Channel(NotCopied):
         self._outbox = self._end.outbox
         self._reading: Direction = loop.watch(channel, False)
         self._writing: Direction = loop.watch(channel, True)
-        self._look = self._writing.look
+        self._uncancelled = self._writing.uncancelled
         self._sleep = loop.sleep
-        self._vain = 0
+        self._wait_first = 0  # So many of the next receives wait before they try.
 
     @classmethod
     def adopt(cls, channel: fdpass_c.Channel) -> "Channel":
@@ -101,7 +103,7 @@ class Channel(NotCopied):
 
         Args:
             channel: The blocking channel. Messages that it has received and not handed out are
-                kept.
+                received from the new channel.
 
         Raises:
             RuntimeError: No event loop is running.
@@ -128,7 +130,7 @@ class Channel(NotCopied):
     async def connect(cls, path: Path, **options: "Unpack[ChannelOptions]") -> "Channel":
         """Connects to a Listener.
 
-        A full backlog is waited for, with growing delays between attempts.
+        If the listener's backlog is full, this tries again with growing delays.
 
         Args:
             path: The path of the socket file, or a name in Linux's abstract namespace: a NUL
@@ -149,7 +151,7 @@ class Channel(NotCopied):
                 sock = connect_unix(path, 0)
                 break
             except BlockingIOError:
-                await wait()  # No loop tells when the backlog has a place.
+                await wait()  # No loop can report when the backlog has room.
         try:
             return cls(sock, **options)
         except BaseException:
@@ -160,11 +162,12 @@ class Channel(NotCopied):
         """Sends one message. It waits while the socket's buffer is full.
 
         After a cancellation or any other exception, error.progress.messages is 1 if the receiver
-        gets the message, which is so if only the rest of a begun frame was left. Otherwise it gets
-        nothing of it.
+        will get the message, because only the rest of a begun frame was unsent. Otherwise the
+        receiver gets no part of it.
 
         Args:
-            payload: Bytes-like, and may be empty. It must not change until the await returns.
+            payload: A bytes-like object, which may be empty. It must not change until the await
+                returns.
             fds: Any number of ints or objects with fileno(). The caller still owns them, and they
                 must stay open until the await returns.
 
@@ -172,7 +175,7 @@ class Channel(NotCopied):
             OSError: As for fdpass_c.Channel.send.
             ProtocolError: As for fdpass_c.Channel.send.
         """
-        if self._writing.is_free() and (self._look is None or await self._look()):
+        if self._writing.is_free() and (self._uncancelled is None or await self._uncancelled()):
             sending = start_one(self._outbox, payload, fds)
             if sending is not None:
                 await self._finish(sending)
@@ -189,7 +192,7 @@ class Channel(NotCopied):
         """Sends many messages, packed into few frames: see fdpass_c.Channel.send_many.
 
         Args:
-            payloads: One bytes-like object per message. They must not change until the await
+            payloads: One bytes-like object for each message. They must not change until the await
                 returns.
             fds: As for fdpass_c.Channel.send_many. They must stay open until the await returns.
             start: As for fdpass_c.Channel.send_many.
@@ -202,7 +205,7 @@ class Channel(NotCopied):
             ProtocolError: As for send.
         """
         data = [*payloads]
-        if self._writing.is_free() and (self._look is None or await self._look()):
+        if self._writing.is_free() and (self._uncancelled is None or await self._uncancelled()):
             sending = start_many(self._outbox, data, as_list(fds), start)
             if sending is not None:
                 await self._finish(sending)
@@ -212,7 +215,7 @@ class Channel(NotCopied):
         return len(data)
 
     async def flush(self) -> None:
-        """Sends what unsent counts."""
+        """Sends the bytes that unsent counts. It waits while the socket's buffer is full."""
         self._writing.check_loop()
         await self._finish(None, NOTHING_SENT, self._end.start_flushing)
 
@@ -223,8 +226,10 @@ class Channel(NotCopied):
         begin: Callable[..., Sending | None] | None = None,
         *arguments: Any,
     ) -> None:
-        """Sends the rest in a turn of its own. Without sending it begins, with the arguments, when
-        its turn has come; before is how far the messages had come until then.
+        """Takes a turn and sends until everything is sent.
+
+        sending: a send that has begun and now waits. If it is None, begin(*arguments) begins one
+        when the turn has come. before: the progress to report if this fails before that.
         """
         writing = self._writing
         me = object()
@@ -253,12 +258,13 @@ class Channel(NotCopied):
         finally:
             if writing.holder is me:
                 writing.holder = None
-                if writing.places:
+                if writing.queue:
                     writing.pass_on()
 
     @property
     def wait_in_flight(self) -> bool:
-        """Whether a send waits while the user has too many descriptors in flight. May be set."""
+        """Whether a send waits while the user has too many descriptors in flight. It may be
+        set."""
         return self._channel.wait_in_flight
 
     @wait_in_flight.setter
@@ -274,20 +280,20 @@ class Channel(NotCopied):
         """Receives one message.
 
         Returns:
-            A tuple (payload, fds) of bytes and the Descriptors that own what came with them,
-                possibly none. The caller closes it.
+            A tuple (payload, fds): the bytes, and the Descriptors that own the descriptors that
+                came with them, possibly none. The caller closes fds.
 
         Raises:
-            DescriptorTableFullError: There is no room for the descriptors of the next message,
-                which stays queued. wait_for_room() waits for room.
+            DescriptorTableFullError: The descriptor table has no room for the descriptors of the
+                next message, which stays queued. wait_for_room() waits for room.
             PeerClosedError: As for fdpass_c.Channel.recv.
             ProtocolError: As for fdpass_c.Channel.recv.
             OSError: As for fdpass_c.Channel.recv.
         """
         channel = self._channel
-        tries = self._reading.is_free() and (not self._vain or self._end.has_kept)
-        if tries and self._look is not None:
-            tries = await self._look()
+        tries = self._reading.is_free() and (not self._wait_first or self._end.has_kept)
+        if tries and self._uncancelled is not None:
+            tries = await self._uncancelled()
         if tries:
             try:
                 return channel.recv()
@@ -296,7 +302,7 @@ class Channel(NotCopied):
         return await self._receive(channel.recv, tries)
 
     async def recv_many(self, max_messages: int = 253) -> Batch:
-        """Receives at least one message, and others of the same frame or that are already here.
+        """Receives at least one message, and others that have already arrived.
 
         Args:
             max_messages: The largest number of messages to receive.
@@ -309,10 +315,10 @@ class Channel(NotCopied):
         """
         channel = self._channel
         if not 1 <= index(max_messages) <= sys.maxsize:
-            return channel.recv_many(max_messages)  # A ValueError, or an OverflowError.
-        tries = self._reading.is_free() and (not self._vain or self._end.has_kept)
-        if tries and self._look is not None:
-            tries = await self._look()
+            return channel.recv_many(max_messages)  # Raises a ValueError or an OverflowError.
+        tries = self._reading.is_free() and (not self._wait_first or self._end.has_kept)
+        if tries and self._uncancelled is not None:
+            tries = await self._uncancelled()
         if tries:
             try:
                 return channel.recv_many(max_messages)
@@ -321,13 +327,14 @@ class Channel(NotCopied):
         return await self._receive(partial(channel.recv_many, max_messages), tries)
 
     async def _receive(self, attempt: Callable[[], Result], has_tried: bool) -> Result:
-        """Receives in a turn of its own, after a first try that found nothing, or without one.
+        """Takes a turn and receives. has_tried: the caller has tried, and found nothing.
 
-        Nothing is awaited between the last try and the return, so that nothing it took is lost.
+        Nothing is awaited between the last try and the return. So no cancellation can come after a
+        try that has received something.
         """
         reading = self._reading
-        waits = has_tried or self._vain > 0
-        self._vain = _IN_VAIN if has_tried else max(self._vain - 1, 0)
+        waits = has_tried or self._wait_first > 0
+        self._wait_first = _WAIT_FIRST if has_tried else max(self._wait_first - 1, 0)
         me = object()
         try:
             if waits and reading.holder is None:
@@ -335,8 +342,11 @@ class Channel(NotCopied):
             else:
                 await reading.enter(me)
             while True:
-                # Before the first try, what is here may be no message: the peer may never send
-                # more. After one, a long message can be complete, which only the next hands out.
+                # If bytes or messages are already received, this must not wait for the socket,
+                # because the peer may never send more. Before the first try, has_kept decides,
+                # which also counts bytes of incomplete messages: only a try tells whether a
+                # message is complete. After a try, pending decides, which counts messages: a large
+                # message can be complete although the try did not return it.
                 if waits and (self._channel.pending if has_tried else self._end.has_kept):
                     await reading.pause()
                 elif waits:
@@ -348,22 +358,22 @@ class Channel(NotCopied):
         finally:
             if reading.holder is me:
                 reading.holder = None
-                if reading.places:
+                if reading.queue:
                     reading.pass_on()
 
     async def wait_for_room(self) -> None:
-        """After DescriptorTableFullError: waits until there may be room for that message.
+        """Waits, after a DescriptorTableFullError, until there may be room for that message.
 
         The system does not report that a descriptor was closed, so this checks every 0.1 s.
         """
         self._reading.check_loop()
         while True:
-            await self._sleep(_LOOK_AGAIN)
+            await self._sleep(_ROOM_INTERVAL)
             if self._end.has_room():
                 return
 
     def __aiter__(self) -> AsyncIterator[tuple[bytes, Descriptors]]:
-        """Receives messages until the peer closes. The loop owns and closes each Descriptors."""
+        """Receives messages until the peer closes. The caller owns and closes each Descriptors."""
         return self
 
     async def __anext__(self) -> tuple[bytes, Descriptors]:
@@ -375,18 +385,18 @@ class Channel(NotCopied):
 
     @property
     def pending(self) -> int:
-        """How many whole messages are here and not handed out."""
+        """How many whole messages have been received and not handed out."""
         return self._channel.pending
 
     def fileno(self) -> int:
-        """Returns the socket's descriptor, borrowed; -1 after close()."""
+        """Returns the socket's descriptor, which the channel still owns, or -1 after close()."""
         return self._channel.fileno()
 
     @property
     def peer(self) -> Credentials:
         """The pid, uid and gid of the peer as it was when the connection was made.
 
-        For both ends of a socket pair: of the process that made the pair.
+        For both ends of a socket pair, they are those of the process that made the pair.
         """
         return self._channel.peer
 
@@ -408,10 +418,10 @@ class Channel(NotCopied):
         Tasks that wait in a call for that direction get the same errors as later calls.
 
         Raises:
-            RuntimeError: Called in another thread than the loop's.
+            RuntimeError: It is called in a thread other than the loop's.
             OSError: As for fdpass_c.Channel.shutdown.
         """
-        self._writing.stop()  # No loop wakes a task that waits for room.
+        self._writing.stop()  # A shutdown does not make the loop wake a task that waits for room.
         self._channel.shutdown(how)
 
     def detach(self) -> socket.socket:
@@ -420,8 +430,8 @@ class Channel(NotCopied):
         Tasks that wait for messages get an OSError (EBADF).
 
         Raises:
-            RuntimeError: Called in another thread than the loop's.
-            ValueError: As for fdpass_c.Channel.detach. A task is sending: flush() waits for it.
+            RuntimeError: It is called in a thread other than the loop's.
+            ValueError: As for fdpass_c.Channel.detach, or a task is sending: flush() waits for it.
             OSError: As for fdpass_c.Channel.detach.
         """
         self._end.check_empty()
@@ -433,11 +443,12 @@ class Channel(NotCopied):
         """Closes the socket and every descriptor that was received and not handed out.
 
         Calling it again does nothing. Everything is closed when it returns, even after the loop has
-        ended. Tasks that wait in another call get an OSError (EBADF). What unsent counts is lost:
-        flush() first. A forked child may close its copy, which does not disturb the parent.
+        ended. Tasks that wait in another call get an OSError (EBADF). The bytes that unsent counts
+        are lost, so call flush() first. A forked child may close its copy, which does not disturb
+        the parent.
 
         Raises:
-            RuntimeError: Called in another thread than the loop's.
+            RuntimeError: It is called in a thread other than the loop's.
         """
         if not self._channel.closed:
             self._reading.stop()
@@ -457,7 +468,8 @@ class Channel(NotCopied):
             self.close()
 
     def __del__(self) -> None:
-        """The blocking channel below closes with a ResourceWarning, unless it was closed."""
+        """Makes the loop forget the descriptor, unless the channel was closed. Then the blocking
+        channel closes it with a ResourceWarning."""
         if hasattr(self, "_writing") and not self._channel.closed:
             self._reading.drop()
             self._writing.drop()

@@ -1,4 +1,4 @@
-"""Whose turn it is to use a descriptor, and how long a call goes on: the same in every loop."""
+"""Lets tasks take turns at a descriptor, and lets other tasks run now and then, in every loop."""
 
 import itertools
 import threading
@@ -8,9 +8,9 @@ from collections.abc import Awaitable, Callable, Iterator
 from typing import Any, TypeVar
 
 CALLS = 32
-"""A loop turns at least once in so many calls, whether or not any of them had to wait."""
+"""At least one of so many calls lets the loop run other tasks, even if none of them has to wait."""
 
-# Seconds between two tries, where no loop tells when one is worthwhile.
+# Seconds between two tries, if the loop cannot report when the next one could succeed.
 _FIRST_DELAY = 0.001
 _LONGEST_DELAY = 0.1
 
@@ -18,7 +18,7 @@ Result = TypeVar("Result")
 
 
 class _Counter(threading.local):
-    """The calls of this thread, which runs one loop at a time."""
+    """Counts the calls of one thread, which runs one loop at a time."""
 
     def __init__(self) -> None:
         self.calls: Iterator[int] = itertools.count(1)
@@ -28,83 +28,92 @@ _counter = _Counter()
 
 
 class Direction(ABC):
-    """Tasks that receive from one descriptor, or send: they take turns, first come first served.
+    """One direction of a descriptor: tasks that receive, or tasks that send, take turns in the
+    order of their calls.
 
-    A call tries at once where is_free() says so, and is done if that works: the usual case, without
-    a lock. Else it takes a turn: it makes itself the holder, or awaits enter() where it was not
-    free; tries and waits; and ends the turn, whatever happens, by
+    If is_free() is true, a call tries at once, and is usually done then, without a turn. Otherwise
+    it takes a turn. It makes itself the holder if the direction is free, or awaits enter(). Then it
+    tries, and waits, until it succeeds. Whatever happens, it ends the turn in this way:
 
         if direction.holder is me:
             direction.holder = None
-            if direction.places:
+            if direction.queue:
                 direction.pass_on()
 
-    which is written out where it is needed: a signal handler that raises an exception in a function
-    would never end the turn.
+    These lines are repeated where they are needed. In a function of their own, a signal handler
+    could raise an exception before the first of them, and the turn would never end.
+
+    holder: the object that stands for the call whose turn it is, or None. queue: the calls that
+    wait for their turn, each with its event.
     """
 
-    look: Callable[[], Awaitable[bool]] | None = None
-    """For a loop whose users expect to be cancelled at every call: returns False if the caller is
-    cancelled, which the next pause() raises. It does not wait otherwise. None for other loops."""
+    uncancelled: Callable[[], Awaitable[bool]] | None = None
+    """In a loop that delivers a cancellation at every call: returns False if the caller is
+    cancelled, without waiting, and the next pause() raises the cancellation. None in other
+    loops."""
 
     def __init__(self, make_event: Callable[[], Any]) -> None:
-        """make_event: makes what has set() and wait(), for one task that waits for its turn."""
+        """make_event: makes an event, with set() and wait(), for one task."""
         self.holder: object = None
-        self.places: OrderedDict[object, Any] = OrderedDict()
+        self.queue: OrderedDict[object, Any] = OrderedDict()
         self._make_event = make_event
         self._calls = _counter.calls
 
     async def enter(self, me: object) -> None:
-        """Returns when me is the holder. The loop turns before, and a cancellation shows."""
+        """Returns when me is the holder. Before, other tasks run, or a cancellation is raised."""
         if self.holder is None:
             self.holder = me
             await self.pause()
             return
-        called = self.places[me] = self._make_event()
+        event = self.queue[me] = self._make_event()
         try:
-            await called.wait()
+            await event.wait()
         finally:
-            self.places.pop(me, None)
+            self.queue.pop(me, None)
 
     def pass_on(self) -> None:
-        """Makes the one who came next the holder, who passes it on if it is cancelled meanwhile."""
-        self.holder, called = self.places.popitem(last=False)
-        called.set()
+        """Makes the first call in the queue the holder. If that call is cancelled meanwhile, it
+        passes the turn on itself."""
+        self.holder, event = self.queue.popitem(last=False)
+        event.set()
 
     @abstractmethod
     def is_free(self) -> bool:
-        """Whether the caller may try at once: no task has the turn, and the loop ran lately.
+        """Whether the caller may try at once: no call has the turn, and it is not time to let other
+        tasks run (CALLS). Every call begins with it.
 
-        It is what every call does first. RuntimeError in another loop than the one in which this
-        was made.
+        RuntimeError: it is called in a loop other than the one in which this object was made.
         """
 
     @abstractmethod
     def check_loop(self) -> None:
-        """RuntimeError in another loop than the one in which this was made."""
+        """RuntimeError: it is called in a loop other than the one in which this object was made."""
 
     @abstractmethod
     def pause(self) -> Awaitable[None]:
-        """Lets the loop turn."""
+        """Lets the loop run other tasks."""
 
     @abstractmethod
     def wait(self) -> Awaitable[None]:
-        """Returns when the descriptor may be ready, or is closed, or after stop()."""
+        """Returns when the descriptor may be ready, when it is closed, or after stop()."""
 
     @abstractmethod
     def stop(self) -> None:
         """Makes the loop forget the descriptor, and wakes the tasks that wait.
 
-        To be called before closing it: otherwise a loop burns the CPU or, uvloop, aborts.
+        It must be called before the descriptor is closed. Otherwise asyncio's loops use the CPU
+        all the time, and uvloop aborts the process.
         """
 
     @abstractmethod
     def drop(self) -> None:
-        """As stop, where no task waits. Any thread may call it: the garbage collector does."""
+        """Does what stop does, but only if no task waits. Any thread may call it, because the
+        garbage collector does."""
 
 
 def growing_pauses(sleep: Callable[[float], Awaitable[None]]) -> Callable[[], Awaitable[None]]:
-    """Where no loop tells when another try is worthwhile: waits longer each time, up to 0.1 s."""
+    """Returns a function that waits longer at each call, up to 0.1 s. It is for tries that may
+    succeed at any time, which no loop can report."""
     delay = _FIRST_DELAY
 
     async def wait() -> None:
@@ -120,16 +129,18 @@ async def take(
     attempt: Callable[[], Result],
     wait: Callable[[], Awaitable[None]] | None = None,
 ) -> Result:
-    """What attempt returns, once it no longer raises BlockingIOError, in a turn of its own.
+    """Calls attempt until it does not raise BlockingIOError, and returns its result. The caller
+    has the turn meanwhile.
 
-    wait: How to wait until then, if not for the descriptor.
+    wait: how to wait before the next try, instead of waiting for the descriptor.
 
-    Nothing is awaited between the last try and the return, so that nothing it took is lost.
+    Nothing is awaited between the last try and the return. So no cancellation can come after a try
+    that has received something.
     """
     me = object()
     wait = wait or direction.wait
     try:
-        if direction.is_free() and (direction.look is None or await direction.look()):
+        if direction.is_free() and (direction.uncancelled is None or await direction.uncancelled()):
             direction.holder = me
         else:
             await direction.enter(me)
@@ -141,5 +152,5 @@ async def take(
     finally:
         if direction.holder is me:
             direction.holder = None
-            if direction.places:
+            if direction.queue:
                 direction.pass_on()

@@ -25,8 +25,8 @@ logger: logging.Logger = logging.getLogger("fdpass_c.aio")
 
 Handler = Callable[[Channel], Awaitable[object]]
 
-# What accept() is refused for lack of, until something is closed; and what may be the fault of one
-# connection (man 2 accept), or of a filter, and last.
+# After these errors, accept() may work again: the first four last until something is closed, the
+# others usually concern one connection (man 2 accept). EPERM can also come from a filter and last.
 _MAY_PASS = {
     errno.EMFILE,
     errno.ENFILE,
@@ -37,15 +37,15 @@ _MAY_PASS = {
     errno.EPROTO,
 }
 
-# Seconds until the next attempt then.
-_REST = 0.1
+# Seconds until the next attempt after such an error.
+_RETRY_DELAY = 0.1
 
 
 class Listener(NotCopied):
     """Listens at a path, or takes a socket that listens, and accepts channels of the running loop.
 
-    An async context manager: its exit calls close(). An async iterator: it accepts for ever. What
-    Channel says about loops, tasks, fairness and cancellation holds here too.
+    It is an async context manager, whose exit calls close(), and an async iterator, which accepts
+    for ever. What Channel says about loops, tasks, fairness and cancellation holds here too.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class Listener(NotCopied):
             address: As for fdpass_c.Listener.
             backlog: As for fdpass_c.Listener.
             mode: As for fdpass_c.Listener.
-            **options: As for Channel, for each accepted one.
+            **options: As for Channel, for each accepted channel.
 
         Raises:
             RuntimeError: No event loop is running.
@@ -77,7 +77,7 @@ class Listener(NotCopied):
     async def accept(self) -> Channel:
         """Waits for the next connection and returns its Channel, which the caller owns and closes.
 
-        A peer whose user is not in allow_uids is disconnected, and the next one is waited for.
+        A peer whose user is not in allow_uids is disconnected, and accept waits for the next one.
 
         Raises:
             OSError: EMFILE: the descriptor table is full. EBADF: the listener is closed. Others as
@@ -94,13 +94,13 @@ class Listener(NotCopied):
         return await self.accept()
 
     async def serve(self, handler: Handler) -> None:
-        """Calls handler(channel) for every connection, in a task of its own, until close().
+        """Calls handler(channel) for every connection, in a new task each, until close().
 
         The channel is closed when the handler returns. If the handler raises an exception, the
         logger fdpass_c.aio logs it. serve returns when the listener is closed and all handlers have
-        returned. If serve is cancelled, it cancels them, and waits until they have returned. If
-        accepting fails for lack of descriptors or memory (EMFILE, ENFILE, ENOBUFS, ENOMEM), or for
-        another passing reason, it tries again after 0.1 s.
+        returned. If serve is cancelled, it cancels the handlers, and waits until they have
+        returned. If accepting fails for lack of descriptors or memory (EMFILE, ENFILE, ENOBUFS,
+        ENOMEM), or for another reason that may pass, it tries again after 0.1 s.
 
         Args:
             handler: A coroutine function.
@@ -123,19 +123,19 @@ class Listener(NotCopied):
                 async for channel in self._accept_until_closed():
                     nursery.start_soon(_handle, handler, channel)
             except OSError as error:
-                failure = error  # The nursery would put it into an ExceptionGroup.
+                failure = error  # Raised in the nursery, it would end in an ExceptionGroup.
                 nursery.cancel_scope.cancel()
         if failure is not None:
             try:
                 raise failure
             finally:
-                failure = None  # Else the error and this frame would refer to each other.
+                failure = None  # Otherwise the error and this frame form a reference cycle.
 
     async def _serve_in_asyncio(self, handler: Handler) -> None:
         tasks: set[asyncio.Task[None]] = set()
 
         def end(channel: Channel, task: asyncio.Task[None]) -> None:
-            channel.close()  # A task that is cancelled before it starts never comes to that.
+            channel.close()  # A task that is cancelled before it starts does not close it.
             tasks.discard(task)
 
         try:
@@ -146,12 +146,13 @@ class Listener(NotCopied):
             if tasks:
                 await asyncio.wait(tasks)
         except GeneratorExit:
-            raise  # It is dropped with its loop, and so are they.
+            raise  # This coroutine was dropped because its loop has ended, and so are the tasks.
         except BaseException:
             for task in tasks:
                 task.cancel()
             while tasks:
-                with contextlib.suppress(asyncio.CancelledError):  # anyio cancels in each turn.
+                # anyio cancels this task again in each turn of the loop, until it has ended.
+                with contextlib.suppress(asyncio.CancelledError):
                     await asyncio.wait(tasks)
             raise
 
@@ -165,16 +166,17 @@ class Listener(NotCopied):
                     return
                 if error.errno not in _MAY_PASS:
                     raise
-                if not failing:  # Once, however long it lasts.
-                    logger.warning("cannot accept: %s; trying again every %s s", error, _REST)
+                if not failing:  # The error is logged once, however long it lasts.
+                    text = "cannot accept: %s; trying again every %s s"
+                    logger.warning(text, error, _RETRY_DELAY)
                 failing = True
-                await self._sleep(_REST)
+                await self._sleep(_RETRY_DELAY)
             else:
                 failing = False
                 yield channel
 
     def fileno(self) -> int:
-        """Returns the listening socket's descriptor, borrowed; -1 after close()."""
+        """Returns the descriptor, which the listener still owns, or -1 after close()."""
         return self._listener.fileno()
 
     @property
@@ -188,7 +190,7 @@ class Listener(NotCopied):
         Tasks that wait in accept get an OSError (EBADF). serve ends as after close().
 
         Raises:
-            RuntimeError: Called in another thread than the loop's.
+            RuntimeError: It is called in a thread other than the loop's.
             OSError: As for fdpass_c.Listener.detach.
         """
         if not self.closed:
@@ -202,7 +204,7 @@ class Listener(NotCopied):
         child it only closes the child's copy: the parent still listens.
 
         Raises:
-            RuntimeError: Called in another thread than the loop's.
+            RuntimeError: It is called in a thread other than the loop's.
         """
         if not self.closed:
             self._accepting.stop()
@@ -217,7 +219,8 @@ class Listener(NotCopied):
         self.close()
 
     def __del__(self) -> None:
-        """The socket below closes with a ResourceWarning, unless it was closed."""
+        """Makes the loop forget the descriptor, unless the listener was closed. Then the socket
+        closes it with a ResourceWarning."""
         if hasattr(self, "_accepting") and not self.closed:
             self._accepting.drop()
 

@@ -1,4 +1,4 @@
-"""Which loop runs the caller."""
+"""Finds the event loop that runs the caller."""
 
 import asyncio
 import sys
@@ -11,13 +11,13 @@ from fdpass_c.waiting import HasFileno
 
 
 class Loop(Protocol):
-    """What both have."""
+    """What the modules asyncio_loop and trio_loop have in common."""
 
     def watch(self, source: HasFileno, writes: bool) -> Direction:
-        """A direction of source, which stays open and alive as long as the loop watches it."""
+        """Makes one direction of source. source must stay open as long as the loop watches it."""
 
     async def sleep(self, seconds: float) -> None:
-        """Waits that long."""
+        """Waits so many seconds."""
 
 
 def _finds(ask: Callable[[], object]) -> bool:
@@ -29,9 +29,11 @@ def _finds(ask: Callable[[], object]) -> bool:
 
 
 def in_trio() -> bool:
-    """Whether trio runs the caller; else it has to be asyncio. Either can run inside of the other:
-    a run of trio in a task of asyncio's, or as the guest of asyncio's loop."""
-    # Not there before trio is imported, nor while another thread is at it.
+    """Whether trio runs the caller. Otherwise it must be asyncio.
+
+    Both can be running: trio may run in a task of asyncio, or as the guest of asyncio's loop.
+    """
+    # lowlevel is missing before trio is imported, and while another thread is importing it.
     lowlevel = getattr(sys.modules.get("trio"), "lowlevel", None)
     if lowlevel is None:
         return False
@@ -41,7 +43,8 @@ def in_trio() -> bool:
 
 
 def running() -> tuple[Any, Loop]:
-    """The loop that runs the caller, as a key, and what waits in it. RuntimeError without one."""
+    """Returns the loop that runs the caller, as a key for dicts, and the module that waits in it.
+    RuntimeError: no loop is running."""
     if in_trio():
         from fdpass_c.aio import trio_loop
 

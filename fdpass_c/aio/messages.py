@@ -22,12 +22,13 @@ class _Shared:
         self.users = 0
 
 
-# A loop watches one direction of a descriptor for one only. By loop, descriptor and direction.
+# The directions in use, by loop, descriptor and direction. All tasks share them, because a loop can
+# watch one direction of a descriptor only once.
 _shared: dict[tuple[Any, int, bool], _Shared] = {}
 
 
-class _Number:
-    """A descriptor that stays the same, whatever happens to the socket it was read from."""
+class _FixedDescriptor:
+    """A descriptor that stays the same, whatever happens to the socket from which it was read."""
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
@@ -42,7 +43,7 @@ async def _take(
     attempt: Callable[[], Result],
     wait: Callable[[], Awaitable[None]] | None = None,
 ) -> Result:
-    """As take, in one direction of a socket, which all tasks that use it share."""
+    """Calls take for one direction of a socket. All tasks that use this direction share it."""
     fd = raw_fileno(sock)
     timeout = getattr(sock, "gettimeout", lambda: None if os.get_blocking(fd) else 0)()
     if timeout != 0:
@@ -51,7 +52,7 @@ async def _take(
     place = key, fd, writes
     shared = _shared.get(place)
     if shared is None:
-        shared = _shared[place] = _Shared(loop.watch(_Number(fd), writes))
+        shared = _shared[place] = _Shared(loop.watch(_FixedDescriptor(fd), writes))
     shared.users += 1
     try:
         return await take(shared.direction, attempt, wait)
@@ -60,9 +61,11 @@ async def _take(
         if not shared.users:
             del _shared[place]
             try:
-                shared.direction.drop()  # Nobody closes it: others may wait for it by other means.
+                # Not stop, which announces that the descriptor will be closed: other code may still
+                # wait for it.
+                shared.direction.drop()
             except BaseException:
-                shared.direction.drop()  # A signal handler has interrupted it.
+                shared.direction.drop()  # A signal handler has interrupted the first one.
                 raise
 
 
@@ -100,8 +103,8 @@ async def send_fds(
 
     if address is None:
         return await _take(sock, True, attempt)
-    # To a loop the socket is writable, because it has no peer: nothing tells when the receiver's
-    # queue has room.
+    # The loop cannot report when the receiver's queue has room: the sending socket has no peer, and
+    # so it is always writable.
     _, loop = running()
     return await _take(sock, True, attempt, growing_pauses(loop.sleep))
 
@@ -138,7 +141,7 @@ async def recv_fds(
     try:
         return await _take(sock, False, attempt)
     except BaseException:
-        # A signal handler raised an exception on the way out.
+        # A signal handler may have raised this after attempt had received descriptors.
         fdpass_c.close_fds(received)
         raise
 
@@ -146,8 +149,8 @@ async def recv_fds(
 async def send_fd(sock: int | HasFileno, fd: int | HasFileno, data: Buffer = b"\0") -> None:
     """Sends exactly one descriptor, with all of data: see fdpass_c.send_fd.
 
-    After a cancellation or an error, the exception's attribute characters_written says how many
-    bytes of data were sent, if any; the descriptor went with the first of them.
+    If a cancellation or an error comes after some bytes of data were sent, the exception's
+    attribute characters_written says how many. The descriptor went with the first of them.
 
     Args:
         sock: As for send_fds.

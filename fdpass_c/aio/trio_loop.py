@@ -1,4 +1,4 @@
-"""Waiting in trio."""
+"""Waits in trio."""
 
 import os
 from collections.abc import Callable, Coroutine
@@ -16,18 +16,18 @@ current: Callable[[], trio.lowlevel.TrioToken] = trio.lowlevel.current_trio_toke
 
 
 def _do_nothing() -> None:
-    """For a run that is asked whether it is over."""
+    """Given to run_sync_soon, which raises an error if the run is over."""
 
 
 def watch(source: HasFileno, writes: bool) -> "TrioDirection":
-    """As Loop.watch."""
+    """See Loop.watch."""
     return TrioDirection(source, writes)
 
 
 class TrioDirection(Direction):
-    """One direction of a descriptor in the run that is under way.
+    """One direction of a descriptor in the current run of trio.
 
-    Trio knows of it only while somebody waits.
+    Trio watches the descriptor only while a task waits for it.
     """
 
     def __init__(self, source: HasFileno, writes: bool) -> None:
@@ -46,8 +46,8 @@ class TrioDirection(Direction):
             self.check_loop()
         return self.holder is None and next(self._calls) % CALLS != 0
 
-    async def look(self) -> bool:
-        # Takes a third of the time of asking for the deadline, however deep the scopes are.
+    async def uncancelled(self) -> bool:
+        # This takes a third of the time of trio.current_effective_deadline.
         try:
             await _checkpoint()
         except trio.Cancelled:
@@ -63,7 +63,7 @@ class TrioDirection(Direction):
         try:
             await self._wait(fd)
         except trio.ClosedResourceError:
-            return  # After stop().
+            return  # stop() was called.
 
     def _is_here(self) -> bool:
         try:
@@ -80,8 +80,8 @@ class TrioDirection(Direction):
         try:
             self._token.run_sync_soon(_do_nothing)
         except trio.RunFinishedError:
-            return  # Nobody waits.
-        raise RuntimeError("used in another thread than that of its event loop")
+            return  # The run is over, so no task waits.
+        raise RuntimeError("used in another thread: call it in the thread of its event loop")
 
     def drop(self) -> None:
-        """Trio has forgotten it already."""
+        """Does nothing: trio forgets a descriptor as soon as no task waits for it."""
