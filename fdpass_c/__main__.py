@@ -28,7 +28,7 @@ fdpass COMMAND --help explains each command with examples.
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The parser of the whole command line."""
+    """Returns the parser of the whole command line."""
     parser = argparse.ArgumentParser(
         prog="fdpass",
         description="Pass open file descriptors between processes over Unix domain sockets.",
@@ -43,7 +43,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def find_commands(parser: argparse.ArgumentParser) -> "argparse._SubParsersAction[Any]":
-    """What build_parser has added the commands to."""
+    """Returns the object to which build_parser has added the commands."""
     (commands,) = (
         action for action in parser._actions if isinstance(action, argparse._SubParsersAction)
     )
@@ -51,7 +51,7 @@ def find_commands(parser: argparse.ArgumentParser) -> "argparse._SubParsersActio
 
 
 def list_commands(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
-    """The parser of each command, under its name."""
+    """Returns the parser of each command, by the command's name."""
     choices = find_commands(parser).choices
     return {f"{parser.prog} {name}": each for name, each in choices.items()}
 
@@ -68,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 status: int = options.run(options)
                 _flush()
             return status
-        except SystemExit:  # A help was printed, or the command line is wrong.
+        except SystemExit:  # argparse has printed a help, or found an error in the command line.
             _flush()
             raise
     except KeyboardInterrupt:
@@ -83,7 +83,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         status = 1
     try:
         _flush()
-    except OSError:  # When Python exits, it flushes once more, which would fail again.
+    except OSError:
+        # When Python exits, it flushes once more. With /dev/null that does not fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     return status
 

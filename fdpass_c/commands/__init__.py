@@ -1,1 +1,2 @@
-"""The commands of the command line, one a module: add_parser describes it, run does it."""
+"""The commands of the command line, one in each module: add_parser describes a command, run carries
+it out."""

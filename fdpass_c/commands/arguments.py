@@ -1,9 +1,9 @@
-"""Types of arguments, with errors that say what is allowed."""
+"""Parsers of arguments, whose errors say what is allowed."""
 
 import argparse
 import re
 
-# The longest payload of a file, in bytes: usually it is a name (PATH_MAX).
+# The most bytes of payload that come with a file: usually it is the file's name (PATH_MAX).
 MOST_PAYLOAD = 4096
 
 
@@ -14,12 +14,12 @@ def count(text: str) -> int:
     return int(text)
 
 
-# Seconds: poll takes milliseconds in 31 bits.
+# The longest duration in seconds: poll takes milliseconds in 31 bits.
 _LONGEST = 2_000_000
 
 
 def duration(text: str) -> float:
-    """A positive number of seconds, of 23 days at most."""
+    """A positive number of seconds, at most 23 days."""
     try:
         seconds = float(text)
     except ValueError:
@@ -36,5 +36,7 @@ def numbers(text: str) -> list[int]:
     parts = text.split(",")
     found = [int(part) for part in parts if re.fullmatch("[0-9]{1,9}", part)]
     if len({*found}) < len(parts):
-        raise argparse.ArgumentTypeError(f"not a list of different numbers with commas: {text!r}")
+        raise argparse.ArgumentTypeError(
+            f"not a list of different descriptor numbers, such as 3,4: {text!r}"
+        )
     return found

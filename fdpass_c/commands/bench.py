@@ -27,7 +27,8 @@ def add_parser(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     root = Path(__file__).parents[2]
-    # Other packages install a folder of this name.
+    # A file that only the source tree has: another package may have installed a folder named
+    # benchmarks beside this one.
     if not (root / "build_ffi.py").exists():
         complain(
             "bench", "the benchmarks are not installed; run python -m benchmarks in a source tree"

@@ -1,4 +1,4 @@
-"""fdpass cat: one process opens, another prints."""
+"""fdpass cat: one process opens files, another prints them."""
 
 import argparse
 import errno
@@ -16,7 +16,7 @@ from fdpass_c.errors import PeerClosedError
 
 _DESCRIPTION = """\
 Print files, as cat does, by passing descriptors: a child process opens each file and passes it with
-its name over a socket pair; the parent, which opened nothing, prints what it received.
+its name over a socket pair. The parent opens nothing and prints the files that it receives.
 """
 
 _EPILOG = """\
@@ -47,7 +47,7 @@ def add_parser(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     output = find_output()
-    # If the caller ignored this signal, waitpid would find no child.
+    # If this process were started with SIGCHLD ignored, waitpid would find no child.
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     ours, theirs = Channel.pair()
     with ours, theirs:
@@ -55,7 +55,7 @@ def run(options: argparse.Namespace) -> int:
         if pid == 0:
             _run_child(ours, theirs, options.files)
         try:
-            with ours:  # When it is closed, the child ends.
+            with ours:  # When this end is closed, the child ends.
                 theirs.close()
                 failed = _print_each(ours, output)
         finally:
@@ -75,13 +75,14 @@ def _run_child(ours: Channel, theirs: Channel, names: list[str]) -> NoReturn:
         _open_each(theirs, names)
         status = 0
     except (BrokenPipeError, KeyboardInterrupt):
-        pass  # The parent has exited, or reports it.
+        pass  # The parent has exited, or handles the Ctrl-C itself.
     finally:
         os._exit(status)
 
 
 def _end_with_parent(channel: Channel) -> None:
-    """In the child: exits when the parent does. Opening a FIFO could otherwise wait for ever."""
+    """In the child: starts a thread that exits when the parent does. Otherwise the child could wait
+    for ever while it opens a FIFO."""
     poller = select.poll()
     poller.register(channel, 0)  # POLLHUP is always reported.
 
@@ -93,7 +94,8 @@ def _end_with_parent(channel: Channel) -> None:
 
 
 def _open_each(channel: Channel, names: list[str]) -> None:
-    """In the child. A message is an errno and a name, and the descriptor if the errno is 0."""
+    """In the child: sends a message for each file. It has an errno and the name, and the descriptor
+    if the errno is 0."""
     for name in names:
         try:
             fd = open_input(name)
@@ -108,8 +110,8 @@ def _open_each(channel: Channel, names: list[str]) -> None:
 def _wait_for_child(channel: Channel, output: int) -> None:
     """In the parent: waits until the child sends something. BrokenPipeError: output has no reader.
 
-    The child may wait in open() for ever, and without this check the parent would not notice that
-    its reader has gone.
+    While the child waits in open(), the parent writes nothing. Only this check tells it that the
+    reader of its output has gone.
     """
     if channel.pending:
         return
@@ -121,7 +123,7 @@ def _wait_for_child(channel: Channel, output: int) -> None:
 
 
 def _print_each(channel: Channel, output: int) -> bool:
-    """In the parent. Returns whether any file failed."""
+    """In the parent: prints each file. Returns whether any of them failed."""
     failed = False
     while True:
         _wait_for_child(channel, output)

@@ -45,7 +45,8 @@ def add_parser(commands: Any) -> None:
 
 
 def _port(text: str) -> str:
-    # getaddrinfo takes a sign and spaces before a number, and its lowest 16 bits: another port.
+    # getaddrinfo accepts spaces and a sign before a number, and uses its lowest 16 bits, which are
+    # another port.
     if text.lstrip().lstrip("+-").isdecimal() and int(text) not in range(65536):
         raise argparse.ArgumentTypeError(f"a port is a number from 0 to 65535, not {text}")
     return text
@@ -53,7 +54,11 @@ def _port(text: str) -> str:
 
 def run(options: argparse.Namespace) -> int:
     if not _is_unix(1):
-        complain("connect", "standard output is not a Unix socket; see fdpass connect --help")
+        complain(
+            "connect",
+            "standard output is not a Unix socket: this command is for ProxyCommand of ssh, "
+            "see fdpass connect --help",
+        )
         return 1
     try:
         sock = socket.create_connection((options.host, options.port), options.timeout)

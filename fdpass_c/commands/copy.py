@@ -1,4 +1,4 @@
-"""From a received descriptor to a file or to standard output."""
+"""Copies from a received descriptor to a file or to standard output."""
 
 import errno
 import fcntl
@@ -17,10 +17,10 @@ def copy(source: int, target: int, timeout: float | None = None) -> OSError | No
     """Copies from the position of source to its end. The caller still owns both.
 
     timeout: how many seconds this may wait for source in all. A peer can send single bytes, read
-    the same pipe, or serve the file system: so each read is limited, and not only the waiting
+    the same pipe, or serve the file system. So each read itself is limited, not only the waiting
     before it. For a regular file each read has the whole time, because a file may be long.
 
-    Returns the error that ended reading, or None. OSError if writing failed.
+    Returns the error that ended reading, or None. OSError: writing failed.
     """
     found = os.fstat(source)
     if _would_grow(source, found, target):
@@ -49,8 +49,8 @@ def _read(source: int) -> bytes:
 
 
 def _would_grow(source: int, found: os.stat_result, target: int) -> bool:
-    """Whether source would grow as fast as it is read, and never end. The rules are those of
-    cat(1)."""
+    """Whether source is the file that is written, and would grow as fast as it is read. The rules
+    are those of cat(1)."""
     output = os.fstat(target)
     if not stat.S_ISREG(found.st_mode) or not os.path.samestat(found, output):
         return False

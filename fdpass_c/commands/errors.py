@@ -8,27 +8,29 @@ from fdpass_c.commands.streams import write_all
 
 
 def complain(command: str, text: str) -> None:
-    """Prints one line, with control characters escaped. A failure to do so is ignored."""
+    """Prints one line, with control characters escaped. If that fails, nothing is printed."""
     line = f"fdpass: {command}: {escape(text)}\n"
     with contextlib.suppress(OSError):
         write_all(2, line.encode(sys.getfilesystemencoding(), "backslashreplace"))
 
 
 def escape(text: str) -> str:
-    """Escapes control characters: a peer may have chosen the text, and a terminal obeys them."""
+    """Escapes control characters, because a peer may have chosen the text, and a terminal would
+    obey them."""
     return "".join(char if char.isprintable() else _escape(char) for char in text)
 
 
 def _escape(char: str) -> str:
     code = ord(char)
-    # A byte that os.fsdecode could not decode.
+    # os.fsdecode makes such a character of a byte that it cannot decode.
     if 0xDC80 <= code <= 0xDCFF:
         return f"\\x{code - 0xDC00:02x}"
     return char.encode("unicode_escape").decode()
 
 
 def describe(error: Exception) -> str:
-    """An exception's text in the form of Unix tools: the file, then the system's message."""
+    """Returns an exception's text in the form of Unix tools: the file, then the system's
+    message."""
     if isinstance(error, OSError) and error.strerror:
         name = f"{os.fsdecode(error.filename)}: " if error.filename is not None else ""
         return f"{name}{error.strerror}"

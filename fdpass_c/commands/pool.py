@@ -1,4 +1,4 @@
-"""fdpass pool: serve with the user's handler."""
+"""fdpass pool: serves connections with the user's handler."""
 
 import argparse
 import importlib
@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 from fdpass_c.commands.arguments import count, duration
 from fdpass_c.commands.errors import complain
 
-# The other commands start faster without it.
+# Imported only where it is needed, so that the other commands start faster.
 if TYPE_CHECKING:
     from fdpass_c.pool import Pool
 
 _DESCRIPTION = """\
-Accept connections and pass each to the least busy free worker process, which calls
-HANDLER(socket, address) of the Python module MODULE; a coroutine function runs in an event loop.
+Accept connections and pass each to the worker process with the fewest connections. It calls
+HANDLER(socket, address) of the Python module MODULE. A coroutine function runs in an event loop.
 """
 
 _EPILOG = """\
@@ -145,7 +145,7 @@ def _find_asgi(app: Any, options: argparse.Namespace) -> "Callable[..., Pool]":
     try:
         from fdpass_c.pool.asgi import AsgiServer
     except ModuleNotFoundError as error:
-        options.parser.error(f"--asgi takes uvicorn (pip install 'fdpass-c[uvicorn]'): {error}")
+        options.parser.error(f"--asgi needs uvicorn (pip install 'fdpass-c[uvicorn]'): {error}")
     return AsgiServer(app).make_pool
 
 
@@ -153,7 +153,7 @@ def _load(options: argparse.Namespace) -> Any:
     module_name, _, name = options.handler.partition(":")
     if not all(module_name.split(".")) or not name:
         options.parser.error(f"not MODULE:HANDLER: {options.handler!r}")
-    # An installed script has its own directory in sys.path, python -m the current one.
+    # An installed script has its own directory in sys.path. Only python -m adds the current one.
     if "" not in sys.path and os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     try:

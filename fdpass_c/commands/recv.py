@@ -105,7 +105,7 @@ def _complain_short(left: int, wanted: int) -> None:
 def _use(name: bytes, fd: int, options: argparse.Namespace) -> bool:
     """Prints or saves one file; returns whether that succeeded."""
     if options.names:
-        # Backslashes too, so that no two names look the same.
+        # Backslashes are escaped too, so that no two names are printed in the same way.
         line = escape(os.fsdecode(name).replace("\\", "\\\\"))
         write_all(find_output(), os.fsencode(line) + b"\n")
         return True
@@ -124,7 +124,8 @@ def _use(name: bytes, fd: int, options: argparse.Namespace) -> bool:
 
 
 def _last_part(name: bytes) -> bytes:
-    """The name without folders. A peer chose it, and it must not lead out of the directory."""
+    """Returns the name without folders: a peer chose it, and it must not lead out of the
+    directory."""
     last = os.path.basename(name)
     if last in (b"", b".", b"..") or b"\0" in last:
         raise FdpassError(f"{os.fsdecode(name)}: cannot be the name of a file")
@@ -140,7 +141,7 @@ def _save(path: bytes, fd: int, timeout: float | None) -> OSError | None:
         try:
             problem = copy(fd, target, timeout)
         finally:
-            os.close(target)  # Some file systems report only now that there was no room.
+            os.close(target)  # Some file systems report only here that the disk is full.
         whole = problem is None
         return problem
     except OSError as error:
@@ -159,14 +160,14 @@ def _make_directory(path: str) -> None:
 
 
 def _execute(sock: socket.socket, numbers: list[int], program: list[str]) -> int:
-    """Executes the program, with the descriptors at these numbers. Returns a status if it
-    cannot."""
+    """Executes the program, with received descriptors at these numbers. Returns an exit status if
+    too few were received."""
     aside: list[int] = []
     try:
         for _ in numbers:
             fd = recv_fd(sock, MOST_PAYLOAD)[1].take()
             while fd in numbers:
-                # The other one is closed when the program is executed.
+                # The duplicated descriptor is closed when the program is executed.
                 fd = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 0)
             aside.append(fd)
     except PeerClosedError:

@@ -1,4 +1,4 @@
-"""How two commands connect at a named socket: one side listens, the other connects."""
+"""Connects two commands at a named socket: one side listens, the other connects."""
 
 import argparse
 import os
@@ -31,9 +31,9 @@ def add_arguments(parser: Any) -> None:
 
 
 def meet(options: argparse.Namespace) -> socket.socket:
-    """The connected stream socket that the options ask for; the caller closes it.
+    """Returns a stream socket, connected in the way that the options say. The caller closes it.
 
-    OSError with the path in it; TimeoutError if nobody connected.
+    OSError: connecting failed; the error names the path. TimeoutError: no peer connected.
     """
     listens = options.listen is not None
     path = options.listen if listens else options.connect

@@ -1,4 +1,4 @@
-"""fdpass send: pass open files over a named socket."""
+"""fdpass send: passes open files over a named socket."""
 
 import argparse
 import errno
@@ -21,18 +21,19 @@ file's name as payload. The peer is fdpass recv, or any other program that recei
 """
 
 _EPILOG = """\
-The files are opened before the peer connects, as many as this process can have open. The others
-are opened when those are passed. A file that cannot be opened is reported, the others are passed,
-and the exit status is 1.
+As many files as this process can have open are opened before the peer connects. The others are
+opened when the first ones have been passed. A file that cannot be opened is reported, the others
+are passed, and the exit status is 1.
 
   fdpass send --listen /tmp/s notes.txt        and elsewhere  fdpass recv --connect /tmp/s
   fdpass send --connect /tmp/s --payload hello notes.txt
   make | fdpass send --connect /tmp/s -
 """
 
-# Room in the table for the socket, the listening socket, its lock, and one more.
+# Places in the descriptor table for the socket, the listening socket, its lock file, and one more.
 _SPARE = 4
 
+# Seconds between two tries while the user has too many descriptors in flight.
 _RETRY = 0.01
 
 
@@ -79,9 +80,9 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _open_some(names: list[str]) -> tuple[list[tuple[str, int]], bool]:
-    """Opens files, from the end of names on, until the table is full; removes them from names.
+    """Opens files until the table is full. The last of names comes first. Removes their names.
 
-    Returns those opened, and whether any could not be opened.
+    Returns the names and descriptors of the opened files, and whether any could not be opened.
     """
     opened: list[tuple[str, int]] = []
     failed = False
@@ -98,8 +99,8 @@ def _open_some(names: list[str]) -> tuple[list[tuple[str, int]], bool]:
 
 
 def _send(sock: socket.socket, fd: int, payload: bytes) -> None:
-    """Sends. Retries while the user has too many in flight: selectors do not report when this
-    ends."""
+    """Sends one descriptor. Tries again while the user has too many descriptors in flight, because
+    selectors do not report when there are fewer."""
     timeout = sock.gettimeout()
     until = None if timeout is None else time.monotonic() + timeout
     while True:

@@ -1,4 +1,4 @@
-"""Signals that end a command, the one for time limits, and those that programs inherit."""
+"""Signals that end a command, SIGALRM for time limits, and signals that programs inherit."""
 
 import errno
 import signal
@@ -9,34 +9,36 @@ from typing import NoReturn
 
 _ENDING = (signal.SIGTERM, signal.SIGHUP)
 
-# Python ignores them (man 7 signal has SIGXFZ on some systems).
+# Python ignores these signals where they exist (SIGXFZ exists on some systems only).
 _IGNORED = ("SIGPIPE", "SIGXFZ", "SIGXFSZ")
 
-# A signal that arrives just before a system call does not end it, so it is repeated.
+# Seconds between two SIGALRM after a time limit. The signal is repeated because it does not
+# interrupt a system call if it arrives just before the call.
 _REPEAT = 0.1
 
 
 class Ended(BaseException):
-    """A signal arrived that ends this process after cleaning up."""
+    """Raised by a signal that ends this process, so that it can clean up before."""
 
     def __init__(self, signum: int) -> None:
         super().__init__(signum)
         self.signum = signum
 
     def die(self) -> None:
-        """Ends this process by the signal, as if unhandled. Returns in the first process of a
-        container."""
+        """Ends this process by the signal, as if it were not handled. Returns only in the first
+        process of a container, which the signal does not end."""
         signal.signal(self.signum, signal.SIG_DFL)
         signal.raise_signal(self.signum)
 
 
 @contextmanager
 def ending() -> Iterator[None]:
-    """TERM and HUP raise Ended in the block, unless the caller ignores them, as nohup does."""
+    """Makes SIGTERM and SIGHUP raise Ended in the block. A signal that is ignored stays ignored, as
+    under nohup."""
     handled = [signum for signum in _ENDING if signal.getsignal(signum) == signal.SIG_DFL]
 
     def end(signum: int, _frame: FrameType | None) -> NoReturn:
-        # Only the first counts: timeout(1) sends two.
+        # Only the first signal raises: timeout(1) sends two.
         for each in handled:
             signal.signal(each, signal.SIG_IGN)
         raise Ended(signum)
@@ -53,9 +55,9 @@ def ending() -> Iterator[None]:
 
 @contextmanager
 def time_limit(seconds: float | None) -> Iterator[None]:
-    """Raises TimeoutError in the block after that many seconds; None is no limit.
+    """Raises a TimeoutError in the block after so many seconds, or never if seconds is None.
 
-    Bytes that a system call has just read are lost.
+    If it comes just after a system call has read bytes, they are lost.
     """
     if seconds is None:
         yield
@@ -75,7 +77,8 @@ def time_limit(seconds: float | None) -> Iterator[None]:
 
 
 def restore_for_program() -> None:
-    """Restores the signals that Python ignores, before another program is executed."""
+    """Restores the default of the signals that Python ignores, for a program that will be
+    executed."""
     for name in _IGNORED:
         if signum := getattr(signal, name, None):
             signal.signal(signum, signal.SIG_DFL)

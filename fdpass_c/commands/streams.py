@@ -1,4 +1,4 @@
-"""Standard streams as the caller left them: closed, or in non-blocking mode."""
+"""Standard streams, which may be closed or in non-blocking mode when the command starts."""
 
 import errno
 import os
@@ -9,11 +9,11 @@ from fdpass_c.errors import FdpassError
 
 
 def fill_closed() -> None:
-    """Opens /dev/null for each closed standard stream. Otherwise the next file would get its
-    number.
+    """Opens /dev/null for each closed standard stream. Otherwise the next opened file would get the
+    number of that stream.
 
-    It is opened for the wrong direction, so that using it fails. Messages to standard error are
-    lost.
+    /dev/null is opened for the wrong direction, so that using standard input or output fails. For
+    standard error it is opened for writing: messages are lost.
     """
     for fd, flags in enumerate((os.O_WRONLY, os.O_RDONLY, os.O_WRONLY)):
         try:
@@ -21,12 +21,13 @@ def fill_closed() -> None:
         except OSError:
             os.open(os.devnull, flags)
     if sys.stderr is None:
-        # Without it, Python and its modules print their messages to standard output.
+        # If sys.stderr is None, Python and its modules print their messages to standard output.
         sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115, stays open
 
 
 def open_input(name: str) -> int:
-    """Opens a file for reading, which the caller closes; - is descriptor 0, which stays open."""
+    """Opens a file for reading and returns its descriptor, which the caller closes. For the name -
+    it returns descriptor 0, which stays open."""
     if name != "-":
         return os.open(name, os.O_RDONLY)
     if sys.stdin is None:
@@ -35,7 +36,7 @@ def open_input(name: str) -> int:
 
 
 def find_output() -> int:
-    """The descriptor of standard output. FdpassError: it is closed."""
+    """Returns the descriptor of standard output. FdpassError: standard output is closed."""
     if sys.stdout is None:
         raise FdpassError("standard output is closed")
     return 1
@@ -52,7 +53,7 @@ def write_all(fd: int, data: bytes) -> None:
 
 
 def wait_for(fd: int, event: int) -> None:
-    """Waits until a descriptor in non-blocking mode is ready."""
+    """Waits until the descriptor is ready for event, POLLIN or POLLOUT of the module select."""
     poller = select.poll()
     poller.register(fd, event)
     poller.poll()
