@@ -1,9 +1,9 @@
-"""The pytest plugin of fdpass_c: tests that leave descriptors open fail, where that is asked for.
+"""The pytest plugin of fdpass_c: on request, tests that leave descriptors open fail.
 
-Not inside the package, so that pytest starts without importing it.
+It is not inside of the package, so that pytest starts without importing the package.
 """
 
-from __future__ import annotations  # pytest 6 does not have these types.
+from __future__ import annotations  # pytest 6 does not have the types below.
 
 import sys
 from collections.abc import Iterator
@@ -21,7 +21,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.fixture
 def no_fd_leak() -> Iterator[None]:
-    """Fails a test that leaves descriptors open, or closes what was open before it."""
+    """Fails a test that leaves descriptors open, or closes descriptors that were open before it."""
     from fdpass_c.testing import no_leak
 
     _forget_failure()
@@ -31,7 +31,8 @@ def no_fd_leak() -> Iterator[None]:
 
 
 def _forget_failure() -> None:
-    """Frees what the frames of a failed test hold. pytest does so too, in the midst of the next."""
+    """Frees the objects in the frames of a failed test. Otherwise pytest frees them during the next
+    test."""
     for name in ("last_type", "last_value", "last_traceback", "last_exc"):
         vars(sys).pop(name, None)
 

@@ -1,4 +1,5 @@
-"""What a bug report should contain: versions, how it was compiled, kernel features, limits."""
+"""Collects facts for a bug report: versions, how the library was compiled, kernel features,
+limits."""
 
 import os
 import platform
@@ -32,10 +33,10 @@ _SINCE = {
 
 
 def collect() -> dict[str, Any]:
-    """Everything, as plain values for json.dumps.
+    """Returns all facts as plain values for json.dumps.
 
-    Each kernel feature is tried in a harmless way. The kernel's version is not enough: a
-    container's seccomp filter hides features too.
+    Each kernel feature is tried in a harmless way. The kernel's version does not tell enough,
+    because a container's seccomp filter may hide features.
     """
     return {
         "fdpass_c": {
@@ -65,7 +66,7 @@ def collect() -> dict[str, Any]:
 
 
 def render(info: Mapping[str, Any]) -> str:
-    """What collect returned, as text for a person."""
+    """Returns what collect has returned as text for people."""
     lines = []
     for section, values in info.items():
         lines.append(f"{section}:")
@@ -107,7 +108,7 @@ def _works(attempt: Callable[[], bool]) -> bool:
 
 
 def _try_pidfd_open() -> bool:
-    # Python does not have it on every system; the AttributeError then means no.
+    # Python does not have this function on every system. _works takes an AttributeError as no.
     os.close(os.pidfd_open(os.getpid()))  # type: ignore[attr-defined, unused-ignore]
     return True
 

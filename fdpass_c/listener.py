@@ -23,14 +23,14 @@ from fdpass_c.turns import LOOK_AGAIN, while_listed
 from fdpass_c.unix import Path, SocketFile, as_address, check_listening, is_abstract, naming
 from fdpass_c.waiting import READABLE, Deadline, is_from
 
-# What accept fails with when close() wakes it, or comes first.
+# The errors of an accept after close(), and of one that close() has woken.
 _CLOSED = {errno.EBADF, errno.EINVAL, errno.ENOTSOCK}
 
 
 class Listener(Closing):
     """Listens at a path, or takes a socket that listens, and accepts channels.
 
-    A context manager: its exit calls close(). Iterating accepts for ever.
+    It is a context manager, whose exit calls close(). Iterating over it accepts for ever.
     """
 
     def __init__(
@@ -46,30 +46,31 @@ class Listener(Closing):
     ) -> None:
         """Binds a new socket and listens, or takes ownership of one that listens.
 
-        A stale socket file, to which no open socket is bound, is replaced. During this check a lock
-        file exists beside it: its name with .lock at the end. A file of that name that is not empty
-        is locked, but not changed or removed. After an exception no file is left.
+        A stale socket file, to which no open socket is bound, is replaced. During this check, a
+        lock file exists beside the socket file. Its name is the path with .lock at the end. If
+        there is a file of that name that is not empty, it is locked, but not changed or removed.
+        After an exception no new file is left.
 
         Args:
             address: The path of the socket file, or a name in Linux's abstract namespace: a NUL
-                followed by the name. An abstract name has no permissions: use allow_uids. Or a
-                listening Unix socket of the type SOCK_STREAM or SOCK_SEQPACKET, for instance from
-                systemd or from another process. backlog and mode have no effect then, and its file
-                is not removed.
+                followed by the name. An abstract name has no permissions: use allow_uids. It can
+                also be a listening Unix socket of the type SOCK_STREAM or SOCK_SEQPACKET, for
+                instance from systemd or from another process. Then backlog and mode have no effect,
+                and the socket's file is not removed.
             backlog: How many connections may wait to be accepted.
             mode: The permissions of the file, 0 to 0o777. Connecting needs write permission (man 7
                 unix). By default 0o600: only this user can connect.
-            max_payload: As for Channel, for each accepted one.
-            max_fds: As for Channel, for each accepted one.
-            allow_uids: As for Channel, for each accepted one. Credentials explains users in a user
-                namespace.
-            receive_fds: As for Channel, for each accepted one.
+            max_payload: As for Channel, for each accepted channel.
+            max_fds: As for Channel, for each accepted channel.
+            allow_uids: As for Channel, for each accepted channel. Credentials explains users in a
+                user namespace.
+            receive_fds: As for Channel, for each accepted channel.
 
         Raises:
             OSError: EADDRINUSE: another socket is bound at the path, or is about to be.
-                ENAMETOOLONG: the path has more than 107 bytes, outside of Linux 103. EAFNOSUPPORT:
-                the socket is of another family. Others as for socket.bind.
-            FileExistsError: The path is a file, and not a socket.
+                ENAMETOOLONG: the path has more than 107 bytes, or 103 on systems other than Linux.
+                EAFNOSUPPORT: the socket is of another family. Others as for socket.bind.
+            FileExistsError: There is a file at the path, and it is not a socket.
             ValueError: The path contains a NUL, the socket does not listen, mode is not in 0 to
                 0o777, or a limit is negative or too large.
             TypeError: An option has the wrong type.
@@ -112,7 +113,8 @@ class Listener(Closing):
     def _start(self, receive_fds: bool) -> None:
         self.settimeout(None)
         if not receive_fds:
-            # Accepted sockets inherit it, so not even a descriptor that is sent early gets in.
+            # Accepted sockets inherit this option, so even descriptors that a peer sends before
+            # accept() are refused.
             refuse_fds(self._sock)
 
     def accept(self) -> Channel:
@@ -123,7 +125,8 @@ class Listener(Closing):
 
         Raises:
             TimeoutError: The listener's timeout is over.
-            BlockingIOError: The timeout is 0, and no peer connected, or one that was disconnected.
+            BlockingIOError: The timeout is 0, and no peer has connected, or only one that was
+                disconnected.
             OSError: EBADF: the listener is closed. Others as for socket.accept.
         """
         try:
@@ -134,14 +137,16 @@ class Listener(Closing):
             raise
 
     def _accept(self) -> Channel:
-        if self._closed:  # close() may have read the list before.
+        # If close() has read the list of waiting threads before this one was in it, it wakes none.
+        if self._closed:
             raise_oserror(errno.EBADF)
-        # In a child of a fork close() wakes no thread, as that would end the parent's listening.
+        # In a forked child, close() wakes no thread, because a shutdown would end the parent's
+        # listening. So threads check now and then whether the listener is closed.
         looks = self._pid != os.getpid() and threading.active_count() > 1
         deadline = Deadline(self, READABLE, at_most=LOOK_AGAIN if looks else None)
         while True:
             try:
-                # A process that shares it may have changed it.
+                # Another process that shares the socket may have made it blocking.
                 if looks or self._timeout is not None:
                     self._sock.setblocking(False)
                 sock, _ = self._sock.accept()
@@ -149,14 +154,15 @@ class Listener(Closing):
                 if not is_from(error, self._sock.accept):
                     raise
                 if lib.fdp_try_find_shut_down(self._sock.fileno()):
-                    raise_oserror(errno.EINVAL)  # As a blocking accept says it.
+                    raise_oserror(errno.EINVAL)  # A blocking accept fails with the same error.
                 deadline.handle(errno.EAGAIN)
                 continue
             try:
                 sock.settimeout(None)
                 return self._make_channel(sock)
             except PermissionError as error:
-                # If it is not allow_uids that closes it: a security module, or a signal handler.
+                # Channel closes a socket that allow_uids refuses. Otherwise the error comes from a
+                # security module or a signal handler.
                 if sock.fileno() >= 0 or not is_from(error, Channel.__init__):
                     sock.close()
                     raise
@@ -172,11 +178,11 @@ class Listener(Closing):
             yield self.accept()
 
     def fileno(self) -> int:
-        """Returns the listening socket's descriptor, borrowed; -1 after close()."""
+        """Returns the descriptor, which the listener still owns, or -1 after close()."""
         return self._sock.fileno()
 
     def gettimeout(self) -> float | None:
-        """Returns how many seconds accept() waits in all: None for ever, 0 not at all."""
+        """Returns how many seconds accept() waits in all: None means for ever, 0 not at all."""
         return self._timeout
 
     def settimeout(self, timeout: float | None) -> None:
@@ -190,17 +196,18 @@ class Listener(Closing):
             OSError: EBADF: the listener is closed.
         """
         self._sock.settimeout(timeout)
-        # Only accept knows how much of the timeout is left.
+        # accept() waits by itself, because only it knows how much of the timeout is left.
         self._sock.setblocking(timeout is None)
         self._timeout = timeout
 
     def detach(self) -> socket.socket:
         """Hands over the listening socket to the caller, and closes the listener.
 
-        The socket has the listener's timeout. Its file stays, and who connects waits until
-        something accepts from the socket. No other thread may wait in accept: it might take a
-        connection all the same. After receive_fds=False the socket still refuses descriptors,
-        where the kernel can (SO_PASSRIGHTS), and so do those that it accepts.
+        The socket has the listener's timeout. Its file stays, and peers that connect wait until a
+        program accepts from the socket. No other thread may be waiting in accept(), because it
+        could still take a connection. If the listener was made with receive_fds=False, and the
+        kernel can refuse descriptors (SO_PASSRIGHTS), the socket and those that it accepts still
+        refuse them.
 
         Raises:
             OSError: EBADF: the listener is closed.
@@ -214,7 +221,7 @@ class Listener(Closing):
             sock.settimeout(self._timeout)
             own.detach()
         except BaseException:
-            # Both own it, unless the listener has given it up.
+            # The listener still owns the descriptor, unless detach() has succeeded.
             if own.fileno() >= 0:
                 socket.socket.detach(sock)
             raise
@@ -230,16 +237,16 @@ class Listener(Closing):
     def close(self) -> None:
         """Stops listening, and removes the socket file that it made unless another has replaced it.
 
-        Calling it again does nothing. A thread that waits in accept gets an OSError (EBADF); for
-        that the socket is shut down, in other processes that have it too. In a forked child it only
-        closes the child's copy, and the parent goes on listening.
+        Calling it again does nothing. A thread that waits in accept() gets an OSError (EBADF). To
+        wake it, the socket is shut down, which also affects other processes that have it. In a
+        forked child, close() only closes the child's copy, and the parent goes on listening.
         """
         self._closed = True
         if self._file is not None:
             self._file.remove()
         others = {*self._waiting} - {threading.get_ident()}
         if others and self._pid == os.getpid():
-            # Closing alone does not end an accept that waits (Linux).
+            # On Linux, closing alone does not wake a thread that waits in accept().
             with contextlib.suppress(OSError):
                 self._sock.shutdown(socket.SHUT_RDWR)
         self._sock.close()

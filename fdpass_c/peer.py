@@ -1,4 +1,4 @@
-"""Who is at the other end of a connected Unix socket."""
+"""Tells which process is at the other end of a connected Unix socket."""
 
 import errno
 import socket
@@ -13,17 +13,19 @@ from fdpass_c.waiting import HasFileno, fileno
 class Credentials(NamedTuple):
     """The peer as it was when it called connect, listen or socketpair (man 7 unix, SO_PEERCRED).
 
-    For both ends of a socket pair that is the process that made the pair, whoever has them now.
+    For both ends of a socket pair, the peer is the process that made the pair, even if other
+    processes have the ends now.
 
-    The kernel vouches for all three numbers. In a user namespace, every user and group without a
-    number there appears as 65534 (/proc/sys/kernel/overflowuid). That number identifies no user: do
-    not put it into allow_uids.
+    The kernel sets all three numbers, so a process cannot forge them. In a user namespace, every
+    user and group without a number there appears as 65534 (/proc/sys/kernel/overflowuid). That
+    number identifies no user: do not put it into allow_uids.
 
     Attributes:
-        pid: The process. 0 if its pid namespace is not visible here, or if the system does not
-            report it. Another process may have that number by now; peer_pidfd avoids this.
-        uid: The effective user.
-        gid: The effective group.
+        pid: The process id. It is 0 if the peer's pid namespace is not visible here, or if the
+            system does not report it. By now, another process may have that number; peer_pidfd
+            avoids this.
+        uid: The effective user id.
+        gid: The effective group id.
     """
 
     pid: int
@@ -37,16 +39,18 @@ AF_UNIX = int(socket.AF_UNIX)
 
 
 def is_unix(fd: int, sock: int | HasFileno | None = None) -> bool:
-    """Whether fd is a Unix domain socket. It is faster if sock is a socket.socket made as one.
+    """Whether fd is a Unix domain socket. sock: the object to which fd belongs. If it is a
+    socket.socket that was made as a Unix socket, no system call is needed.
 
-    OSError (ENOTSOCK, EBADF) where fd is no socket.
+    OSError (ENOTSOCK, EBADF): fd is no socket.
     """
     try:
         if get_family(sock) == AF_UNIX:
             return True
     except TypeError:
         pass
-    # An object made of a descriptor that came from elsewhere may say another family than it has.
+    # A socket object that was made from a descriptor may name another family than the descriptor
+    # has.
     result = lib.fdp_check_family(fd)
     if result < 0 and result != -errno.EAFNOSUPPORT:
         raise_oserror(-result)
@@ -60,8 +64,8 @@ def peer_credentials(sock: int | HasFileno) -> Credentials:
         sock: A connected Unix domain socket.
 
     Raises:
-        OSError: ENOTCONN: there is no peer. EAFNOSUPPORT: a socket of another family. ENOTSOCK,
-            EBADF: not a socket, not open.
+        OSError: ENOTCONN: there is no peer. EAFNOSUPPORT: sock is a socket of another family.
+            ENOTSOCK: it is no socket. EBADF: it is not open.
     """
     fd = fileno(sock)
     peer = ffi.new("struct fdp_credentials *")
@@ -81,17 +85,18 @@ def peer_pidfd(sock: int | HasFileno) -> int | None:
         sock: A connected Unix domain socket.
 
     Returns:
-        A descriptor, which the caller owns and closes; None if the system has no SO_PEERPIDFD.
+        A descriptor, which the caller owns and closes, or None if the system has no SO_PEERPIDFD.
 
     Raises:
-        OSError: As for peer_credentials. EINVAL or ESRCH, before Linux 6.16: the peer has exited
-            and its parent has waited for it. Later kernels return a pidfd, which is readable.
+        OSError: As for peer_credentials. Before Linux 6.16 also EINVAL or ESRCH: the peer has
+            exited and its parent has waited for it. Later kernels return a pidfd even then, which
+            is readable at once.
     """
     fd = fileno(sock)
     result = lib.fdp_check_family(fd) or lib.fdp_open_peer(fd)
     if result in (-errno.ENOPROTOOPT, -errno.ENOTSUP):
         return None
     if result < 0:
-        # Only here Linux returns ENODATA for "no peer".
+        # For this option, Linux returns ENODATA if there is no peer, and not ENOTCONN.
         raise_oserror(errno.ENOTCONN if result == -ENODATA else -result)
     return result

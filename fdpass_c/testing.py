@@ -42,31 +42,34 @@ __all__ = [
 
 
 def list_fds() -> dict[int, str]:
-    """The open descriptors of this process and what they point to."""
-    return {fd: file.what for fd, file in _look().items()}
+    """Returns the open descriptors of this process, and what each of them points to."""
+    return {fd: file.what for fd, file in _list_files().items()}
 
 
 @dataclass
 class _File:
-    """An open file. It is equal to itself even after it was renamed or removed."""
+    """An open file. Two are equal if they are the same file, even after it was renamed or
+    removed."""
 
     what: str = field(compare=False)
     identity: tuple[str, int, int]
 
 
-def _look(known: Iterable[int] = ()) -> dict[int, _File]:
-    """known: descriptors that may be open above the limit, which a full table does not show."""
+def _list_files(known: Iterable[int] = ()) -> dict[int, _File]:
+    """Returns the open files by descriptor. known: descriptors that may be open above the limit. If
+    the table is full, they are found only if they are named here."""
     found = {}
     for fd in _list_numbers(known):
         try:
             status = os.fstat(fd)
         except OSError:
-            continue  # The one that listdir itself had open.
+            continue  # This is the descriptor that listdir itself had open.
         try:
             what = os.readlink(f"/dev/fd/{fd}")
         except OSError:
             what = "unknown"
-        kind = "file" if what.startswith("/") else what  # All of anon_inode are one file.
+        # Anonymous files, such as pidfds and epolls, share one inode, but their kinds differ.
+        kind = "file" if what.startswith("/") else what
         found[fd] = _File(what, (kind, status.st_dev, status.st_ino))
     return found
 
@@ -77,7 +80,7 @@ def _list_numbers(known: Iterable[int]) -> list[int]:
     except OSError as error:
         if error.errno != errno.EMFILE:
             raise
-    # A full table has no gaps.
+    # The table is full, so it has no gaps below the limit.
     return [*takewhile(_is_open, count()), *known]
 
 
@@ -89,24 +92,25 @@ def _is_open(fd: int) -> bool:
     return True
 
 
-# PyPy leaves what an object with a finaliser holds to the collection after the one that calls it.
+# PyPy needs several: what an object with a finalizer refers to is collected only after the
+# collection that calls the finalizer.
 _MOST_COLLECTIONS = 10
 
 
 @contextmanager
 def no_leak() -> Iterator[None]:
-    """Fails (AssertionError) unless the same descriptors are open after the block as before it.
+    """Raises an AssertionError unless the same descriptors are open after the block as before it.
 
-    The text names what was left open, or what was closed though it was open before. If an object
-    holds a leaked descriptor and tracemalloc is on (-X tracemalloc), it says where that object was
-    made.
+    The text names the descriptors that were left open, or those that were closed although they were
+    open before the block. If an object holds a leaked descriptor, and tracemalloc is on
+    (-X tracemalloc), the text says where that object was made.
     """
     gc.collect()
-    before = _look()
+    before = _list_files()
     yield
     for _ in range(_MOST_COLLECTIONS):
         gc.collect()
-        after = _look(before)
+        after = _list_files(before)
         leaked = {fd: file.what for fd, file in after.items() if before.get(fd) != file}
         if not leaked:
             break
@@ -118,9 +122,10 @@ def no_leak() -> Iterator[None]:
 
 
 def _find_origin(fd: int) -> str:
-    """Where the object that holds fd was made, if that is known."""
+    """Returns a text that says where the object that holds fd was made, or "" if that is
+    unknown."""
     for candidate in gc.get_objects():
-        # By type(): a proxy may raise when it is asked for its class.
+        # Not isinstance, because a proxy may raise an exception when it is asked for its class.
         if issubclass(type(candidate), (socket.socket, io.FileIO)):
             with contextlib.suppress(Exception):
                 if candidate.fileno() == fd:
@@ -132,10 +137,13 @@ def _find_origin(fd: int) -> str:
 
 @contextmanager
 def full_table(free: int = 0) -> Iterator[None]:
-    """Lets this process open only free more descriptors while the block runs.
+    """Fills the descriptor table, so that only free more descriptors can be opened in the block.
 
-    It lowers RLIMIT_NOFILE, which also limits what an ordinary user may have in flight. This
-    affects the whole process: no other thread should open anything.
+    It lowers RLIMIT_NOFILE, which also limits how many descriptors an ordinary user may have in
+    flight. This affects the whole process: no other thread should open anything.
+
+    Args:
+        free: How many descriptors can still be opened.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     fillers = [os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)]
@@ -162,23 +170,30 @@ def _fill(fillers: list[int]) -> None:
 
 
 def shorten(sock: socket.socket) -> None:
-    """Gives sock the smallest send buffer: longer messages are sent in several pieces."""
+    """Gives sock the smallest send buffer, so that longer messages are sent in several pieces.
+
+    Args:
+        sock: A socket, whose send buffer stays small.
+    """
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)
 
 
 @contextmanager
 def interrupted(every: float = 0.001) -> Iterator[None]:
-    """Interrupts the main thread's system calls (EINTR) at this interval in seconds, with SIGALRM.
+    """Interrupts the main thread's system calls (EINTR) again and again, with SIGALRM.
 
     A timer that already runs, such as that of pytest-timeout, is suspended while the block runs.
 
+    Args:
+        every: The seconds between two signals.
+
     Raises:
-        ValueError: every is not above 0, or it is called in another thread than the main one.
+        ValueError: every is not above 0, or this is called in a thread other than the main one.
     """
     if not 0 < every < math.inf:
         raise ValueError(f"every is {every}, not a number of seconds above 0")
     if threading.current_thread() is not threading.main_thread():
-        raise ValueError("only the main thread is interrupted: call it there")
+        raise ValueError("interrupted() works only in the main thread: call it there")
     timer = signal.setitimer(signal.ITIMER_REAL, 0)
     before = signal.signal(signal.SIGALRM, lambda _signum, _frame: None)
     try:
@@ -194,7 +209,7 @@ def interrupted(every: float = 0.001) -> Iterator[None]:
 
 
 def _frame(kind: int, flags: int, fds: int, messages: int, body: bytes) -> bytes:
-    """A frame of docs/wire-format.md."""
+    """Returns a frame in the format of docs/wire-format.md."""
     return struct.pack("<4sBBHII", b"FDP\1", kind, flags, fds, messages, len(body)) + body
 
 
@@ -286,7 +301,7 @@ def _control(sock: socket.socket, _chance: random.Random) -> None:
 
 
 def _cycle(sock: socket.socket, _chance: random.Random) -> None:
-    """Sockets that wait in each other, and the connection itself."""
+    """Sends sockets that are in flight in each other, and the connection itself."""
     left, right = socket.socketpair()
     with left, right:
         _send(left, b"x", [left.fileno(), right.fileno()])
@@ -314,7 +329,7 @@ ATTACKS: dict[str, Callable[[socket.socket, random.Random], None]] = {
     "foreign control data": _control,
     "sockets of a cycle": _cycle,
 }
-"""What a hostile peer does with its connection, by name: a function of the socket and a
+"""The attacks of hostile_peers, by name. Each is a function of the connected socket and a
 random.Random."""
 
 
@@ -340,7 +355,8 @@ def hostile_peers(
     for name in attacks:
         with connect() as sock:
             sock.settimeout(timeout)
-            # The other end may have closed, stopped reading, or refused descriptors.
+            # An attack may fail: the other end may have closed the connection, stopped reading, or
+            # refused descriptors.
             try:
                 ATTACKS[name](sock, chance)
             except OSError as error:
@@ -350,8 +366,7 @@ def hostile_peers(
 
 
 def _is_ours(error: OSError) -> bool:
-    """Whether an attack failed with it. A signal handler's, such as the TimeoutError of an alarm,
-    has a frame of other code.
-    """
+    """Whether the attack itself raised this error. If a signal handler did, for instance that of a
+    test's timeout, the traceback has a frame of other code."""
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
     return all(frame.f_globals in (globals(), vars(socket)) for frame in frames)

@@ -1,4 +1,4 @@
-"""Listening and connecting at a path: stale files, permissions, full backlogs, races."""
+"""Listens and connects at a path: handles stale files, permissions, full backlogs and races."""
 
 import contextlib
 import errno
@@ -19,19 +19,19 @@ Path = str | bytes | os.PathLike[str]
 # Seconds between two tries to connect to a full backlog: selectors do not report that it has room.
 _RETRY = 0.01
 
-# Bytes of a path; an abstract name has no NUL at its end.
+# The most bytes of a path. An abstract name can have one more, because it needs no NUL at its end.
 _LONGEST = 107 if sys.platform == "linux" else 103
 
-# PyPy has no name for it.
+# PyPy's module os does not have this constant.
 _O_PATH: int = getattr(os, "O_PATH", 0o10000000)
 
 
 def as_address(path: Path) -> str | bytes:
-    """The path or abstract name, as socket.bind and connect take it.
+    """Returns the path or abstract name in the form that socket.bind and connect take.
 
-    ValueError: a NUL in a path, where the system would end it. FileNotFoundError: an empty path,
-    for which Linux would choose an abstract name. OSError: ENAMETOOLONG, which the socket module
-    would raise without an errno.
+    ValueError: the path contains a NUL, at which the system would end it. FileNotFoundError: the
+    path is empty; Linux would choose an abstract name for it. OSError: ENAMETOOLONG; the socket
+    module would raise it without an errno.
     """
     address = os.fspath(path)
     name = os.fsencode(address)
@@ -47,18 +47,18 @@ def as_address(path: Path) -> str | bytes:
 
 
 def read_name(path: bytes) -> str | bytes:
-    """The address that the socket module shows for a sun_path of that length."""
+    """Returns the address that the socket module shows for these bytes of a sun_path."""
     return path if path.startswith(b"\0") else os.fsdecode(path.split(b"\0", 1)[0])
 
 
 def is_abstract(address: str | bytes) -> bool:
-    """Whether it is a name in Linux's abstract namespace, and no file."""
+    """Whether address is a name in Linux's abstract namespace, and not a path."""
     return address[:1] in ("\0", b"\0")
 
 
 @contextlib.contextmanager
 def naming(address: str | bytes) -> Iterator[None]:
-    """Errors of the system in the block have the address in them, as their filename."""
+    """Adds the address, as filename, to the system's errors in the block."""
     try:
         yield
     except OSError as error:
@@ -71,9 +71,10 @@ class SocketFile:
     """The file of a listening socket."""
 
     def __init__(self, path: Path) -> None:
-        """Makes nothing yet. Errors as for as_address."""
+        """Creates no file yet. Raises what as_address raises."""
         self._address = as_address(path)
-        # The program may change its directory. Not normalized: in a/../b, a may be a link.
+        # An absolute path, because the program may change its directory. It is not normalized,
+        # because in a/../b, a may be a link.
         name = os.fsdecode(self._address)
         self._path = name if os.path.isabs(name) else os.path.join(os.getcwd(), name)
         self._identity: tuple[int, int] | None = None
@@ -82,14 +83,15 @@ class SocketFile:
     def listen(self, sock: socket.socket, *, backlog: int, mode: int) -> None:
         """Binds sock, a new Unix socket, and listens.
 
-        A stale socket file is replaced. mode: the permissions of the file, whatever the umask;
-        connecting needs write permission. OSError: EADDRINUSE if another socket listens,
-        FileExistsError if the path is not a socket; as for socket.bind; each with the path in it.
-        No file is left then.
+        A stale socket file is replaced. mode: the permissions of the file, whatever the umask is;
+        connecting needs write permission. Every error names the path, and leaves no file. OSError:
+        EADDRINUSE: another socket listens there; others as for socket.bind. FileExistsError: there
+        is a file at the path that is not a socket.
         """
         with naming(self._address), _locked(self._path):
             try:
-                # Linux creates the file with this mode, less the umask; other systems refuse.
+                # Linux then creates the file with this mode, minus the umask. Other systems do not
+                # allow it.
                 with contextlib.suppress(OSError):
                     os.fchmod(sock.fileno(), mode)
                 self._bind(sock)
@@ -104,9 +106,10 @@ class SocketFile:
                 raise
 
     def remove(self) -> None:
-        """Removes the file, if it is still the same, before sock closes. May be repeated.
+        """Removes the file, if it is still the same file. May be repeated.
 
-        After sock closes, another listener may replace the file. In a forked child it does nothing.
+        To be called before sock is closed: after that, another listener may replace the file. In a
+        forked child this does nothing.
         """
         if self._identity is not None and self._pid == os.getpid():
             with contextlib.suppress(OSError):
@@ -121,14 +124,15 @@ class SocketFile:
         except OSError as error:
             if error.errno != errno.EADDRINUSE:
                 raise
-        with contextlib.suppress(FileNotFoundError):  # Its owner has just removed it.
+        with contextlib.suppress(FileNotFoundError):  # The file's owner has just removed it.
             identify(self._path)
             _check_stale(self._address)
             os.unlink(self._path)
         sock.bind(self._address)
 
     def _set_mode(self, mode: int) -> None:
-        """Adds the permissions that the umask removed. Before listen, no process can connect."""
+        """Sets the permissions of the file, which the umask may have changed. No process can
+        connect meanwhile, because the socket does not listen yet."""
         if stat.S_IMODE(os.lstat(self._path).st_mode) == mode:
             return
         if sys.platform != "linux":
@@ -136,7 +140,8 @@ class SocketFile:
             return
         # Other users who can write to the directory may have put another file or a link there.
         flags = _O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
-        (handle,) = map(os.open, (self._path,), (flags,))  # As in _locked.
+        # With map, so that no signal handler can raise between the call and the assignment.
+        (handle,) = map(os.open, (self._path,), (flags,))
         try:
             if _identify_socket(os.fstat(handle), self._path) != self._identity:
                 raise FileExistsError(errno.EEXIST, "has replaced the new socket", self._path)
@@ -146,9 +151,9 @@ class SocketFile:
 
 
 def bind_unix(path: Path, *, backlog: int, mode: int = 0o600) -> socket.socket:
-    """A stream socket that listens at path; the caller closes it and unlinks path.
+    """Returns a stream socket that listens at path. The caller closes it and unlinks path.
 
-    The rest as for SocketFile.listen.
+    For all else, see SocketFile.listen.
     """
     sock = socket.socket(socket.AF_UNIX)
     try:
@@ -160,7 +165,7 @@ def bind_unix(path: Path, *, backlog: int, mode: int = 0o600) -> socket.socket:
 
 
 def check_listening(sock: socket.socket) -> None:
-    """ValueError if sock does not listen; OSError: EAFNOSUPPORT if it is no Unix socket."""
+    """ValueError: sock does not listen. OSError: EAFNOSUPPORT: it is no Unix socket."""
     if not is_unix(raw_fileno(sock)):
         raise_oserror(errno.EAFNOSUPPORT)
     if not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
@@ -168,11 +173,11 @@ def check_listening(sock: socket.socket) -> None:
 
 
 def connect_unix(path: Path, timeout: float | None) -> socket.socket:
-    """A stream socket connected to the socket that listens at path; the caller closes it.
+    """Returns a stream socket connected to the socket that listens at path. The caller closes it.
 
-    timeout: seconds for connecting, which waits for a place in the backlog, and then the socket's
-    timeout. OSError as for socket.connect, with the path in it; TimeoutError if there was no place
-    in time, BlockingIOError if there is none and timeout is 0. ValueError as for as_address.
+    timeout: how many seconds connecting may wait for room in the backlog. It is also the timeout of
+    the returned socket. Errors are those of as_address and socket.connect, and name the path.
+    TimeoutError: there was no room in time. BlockingIOError: there is no room, and timeout is 0.
     """
     address = as_address(path)
     if timeout is not None and not timeout >= 0:  # PyPy's settimeout takes NaN.
@@ -190,10 +195,12 @@ def connect_unix(path: Path, timeout: float | None) -> socket.socket:
 
 def _connect(sock: socket.socket, address: str | bytes, timeout: float | None) -> None:
     until = None if timeout is None else time.monotonic() + timeout
-    # Linux either fails immediately if the backlog is full, or waits without a time limit.
+    # If the backlog is full, Linux fails at once for a non-blocking socket, and otherwise waits
+    # without a time limit.
     sock.setblocking(timeout is None)
     while True:
-        # Not connect: a signal handler may raise what would look like one of its errors.
+        # Not connect, because a signal handler may raise an exception that looks like one of its
+        # errors.
         code = sock.connect_ex(address)
         if code == 0 and _is_connected(sock):
             return
@@ -202,13 +209,14 @@ def _connect(sock: socket.socket, address: str | bytes, timeout: float | None) -
             if left <= 0:
                 raise TimeoutError(errno.ETIMEDOUT, "timed out", address)
             time.sleep(min(_RETRY, left))
-        elif code not in (0, errno.EINTR):  # PyPy does not repeat a connect_ex.
+        elif code not in (0, errno.EINTR):  # After a signal, PyPy returns EINTR.
             text, explanation = os.strerror(code), _explain(code, address)
             raise OSError(code, f"{text}: {explanation}" if explanation else text, address)
 
 
 def _is_connected(sock: socket.socket) -> bool:
-    """False after a signal: CPython assumes that a connect continues by itself."""
+    """Whether sock is connected. After a signal it is not, although connect_ex has returned 0:
+    CPython assumes that the kernel goes on connecting."""
     try:
         sock.getpeername()
     except OSError as error:
@@ -219,7 +227,7 @@ def _is_connected(sock: socket.socket) -> bool:
 
 
 def _explain(code: int, address: str | bytes) -> str | None:
-    """What the failure of a connect says about the address, if that needs to be said."""
+    """Returns what an error of connect says about the address, if its usual text does not tell."""
     if code == errno.EPROTOTYPE:
         return "a socket of another type is bound there"
     if code != errno.ECONNREFUSED:
@@ -232,18 +240,19 @@ def _explain(code: int, address: str | bytes) -> str | None:
 
 @contextlib.contextmanager
 def _locked(path: str) -> Iterator[None]:
-    """Two listeners that start together must not mistake each other's new socket for a stale one.
+    """Holds a lock in the block. Without it, two listeners that start together could mistake each
+    other's new socket for a stale one.
 
-    The lock is a file that only this user can open: others could hold it for ever.
-    OSError: EADDRINUSE if another holds it; as for open.
+    The lock is a file that only this user can open, because others could hold it for ever. OSError:
+    EADDRINUSE: another process holds the lock; others as for open.
     """
     name = path + ".lock"
     while True:
         try:
             # With map, so that no signal handler can raise between the call and the assignment.
             (lock,) = map(os.open, (name,), (_LOCK_FLAGS,), (0o600,))
-        except BlockingIOError:  # Another process has a lease on it.
-            raise_oserror(errno.EADDRINUSE, _SOMEBODY_STARTS)
+        except BlockingIOError:  # Another process has a lease on the file.
+            raise_oserror(errno.EADDRINUSE, _STARTING)
         try:
             if _try_lock(lock, name):
                 try:
@@ -252,7 +261,7 @@ def _locked(path: str) -> Iterator[None]:
                     _remove_lock(lock, name)
                 return
         except BaseException:
-            # A signal handler may have raised it when the lock was taken, and not removed yet.
+            # If a signal handler has raised this, the lock may be held, and its file still exist.
             with contextlib.suppress(OSError):
                 if _try_lock(lock, name):
                     _remove_lock(lock, name)
@@ -261,35 +270,36 @@ def _locked(path: str) -> Iterator[None]:
             os.close(lock)
 
 
-# O_NONBLOCK: open waits neither for a FIFO in place of the file nor for a lease.
+# With O_NONBLOCK, open does not wait if there is a FIFO of this name, or a lease on the file.
 _LOCK_FLAGS = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
-_SOMEBODY_STARTS = "another process is about to listen there"
+_STARTING = "another process is about to listen there"
 
 
 def _try_lock(lock: int, name: str) -> bool:
-    """False if the file no longer has this name, because its owner removed it."""
+    """Takes the lock. Returns False if the file no longer has this name, because another process
+    has removed it."""
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         return os.path.samestat(os.fstat(lock), os.lstat(name))
     except BlockingIOError:
-        raise_oserror(errno.EADDRINUSE, _SOMEBODY_STARTS)
+        raise_oserror(errno.EADDRINUSE, _STARTING)
     except FileNotFoundError:
         return False
 
 
 def _remove_lock(lock: int, name: str) -> None:
-    # One that is not empty is other code's (poetry.lock), and in a sticky directory it may be
-    # another user's.
+    # A file that is not empty belongs to other code, such as poetry.lock. In a sticky directory the
+    # file may belong to another user, and then unlink fails.
     with contextlib.suppress(OSError):
         if os.fstat(lock).st_size == 0:
             os.unlink(name)
 
 
 def identify(path: str) -> tuple[int, int]:
-    """The device and inode of a socket file: whether it is still the one that was bound.
+    """Returns the device and the inode of a socket file, by which it can be recognized later.
 
-    FileExistsError if path is not a socket.
+    FileExistsError: path is not a socket.
     """
     return _identify_socket(os.lstat(path), path)
 
@@ -301,9 +311,10 @@ def _identify_socket(found: os.stat_result, path: str) -> tuple[int, int]:
 
 
 def _check_stale(address: str | bytes) -> None:
-    """OSError: EADDRINUSE if another socket is bound there, others if that cannot be told."""
-    # Who listens there would accept a stream socket, and does not notice a datagram socket. The
-    # latter cannot always tell: one that is bound and connected refuses it (EPERM).
+    """OSError: EADDRINUSE: another socket is bound there. Others: that cannot be found out."""
+    # A datagram socket comes first, because a listener does not notice it, while it would accept a
+    # stream socket. But a datagram socket does not always tell: one that is bound there and
+    # connected refuses it with EPERM, and then the stream socket tells.
     for kind in (socket.SOCK_DGRAM, socket.SOCK_STREAM):
         with socket.socket(socket.AF_UNIX, kind) as probe:
             probe.setblocking(False)
