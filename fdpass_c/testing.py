@@ -193,7 +193,7 @@ def interrupted(every: float = 0.001) -> Iterator[None]:
     if not 0 < every < math.inf:
         raise ValueError(f"every is {every}, not a number of seconds above 0")
     if threading.current_thread() is not threading.main_thread():
-        raise ValueError("interrupted() works only in the main thread: call it there")
+        raise ValueError("interrupted() interrupts only the main thread: call it there")
     timer = signal.setitimer(signal.ITIMER_REAL, 0)
     before = signal.signal(signal.SIGALRM, lambda _signum, _frame: None)
     try:
