@@ -10,7 +10,8 @@ int fdp_reserve_connections(struct fdp_queue *queue, size_t count) {
     if (needed > UINT32_MAX / 2)
         return -ENOMEM;
     struct fdp_connection *items = queue->items;
-    /* Half stays free, so that they are moved to the front only after as many were taken. */
+    /* Twice the needed capacity: so the connections are moved to the front of the memory only after
+     * as many have been taken out. */
     if (needed > queue->capacity / 2) {
         size_t capacity = 2 * needed;
         items = malloc(capacity * sizeof *items);
@@ -31,7 +32,7 @@ static struct fdp_connection *find_end(struct fdp_queue *queue) {
     return queue->items + queue->head + queue->count;
 }
 
-/* Returns whether a connection was accepted, for which there is room. */
+/* Accepts one connection into the queue, which must have room. Returns whether there was one. */
 static int accept_one(struct fdp_listener *listener, int nonblocking, struct fdp_queue *queue) {
     struct fdp_connection *connection = find_end(queue);
     unsigned char *address = connection->payload + FDP_ORIGIN_SIZE;
@@ -42,7 +43,8 @@ static int accept_one(struct fdp_listener *listener, int nonblocking, struct fdp
         listener->state = FDP_WATCHED;
     } else if (fd < 0) {
         listener->failures++;
-        listener->error = is_empty ? -EINVAL : -errno; /* As a TCP socket says it itself. */
+        /* accept fails with EINVAL at a TCP socket that is shut down, but not at a Unix socket. */
+        listener->error = is_empty ? -EINVAL : -errno;
     } else {
         if (length > FDP_ADDRESS_SIZE)
             length = FDP_ADDRESS_SIZE;
@@ -62,7 +64,7 @@ ssize_t fdp_accept_many(struct fdp_listeners *listeners, uint64_t most, struct f
         most = FDP_MAX_FDS;
     if (fdp_reserve_connections(queue, (size_t)most) < 0)
         return -ENOMEM;
-    /* The mode belongs to all processes that share the socket, and one may have changed it. */
+    /* All processes that share a socket share its mode, and one of them may have changed it. */
     for (size_t i = 0; i < listeners->count; i++) {
         int on = 1;
         if (listeners->items[i]->state == FDP_READY)
@@ -83,7 +85,7 @@ ssize_t fdp_accept_many(struct fdp_listeners *listeners, uint64_t most, struct f
     return (ssize_t)accepted;
 }
 
-/* Takes count connections, for which there is room, from the front. */
+/* Moves count connections from the front of the queue to target, which must have room for them. */
 static void take_front(struct fdp_queue *queue, size_t count, struct fdp_connection *target) {
     memcpy(target, queue->items + queue->head, count * sizeof *target);
     queue->head += (unsigned)count;
@@ -123,8 +125,9 @@ int fdp_try_find_unread(int sock) {
     return count < 0 && errno == EBADF ? -EBADF : count > 0;
 }
 
-/* Makes close not wait for the peer (SO_LINGER), as it would if a worker has closed the socket before.
- * With a time of 0 it resets the connection, and does not wait. */
+/* Turns SO_LINGER off. With it, closing the last copy of a socket would wait for the peer, and the
+ * master may close after the worker. A time of 0 is left, because then close resets the connection and
+ * does not wait. */
 static void prevent_waiting(int sock) {
     struct linger linger;
     socklen_t size = sizeof linger;
@@ -155,7 +158,7 @@ void fdp_close_connections(struct fdp_queue *queue) {
         }
         queue->head += (unsigned)count;
         queue->count -= (unsigned)count;
-        /* In ascending order neighbours are closed with one system call. */
+        /* Runs of ascending numbers are closed with one system call. */
         qsort(fds, count, sizeof *fds, compare);
         fdp_close_fds(fds, count);
     }

@@ -2,11 +2,11 @@
 #include "compat.h"
 #include "internal.h"
 
-/* Payloads of one frame; of these sizes, a call takes less than 16 KiB of the stack. */
+/* The most bytes of payloads in one frame. With these sizes, a call uses less than 16 KiB of stack. */
 #define MOST_PAYLOAD 5120
 #define HEAD (FDP_HEADER_SIZE + 4 * FDP_MAX_FDS)
 
-/* In place of a worker's number. */
+/* Replaces the worker's number when a connection has been given to the worker. */
 #define GIVEN UINT32_MAX
 
 static uint64_t count_in_hand(const struct fdp_worker *worker) {
@@ -22,17 +22,18 @@ static void count_room(struct fdp_worker *worker) {
     worker->room = worker->capacity > in_hand ? worker->capacity - (unsigned)in_hand : 0;
 }
 
-/* Returns how many connections it has begun since the last call. */
+/* Returns how many connections the worker has begun since the last call. */
 static unsigned read_worker(struct fdp_worker *worker, struct fdp_offers *offers,
                             struct fdp_queue *done) {
-    /* In this order, so that it never seems to have finished more than it has begun. */
+    /* The count of finished connections is read first. So the worker never seems to have finished
+     * more than it has begun. */
     unsigned handled = __atomic_load_n(worker->words + FDP_WORD_HANDLED, __ATOMIC_ACQUIRE);
     unsigned begun = __atomic_load_n(worker->words + FDP_WORD_BEGUN, __ATOMIC_ACQUIRE);
     unsigned taken = __atomic_load_n(worker->words + FDP_WORD_TAKEN, __ATOMIC_ACQUIRE);
     handled -= (unsigned)worker->handled;
     begun -= (unsigned)worker->begun;
     taken -= (unsigned)worker->taken;
-    /* The rest is what no worker can have done: the program has written there. */
+    /* Counts that no worker can have reached are ignored: the program has overwritten the memory. */
     if ((handled == 0 && begun == 0 && taken == 0) || begun > worker->copies.count ||
         taken > (offers != NULL ? offers->queue.count : 0) ||
         worker->handled + handled > worker->begun + begun + worker->taken + taken ||
@@ -64,7 +65,9 @@ void fdp_read_workers(struct fdp_worker **workers, size_t count, struct fdp_offe
         if (count_in_hand(worker) > 0)
             ret_round->begun += read_worker(worker, offers, done);
         else
-            count_room(worker); /* Nothing that it finishes would end what a deal found full. */
+            /* fdp_deal may have set room to 0. read_worker would restore it when the worker has
+             * finished something, but this worker has nothing to finish. */
+            count_room(worker);
         ret_round->used_up |= worker->taken != taken && is_used_up(worker);
         ret_round->room += worker->room;
         ret_round->has_copies |= worker->copies.count > 0;
@@ -76,7 +79,8 @@ static int comes_before(const struct fdp_worker *one, const struct fdp_worker *o
     return mine < theirs || (mine == theirs && one->turn < other->turn);
 }
 
-/* Chooses a worker for each of the first connections, at most most. Returns for how many. */
+/* Chooses a worker for each of the first most connections, until no worker has room. Returns for how
+ * many connections. */
 static size_t choose(struct fdp_worker **workers, size_t count, size_t most, unsigned *ret_chosen) {
     uint64_t turn = 0;
     for (size_t i = 0; i < count; i++) {
@@ -101,7 +105,7 @@ static size_t choose(struct fdp_worker **workers, size_t count, size_t most, uns
     return most;
 }
 
-/* One frame. */
+/* One frame, which gives connections to one worker. */
 struct packed {
     size_t count;
     size_t size;
@@ -112,7 +116,7 @@ struct packed {
     unsigned char payloads[MOST_PAYLOAD];
 };
 
-/* Adds a connection; whether it fitted. */
+/* Adds a connection. Returns whether it fits. */
 static int add(struct packed *packed, const struct fdp_connection *connection) {
     if (connection->size > MOST_PAYLOAD - packed->size)
         return 0;
@@ -135,10 +139,11 @@ static ssize_t send_packed(struct fdp_outbox *outbox, struct packed *packed) {
     return fdp_try_frame(outbox, parts, packed->fds, packed->count);
 }
 
-/* Sends worker number its share, and marks it in chosen. Returns how many, or a negative errno. */
+/* Sends the worker with this number its share of the connections, and sets these to GIVEN in chosen.
+ * Returns how many, or a negative errno. */
 static ssize_t give(struct fdp_worker *worker, unsigned number, const struct fdp_queue *waiting,
                     unsigned *chosen, size_t count) {
-    struct packed packed; /* Not cleared: it is large. */
+    struct packed packed; /* Not initialized, because it is large. */
     packed.count = packed.size = 0;
     packed.flags = FDP_ONE_EACH | FDP_SAME_LENGTH;
     const struct fdp_connection *items = waiting->items + waiting->head;
@@ -147,18 +152,18 @@ static ssize_t give(struct fdp_worker *worker, unsigned number, const struct fdp
     for (size_t i = 0; i < count; i++)
         if (chosen[i] == number && !add(&packed, items + i))
             break;
-    /* First, because other threads read it: a worker never seems to have finished more than it was
-     * given. */
+    /* Counted before sending, because other threads read the counts: so a worker never seems to have
+     * finished more than it was given. */
     worker->given += packed.count;
     ssize_t result = send_packed(worker->outbox, &packed);
     if (result < 0) {
         worker->given -= packed.count;
         return result;
     }
-    /* It gets them even if only a part of the frame was sent, whose rest is kept. */
+    /* If only a part of the frame was sent, the worker still gets the connections: the outbox keeps
+     * the rest. */
     struct fdp_queue *copies = &worker->copies;
-    size_t left = packed.count;
-    for (size_t i = 0; left > 0; i++) {
+    for (size_t i = 0, left = packed.count; left > 0; i++) {
         if (chosen[i] != number)
             continue;
         copies->items[copies->head + copies->count++] = items[i];
@@ -169,7 +174,7 @@ static ssize_t give(struct fdp_worker *worker, unsigned number, const struct fdp
     return (ssize_t)packed.count;
 }
 
-/* Removes those given from the first count of the queue. Returns how many. */
+/* Removes the given ones of the first count connections from the queue. Returns how many. */
 static size_t remove_given(struct fdp_queue *waiting, const unsigned *chosen, size_t count) {
     struct fdp_connection *items = waiting->items + waiting->head;
     size_t front = count;
@@ -187,7 +192,7 @@ size_t fdp_deal(struct fdp_worker **workers, size_t count, struct fdp_queue *wai
     size_t most = waiting->count < FDP_MAX_FDS ? waiting->count : FDP_MAX_FDS;
     most = choose(workers, count, most, chosen);
     *ret_round = (struct fdp_round){.room = 0};
-    /* In the order of the connections: where not all may be in flight, the first go first. */
+    /* In the order of the connections: if not all may be in flight, the oldest are sent. */
     for (size_t n = 0; n < most; n++) {
         unsigned number = chosen[n];
         struct fdp_worker *worker = number != GIVEN ? workers[number] : NULL;

@@ -1,11 +1,12 @@
-/* Connections offered to every worker that takes one at a time: whoever finishes first takes the next
- * from a socket that all of them read, and needs neither a wakeup nor the master for it. */
+/* Connections that are offered to all workers, if each handles one at a time. All workers read from one
+ * socket. The first one that has finished takes the next connection there, and needs neither a wakeup
+ * nor the master for it. */
 #include "compat.h"
 #include "internal.h"
 
-/* Receives the message of an offer, its number and the connection, without waiting. The descriptor is
- * -1 if the table had no room for it. Returns the size of the payload, 0 if there is none, or a
- * negative errno. */
+/* Receives the number and the connection of an offer, without waiting. The descriptor is -1 if the
+ * table had no room for it. Returns the size of the payload, 0 if nothing is offered, or a negative
+ * errno. */
 static ssize_t receive(int sock, unsigned *ret_number, struct fdp_connection *ret_connection) {
     FDP_CONTROL(control, CMSG_SPACE(sizeof(int)));
     struct fdp_arrival arrival;
@@ -32,7 +33,7 @@ ssize_t fdp_try_take_offer(int sock, unsigned *words, unsigned char *ret_payload
                            struct fdp_owner *ret_owner) {
     unsigned number;
     struct fdp_connection connection;
-    /* Until it has said which one it has taken, nobody else knows. */
+    /* While this is 1, the worker may have taken an offer that it has not noted in its words yet. */
     __atomic_store_n(words + FDP_WORD_TAKING, 1, __ATOMIC_SEQ_CST);
     ssize_t size = receive(sock, &number, &connection);
     if (size > 0 && connection.fd < 0)
@@ -64,7 +65,7 @@ static int offer_one(struct fdp_offers *offers, struct fdp_queue *waiting) {
         {.iov_base = &number, .iov_len = sizeof number},
         {.iov_base = connection->payload, .iov_len = connection->size},
     };
-    /* Memory for it comes first: what was sent cannot be called back with certainty. */
+    /* Memory for the copy is reserved before sending, because a worker may take what was sent. */
     return fdp_reserve_connections(&offers->queue, 1) == 0 &&
            fdp_send_message(offers->sender, parts, 2, &connection->fd, 1, MSG_DONTWAIT) > 0 &&
            fdp_move_connections(waiting, 1, &offers->queue) == 0;
@@ -79,7 +80,7 @@ size_t fdp_offer(struct fdp_offers *offers, size_t most, struct fdp_queue *waiti
     return offered;
 }
 
-/* Finds an offer that is still open, or NULL. */
+/* Returns the offer with this number, or NULL if it is not open. */
 static struct fdp_connection *find(const struct fdp_offers *offers, unsigned number) {
     unsigned position = number - offers->first;
     if (position >= offers->queue.count)
@@ -113,7 +114,8 @@ void fdp_note_taken(struct fdp_offers *offers, unsigned number, struct fdp_queue
     drop_closed(offers);
 }
 
-/* Moves open offers to the front of waiting, where there is room: all, or those whose bit is set. */
+/* Moves the open offers whose bit is set to the front of waiting, which must have room for them. Bit i
+ * belongs to offer first + i. */
 static void move_back(struct fdp_offers *offers, uint64_t which, struct fdp_queue *waiting) {
     struct fdp_connection *items = offers->queue.items + offers->queue.head;
     unsigned count = 0;
@@ -154,7 +156,8 @@ int fdp_return_offers(struct fdp_offers *offers, struct fdp_queue *waiting) {
 }
 
 void fdp_free_offers(struct fdp_offers *offers) {
-    /* A worker that takes one of these after all does not seem to have taken a later one. */
+    /* The numbers of these offers are not used again. So a worker that still takes one does not seem to
+     * have taken a later one. */
     offers->first += offers->queue.count;
     fdp_free_queue(&offers->queue);
     offers->count = 0;

@@ -1,8 +1,9 @@
-/* The loop of a master: what it does again and again while nothing but connections comes. */
+/* The loop of a master, which runs in C while there is nothing but connections to handle. */
 #include "compat.h"
 #include "internal.h"
 
-/* Milliseconds after which the counters are read even if no worker says that they have changed. */
+/* The least and the most milliseconds after which the counters are read even if no worker has said
+ * that they have changed. */
 #define SHORTEST_POLL 5
 #define LONGEST_POLL 1000
 
@@ -21,8 +22,9 @@ static int is_shortage(int error) {
     return error == -EMFILE || error == -ENFILE || error == -ENOBUFS || error == -ENOMEM;
 }
 
-/* There will be room without a pause. Returns whether there was none. */
-static int forget_shortage(struct fdp_rounds *rounds) {
+/* Clears the errors of accept that came from a shortage, so that the caller does not pause. Returns
+ * whether there were any. */
+static int clear_shortage(struct fdp_rounds *rounds) {
     int is_short = 0;
     for (size_t i = 0; i < rounds->listeners.count; i++) {
         struct fdp_listener *listener = rounds->listeners.items[i];
@@ -34,10 +36,10 @@ static int forget_shortage(struct fdp_rounds *rounds) {
     return is_short;
 }
 
-/* How many connections may be offered in all: one for each worker that could take it. */
+/* Returns how many connections may be offered in all: one for each worker that could take it. */
 static size_t count_offers(const struct fdp_rounds *rounds) {
     size_t count = 0;
-    /* A master that stops must know when it has given away the last. */
+    /* Without listeners, the master stops, and must know when it has given away the last one. */
     if (rounds->offers == NULL || rounds->listeners.count == 0)
         return 0;
     for (size_t i = 0; i < rounds->worker_count; i++)
@@ -53,7 +55,8 @@ static int has_offers(const struct fdp_rounds *rounds) {
     return rounds->offers != NULL && rounds->offers->count > 0;
 }
 
-/* Gives the waiting connections away. Each call gives some, or finds a worker that takes none. */
+/* Gives the waiting connections away. The loop ends: each fdp_deal gives some connections, or finds a
+ * worker that takes none and sets its room to 0. */
 static void pass_on(struct fdp_rounds *rounds, struct fdp_round *round) {
     while (rounds->waiting.count > 0 && round->room > 0 && round->error == 0) {
         (void)fdp_deal(rounds->workers, rounds->worker_count, &rounds->waiting, round);
@@ -68,7 +71,7 @@ static void pass_on(struct fdp_rounds *rounds, struct fdp_round *round) {
         rounds->poll_interval = SHORTEST_POLL;
 }
 
-/* Returns whether a worker may have taken an offer and not said so yet. */
+/* Returns whether a worker may have taken an offer and not noted it in its words yet. */
 static int is_taking(const struct fdp_rounds *rounds) {
     for (size_t i = 0; i < rounds->worker_count; i++)
         if (__atomic_load_n(rounds->workers[i]->words + FDP_WORD_TAKING, __ATOMIC_SEQ_CST))
@@ -76,15 +79,16 @@ static int is_taking(const struct fdp_rounds *rounds) {
     return 0;
 }
 
-/* Reads how far the workers are, and ends offers that need not be, or were a dead worker's. Returns 0,
- * or -ENOMEM. */
+/* Reads how far the workers are. Takes back the offers if a worker has room, or if there are more
+ * offers than workers. Also takes back those that a dead worker may have taken without noting it.
+ * Returns 0, or -ENOMEM. */
 static int read_workers(struct fdp_rounds *rounds, struct fdp_round *ret_round) {
     struct fdp_offers *offers = rounds->offers;
-    int is_unsettled = offers != NULL && offers->is_unsettled, is_over = 0;
-    if (is_unsettled) {
+    int is_settled = 0;
+    if (offers != NULL && offers->is_unsettled) {
         if (fdp_withdraw_offers(offers, &rounds->waiting) < 0)
             return -ENOMEM;
-        is_over = !is_taking(rounds);
+        is_settled = !is_taking(rounds);
         rounds->poll_interval = SHORTEST_POLL;
     }
     fdp_read_workers(rounds->workers, rounds->worker_count, offers, &rounds->done, ret_round);
@@ -92,7 +96,7 @@ static int read_workers(struct fdp_rounds *rounds, struct fdp_round *ret_round) 
     rounds->used_up |= ret_round->used_up || (rounds->listeners.count == 0 && ret_round->begun > 0);
     if (!has_offers(rounds))
         return 0;
-    if (is_over) {
+    if (is_settled) {
         offers->is_unsettled = 0;
         return fdp_return_offers(offers, &rounds->waiting);
     }
@@ -112,10 +116,10 @@ static int run_round(struct fdp_rounds *rounds, struct fdp_round *ret_round) {
             if (fdp_accept_many(&rounds->listeners, room - rounds->waiting.count,
                                 &rounds->waiting) < 0)
                 return -ENOMEM;
-            /* It could only have been offered, and waits as without offers; or there is room as soon as
-             * what is done is closed. */
+            /* A shortage needs no pause in two cases: the workers have no room, so the connection
+             * could only have been offered; or closing the copies that are done makes room. */
             if (rounds->waiting.count >= ret_round->room || rounds->done.count > 0)
-                is_short = forget_shortage(rounds);
+                is_short = clear_shortage(rounds);
             find_errors(rounds);
         }
         pass_on(rounds, ret_round);
@@ -126,7 +130,7 @@ static int run_round(struct fdp_rounds *rounds, struct fdp_round *ret_round) {
     return 0;
 }
 
-/* Returns whether a listener need not be waited for, because connections may wait there. */
+/* Returns whether connections may wait at a listener, so that another round must run at once. */
 static int has_ready(const struct fdp_rounds *rounds) {
     for (size_t i = 0; i < rounds->listeners.count; i++)
         if (rounds->listeners.items[i]->state == FDP_READY)
@@ -137,7 +141,7 @@ static int has_ready(const struct fdp_rounds *rounds) {
 /* Sets how long to wait if nothing happens. */
 static void set_wait(struct fdp_rounds *rounds, const struct fdp_round *round) {
     rounds->wait = !rounds->is_full && has_ready(rounds) ? 0 : -1;
-    /* Usually a worker says it first. */
+    /* Usually a worker wakes the master before this time is over. */
     if (rounds->wait < 0 &&
         (round->has_copies || rounds->is_full || fdp_try_count_waiting(rounds) > 0)) {
         int wait = rounds->poll_interval > 0 ? rounds->poll_interval : SHORTEST_POLL;
@@ -150,38 +154,41 @@ static int has_news(const struct fdp_rounds *rounds) {
     return rounds->unsent || rounds->used_up || rounds->has_errors || rounds->error != 0;
 }
 
-/* A round that leaves word whether workers say that counters change. Returns 0, or -ENOMEM. */
-static int run_announced(struct fdp_rounds *rounds) {
+/* Runs a round, and sets the flag that says whether workers must wake the master. Returns 0, or
+ * -ENOMEM. */
+static int run_and_set_wanted(struct fdp_rounds *rounds) {
     struct fdp_round round = {.room = 0};
     int result = run_round(rounds, &round);
-    /* A worker that found nothing offered is free only afterwards: it must say so. */
+    /* Workers must also wake the master if connections are offered: a worker that finds no offer is
+     * free, and the master must know it. */
     unsigned char wanted = rounds->is_full || fdp_try_count_waiting(rounds) > 0;
     if (*rounds->wanted != wanted) {
         __atomic_store_n(rounds->wanted, wanted, __ATOMIC_SEQ_CST);
-        /* One may have changed just before it could see that. */
+        /* A worker may have changed its counters just before it could see the flag. */
         if (result == 0 && wanted && !has_news(rounds))
             result = run_round(rounds, &round);
     }
     set_wait(rounds, &round);
-    /* Closing them leaves room, of which there was none. */
+    /* Closing the copies makes the room that was lacking, so the next round begins at once. */
     if ((rounds->is_paused || round.is_short) && rounds->done.count > 0)
         rounds->is_paused = rounds->wait = 0;
     fdp_close_connections(&rounds->done);
     return result;
 }
 
-/* Returns whether there was nothing but zeros. */
+/* Empties the pipe. Returns whether all its bytes are 0, so that only the counters have changed. */
 static int read_wakeup(int fd) {
     unsigned char bytes[256];
     ssize_t count = read(fd, bytes, sizeof bytes);
     for (ssize_t i = 0; i < count; i++)
         if (bytes[i] != 0)
             return 0;
-    /* If it was full, a byte may be lost. */
+    /* If the pipe has more bytes, or was full, another one may not be 0. */
     return count < (ssize_t)sizeof bytes;
 }
 
-/* There is no memory, or RLIMIT_NOFILE is below the number of listeners. */
+/* Called if poll fails, because there is no memory, or because RLIMIT_NOFILE is below the number of
+ * listeners. Waits a little, and makes the next round accept at all listeners. */
 static void try_without_poll(struct fdp_listeners *listeners) {
     for (size_t i = 0; i < listeners->count; i++)
         if (listeners->items[i]->state == FDP_WATCHED)
@@ -189,14 +196,16 @@ static void try_without_poll(struct fdp_listeners *listeners) {
     (void)poll(NULL, 0, SHORTEST_POLL);
 }
 
-/* Returns 1 if a round comes next, 0 if something is the caller's, -EAGAIN if it must wait. */
+/* Returns 1 if another round must run, 0 if there is something for the caller to do, and -EAGAIN if the
+ * caller must wait, because there is no selector to poll. */
 static int wait_for_more(struct fdp_rounds *rounds, struct pollfd *polled, int64_t left) {
     struct fdp_listeners *listeners = &rounds->listeners;
     int is_last = rounds->wait < 0 || left <= rounds->wait;
     int timeout = rounds->selector < 0 || left < 0 ? 0 : is_last ? (int)left : rounds->wait;
     polled[0] = (struct pollfd){.fd = rounds->wakeup, .events = POLLIN};
     polled[1] = (struct pollfd){.fd = rounds->selector, .events = POLLIN};
-    /* Even without room, or those that had no turn lately would never have one. */
+    /* Listeners are polled even if there is no room. Otherwise, those at which no connection waited
+     * when there was room would never become ready. */
     for (size_t i = 0; i < listeners->count; i++) {
         const struct fdp_listener *listener = listeners->items[i];
         int sock = listener->state == FDP_WATCHED ? listener->sock : -1;
@@ -227,7 +236,7 @@ int fdp_run_rounds(struct fdp_rounds *rounds, int timeout) {
     if (polled == NULL)
         return -ENOMEM;
     do {
-        result = run_announced(rounds);
+        result = run_and_set_wanted(rounds);
         if (result == 0 && !has_news(rounds) && !is_over) {
             int64_t left = end - read_clock();
             is_over = left <= 0;
@@ -241,7 +250,8 @@ int fdp_run_rounds(struct fdp_rounds *rounds, int timeout) {
 ssize_t fdp_return_copies(struct fdp_rounds *rounds, struct fdp_worker *worker) {
     struct fdp_round round;
     size_t count;
-    /* Without it those that are begun would be given once more. */
+    /* fdp_read_workers needs this memory. Without it, it would not notice which connections are begun,
+     * and these would be given to another worker. */
     if (fdp_reserve_connections(&rounds->done, worker->copies.count + FDP_MOST_OFFERS) < 0)
         return -ENOMEM;
     fdp_read_workers(&worker, 1, rounds->offers, &rounds->done, &round);
@@ -263,7 +273,7 @@ void fdp_drop_waiting(struct fdp_rounds *rounds) {
     if (rounds->offers != NULL) {
         struct fdp_round round;
         (void)fdp_withdraw_offers(rounds->offers, &rounds->waiting);
-        /* What they have taken cannot be noted later. */
+        /* Read now which offers workers have taken: later it could not be noted. */
         fdp_read_workers(rounds->workers, rounds->worker_count, rounds->offers, &rounds->done, &round);
         rounds->begun += round.begun;
         fdp_free_offers(rounds->offers);

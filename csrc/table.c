@@ -1,34 +1,40 @@
-/* The descriptor table of this process: its room, and what incomplete messages hold. */
+/* The descriptor table of this process: its room, and the places that incomplete messages hold. */
 #include "compat.h"
 #include "internal.h"
 
-/* A receive may bring FDP_MAX_FDS. The table need not be checked if it has room for them and for
- * what other threads can open during the receive. */
+/* A receive may bring FDP_MAX_FDS descriptors. The table need not be checked for them if it has this
+ * room, which also suffices for what other threads can open during the receive. */
 #define AMPLE_ROOM (FDP_MAX_FDS + 512)
 
-/* Checking the table takes longer than a short message. So the result is remembered for FRESH_US,
- * minus one place for every NS_A_PLACE and processor since: SCM_RIGHTS, the fastest way to open
- * many, takes more than 100 ns for each. */
+/* Checking the table takes longer than a short message. So the result is remembered for FRESH_US
+ * microseconds. For every NS_A_PLACE nanoseconds since, one place per processor is subtracted, because
+ * other threads may open descriptors: SCM_RIGHTS, the fastest way, takes more than 100 ns for each. */
 #define FRESH_US 100
 #define NS_A_PLACE 25
 
-/* Places that stay free for others while messages are incomplete. */
+/* Places that incomplete messages leave free for the rest of the program. */
 #define RESERVE 64
 
-/* The core's only global state. When (us) the table was checked, above ROOM_BITS bits for the room
- * that it had, minus what this core has received since. */
+/* From here to lacking is the only global state of the core. The last check of the table: its time in
+ * microseconds, and in the lowest ROOM_BITS bits the room that it found, minus what this core has
+ * received since. */
 #define ROOM_BITS 20
 #define MOST_US (UINT64_MAX >> ROOM_BITS)
 #define MOST_ROOM ((1u << ROOM_BITS) - 1)
-static uint64_t last_look;
+static uint64_t last_check;
 
-/* The soft limit at that check, what all inboxes have reserved for incomplete messages, and the
- * descriptors that receives under way may bring, below MAY_BEGIN, which counts those of them that may
- * begin a message; and how many inboxes lack places. */
-#define MAY_BEGIN (UINT64_C(1) << 32)
+/* The soft limit at that check. */
 static uint64_t limit_seen;
+
+/* How many places all inboxes have reserved for incomplete messages. */
 static uint64_t reserved;
+
+/* In the lower half, how many descriptors the receives under way may bring. In the upper half, counted
+ * in units of MAY_BEGIN, how many of these receives may begin a large message. */
+#define MAY_BEGIN (UINT64_C(1) << 32)
 static uint64_t expected;
+
+/* How many inboxes lack places for a large message. */
 static unsigned lacking;
 
 static uint64_t clock_us(void) {
@@ -62,27 +68,27 @@ ssize_t fdp_count_room(void) {
     return room > 0 ? room : 0;
 }
 
-/* What is certainly left of the room that the last check found. */
+/* Returns how much of the room that the last check found is certainly left. */
 static uint64_t estimate_room(void) {
-    uint64_t look = __atomic_load_n(&last_look, __ATOMIC_RELAXED);
-    uint64_t age = (clock_us() - (look >> ROOM_BITS)) & MOST_US;
+    uint64_t check = __atomic_load_n(&last_check, __ATOMIC_RELAXED);
+    uint64_t age = (clock_us() - (check >> ROOM_BITS)) & MOST_US;
     if (age > FRESH_US)
         return 0;
     uint64_t taken = age * 1000 / NS_A_PLACE * count_processors();
-    uint64_t room = look & MOST_ROOM;
+    uint64_t room = check & MOST_ROOM;
     return room > taken ? room - taken : 0;
 }
 
 static int has_room(uint64_t needed) {
     if (estimate_room() >= needed)
         return 1;
-    /* Before the count, which others may outdate. */
+    /* The time before the count, because other threads may open descriptors during the count. */
     uint64_t now = clock_us();
     ssize_t room = fdp_count_room();
     if (room < 0 || (uint64_t)room < needed)
         return 0;
     uint64_t seen = (uint64_t)room < MOST_ROOM ? (uint64_t)room : MOST_ROOM;
-    __atomic_store_n(&last_look, now << ROOM_BITS | seen, __ATOMIC_RELAXED);
+    __atomic_store_n(&last_check, now << ROOM_BITS | seen, __ATOMIC_RELAXED);
     return 1;
 }
 
@@ -97,18 +103,19 @@ uint64_t fdp_begin_in_ample_room(unsigned *held) {
     return 0;
 }
 
-/* After the count of what lacks places, which who begins next then sees. */
+/* fdp_count_lacking must be called before this. So the next receive that may begin a message sees
+ * whether this one has left an inbox that lacks places. */
 void fdp_end_in_ample_room(uint64_t expecting) {
     __atomic_fetch_sub(&expected, expecting, __ATOMIC_RELEASE);
 }
 
 void fdp_count_received(unsigned fd_count) {
-    uint64_t look = __atomic_load_n(&last_look, __ATOMIC_RELAXED);
+    uint64_t check = __atomic_load_n(&last_check, __ATOMIC_RELAXED);
     uint64_t less;
     do {
-        uint64_t room = look & MOST_ROOM;
-        less = room > fd_count ? look - fd_count : look - room;
-    } while (!__atomic_compare_exchange_n(&last_look, &look, less, 1, __ATOMIC_RELAXED,
+        uint64_t room = check & MOST_ROOM;
+        less = room > fd_count ? check - fd_count : check - room;
+    } while (!__atomic_compare_exchange_n(&last_check, &check, less, 1, __ATOMIC_RELAXED,
                                           __ATOMIC_RELAXED));
 }
 
