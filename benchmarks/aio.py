@@ -1,4 +1,4 @@
-"""Event loops: fdpass_c.aio beside what a program would write without it."""
+"""Event loops: compares fdpass_c.aio with what a program would write without it."""
 
 import asyncio
 import importlib.util
@@ -22,7 +22,7 @@ from fdpass_c import aio
 _COUNTS = (1, 8, 64, 253)
 _TAG_SIZE = 16
 _IN_FLIGHT = 10_000
-"""Descriptors that a socket's buffer may hold, at most."""
+"""The most descriptors that a socket's buffer may hold."""
 
 _HAND = "by hand"
 _BLOCKING = "blocking"
@@ -37,8 +37,8 @@ Close = Callable[[Any], object]
 class Side:
     """What one process does: sends, receives, or both in turn.
 
-    receive(close) hands all that holds descriptors to close, and returns the payloads. Each is a
-    coroutine function, but for what blocks.
+    receive(close) calls close with every object that holds descriptors, and returns the payloads.
+    Both are coroutine functions, unless the way blocks.
     """
 
     send: Callable[[], Any]
@@ -70,7 +70,7 @@ def _ours(sock: socket.socket, load: Load) -> Side:
 
 
 def _by_hand(sock: socket.socket, load: Load) -> Side:
-    """add_reader, and a message each."""
+    """Calls add_reader, and sends each descriptor in a message of its own."""
     loop = asyncio.get_running_loop()
     sock.setblocking(False)
     fd = sock.fileno()
@@ -128,7 +128,7 @@ async def _anyio(sock: socket.socket, load: Load) -> Side:
 
 
 async def _anyio_packed(sock: socket.socket, load: Load) -> Side:
-    """One message with all tags and descriptors, which the receiver has to split."""
+    """Sends one message with all tags and descriptors, which the receiver has to split."""
     import anyio.abc
 
     stream = await anyio.abc.UNIXSocketStream.from_socket(sock)
@@ -154,7 +154,7 @@ def _close(held: Any) -> None:
 
 
 async def _work(make: Any, sock: socket.socket, load: Load, role: str, passes: int) -> int:
-    """Does the part of one process so many times; returns the CPU time in nanoseconds."""
+    """Does the work of one process so many times. Returns the CPU time in nanoseconds."""
     side = make(sock, load)
     if asyncio.iscoroutine(side):
         side = await side
@@ -173,7 +173,7 @@ async def _work(make: Any, sock: socket.socket, load: Load, role: str, passes: i
 
 
 async def _observe(make: Any, sock: socket.socket, load: Load, role: str) -> object:
-    """Does it once and tells what came."""
+    """Does the work of one process once, and returns what arrived."""
     side = make(sock, load)
     if asyncio.iscoroutine(side):
         side = await side
@@ -258,7 +258,8 @@ def _contend(
     load: Load,
     stack: Any,
 ) -> Contender:
-    """Two processes. Each pass opens what it needs anew, over a copy of the same socket."""
+    """Makes a contender across two processes. Each run opens its objects again, over a copy of the
+    same socket."""
     left, right = open_pair(stack)
     ours, theirs = roles
     expected = load[0], identify(load[1])
@@ -318,7 +319,7 @@ def _open(roles: tuple[str, str], count: int, stack: ExitStack) -> list[Contende
 
 def _cases(roles: tuple[str, str], counts: tuple[int, ...], name: str, _quick: bool) -> list[Case]:
     if _is_installed("uvloop"):
-        run_in_loop("uvloop", asyncio.sleep, 0)  # It opens a pipe once in a process.
+        run_in_loop("uvloop", asyncio.sleep, 0)  # The first loop in a process opens a pipe.
     return [Case(name.format(count), count, partial(_open, roles, count)) for count in counts]
 
 
@@ -340,7 +341,8 @@ _RATIOS = [
 
 
 def render_ratios(tables: Sequence[TableResult]) -> str:
-    """Each way's time over that of ours on the same loop, and ours over the blocking Channel's."""
+    """Returns the ratio of each way's time to our time in the same loop, and of our time to the
+    time of the blocking Channel."""
     cases = [case for table in tables for case in table.cases]
     rows = [["", *(case.name for case in cases)]]
     for over, under in _RATIOS:

@@ -1,7 +1,7 @@
 """An ASGI application in a pool, and behind uvicorn's own workers: requests a second, and how
 evenly the workers are used.
 
-It takes uvicorn and wrk (Debian: wrk).
+It needs uvicorn and wrk (Debian: wrk).
 """
 
 import os
@@ -37,7 +37,7 @@ async def app(scope: Any, _receive: Any, send: Any) -> None:
 
 
 def find_missing() -> str:
-    """What the measurement lacks, or nothing."""
+    """Returns what the measurement needs and does not find, or an empty string."""
     try:
         import uvicorn  # noqa: F401
     except ModuleNotFoundError:
@@ -53,7 +53,7 @@ def _serve(listener: socket.socket) -> None:
 
 @contextmanager
 def _run_pool() -> Iterator[Any]:
-    """The address of a server that runs in the block."""
+    """Runs a server in the block, and yields its address."""
     with servers.listen() as listener, servers.running(_serve, listener):
         yield listener.getsockname()
 
@@ -75,7 +75,7 @@ _SERVERS = {"fdpass_c": _run_pool, "uvicorn": _run_uvicorn}
 
 
 def measure(rounds: int, seconds: int) -> list[dict[str, Any]]:
-    """A row for each round of each server, which take turns."""
+    """Measures the servers in turn. Returns a row for each round of each server."""
     return [
         {"server": name, **_measure(run, seconds)}
         for _ in range(rounds)
@@ -86,14 +86,15 @@ def measure(rounds: int, seconds: int) -> list[dict[str, Any]]:
 def _measure(run: Callable[[], AbstractContextManager[Any]], seconds: int) -> dict[str, Any]:
     with run() as address:
         _await_workers(address)
-        time.sleep(0.5)  # The workers have seen by then that those connections have gone.
+        time.sleep(0.5)  # Then the workers have noticed that those connections are closed.
         counts = sorted(_ask_all(address, OPEN).values(), reverse=True)
         rates = {name: _load(address, seconds, *words) for name, words in _LOADS.items()}
     return {"connections": counts, **rates}
 
 
 def _await_workers(address: Any) -> None:
-    """Returns once every worker has answered, or, where one gets next to nothing, 10 s later."""
+    """Returns when every worker has answered, or after 10 s, because a worker may get almost no
+    connection."""
     seen: set[bytes] = set()
     deadline = time.monotonic() + 10
     while len(seen) < servers.WORKERS and time.monotonic() < deadline:
@@ -104,7 +105,7 @@ def _await_workers(address: Any) -> None:
 
 
 def _ask_all(address: Any, count: int) -> "Counter[bytes]":
-    """Who answers on connections that stay open together."""
+    """Opens count connections at once. Returns how many of them each worker answered."""
     with ExitStack() as stack:
         clients = [HTTPConnection(*address) for _ in range(count)]
         for client in clients:
@@ -128,7 +129,7 @@ def _load(address: Any, seconds: int, *options: str) -> float:
 
 
 def render(rows: list[dict[str, Any]]) -> str:
-    """Medians, and in brackets the least and the most."""
+    """Returns a table of medians, each with the least and the most in brackets."""
     lines = [
         f"ASGI: the same application, {servers.WORKERS} workers, wrk with {OPEN} connections",
         "",

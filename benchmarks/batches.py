@@ -1,4 +1,5 @@
-"""Batches: many messages, each with one descriptor, in one process, across two, and for long."""
+"""Batches: many messages, each with one descriptor, in one process, across two processes, and in
+long streams."""
 
 import os
 import socket
@@ -42,7 +43,7 @@ _MakeWay = Callable[[socket.socket, socket.socket, list[bytes], list[int]], Way]
 def one_message_each(
     left: socket.socket, right: socket.socket, payloads: list[bytes], fds: list[int]
 ) -> Way:
-    """The standard library, which has no other way than one message a call."""
+    """Uses the standard library, which can only pass one message in a call."""
     size = len(payloads[0])
 
     def send() -> None:
@@ -65,7 +66,7 @@ def _ours(left: socket.socket, right: socket.socket, payloads: list[bytes], fds:
 
     def receive(close: Callable[[Any], object]) -> list[bytes]:
         received: list[bytes] = []
-        # Across two processes it returns what is there.
+        # Across two processes, a call returns the messages that have already arrived.
         while len(received) < count:
             batch = fdpass_c.recv_many(right, count - len(received), size)
             received += batch.payloads
@@ -96,7 +97,7 @@ def _open_here(count: int, size: int, stack: ExitStack) -> list[Contender]:
 
 
 def _open_busy(count: int, size: int, stack: ExitStack) -> list[Contender]:
-    # Without the floor: all its passes are one call, which no other thread holds up.
+    # Without the floor: it makes all passes in one call, which the other thread does not delay.
     contenders = _open_here(count, size, stack)[:-1]
     stack.enter_context(busy_thread())
     return contenders
@@ -117,7 +118,7 @@ def _open_across(count: int, size: int, stack: ExitStack) -> list[Contender]:
 
 
 def _open_scaling(total: int, stack: ExitStack) -> list[Contender]:
-    """A pass of these streams total descriptors."""
+    """Makes contenders that pass total descriptors in each pass."""
     batches = total // _SCALING_BATCH
 
     def stretch(contender: Contender) -> Contender:
@@ -186,7 +187,7 @@ TABLES = [
             "A free-threaded Python has none of this either.",
         ],
         partial(_grid, _open_busy, (_BUSY_SIZE,)),
-        slices=20,  # A round has to be long beside the 5 ms.
+        slices=20,  # A round must be much longer than the 5 ms for which a thread keeps the lock.
     ),
     Table(
         "scaling",

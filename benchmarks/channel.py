@@ -1,4 +1,4 @@
-"""Channel: tagged descriptors, so many a call, in one process and across two."""
+"""Channel: passes descriptors with tags, several in a call, in one process and across two."""
 
 import multiprocessing
 import socket
@@ -30,12 +30,13 @@ from benchmarks.ways import (
 _COUNTS = (1, 8, 32, 64, 253)
 _TAG_SIZE = 16
 
-# Across two processes the receiver acknowledges so many, or one call's if that has more.
+# Across two processes, the receiver acknowledges this many descriptors at once, or those of one
+# call if it has more.
 _CHUNK = 128
 
 
 class _Link(NamedTuple):
-    """A way and what it sends from and receives at, both with close()."""
+    """A way, and the objects with close() from which it sends and at which it receives."""
 
     left: Any
     right: Any
@@ -57,7 +58,7 @@ def _ours_many(
     count = len(tags)
 
     def receive(close: Callable[[Any], object]) -> list[bytes]:
-        # So few and small, they come in one frame, and so from one call.
+        # These few small messages come in one frame, so one call returns all of them.
         batch = right.recv_many(count)
         close(batch)
         if len(batch) != count:
@@ -68,7 +69,7 @@ def _ours_many(
 
 
 def _link_both(tags: list[bytes], fds: list[int], stack: ExitStack) -> list[_Link]:
-    """The contenders of both tables."""
+    """Makes the contenders of both tables."""
     left, right = open_pair(stack, LARGE_BUFFER)
     require_capacity(left, right, _TAG_SIZE, len(tags))
     standard = _Link(left, right, one_message_each(left, right, tags, fds))
@@ -92,13 +93,13 @@ def _open_pipe(stack: ExitStack) -> tuple[Any, Any]:
 
 
 def _link_handles(tags: list[bytes], fds: list[int], stack: ExitStack) -> _Link:
-    """send_handle takes no payload, so that the tag goes before it."""
+    """Uses send_handle, which takes no payload, so the tag is sent before it."""
     left, right = _open_pipe(stack)
 
     def send() -> None:
         for tag, fd in zip(tags, fds, strict=True):
             left.send_bytes(tag)
-            reduction.send_handle(left, fd, 0)  # Only Windows looks at the process id.
+            reduction.send_handle(left, fd, 0)  # Only Windows uses the process id.
 
     def receive(close: Callable[[Any], object]) -> list[bytes]:
         received = []
@@ -112,7 +113,7 @@ def _link_handles(tags: list[bytes], fds: list[int], stack: ExitStack) -> _Link:
 
 def _link_pickles(tags: list[bytes], sources: list[socket.socket], stack: ExitStack) -> _Link:
     left, right = _open_pipe(stack)
-    stack.callback(resource_sharer.stop)  # A thread and a listening socket of the sender.
+    stack.callback(resource_sharer.stop)  # Ends a thread, and closes its listening socket.
 
     def send() -> None:
         for tagged in zip(tags, sources, strict=True):
@@ -130,7 +131,7 @@ def _link_pickles(tags: list[bytes], sources: list[socket.socket], stack: ExitSt
 
 
 def _make_load(count: int, stack: ExitStack) -> tuple[list[bytes], list[socket.socket], list[int]]:
-    """Tags, and TCP sockets, such as a server passes: a file could not be pickled."""
+    """Makes tags and TCP sockets, which a server would pass. A file could not be pickled."""
     tags = [number.to_bytes(_TAG_SIZE, "little") for number in range(count)]
     sources = [stack.enter_context(socket.socket(socket.AF_INET)) for _ in range(count)]
     return tags, sources, [source.fileno() for source in sources]

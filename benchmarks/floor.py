@@ -1,4 +1,4 @@
-"""Compiles floor.c and calls it: one call from Python runs all the passes of a round in C."""
+"""Compiles floor.c and calls it. One call from Python makes all the passes of a round in C."""
 
 import ctypes
 import os
@@ -16,7 +16,7 @@ COMPILER = os.environ.get("CC", "cc")
 
 
 class Plan(ctypes.Structure):
-    """struct plan of floor.c."""
+    """The struct plan of floor.c."""
 
     _fields_ = (
         ("sender", ctypes.c_int),
@@ -31,14 +31,14 @@ class Plan(ctypes.Structure):
 
 
 class _Buffer(ctypes.Structure):
-    """struct iovec."""
+    """A struct iovec."""
 
     _fields_ = (("base", ctypes.c_char_p), ("length", ctypes.c_size_t))
 
 
 @cache
 def load_floor() -> ctypes.CDLL:
-    """The compiled floor.c; SystemExit with a message where there is no C compiler."""
+    """Compiles and loads floor.c. SystemExit, with a message: there is no C compiler."""
     if shutil.which(COMPILER) is None:
         raise SystemExit(f"benchmarks: no C compiler {COMPILER!r} for the C floor (set CC)")
     source = Path(__file__).with_name("floor.c")
@@ -64,9 +64,9 @@ def _check(result: int) -> None:
 
 
 class FloorWay(Way):
-    """Messages of equal size, each with the same number of descriptors, in C.
+    """Passes messages of equal size, each with the same number of descriptors, in C.
 
-    packed: all of them travel in one message, up to 253 descriptors with it.
+    packed: all messages travel as one message, with up to 253 descriptors.
     """
 
     def __init__(
@@ -118,7 +118,7 @@ class FloorWay(Way):
 
 
 class FloorWriter:
-    """The same buffers to each of fds, in C."""
+    """Writes the same buffers to each of fds, in C."""
 
     def __init__(self, fds: Sequence[int], buffers: Sequence[bytes]) -> None:
         self._lib = load_floor()
@@ -140,7 +140,7 @@ class FloorWriter:
 
 
 class Drain:
-    """Reads and forgets, at the same price for every contender."""
+    """Reads and discards in C, so that this takes the same time for every contender."""
 
     def __init__(self, fds: Sequence[int], size: int) -> None:
         self._lib = load_floor()
@@ -148,6 +148,6 @@ class Drain:
         self._size = size
 
     def __call__(self, passes: int) -> None:
-        """Takes size bytes for each pass from each of fds."""
+        """Reads size bytes for each pass from each of fds."""
         total = ctypes.c_size_t(self._size * passes)
         _check(self._lib.floor_drain(self._fds, len(self._fds), total))

@@ -1,4 +1,4 @@
-"""What the documentation says of results: its table, and its chart in words. Reads only JSON."""
+"""Writes the table of results in the documentation, and the chart in words. Reads only JSON."""
 
 import argparse
 import sys
@@ -7,7 +7,7 @@ from pathlib import Path
 
 from benchmarks.results import FLOOR, OURS, CaseResult, Results, TableResult, describe, load
 
-# What a row says, and the table and the case that it shows.
+# For each row: its text, and the table and the case that it shows.
 _ROWS = (
     ("`send_fds`, `recv_fds`: 1 descriptor per message", "single", "1 in a message"),
     ("the same, 253 per message", "single", "253 in a message"),

@@ -1,6 +1,6 @@
-"""Everything at once, for a long time: many clients of two kinds, whose messages two servers send
-back, one in threads and one in an event loop. Meanwhile clients are killed and suspended, and
-signals interrupt all of them. Samples show whether anything grows."""
+"""A soak of everything at once. Two servers, one with threads and one with an event loop, send back
+the messages of many clients of two kinds. Meanwhile clients are killed and suspended, and signals
+interrupt all processes. Samples show whether anything grows."""
 
 import argparse
 import asyncio
@@ -30,18 +30,20 @@ from fdpass_c import Channel, DescriptorTableFullError, Listener, ProtocolError,
 _CLIENTS = 6
 _LONGEST_LIFE = 10
 _ALLOWED_GROWTH_KIB = 4096
-# So few places that the table is full from time to time, and enough for any message.
+# RLIMIT_NOFILE: so few places that the table is full from time to time, and enough for any message.
 _TABLE = 700
-# Seconds between two deeds of the one who kills and suspends, and that it may take to end.
+# Seconds between two actions on clients: one is killed, suspended or replaced.
 _TURN = 0.1
-_PATIENCE = 90
-# What a client's death in the middle of a message looks like.
+# Seconds that the clients may take to end when the time is over.
+_END_TIMEOUT = 90
+# The errors that a server gets if a client dies in the middle of a message.
 _CUT = (ProtocolError, ConnectionError)
 
 
 @dataclass(frozen=True)
 class Sample:
-    """What the servers' process holds, and how many messages it has sent back, after seconds."""
+    """What the servers' process holds after so many seconds, and how many messages it has sent
+    back."""
 
     seconds: float
     messages: int
@@ -50,9 +52,9 @@ class Sample:
 
 
 class Servers:
-    """Both send every message back, with its descriptors.
+    """The two servers, which send every message back, with its descriptors.
 
-    failures: what should not have happened. killed: pids of clients that died in the middle.
+    failures: errors that should not have happened. killed: the pids of clients that were killed.
     """
 
     def __init__(self, folder: str) -> None:
@@ -93,7 +95,7 @@ class Servers:
         while not self._ending.is_set():
             try:
                 channel = listener.accept()
-            except OSError:  # It is closed, or the table is full.
+            except OSError:  # The listener is closed, or the table is full.
                 self._ending.wait(0.01)
                 continue
             threads.append(threading.Thread(target=self._answer, args=[channel]))
@@ -146,11 +148,11 @@ class Servers:
                 self._count(1)
         except Exception as error:
             self._note(error, channel.peer.pid)
-            channel.close()  # There is nobody to send the rest of a frame to.
+            channel.close()  # The client is dead, so the rest of a frame need not be sent.
 
 
 class Clients:
-    """Starts clients, kills and suspends some, and replaces those that have ended."""
+    """The clients. Starts them, kills and suspends some, and replaces those that have ended."""
 
     def __init__(self, servers: Servers, chance: random.Random) -> None:
         self._servers = servers
@@ -199,8 +201,8 @@ class Clients:
                 self._servers.failures.append(f"client {client.pid} ended with {status}")
 
     def end(self) -> None:
-        """Waits for all."""
-        deadline = time.monotonic() + _PATIENCE
+        """Waits until all clients have ended."""
+        deadline = time.monotonic() + _END_TIMEOUT
         while self._running and time.monotonic() < deadline:
             self.turn(0)
             time.sleep(_TURN)
@@ -230,7 +232,7 @@ def _take_samples(servers: Servers, clients: Clients, seconds: float) -> list[Sa
 
 
 def soak(seconds: float, seed: int) -> dict[str, Any]:
-    """Everything for so long; what was seen."""
+    """Runs servers and clients for so many seconds, and returns what was seen."""
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(_TABLE, *limits), limits[1]))
     previous = signal.signal(signal.SIGALRM, lambda _signum, _frame: None)
@@ -264,7 +266,8 @@ def soak(seconds: float, seed: int) -> dict[str, Any]:
 
 
 def _measure_growth(samples: Sequence[Sample]) -> int:
-    """From the fourth tenth, after the warm-up, to the last one."""
+    """Returns by how much memory grew from the fourth tenth of the samples, after the warm-up, to
+    the last tenth."""
     tenth = max(1, len(samples) // 10)
     rss = [sample.rss_kib for sample in samples]
     return int(

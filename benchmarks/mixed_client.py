@@ -3,7 +3,7 @@ whole and in order.
 
     python -m benchmarks.mixed_client threads PATH SECONDS SEED
 
-It ends after that time, when everything is back, with exit status 0.
+It sends for so many seconds, waits until everything is back, and exits with status 0.
 """
 
 import asyncio
@@ -23,7 +23,7 @@ from contextlib import ExitStack
 from benchmarks.ways import identify
 from fdpass_c import Channel, aio
 
-# Messages under way at most, so that neither side fills the other's descriptor table.
+# The most messages under way, so that neither side fills the other's descriptor table.
 _WINDOW = 100
 _LONGEST_ANSWER = 60
 
@@ -31,7 +31,7 @@ Message = tuple[bytes, list[int]]
 
 
 class Talk:
-    """The messages of one client: made here, and compared with what comes back."""
+    """Makes the messages of one client, and compares them with what comes back."""
 
     def __init__(self, fds: list[int], seconds: float, seed: int) -> None:
         """Borrows fds."""
@@ -55,7 +55,7 @@ class Talk:
         return not self._expected
 
     def make(self) -> list[Message]:
-        """The next messages: many small ones, or one that may be large."""
+        """Returns the next messages: many small ones, or one that may be large."""
         chance = self._chance
         if chance.random() < 0.5:
             size = chance.randrange(200)
@@ -79,7 +79,7 @@ class Talk:
 
 
 def _talk_in_threads(path: str, talk: Talk) -> None:
-    """One thread sends while another receives."""
+    """Sends in one thread while another receives."""
     room = threading.Semaphore(0)
 
     def send(channel: Channel) -> None:
@@ -105,7 +105,8 @@ def _talk_in_threads(path: str, talk: Talk) -> None:
 
 
 async def _talk_in_loop(path: str, talk: Talk) -> None:
-    """The same with two tasks. Receives are given up, and begun again, all the time."""
+    """Sends in one task while another receives. Receives are cancelled and begun again all the
+    time."""
     room = asyncio.Event()
 
     async def send(channel: aio.Channel) -> None:

@@ -1,6 +1,6 @@
-"""Draws results: bars as the ratio to the baseline at 1x, the C floor marked; of the pool, what
-share of short requests is answered within which time; of the mixed soak, what grew. Reads only
-JSON."""
+"""Draws results: the tables as bars that show the ratio to the baseline at 1x, with a mark for the
+C floor; for the pool, which share of short requests is answered within which time; for the mixed
+soak, what grew. Reads only JSON."""
 
 import argparse
 import importlib
@@ -22,13 +22,14 @@ def _import_pyplot() -> Any:
     except ImportError:
         raise SystemExit("benchmarks: plots need matplotlib: pip install matplotlib") from None
     matplotlib.use("Agg")
-    # Text as text, and the same file from the same results.
+    # Text stays text in the SVG file. The fixed salt makes the same file from the same results.
     matplotlib.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "fdpass_c"})
     return importlib.import_module("matplotlib.pyplot")
 
 
 def draw_table(pyplot: Any, table: TableResult, caption: str) -> Any:
-    """A group of bars for each case: how many times as fast as the baseline each contender is."""
+    """Draws a group of bars for each case: each shows how many times as fast as the baseline a
+    contender is."""
     cases = [case for case in table.cases if not case.skipped]
     rivals = [name for name in table.contender_names() if name not in (table.baseline, FLOOR)]
     rivals.sort(key=OURS.__ne__)  # Ours first, so that it has the same colour everywhere.
@@ -67,8 +68,8 @@ def draw_table(pyplot: Any, table: TableResult, caption: str) -> Any:
 
 
 def draw_latency(pyplot: Any, took: dict[str, list[int]], caption: str) -> Any:
-    """A curve for each server, by the logarithm of the share that still waits: the slowest are what
-    it is about."""
+    """Draws a curve for each server: which share of the requests still waits after which time. The
+    axis of the share is logarithmic, because the slowest requests matter."""
     figure, axes = pyplot.subplots(figsize=(8, 4.5), layout="constrained")
     for name, values in took.items():
         milliseconds = [value / 1e6 for value in sorted(values)]
@@ -89,7 +90,7 @@ def draw_latency(pyplot: Any, took: dict[str, list[int]], caption: str) -> Any:
 
 
 def draw_samples(pyplot: Any, samples: list[dict[str, float]], caption: str) -> Any:
-    """One below the other, over time: what the process holds, and how fast it was."""
+    """Draws what the process holds, and how fast it is, over time, one graph below the other."""
     figure, axes = pyplot.subplots(3, sharex=True, figsize=(8, 6), layout="constrained")
     seconds = [sample["seconds"] for sample in samples]
     rates = [
@@ -116,7 +117,7 @@ def draw_samples(pyplot: Any, samples: list[dict[str, float]], caption: str) -> 
 
 
 def _draw_all(pyplot: Any, path: Path) -> Iterator[tuple[str, Any]]:
-    """The name and the figure of each table in a file that --json kept."""
+    """Yields the name and the figure of each table in a file that --json wrote."""
     raw = json.loads(path.read_text())
     caption = describe(raw["metadata"]).replace(", cffi", ",\ncffi")
     if "latency_ns" in raw:
@@ -144,7 +145,7 @@ def main(arguments: Sequence[str]) -> int:
         for name, figure in _draw_all(pyplot, options.results):
             for form in _FORMATS:
                 path = options.output / f"{name}.{form}"
-                # No date: the same results give the same file.
+                # Without a date, the same results give the same file.
                 metadata = {"Date": None} if form == "svg" else None
                 figure.savefig(path, dpi=150, metadata=metadata)
                 print(path)

@@ -1,6 +1,7 @@
-"""What the pool costs, and what a request waits for.
+"""Measures what the pool costs, and how long requests wait.
 
-Load comes from ab (Debian: apache2-utils) where it is installed, else from a client of our own.
+The load comes from ab (Debian: apache2-utils) if it is installed, and otherwise from a client in
+this module.
 """
 
 import argparse
@@ -44,7 +45,7 @@ def ask(address: Any, path: bytes = b"/") -> bytes:
 
 
 def flood(address: Any, count: int) -> None:
-    """count connections, many at once, each with one short request."""
+    """Makes count connections, many at once, each with one short request."""
     if _AB is None:
         ask_overlapping(address, count, AT_ONCE)
         return
@@ -63,7 +64,7 @@ def flood(address: Any, count: int) -> None:
 
 
 def ask_overlapping(address: Any, count: int, at_once: int) -> "Counter[bytes]":
-    """How many of count connections each worker answered."""
+    """Makes count connections, at_once of them at a time. Returns how many each worker answered."""
     answered: Counter[bytes] = Counter()
     open_ones: deque[socket.socket] = deque()
     for number in range(count + at_once):
@@ -79,7 +80,8 @@ def ask_overlapping(address: Any, count: int, at_once: int) -> "Counter[bytes]":
 
 
 def _measure_short(address: Any, count: int, seed: int) -> list[int]:
-    """A client in a closed loop; the nanoseconds that each of its short requests took."""
+    """Runs a client that sends each request when the one before was answered. Returns how many
+    nanoseconds each of its short requests took."""
     choose = random.Random(seed)
     took = []
     for _ in range(count):
@@ -92,7 +94,8 @@ def _measure_short(address: Any, count: int, seed: int) -> list[int]:
 
 
 def measure_latencies(address: Any, count: int) -> list[int]:
-    """Those of CLIENTS processes that ask at once, count times each."""
+    """Returns the times of the short requests of CLIENTS processes, which send count requests
+    each."""
     readers = []
     for seed in range(CLIENTS):
         reader, writer = os.pipe()
@@ -112,7 +115,7 @@ def measure_latencies(address: Any, count: int) -> list[int]:
 
 
 def read_cpu_ns(pid: int) -> int:
-    """The CPU time of another process (clock_getcpuclockid, Linux)."""
+    """Returns the CPU time of another process (clock_getcpuclockid, Linux)."""
     return time.clock_gettime_ns((~pid << 3) | 2)
 
 
@@ -126,7 +129,7 @@ _FLOODED: list[tuple[str, Any, int]] = [
 
 
 def measure_flood(rounds: int, count: int) -> list[dict[str, Any]]:
-    """Ours and the same pool on pure-socket calls, in turns."""
+    """Measures our pool, and in turns the same pool with calls of the socket module."""
     rows = []
     for name, handler, capacity in _FLOODED:
         kinds = {"fdpass_c": servers.serve_pool, "pure sockets": servers.serve_pure}
@@ -164,7 +167,7 @@ def measure_latency(rounds: int, count: int) -> dict[str, list[int]]:
             with servers.listen(shared=shared) as listener:
                 address = listener.getsockname()
                 if not shared:
-                    # Bound, so that the port stays ours, but not listening.
+                    # This socket does not listen. It is bound, so that the port is kept.
                     listener.close()
                     listener = socket.socket()
                     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
@@ -176,7 +179,7 @@ def measure_latency(rounds: int, count: int) -> dict[str, list[int]]:
 
 
 def _await_workers(address: Any) -> None:
-    """Returns once every worker has answered."""
+    """Returns when every worker has answered."""
     seen: set[bytes] = set()
     while len(seen) < servers.WORKERS:
         try:
@@ -194,7 +197,7 @@ _SPREAD: dict[str, Callable[[socket.socket], object]] = {
 
 
 def measure_spread(count: int) -> dict[str, list[int]]:
-    """How many connections each worker got."""
+    """Returns how many connections each worker of each server got."""
     spread = {}
     for name, serve in _SPREAD.items():
         with servers.listen() as listener, servers.running(serve, listener):

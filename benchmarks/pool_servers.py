@@ -1,4 +1,4 @@
-"""The servers that the pool's benchmarks compare, each in processes of its own."""
+"""The servers that the benchmarks of the pool compare. Each runs in processes of its own."""
 
 import asyncio
 import marshal
@@ -33,7 +33,7 @@ _SHORTEST_POLL, _LONGEST_POLL = 0.005, 1.0
 
 
 def handle(sock: socket.socket, _address: object) -> None:
-    """Answers one HTTP request with this worker's pid, a long one after 50 ms."""
+    """Answers one HTTP request with this worker's pid. A long request is answered after 50 ms."""
     request = sock.recv(4096)
     if request.startswith(_LONG_REQUEST):
         time.sleep(LONG)
@@ -42,7 +42,7 @@ def handle(sock: socket.socket, _address: object) -> None:
 
 
 async def handle_async(sock: socket.socket, _address: object) -> None:
-    """The same in an event loop."""
+    """Does what handle does, in an event loop."""
     loop = asyncio.get_running_loop()
     request = await loop.sock_recv(sock, 4096)
     if request.startswith(_LONG_REQUEST):
@@ -67,7 +67,7 @@ def listen(*, shared: bool = True) -> socket.socket:
 
 @contextmanager
 def running(serve: Callable[[socket.socket], object], listener: socket.socket) -> Iterator[int]:
-    """serve(listener) in a child until the block ends; its pid."""
+    """Runs serve(listener) in a child until the block ends. Yields the child's pid."""
     pid = os.fork()
     if pid == 0:
         try:
@@ -83,7 +83,7 @@ def running(serve: Callable[[socket.socket], object], listener: socket.socket) -
         os.waitpid(pid, 0)
 
 
-# -- the pool, and the same pool on pure-socket calls ----------------------------------------------
+# -- the pool, and the same pool with calls of the socket module -----------------------------------
 
 
 def serve_pool(handler: Any, capacity: int) -> Callable[[socket.socket], object]:
@@ -91,7 +91,8 @@ def serve_pool(handler: Any, capacity: int) -> Callable[[socket.socket], object]
 
 
 class _PureChannel:
-    """As much of a Channel as the pool uses: one system call a message, in each direction."""
+    """The part of a Channel that the pool uses. Sending and receiving a message takes one system
+    call each."""
 
     pending = unsent = 0
 
@@ -124,10 +125,10 @@ class _PureChannel:
 
 
 class _PureConnections(deque[tuple[int, bytes]]):
-    """As pool.connections.Connections: descriptors and payloads, one system call for each."""
+    """A queue of connections, like a struct fdp_queue: descriptors and payloads."""
 
     def accept(self, listener: socket.socket, origin: int, nonblocking: bool, most: int) -> bool:
-        """Whether more may be waiting."""
+        """Accepts up to most connections. Returns whether more may be waiting."""
         for _ in range(most):
             try:
                 sock, address = listener.accept()
@@ -143,7 +144,7 @@ class _PureConnections(deque[tuple[int, bytes]]):
 
 
 class _PureAccount:
-    """As pool.connections.Account."""
+    """Replaces pool.connections.Account."""
 
     def __init__(self, counters: Counters, channel: _PureChannel, most: float) -> None:
         self.counters = counters
@@ -190,7 +191,7 @@ class _PureAccount:
 
 
 class _PureRounds:
-    """As pool.rounds.Rounds, in Python; one system call for each connection."""
+    """Replaces pool.rounds.Rounds, in Python, with one system call for each connection."""
 
     def __init__(
         self,
@@ -253,7 +254,7 @@ class _PureRounds:
                 return
 
     def _run_round(self) -> bool:
-        """Returns whether there is no room for more."""
+        """Runs one round. Returns whether there is no room for more connections."""
         found = self.found
         begun = found.begun
         room = 0
@@ -301,7 +302,7 @@ class _PureRounds:
                 self.found.used_up = True
 
     def _wait(self, end: float, is_full: bool) -> bool:
-        """Returns whether what comes next is a round."""
+        """Waits. Returns whether another round comes next."""
         left = end - time.monotonic()
         wait = 0.0 if self._ready and not is_full else left
         if is_full or any(account.copies for account in self._accounts):
@@ -334,13 +335,13 @@ def _rank(account: _PureAccount) -> tuple[int, int]:
 def _take_connection(
     fds: Descriptors, position: int, payload: bytes, _kinds: object
 ) -> tuple[socket.socket, Any]:
-    """As pool.connected.take_connection."""
+    """Replaces pool.connected.take_connection."""
     sock = connected.ConnectedSocket(fileno=fds.take(position))
     return sock, marshal.loads(payload[2:])
 
 
 class _PureIntake:
-    """As pool.intake.Intake."""
+    """Replaces pool.intake.Intake."""
 
     pending = 0
 
@@ -364,7 +365,8 @@ class _PureIntake:
 
 
 def serve_pure(handler: Any, capacity: int) -> Callable[[socket.socket], object]:
-    """The same pool, loop for loop, in whose process the calls are replaced."""
+    """Returns a server that is the same pool, but with the classes above in place of the pool's
+    own."""
 
     def serve(listener: socket.socket) -> None:
         replaced: list[tuple[Any, str, Any]] = [
@@ -410,12 +412,12 @@ def _accept_for_ever(listener: socket.socket) -> None:
 
 
 def serve_shared_accept(listener: socket.socket) -> None:
-    """Workers that all block in accept() on one socket."""
+    """Forks workers that all block in accept() on one socket."""
     _fork_workers(lambda: _accept_for_ever(listener))
 
 
 def serve_reuseport(listener: socket.socket) -> None:
-    """Workers with a listening socket each, among which the kernel deals connections out."""
+    """Forks workers with one listening socket each. The kernel distributes the connections."""
     address = listener.getsockname()
 
     def serve() -> None:
@@ -430,7 +432,7 @@ def serve_reuseport(listener: socket.socket) -> None:
 
 
 def serve_shared_accept_async(listener: socket.socket) -> None:
-    """Event loops that all watch one listening socket."""
+    """Forks workers with event loops that all watch one listening socket."""
     listener.setblocking(False)
 
     async def serve_one(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -1,4 +1,4 @@
-"""What this process holds: open descriptors and resident memory."""
+"""Counts what this process holds: open descriptors and resident memory."""
 
 import os
 import resource
@@ -7,12 +7,12 @@ from collections.abc import Callable
 
 
 def count_open_fds() -> int:
-    """Open descriptors, without the one that the counting needs."""
+    """Returns how many descriptors are open, without the one that the counting needs."""
     return len(os.listdir("/dev/fd")) - 1
 
 
 def _read_status(field: str) -> int | None:
-    """A field of /proc/self/status in KiB; None where there is no such file."""
+    """Returns a field of /proc/self/status in KiB, or None if there is no such file."""
     try:
         with open("/proc/self/status") as status:
             for line in status:
@@ -24,7 +24,7 @@ def _read_status(field: str) -> int | None:
 
 
 def read_rss_kib() -> int:
-    """Resident memory; the highest so far where the system does not tell the current one."""
+    """Returns the resident memory. If the system does not report it, returns the highest so far."""
     current = _read_status("VmRSS")
     if current is not None:
         return current
@@ -33,10 +33,11 @@ def read_rss_kib() -> int:
 
 
 def measure_growth_kib(run: Callable[[], object]) -> int | None:
-    """By how much resident memory rises at most while run runs; None where that is not told."""
+    """Calls run. Returns by how much resident memory was higher at its peak than before, or None if
+    the system does not report that."""
     try:
         with open("/proc/self/clear_refs", "w") as clear_refs:
-            clear_refs.write("5")  # Sets VmHWM back to VmRSS (man 5 proc).
+            clear_refs.write("5")  # Resets VmHWM to VmRSS (man 5 proc).
     except OSError:
         return None
     before = _read_status("VmHWM")

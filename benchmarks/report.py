@@ -8,10 +8,10 @@ _ABSENT = "-"
 
 
 def render_table(table: TableResult) -> str:
-    """A title, one row per case, and what the table does not show.
+    """Returns a title, one row for each case, and notes on what the table does not show.
 
-    The columns: each contender's median nanoseconds per unit, then ours against the baseline
-    (how many times as fast) and against the floor (how many times the time).
+    The columns are each contender's median nanoseconds for a unit, then how many times as fast as
+    the baseline we are, and how many times the floor's time we take.
     """
     names = table.contender_names()
     remembered = [one for one in names if _grows(table, one)]
@@ -62,7 +62,8 @@ def _format(value: float | None, form: str, suffix: str = "") -> str:
 
 
 def _align(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Columns of equal width, the first to the left. A shorter row is text that runs on."""
+    """Aligns columns, the first to the left. A row with fewer cells does not widen them: its last
+    cell is text."""
     full = [row for row in rows if len(row) == len(rows[0])]
     widths = [max(map(len, column)) for column in zip(*full, strict=True)]
     widths[0] = max(len(row[0]) for row in rows)

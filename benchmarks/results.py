@@ -1,4 +1,4 @@
-"""Results as data: everything that the report and the plots need, to and from JSON."""
+"""Results as data: everything that the report and the plots need, written to and read from JSON."""
 
 import json
 import os
@@ -18,7 +18,7 @@ FLOOR = "C floor"
 
 @dataclass(frozen=True)
 class Measured:
-    """One contender in one case: how long each round took for so many passes."""
+    """One contender in one case: how long each round of so many passes took."""
 
     name: str
     passes: int
@@ -28,7 +28,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class CaseResult:
-    """One row: the contenders side by side. units: what one pass moves."""
+    """One row: the contenders of a case. units: how many things one pass moves."""
 
     name: str
     units: int
@@ -89,7 +89,8 @@ def _load_table(raw: dict[str, Any]) -> TableResult:
 
 
 def collect_metadata(compiler: str) -> dict[str, Any]:
-    """Where and with what the numbers were measured. compiler: the command of the C floor's."""
+    """Returns where and with what the numbers were measured. compiler: the command that compiled
+    the C floor."""
     affinity = getattr(os, "sched_getaffinity", None)
     return {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -120,7 +121,7 @@ def _read_cpu_model() -> str:
 
 
 def describe(metadata: dict[str, Any]) -> str:
-    """The metadata as one line under which numbers are shown."""
+    """Returns the metadata as one line, to be shown with the numbers."""
     return (
         "{system} {kernel}, {cpu}, {count} CPUs, load {load}, {python}, cffi {cffi}, "
         "fdpass_c {fdpass_c}, {compiler}, {date}"

@@ -1,4 +1,5 @@
-"""Times contenders side by side: verified first, then round robin, so that drift hits all alike."""
+"""Measures the times of contenders. They are verified first. Then their rounds take turns, so that
+a change of the machine's speed affects all of them."""
 
 import gc
 import sys
@@ -18,10 +19,10 @@ class SkipCase(Exception):
 
 @dataclass(frozen=True)
 class Contender:
-    """One way to do what a case is about.
+    """One way to do the work of a case.
 
     run(passes) does it so many times and returns the nanoseconds that count. verify() does it
-    once and raises unless what arrived is right.
+    once, and raises an exception if something wrong arrived.
     """
 
     name: str
@@ -30,7 +31,7 @@ class Contender:
 
 
 def timed(work: Callable[[int], object]) -> Callable[[int], int]:
-    """A run() that counts all the time that work(passes) takes."""
+    """Returns a run() that counts all the time that work(passes) takes."""
 
     def run(passes: int) -> int:
         start = time.perf_counter_ns()
@@ -43,7 +44,8 @@ def timed(work: Callable[[int], object]) -> Callable[[int], int]:
 def timed_without(
     reset: Callable[[int], object], chunk: int, work: Callable[[int], object]
 ) -> Callable[[int], int]:
-    """A run() that stops the clock after every chunk of passes for reset(passes just made)."""
+    """Returns a run() that stops the clock after every chunk of passes, and then calls reset with
+    the number of passes just made."""
     run_chunk = timed(work)
 
     def run(passes: int) -> int:
@@ -59,8 +61,8 @@ def timed_without(
 
 @dataclass(frozen=True)
 class Case:
-    """One row of a table. units: what a pass moves. open: makes the contenders, all of whose
-    resources belong to the stack; raises SkipCase where the system cannot do it."""
+    """One row of a table. units: how many things a pass moves. open: makes the contenders, whose
+    resources an ExitStack owns. It raises SkipCase if the system cannot run the case."""
 
     name: str
     units: int
@@ -69,9 +71,9 @@ class Case:
 
 @dataclass(frozen=True)
 class Table:
-    """cases(quick) gives the rows, fewer where a quick run asks for it. shows_memory: also
-    measure by how much each contender makes the process grow. slices: how many times as long a
-    round lasts as in other tables."""
+    """One table. cases(quick) returns the rows, fewer of them in a quick run. shows_memory: whether
+    to measure by how much each contender makes the process grow. slices: how many times as long as
+    in other tables a round lasts."""
 
     name: str
     title: str
@@ -85,8 +87,8 @@ class Table:
 
 @dataclass(frozen=True)
 class Effort:
-    """How long to measure. A round of a contender lasts at least slice_ns; a case has rounds
-    rounds, or fewer, but not fewer than least_rounds, where they would take over budget_ns."""
+    """How long to measure. A round of a contender lasts at least slice_ns. A case has so many
+    rounds. If they would take longer than budget_ns, it has fewer, but at least least_rounds."""
 
     quick: bool
     rounds: int
@@ -102,7 +104,8 @@ def choose_effort(quick: bool, rounds: int | None) -> Effort:
 
 
 class Progress:
-    """One line on standard error that is written over; nothing where that is no terminal."""
+    """Shows one line on standard error, which the next one replaces. Shows nothing if that is no
+    terminal."""
 
     def __init__(self) -> None:
         self._shown = sys.stderr.isatty()
@@ -117,7 +120,8 @@ class Progress:
 
 @contextmanager
 def garbage_untouched() -> Iterator[None]:
-    """No garbage collection within: what exists is frozen."""
+    """Turns garbage collection off in the block. Later collections ignore the objects that exist
+    now."""
     gc.collect()
     gc.freeze()
     gc.disable()
@@ -176,7 +180,7 @@ def _measure_rounds(
     for number in range(rounds):
         show(f"round {number + 1} of {rounds}")
         for turn in range(len(contenders)):
-            # The order rotates, so that nobody always runs after the same one.
+            # The order rotates, so that no contender always runs after the same other one.
             at = (number + turn) % len(contenders)
             measured[at].rounds_ns.append(contenders[at].run(measured[at].passes))
     if not shows_memory:
@@ -193,8 +197,11 @@ def _measure_rounds(
 
 
 def _calibrate(contender: Contender, slice_ns: int) -> tuple[int, int]:
-    """How many passes fill the slice, and how long they take. The better of two runs says so: on
-    a loaded machine one that had to wait for a CPU would make every round too short."""
+    """Returns how many passes fill the slice, and how long they take.
+
+    The faster of two runs decides: on a loaded machine, a run that had to wait for a CPU would lead
+    to rounds that are too short.
+    """
     passes = 1
     while (elapsed := contender.run(passes)) < slice_ns or (
         elapsed := min(elapsed, contender.run(passes))

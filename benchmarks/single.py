@@ -1,4 +1,4 @@
-"""One message: one descriptor in it, and as many as one takes."""
+"""One message, with one descriptor, and with as many as a message can carry."""
 
 import array
 import socket
@@ -19,7 +19,7 @@ _PAYLOAD = b"x"
 def _drop_in(
     name: str, library: Any, left: socket.socket, right: socket.socket, fds: list[int]
 ) -> Way:
-    """send_fds and recv_fds, and os.close for each: the same program for either library."""
+    """Uses send_fds, recv_fds and os.close: the same program for either library."""
     recv_fds, count = library.recv_fds, len(fds)
 
     def receive(close: Callable[[Any], object]) -> bytes:
@@ -45,7 +45,7 @@ def _ours_closing_together(left: socket.socket, right: socket.socket, fds: list[
 
 
 def _by_hand(left: socket.socket, right: socket.socket, fds: list[int]) -> Way:
-    """sendmsg and recvmsg, with as little around them as goes."""
+    """Uses sendmsg and recvmsg, with as little code around them as possible."""
     control_size = socket.CMSG_LEN(len(fds) * array.array("i").itemsize)
 
     def send() -> None:

@@ -1,5 +1,5 @@
-"""Passes many descriptors through one pair, and sees whether any leak, whether memory grows, and
-whether an event loop keeps other tasks waiting."""
+"""Passes many descriptors through one pair of sockets. Checks whether any leak, whether memory
+grows, and how long other tasks of an event loop have to wait."""
 
 import argparse
 import asyncio
@@ -58,7 +58,8 @@ class Soaked:
 
 Sockets = tuple[socket.socket, socket.socket]
 Way = Callable[[Sockets, list[int], int], float | None]
-"""Passes the descriptors so many times; returns the longest turn of the loop, if it is in one."""
+"""Passes the descriptors so many times. In an event loop, returns its longest turn, otherwise
+None."""
 
 
 def _repeat(pass_once: Callable[[Sockets, list[int]], None]) -> Way:
@@ -102,7 +103,8 @@ def _over_channels(pair: Sockets, fds: list[int], passes: int) -> None:
 
 
 def _in_loop(loop: str) -> Way:
-    """Two tasks that pass messages as fast as they can, and one that measures how long it waits."""
+    """Runs two tasks that pass messages as fast as they can, and one that measures how long it has
+    to wait."""
 
     def way(pair: Sockets, fds: list[int], passes: int) -> float:
         longest = 0.0
@@ -146,7 +148,7 @@ def _in_loop(loop: str) -> Way:
     return way
 
 
-# The way and how many descriptors go with one pass.
+# The way, and how many descriptors it passes in one pass.
 _WAYS: dict[str, tuple[Way, int]] = {
     "send_fds, recv_fds, os.close": (_repeat(_pass_drop_in), 1),
     "send_fd, recv_fd": (_repeat(_pass_strict), 1),
@@ -159,14 +161,14 @@ _WAYS: dict[str, tuple[Way, int]] = {
 
 
 def _soak(name: str, passes: int, pair: Sockets, progress: Progress) -> Soaked:
-    """At least that many passes of one descriptor, or as many descriptors in larger messages."""
+    """Passes at least so many descriptors: one in each message, or several."""
     way, count = _WAYS[name]
     rss = []
     turns = []
     with ExitStack() as stack:
         fds = open_files(stack, count)
         per_sample = -(-passes // count // _SAMPLES)
-        way(pair, fds, 1)  # An event loop opens some for ever.
+        way(pair, fds, 1)  # A first event loop opens descriptors that stay open.
         open_before = count_open_fds()
         for sample in range(_SAMPLES):
             progress.show(f"{name}: {sample * per_sample * count:,d} descriptors")

@@ -17,9 +17,9 @@ from benchmarks.ways import LARGE_BUFFER, Peer, across, count_capacity, open_pai
 _COUNTS = (2, 10, 100, 1000)
 _SIZES = (16, 64, 1024, 16384)
 
-# What is written to a memory file before it is rewound.
+# How many bytes are written to a memory file before it is rewound.
 _STRETCH = 1 << 20
-# More than this for a pass, and another process has to drain the socket.
+# If a pass writes more bytes than this, another process has to read from the socket.
 _ALONE = 160 << 10
 _MOST_PASSES = 256
 
@@ -42,7 +42,7 @@ def _make_buffers(count: int, size: int) -> list[bytes]:
 
 
 def _writers(fd: int, buffers: list[bytes]) -> dict[str, _Write]:
-    """Everybody who can write buffers to any descriptor."""
+    """Returns all functions that can write buffers to any descriptor."""
     return {
         "os.writev": _repeated(partial(os.writev, fd, buffers)),
         OURS: _repeated(partial(fdpass_c.writev, fd, buffers)),
@@ -92,7 +92,8 @@ def _make_drained(
     expected: bytes,
     capacity: int,
 ) -> Contender:
-    """Writes until the sockets are about full; what it costs to read is not in the time."""
+    """Makes a contender that writes until the sockets are almost full. The time of reading is not
+    counted."""
     drain = Drain([right.fileno() for right in rights], len(expected))
 
     def verify() -> None:
@@ -107,7 +108,7 @@ def _choose_capacity(left: socket.socket, right: socket.socket, size: int) -> in
     capacity = count_capacity(left, right, size, _MOST_PASSES)
     if capacity == 0:
         raise SkipCase(f"a socket buffer does not hold {size} bytes (sysctl net.core.wmem_max)")
-    # Half of it: a message in several pieces takes more room than one of the same size.
+    # Half of the capacity, because a message in several pieces takes more room than one piece.
     return max(1, capacity // 2)
 
 

@@ -19,14 +19,14 @@ from benchmarks.runner import Contender, SkipCase, garbage_untouched, timed
 
 @dataclass(frozen=True)
 class Observation:
-    """What arrived: the payloads, and which file each descriptor leads to."""
+    """What arrived: the payloads, and the file to which each descriptor refers."""
 
     payloads: list[bytes]
     files: list[tuple[int, int]]
 
 
 def identify(fds: Iterable[int]) -> list[tuple[int, int]]:
-    """Which file each descriptor leads to."""
+    """Returns the device and the inode of each descriptor's file."""
     return [(status.st_dev, status.st_ino) for status in map(os.fstat, fds)]
 
 
@@ -50,15 +50,15 @@ class Way(ABC):
 
     @abstractmethod
     def observe(self) -> Observation:
-        """Receives the batch once, closes, and tells what came."""
+        """Receives the batch once, closes it, and returns what arrived."""
 
 
 class PythonWay(Way):
     """A way written in Python.
 
-    send() sends the batch. receive(close) receives all of it, hands everything that holds
-    descriptors to close, and returns the payload or the list of payloads. close takes a
-    descriptor, a list of them, or an object with a list of them in its attribute fds.
+    send() sends the batch. receive(close) receives all of it, calls close with every object that
+    holds descriptors, and returns the payload or the list of payloads. close takes a descriptor, a
+    list of them, or an object with a list of them in its attribute fds.
     """
 
     def __init__(
@@ -106,7 +106,7 @@ def _require_equal(name: str, seen: object, expected: object) -> None:
 
 
 def here(way: Way, expected: Observation) -> Contender:
-    """The way as a contender in one process: each pass sends, receives and closes."""
+    """Makes a contender of the way, in one process: each pass sends, receives and closes."""
 
     def verify() -> None:
         way.send(1)
@@ -121,23 +121,23 @@ _CPUS = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else
 
 
 def _pin(cpus: Sequence[int]) -> None:
-    """Lets this process run on these only: left alone, the two sometimes share one and sometimes
-    not, and the times jump between the two."""
+    """Lets this process run on these CPUs only. Otherwise the two processes would sometimes share
+    one CPU and sometimes not, and the times would vary."""
     if len(_CPUS) > 1:
         os.sched_setaffinity(0, cpus)
 
 
 class Closable(Protocol):
-    """What has to be closed."""
+    """An object that has to be closed."""
 
     def close(self) -> object: ...
 
 
 class Peer:
-    """A forked process, on a CPU of its own, that does its part of the work on command.
+    """A forked process, on a CPU of its own, that does its part of the work when it is told to.
 
-    receive(passes) and observe() run in it. The caller does the other part between start() and
-    finish(), which returns what observe() returned.
+    receive(passes) and observe() run in this process. The caller does the other part between
+    start() and finish(). finish() returns what observe() has returned.
     """
 
     def __init__(
@@ -178,11 +178,11 @@ class Peer:
         self._control.send(passes)
 
     def finish(self) -> object:
-        """Waits until the peer is done."""
+        """Waits until the peer has done its part."""
         return self._control.recv()
 
     def close(self) -> None:
-        """Ends the process; it may be waiting for what was never sent."""
+        """Kills the process, which may be waiting for messages that are never sent."""
         os.kill(self._pid, signal.SIGKILL)
         os.waitpid(self._pid, 0)
         self._control.close()
@@ -193,11 +193,12 @@ _MOST_CHUNKS = 4
 
 
 class Window:
-    """Keeps a sender from running ahead: at most four chunks are sent and not yet received.
+    """Limits how much is in flight: at most four chunks are sent and not yet received.
 
-    Without it a socket's buffer may hold more descriptors than a user may have in flight, which
-    is RLIMIT_NOFILE (man 7 unix, ETOOMANYREFS). The sender calls send(); the peer, a Peer,
-    receive() and observe(), and says through a pipe when it has closed a chunk of passes.
+    Without this, a socket's buffer could hold more descriptors than a user may have in flight,
+    which is RLIMIT_NOFILE (man 7 unix, ETOOMANYREFS). The sender calls send(). The other process, a
+    Peer, calls receive() and observe(), and says through a pipe when it has closed the descriptors
+    of a chunk.
     """
 
     def __init__(self, way: Way, chunk: int, stack: ExitStack) -> None:
@@ -241,8 +242,8 @@ def across(
     peer: Peer,
     expected: object,
 ) -> Contender:
-    """A contender across two processes: this one sends, the peer receives and closes. The time
-    is from the first send to the peer's word that it has received the last."""
+    """Makes a contender across two processes: this one sends, the peer receives and closes. The
+    time ends when the peer says that it has received the last message."""
 
     def exchange(passes: int) -> None:
         peer.start(passes)
@@ -258,11 +259,13 @@ def across(
 
 
 LARGE_BUFFER = 4 << 20
-"""For open_pair where one process sends much before it receives; a system may allow less."""
+"""The buffer size for open_pair if one process sends much before it receives. A system may allow
+less."""
 
 
 def open_pair(stack: ExitStack, sndbuf: int = 0) -> tuple[socket.socket, socket.socket]:
-    """A connected pair of stream sockets. sndbuf: the size of the buffer; 0: as it comes."""
+    """Returns a connected pair of stream sockets. sndbuf: the size of the send buffer, or 0 for the
+    system's default."""
     left, right = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
     stack.enter_context(left)
     stack.enter_context(right)
@@ -272,7 +275,7 @@ def open_pair(stack: ExitStack, sndbuf: int = 0) -> tuple[socket.socket, socket.
 
 
 def count_capacity(left: socket.socket, right: socket.socket, size: int, enough: int) -> int:
-    """How many messages of this size the pair holds before the sender would wait."""
+    """Returns how many messages of this size the pair holds before the sender would wait."""
     payload = bytes(size)
     held = sent = 0
     left.setblocking(False)
@@ -293,7 +296,7 @@ def count_capacity(left: socket.socket, right: socket.socket, size: int, enough:
 
 
 def require_capacity(left: socket.socket, right: socket.socket, size: int, messages: int) -> None:
-    """SkipCase where one process cannot send the whole batch before it receives."""
+    """SkipCase: one process cannot send the whole batch before it receives."""
     if count_capacity(left, right, size, messages) < messages:
         raise SkipCase(
             f"a socket buffer holds fewer than {messages} messages of {size} bytes "
@@ -302,13 +305,13 @@ def require_capacity(left: socket.socket, right: socket.socket, size: int, messa
 
 
 def open_files(stack: ExitStack, count: int) -> list[int]:
-    """Descriptors of that many different files."""
+    """Opens so many different files, and returns their descriptors."""
     return [stack.enter_context(tempfile.TemporaryFile()).fileno() for _ in range(count)]
 
 
 @contextmanager
 def busy_thread() -> Iterator[None]:
-    """A thread that runs Python code all the time."""
+    """Runs a thread in the block that executes Python code all the time."""
     stop = threading.Event()
 
     def spin() -> None:
