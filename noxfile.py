@@ -1,4 +1,4 @@
-"""What a change must pass, a session each: `nox -l` lists them, `nox` runs them all."""
+"""The checks that a change must pass, one in each session: `nox -l` lists them, `nox` runs them."""
 
 import json
 import shutil
@@ -13,9 +13,9 @@ nox.options.reuse_venv = "yes"
 
 PROJECT = nox.project.load_toml("pyproject.toml")
 STRICT = {"FDPASS_WERROR": "1"}
-# What of the repository is no part of the project's source.
+# Files of the repository that need not be in the sdist.
 NOT_SOURCE = {".ci", ".github", ".gitignore", ".readthedocs.yaml"}
-# The least share of the C core's lines that the suite has to reach, in percent.
+# The least share of the C core's lines that the suite must execute, in percent.
 C_LINES = 95
 
 
@@ -25,7 +25,7 @@ def install(session: nox.Session, *groups: str) -> None:
 
 
 def run_program(session: nox.Session, name: str) -> None:
-    """Runs one of the programs beside the tests, which say what they have tried."""
+    """Runs one of the programs in tests/, each of which prints how many cases it has tried."""
     install(session, "test")
     session.install("-e", ".", env=STRICT)
     session.chdir("tests")
@@ -33,7 +33,8 @@ def run_program(session: nox.Session, name: str) -> None:
 
 
 def unpack_sdist(session: nox.Session) -> Path:
-    """The sources as a user gets them, in a folder of the session's own."""
+    """Builds the sdist and unpacks it in a folder of the session. Returns the path of the
+    sources."""
     folder = Path(session.create_tmp()).resolve()
     shutil.rmtree(folder)
     session.run("python", "-m", "build", "--sdist", "--outdir", str(folder), silent=True)
@@ -46,7 +47,7 @@ def unpack_sdist(session: nox.Session) -> Path:
 
 @nox.session
 def lint(session: nox.Session) -> None:
-    """Style, and types in the strictest way."""
+    """Checks the style, and the types with the strictest settings."""
     install(session, "dev")
     session.run("ruff", "check", ".")
     session.run("ruff", "format", "--check", ".")
@@ -58,7 +59,7 @@ def lint(session: nox.Session) -> None:
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    """The suite; what follows -- goes to pytest."""
+    """Runs the test suite. Arguments after -- are for pytest."""
     install(session, "test")
     session.install("-e", ".", env=STRICT)
     session.run("pytest", *session.posargs)
@@ -66,7 +67,7 @@ def tests(session: nox.Session) -> None:
 
 @nox.session
 def threads(session: nox.Session) -> None:
-    """What of the suite can run in threads, each test in four at once."""
+    """Runs the tests that can run in threads, each in four threads at once."""
     install(session, "threads")
     session.install("-e", ".", env=STRICT)
     arguments = ["-p", "support.parallel", "--parallel-threads", "4", "-m", "not thread_unsafe"]
@@ -75,51 +76,51 @@ def threads(session: nox.Session) -> None:
 
 @nox.session
 def faults(session: nox.Session) -> None:
-    """Every system call of every operation fails, with each errno, or is cut short; counts."""
+    """Makes every system call of every operation fail, with each errno, or transfer only a part."""
     run_program(session, "faults")
 
 
 @nox.session
 def pool_faults(session: nox.Session) -> None:
-    """Every kind of system call fails in a pool's master, and in a worker; counts."""
+    """Makes every kind of system call fail in a pool's master, and in a worker."""
     run_program(session, "faults.pools")
 
 
 @nox.session
 def interrupts(session: nox.Session) -> None:
-    """A signal's handler raises before every bytecode of every operation; counts."""
+    """Lets a signal handler raise an exception before every bytecode of every operation."""
     run_program(session, "interrupts")
 
 
 @nox.session
 def allocations(session: nox.Session) -> None:
-    """Python finds no memory at every allocation of every operation; counts."""
+    """Makes every allocation of every operation fail in Python, one at a time."""
     run_program(session, "allocations")
 
 
 @nox.session
 def hostile(session: nox.Session) -> None:
-    """Hostile peers against every receiving function; counts."""
+    """Attacks every receiving function with hostile peers."""
     run_program(session, "hostile")
 
 
 @nox.session(default=False)
 def stateful(session: nox.Session) -> None:
-    """Random operations on both ends of a channel, blocking and in loops, against a model."""
+    """Compares random operations on both ends of a channel, in every loop, with a model."""
     install(session, "peers")
     run_program(session, "stateful")
 
 
 @nox.session(default=False)
 def fuzz(session: nox.Session) -> None:
-    """libFuzzer, with sanitizers, over each decoder; -- --seconds N for each, 60 unless said."""
+    """Runs libFuzzer, with sanitizers, on each decoder, for 60 seconds or -- --seconds N."""
     run_program(session, "fuzz")
 
 
 @nox.session(default=False)
 def mixed(session: nox.Session) -> None:
-    """Everything at once for two minutes: clients of two kinds, two servers, some are killed,
-    suspended and interrupted; -- --seconds N for longer."""
+    """Runs two servers and many clients of two kinds for two minutes, while clients are killed,
+    suspended and interrupted. -- --seconds N runs longer."""
     install(session, "test", "benchmarks")
     session.install("-e", ".", env=STRICT)
     session.run("python", "-m", "benchmarks", "mixed", *session.posargs)
@@ -127,8 +128,8 @@ def mixed(session: nox.Session) -> None:
 
 @nox.session(default=False)
 def soak(session: nox.Session) -> None:
-    """A million descriptors each way, and a million connections to each pool, with workers killed:
-    nothing is left behind. About half an hour."""
+    """Passes a million descriptors in each way, and makes a million connections to each pool while
+    workers are killed. Nothing may leak. Takes about half an hour."""
     install(session, "test", "benchmarks")
     session.install("-e", ".", env=STRICT)
     session.run("python", "-m", "benchmarks", "soak", *session.posargs)
@@ -139,66 +140,68 @@ def soak(session: nox.Session) -> None:
 
 @nox.session(default=False)
 def sanitizers(session: nox.Session) -> None:
-    """The suite, with the extension built under the address and undefined-behaviour sanitizers."""
+    """Runs the test suite with the address and undefined-behaviour sanitizers in the extension."""
     install(session, "package", "test")
     tree = unpack_sdist(session)
     flags = "-fsanitize=address,undefined"
-    careful = "-g -fno-sanitize-recover=all -fno-omit-frame-pointer"
-    session.install(str(tree), env={"CC": "gcc", "CFLAGS": f"{careful} {flags}", "LDFLAGS": flags})
+    debug = "-g -fno-sanitize-recover=all -fno-omit-frame-pointer"
+    session.install(str(tree), env={"CC": "gcc", "CFLAGS": f"{debug} {flags}", "LDFLAGS": flags})
     session.chdir(tree)
     command = ["gcc", "-print-file-name=libasan.so"]
     library = str(session.run(*command, external=True, silent=True)).strip()
-    # CPython itself leaks at exit by design; the tests count descriptors themselves. One asks for
-    # more memory than there is, which must be NULL and not the end.
+    # CPython itself leaks memory at exit by design. One test allocates more memory than there is,
+    # which must return NULL and not end the process.
     options = "detect_leaks=0:allocator_may_return_null=1"
     environment = {"LD_PRELOAD": library, "ASAN_OPTIONS": options}
-    # What was freed is kept for a while, to find its use, and this one sees the memory grow.
+    # The sanitizer keeps freed memory in a quarantine, to find later uses of it. In the test that
+    # measures how memory grows, it must not.
     of_memory = "tests/test_pool_death.py::test_random_kills"
-    without = f"{options}:quarantine_size_mb=0:thread_local_quarantine_size_kb=0"
-    # The core's own programs bring their sanitizers. curl hangs with the preload, groff fails with
-    # it, another preload would have to come first, scripts of the documentation start compilers and
-    # servers that do not need it, and the benchmarks have no core in this tree.
+    no_quarantine = f"{options}:quarantine_size_mb=0:thread_local_quarantine_size_kb=0"
+    # These tests are left out. curl hangs if the sanitizer is preloaded, and groff fails. The tests
+    # of faults preload another library, which would have to come first. Scripts of the
+    # documentation start compilers and servers that need no sanitizer, and the benchmarks find no
+    # core in this tree. The C programs of test_c_core and test_fuzzing have their own sanitizers.
     left_out = [of_memory, "tests/test_examples.py::test_http_server_and_curl"]
     left_out += ["tests/test_completions.py::test_manual_page"]
     left_out += ["tests/test_faults.py"]
     left_out += [f"tests/test_documentation.py::test_{name}" for name in ("scripts", "figures")]
     own = [f"--ignore=tests/{name}.py" for name in ("test_c_core", "test_fuzzing")]
-    # The address of a Unix socket has room for 107 bytes: no path in this folder's depths.
+    # A short path, because the path of a Unix socket has at most 107 bytes.
     with tempfile.TemporaryDirectory() as short:
         pytest = ["python", "-m", "pytest", "-q", f"--basetemp={short}/pytest"]
         most = [*own, *(f"--deselect={name}" for name in left_out)]
         session.run(*pytest, *most, *session.posargs, env=environment)
-        session.run(*pytest, of_memory, env={**environment, "ASAN_OPTIONS": without})
+        session.run(*pytest, of_memory, env={**environment, "ASAN_OPTIONS": no_quarantine})
 
 
 @nox.session(default=False, venv_backend="none")
 def valgrind(session: nox.Session) -> None:
-    """The C tests under valgrind: no invalid access, nothing uninitialized, no memory lost."""
+    """Runs the C tests under valgrind: no invalid access, nothing uninitialized, no lost memory."""
     with tempfile.TemporaryDirectory() as folder:
-        # Valgrind has descriptors of its own, which the tests of the table would count.
+        # Without test_table, because valgrind has descriptors of its own, which it would count.
         for test in sorted({*Path("tests/c").glob("test_*.c")} - {Path("tests/c/test_table.c")}):
             program = str(Path(folder, test.stem))
             sources = [*map(str, Path("csrc").glob("*.c")), str(test)]
             flags = ["-g", "-O1", "-pthread", "-Icsrc", "-DUNDER_VALGRIND"]
             session.run("gcc", *flags, *sources, "-o", program)
-            # Fair: or a thread that waits in a loop for another never lets it run.
+            # With a fair scheduler, a thread that polls for another one lets it run.
             options = ["-q", "--fair-sched=yes", "--error-exitcode=9", "--leak-check=full"]
-            # Of threads that the C library has not taken down it says "possibly lost".
+            # "Possibly lost" is reported for threads that the C library has not freed yet.
             options += ["--show-leak-kinds=definite"]
             session.run("valgrind", *options, "--errors-for-leak-kinds=definite", program)
 
 
 @nox.session(default=False, venv_backend="none")
 def analyze(session: nox.Session) -> None:
-    """The C core through clang-tidy: its analyzer, and what often is a mistake."""
-    not_ours = [
+    """Checks the C core with clang-tidy: its analyzer, and patterns that are often mistakes."""
+    disabled = [
         "bugprone-easily-swappable-parameters",
-        # Products of a frame's numbers, which are small.
+        # The products are of numbers in a frame, which are small.
         "bugprone-implicit-widening-of-multiplication-result",
-        # It wants memcpy_s, which no libc here has.
+        # This check asks for memcpy_s, which the C libraries of these systems do not have.
         "clang-analyzer-security.insecureAPI.DeprecatedOrUnsafeBufferHandling",
     ]
-    checks = ",".join(["-*", "clang-analyzer-*", "bugprone-*", *(f"-{name}" for name in not_ours)])
+    checks = ",".join(["-*", "clang-analyzer-*", "bugprone-*", *(f"-{name}" for name in disabled)])
     sources = sorted(map(str, Path("csrc").glob("*.c")))
     options = ["--quiet", f"--checks={checks}", "--warnings-as-errors=*"]
     session.run("clang-tidy", *options, *sources, "--", "-std=c11", "-Icsrc")
@@ -206,19 +209,19 @@ def analyze(session: nox.Session) -> None:
 
 @nox.session
 def coverage(session: nox.Session) -> None:
-    """The suite, and how much of the Python and of the C core it reaches; too little fails."""
+    """Runs the test suite, and fails if it executes too little of the Python code or the C core."""
     install(session, "package", "coverage", "peers", "documented")
     session.install("setuptools>=77", "cffi>=1.17")
     tree = unpack_sdist(session)
     session.chdir(tree)
-    # Also for the C programs that tests compile.
+    # The flags also hold for the C programs that tests compile.
     flags = {"CFLAGS": "--coverage -O0", "PYTHONPATH": str(tree)}
     session.run("python", "setup.py", "build_ext", "--inplace", env=flags, silent=True)
-    # Programs that tests start find it too, whatever environment they are given.
+    # With a .pth file, programs that tests start find the package in any environment.
     code = "import sysconfig; print(sysconfig.get_path('purelib'))"
     site = str(session.run("python", "-c", code, silent=True)).strip()
     Path(site, "fdpass-sources.pth").write_text(f"{tree}\n")
-    # The address of a Unix socket has room for 107 bytes: no path in this folder's depths.
+    # A short path, because the path of a Unix socket has at most 107 bytes.
     with tempfile.TemporaryDirectory() as short:
         pytest = ["-m", "pytest", "-q", f"--basetemp={short}/pytest", *session.posargs]
         session.run("coverage", "run", *pytest, "-m", "not untraced", env=flags)
@@ -229,13 +232,16 @@ def coverage(session: nox.Session) -> None:
     session.run("coverage", "report")
 
 
-# Python 3.13: before 3.12 the collector runs inside ContextVar.set, which mutmut's trampolines
-# call, in finalisers too. That ends in a crash.
+# Python 3.13, because before 3.12 the garbage collector can run inside ContextVar.set. mutmut's
+# trampolines call this function in finalizers too, and that ends in a crash.
 @nox.session(default=False, python="3.13")
 def mutants(session: nox.Session) -> None:
-    """Changes the modules below pool and commands, one place at a time, and lists the changes that
-    no test notices, some hours; -- "fdpass_c.sending.*" for some. It does not see which functions a
-    test runs in a child: a change that only such a test would notice is listed too."""
+    """Changes the modules below pool and commands, and lists the changes that no test notices.
+
+    It changes one place at a time, and takes some hours; -- "fdpass_c.sending.*" selects some.
+    mutmut does not know which functions a test runs in a child, so changes that only such tests
+    notice are listed too.
+    """
     install(session, "package", "mutants")
     session.install("setuptools>=77", "cffi>=1.17")
     tree = unpack_sdist(session)
@@ -243,12 +249,12 @@ def mutants(session: nox.Session) -> None:
     session.run("python", "setup.py", "build_ext", "--inplace", env=STRICT, silent=True)
     log = tree / "mutmut.txt"
     session.log(f"The progress is in {log}")
-    # The address of a Unix socket has room for 107 bytes: no path in this folder's depths.
+    # A short path, because the path of a Unix socket has at most 107 bytes.
     short = {"TMPDIR": tempfile.gettempdir()}
     with log.open("w") as file:
         command = ["mutmut", "run", *session.posargs]
         session.run(*command, env=short, stdout=file, stderr=subprocess.STDOUT)
-    # With names of some, all others are listed as well.
+    # If some mutants are selected, all others are listed as "not checked".
     listed = str(session.run("mutmut", "results", silent=True)).splitlines()
     session.log("\n".join(line for line in listed if not line.endswith("not checked")))
     session.run("mutmut", "export-cicd-stats", silent=True)
@@ -260,7 +266,7 @@ def mutants(session: nox.Session) -> None:
 
 @nox.session
 def sdist(session: nox.Session) -> None:
-    """The sdist with all that is tracked, and the one wheel out of it, into dist/."""
+    """Builds the sdist and the wheel into dist/. All tracked files must be in the sdist."""
     install(session, "package")
     shutil.rmtree("dist", ignore_errors=True)
     session.run("python", "-m", "build", silent=True)
@@ -279,16 +285,16 @@ def sdist(session: nox.Session) -> None:
 
 @nox.session
 def docs(session: nox.Session) -> None:
-    """The documentation, into site/; a broken link or an undocumented parameter fails."""
+    """Builds the documentation into site/. Fails at a broken link or an undocumented parameter."""
     install(session, "docs")
     session.install("-e", ".", env=STRICT)
-    # Material's notice about the future of MkDocs says nothing of these pages.
+    # Hides a notice of Material about the future of MkDocs, which is not about these pages.
     session.run("mkdocs", "build", *session.posargs, env={"NO_MKDOCS_2_WARNING": "true"})
 
 
 @nox.session(default=False)
 def shell_files(session: nox.Session) -> None:
-    """Writes share/, the completions and the manual page, anew; for a change of the commands."""
+    """Writes the completions and the manual page in share/ after a change of the commands."""
     install(session, "shell")
     session.install("-e", ".", env=STRICT)
     session.run("python", "tools/shell_files.py")
@@ -296,7 +302,7 @@ def shell_files(session: nox.Session) -> None:
 
 @nox.session
 def frozen(session: nox.Session) -> None:
-    """A program frozen by PyInstaller runs."""
+    """Checks that a program frozen by PyInstaller runs."""
     install(session, "freeze")
     session.install("-e", ".", env=STRICT)
     session.run("pytest", "-q", "tests/test_frozen.py")
@@ -304,7 +310,7 @@ def frozen(session: nox.Session) -> None:
 
 @nox.session
 def benchmarks(session: nox.Session) -> None:
-    """The benchmarks run; their figures mean nothing here."""
+    """Checks that the benchmarks run. Their figures mean nothing here."""
     install(session, "test")
     session.install("-e", ".", env=STRICT)
     session.run("python", "-m", "benchmarks", "--quick")

@@ -40,14 +40,14 @@ async def handle(sock: socket.socket, _address: object) -> None:
             if close or not status.startswith(b"200"):
                 return
     except (ConnectionError, asyncio.LimitOverrunError):
-        pass  # The client has gone, or sends no HTTP.
+        pass  # The client has gone, or does not send HTTP.
     finally:
         writer.close()
 
 
 async def _read_head(reader: asyncio.StreamReader) -> bytes:
-    """Returns the next request up to its empty line. Returns b"" if the client has closed, or if it
-    is idle while this worker is to end."""
+    """Returns the next request up to its empty line. Returns b"" if the client has closed, or if
+    this worker is to end before the next request has come."""
     reading = asyncio.ensure_future(reader.readuntil(b"\r\n\r\n"))
     leaving = asyncio.ensure_future(leaving_event().wait())
     try:

@@ -17,9 +17,9 @@ ours, theirs = socket.socketpair()
 with open(path, "w+b", buffering=0) as file:
     file.write(b"the parent was here\n")
     if os.fork() == 0:
-        # The inherited descriptor is closed, so that only the received one is left.
+        # The inherited descriptor is closed, so that the child has only the received one.
         file.close()
-        ours.close()  # So that the child sees the end if the parent fails.
+        ours.close()  # Otherwise the child would not see the end if the parent fails.
         data, fds = recv_fd(theirs)
         with fds, fds.as_file(0, "r+b", buffering=0) as received:
             first, second = data.split(b"\0")

@@ -1,7 +1,7 @@
 """A pool of processes: one accepts connections and passes each to a worker that is free.
 
-Try it with pool_client.py. Kill a worker: it is replaced, and connections that it had not begun go
-to another one. The signal USR1 logs a table of the workers.
+Try it with pool_client.py. Kill a worker: it is replaced, and the connections that it had not begun
+go to other workers. The signal USR1 logs a table of the workers.
 
     python examples/process_pool.py [ADDRESS WORKERS]
 """

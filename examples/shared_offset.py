@@ -19,7 +19,7 @@ if os.fork() == 0:
         file1.write(b"the child began, ")
         send_fd(theirs, file1)
     os._exit(0)
-theirs.close()  # So that the parent sees the end if the child fails.
+theirs.close()  # Otherwise the parent would not see the end if the child fails.
 with ours, open(name2, "wb", buffering=0) as file2:
     _, fds = recv_fd(ours)
     with fds, fds.as_file(0, "wb", buffering=0) as file1:

@@ -1,13 +1,14 @@
-"""Runs the whole test-suite under interpreters that few machines have, each in a chroot.
+"""Runs the whole test suite under interpreters that few machines have, each in a chroot.
 
-    sudo python3 tools/interpreters.py                  # all; a line for each
+    sudo python3 tools/interpreters.py                  # all, and prints a line for each
     sudo python3 tools/interpreters.py i386 pypy3.11    # these
-    sudo python3 tools/interpreters.py 3.14 -- -k fork  # what follows goes to pytest
+    sudo python3 tools/interpreters.py 3.14 -- -k fork  # arguments after -- are for pytest
 
-For root, with debootstrap, on Linux x86_64. The systems are Debian's, from its default mirror:
-bookworm for i386, sid for all else. They stay in build/interpreters/ for the next run. No package
-has a free-threaded CPython: it is built from Debian's source package, or from the folder that
-CPYTHON_SOURCE names. What pip installs is fetched outside, as pip's configuration has it.
+It must run as root on Linux x86_64, and needs debootstrap. The chroots are Debian systems from the
+default mirror: bookworm for i386, sid for all others. They stay in build/interpreters/ for the next
+run. Debian has no package of a free-threaded CPython, so that is built from Debian's source
+package, or from the folder that CPYTHON_SOURCE names. pip downloads its packages outside of the
+chroots, with the configuration of this machine.
 """
 
 import os
@@ -24,9 +25,9 @@ OUT = BUILD / "interpreters"
 WHEELS = OUT / "wheels"
 SECONDS_A_STEP = 3600
 COMPILING = ["gcc", "libc6-dev", "libffi-dev"]
-# To build a CPython, with the modules that pip and the suite need.
+# Packages to build a CPython, with the modules that pip and the suite need.
 BUILDING = ("make", "dpkg-dev", "libssl-dev", "zlib1g-dev", "libbz2-dev", "liblzma-dev")
-# What the suite needs beside the group of the tests, and is pure Python.
+# Packages in pure Python that the suite needs in addition to the dependency group test.
 INSIDE = ["pytest-run-parallel", "trio>=0.25"]
 BUILT = "/opt/cpython/bin/python3"
 PARALLEL = ("-p", "support.parallel", "--parallel-threads", "4", "-m", "not thread_unsafe")
@@ -34,7 +35,7 @@ PARALLEL = ("-p", "support.parallel", "--parallel-threads", "4", "-m", "not thre
 
 @dataclass(frozen=True)
 class Interpreter:
-    """The command, Debian's packages for it, and the system that it runs in."""
+    """An interpreter: its command, its Debian packages, and the system in which it runs."""
 
     name: str
     command: str
@@ -59,7 +60,7 @@ INTERPRETERS = [
 
 
 def run_inside(interpreter: Interpreter, script: str, *arguments: str) -> str:
-    """Runs a shell script in the chroot. What is mounted goes with the script's namespace."""
+    """Runs a shell script in the chroot. Its mounts are in a namespace, which ends with it."""
     mount = 'mount -t proc proc "$0/proc"; mount --rbind /dev "$0/dev"; exec chroot "$0" "$@"'
     personality = "linux32" if interpreter.arch == "i386" else "linux64"
     outside = ["unshare", "--mount", "--propagation", "private", "sh", "-euc", mount]
@@ -91,7 +92,8 @@ def make_system(interpreter: Interpreter) -> None:
         made.touch()
     run_inside(
         interpreter,
-        # A mirror may lag behind a release of every day; its signature is checked all the same.
+        # The check of the date is off, because a mirror may be some days old. The signature is
+        # still checked.
         "apt-get -q -o Acquire::Check-Valid-Until=false update; "
         'DEBIAN_FRONTEND=noninteractive apt-get -q -y --no-install-recommends install "$@"',
         *COMPILING,
@@ -116,7 +118,8 @@ def build_python(interpreter: Interpreter) -> None:
 
 
 def fetch_wheels() -> None:
-    """For every Python the same, but for cffi, which each compiles."""
+    """Downloads what pip installs. It is the same for every Python, except cffi, which each Python
+    compiles from source."""
     python = make_environment("interpreters", [])
     pip: list[str | Path] = [python, "-m", "pip", "download", "-q", "--dest", WHEELS]
     pure = ["--only-binary=:all:", "--platform=any", "--python-version=3.11"]
@@ -126,7 +129,7 @@ def fetch_wheels() -> None:
 
 
 def copy_source(interpreter: Interpreter) -> None:
-    """Git's files, as they stand here."""
+    """Copies the files that git tracks, with their current contents."""
     home = interpreter.root / "source"
     shutil.rmtree(home, ignore_errors=True)
     for name in run(["git", "ls-files"], cwd=ROOT).splitlines():
@@ -146,7 +149,7 @@ def run_suite(interpreter: Interpreter, arguments: list[str]) -> str:
     tools = shlex.join([*read_group("test"), *INSIDE])
     output = run_inside(
         interpreter,
-        # Without the folder of the same name, nothing but what is installed is imported.
+        # The folder fdpass_c is removed, so that the tests import the installed package.
         '"$1" -m venv --clear /venv; shift; cd /source; '
         "export FDPASS_WERROR=1 PIP_NO_INDEX=1 PIP_FIND_LINKS=wheels PYTHONPATH=tests; "
         f"/venv/bin/pip install -q setuptools {tools} .; "

@@ -1,12 +1,12 @@
-"""Compiles the C core for every platform we name, then runs its tests on those we can run here.
+"""Compiles the C core for every supported platform, and runs its tests on those that run here.
 
-    python tools/portability.py            # the table; a missing tool is reported as "not run"
-    python tools/portability.py --strict   # the same, and a missing tool is a failure
-    python tools/portability.py --json
+    python tools/portability.py            # prints a table; a missing tool is reported as "not run"
+    python tools/portability.py --strict   # the same, but a missing tool is a failure
+    python tools/portability.py --json     # prints the results as JSON
 
-Cross-compiling is by zig (`ziglang` on PyPI), which brings the headers of each system along. The
-C tests (tests/c/test_*.c, each a program) run with gcc, clang, gcc -m32 and musl-gcc, and under
-qemu's user mode for other processors. strace shows that a batch is one system call.
+zig (`ziglang` on PyPI) compiles for other platforms, because it includes their headers. The C tests
+(tests/c/test_*.c, each a program) run with gcc, clang, gcc -m32 and musl-gcc, and for other
+processors under qemu's user mode. With strace it checks that a batch takes one system call.
 """
 
 import argparse
@@ -26,7 +26,7 @@ C_TESTS = ROOT / "tests" / "c"
 OUT = BUILD / "portability"
 PROGRAM_FLAGS = ["-std=c11", "-O2", "-Wall", "-Wextra", "-Werror"]
 FLAGS = [*PROGRAM_FLAGS, "-Wconversion"]
-# ziglang 0.15: the first with FreeBSD's headers.
+# ziglang 0.15 is the first version with FreeBSD's headers.
 ZIG = "ziglang>=0.15"
 SECONDS_A_PROGRAM = 120
 
@@ -43,7 +43,7 @@ COMPILED = [
     Target("Linux aarch64, glibc 2.17", "aarch64-linux-gnu.2.17"),
     Target("Linux armv7, glibc 2.17", "arm-linux-gnueabihf.2.17"),
     Target("Linux s390x, glibc 2.17", "s390x-linux-gnu.2.17"),
-    # The first glibc for these two processors.
+    # The next two are the oldest versions of glibc for these processors.
     Target("Linux ppc64le, glibc 2.19", "powerpc64le-linux-gnu.2.19"),
     Target("Linux riscv64, glibc 2.27", "riscv64-linux-gnu.2.27"),
     Target("Linux x86_64, musl", "x86_64-linux-musl"),
@@ -62,7 +62,8 @@ COMPILED = [
 
 @dataclass(frozen=True)
 class Runner:
-    """A way to run the C tests: a compiler, what runs its programs, and where both come from."""
+    """A way to run the C tests: a compiler, the emulator for its programs or "", and the Debian
+    packages that have both."""
 
     name: str
     compiler: tuple[str, ...]
@@ -98,7 +99,7 @@ class Outcome:
 
 
 class Missing(Exception):
-    """A tool that is not on this machine; the text names the Debian packages that hold it."""
+    """A tool is missing on this machine. The text names the Debian packages that have it."""
 
 
 def find_zig() -> list[str]:
@@ -109,7 +110,8 @@ def find_zig() -> list[str]:
 
 
 def find_compiler(runner: Runner, zig: list[str]) -> list[str]:
-    """The runner's compiler, tried out: gcc takes -m32 also where nothing stands behind it."""
+    """Returns the runner's compiler. It is tried first, because gcc accepts -m32 even if the
+    libraries for it are missing."""
     name, *options = runner.compiler
     if name == "zig":
         return [*zig, *options]
@@ -144,11 +146,12 @@ def compile_core(compiler: list[str], home: Path) -> list[Path]:
 
 
 def compile_target(target: Target, zig: list[str]) -> str:
-    """Each source with warnings as errors, then all of them linked: no symbol may be missing."""
+    """Compiles each source with warnings as errors, and links all of them. No symbol may be
+    missing."""
     home = OUT / target.triple
     compiler = [*zig, "-target", target.triple]
     objects = compile_core([*compiler, "-fPIC"], home)
-    # The linker of macOS takes no undefined symbol unasked.
+    # The linker of macOS refuses undefined symbols by default.
     strict = [] if "macos" in target.triple else ["-Wl,-z,defs"]
     library = home / "libfdpass.so"
     run([*compiler, "-shared", *strict, *objects, "-o", library])
@@ -180,7 +183,8 @@ def run_tests(runner: Runner, zig: list[str]) -> str:
 
 
 def count_calls(runner: Runner, zig: list[str]) -> str:
-    """A batch of messages with a descriptor each, sent and received: one system call either way."""
+    """Checks that sending a batch of messages, each with a descriptor, takes one system call, and
+    receiving it too."""
     compiler = find_compiler(runner, zig)
     strace = shutil.which("strace")
     if strace is None:

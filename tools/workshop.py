@@ -1,4 +1,4 @@
-"""What the tools of this folder share: places to build in, commands, progress and tables."""
+"""Functions that the tools in this folder share: build folders, commands, progress and tables."""
 
 import shlex
 import subprocess
@@ -12,7 +12,7 @@ BUILD = ROOT / "build"
 
 
 class Failure(Exception):
-    """A step that did not do what it must; the text is what a person needs to know."""
+    """A step failed. The text says why, for people."""
 
 
 def run(
@@ -22,7 +22,7 @@ def run(
     env: Mapping[str, str] | None = None,
     timeout: float | None = None,
 ) -> str:
-    """Runs a command quietly and returns what it printed; Failure with all of it otherwise."""
+    """Runs a command and returns its output. Failure, with the whole output: it failed."""
     words = [str(word) for word in command]
     try:
         done = subprocess.run(
@@ -50,7 +50,7 @@ def run(
 def make_environment(
     name: str, requirements: Iterable[str | Path], python: str | Path = sys.executable
 ) -> Path:
-    """A virtual environment under build/ with these packages; returns its interpreter."""
+    """Makes a virtual environment under build/ with these packages. Returns its interpreter."""
     home = BUILD / "environments" / name
     interpreter = home / "bin" / "python"
     if Path(python) == Path(sys.executable):
@@ -68,14 +68,15 @@ def install(python: Path, requirements: Iterable[str | Path]) -> None:
 
 
 def show_progress(text: str) -> None:
-    """One line on a terminal, written over by the next; nothing in a pipe. '' clears it."""
+    """Shows one line on a terminal, which the next one replaces. '' clears it. Shows nothing if
+    standard error is no terminal."""
     if sys.stderr.isatty():
         sys.stderr.write(f"\r\x1b[K{text[:100]}")
         sys.stderr.flush()
 
 
 def format_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table that is Markdown and reads well as it stands."""
+    """Returns a table in Markdown with aligned columns."""
     lines = [list(head), *[list(row) for row in rows]]
     widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
     lines.insert(1, ["-" * width for width in widths])

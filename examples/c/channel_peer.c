@@ -3,8 +3,8 @@
  *   channel_peer FD    talks over the connected Unix socket FD, which it has inherited
  *   channel_peer PATH  connects to a fdpass_c.Listener there
  *
- * It answers each message by one with the same descriptors; the payload is "N descriptors: ",
- * and then the payload that came.
+ * It answers each message with a message that has the same descriptors. The payload of the answer is
+ * "N descriptors: " followed by the received payload.
  */
 #include <errno.h>
 #include <stdio.h>
@@ -16,7 +16,7 @@
 
 #include "fdpass.h"
 
-/* What this program takes: the defaults of a Channel. */
+/* The largest message that this program accepts. These are the defaults of a Channel. */
 #define MAX_PAYLOAD (16 << 20)
 #define MAX_FDS 65536
 
@@ -45,13 +45,13 @@ static struct fdp_owner *make_owner(size_t capacity) {
     return owner;
 }
 
-/* Receives one message, with an owner that is large enough: *owner may be another one after it. */
+/* Receives one message. If *owner is too small for its descriptors, replaces it by a larger one. */
 static ssize_t receive(struct fdp_inbox *inbox, struct fdp_scratch *scratch,
                        struct fdp_owner **owner) {
     for (;;) {
         ssize_t result = fdp_receive(inbox, 1, 1, scratch, *owner);
         if (result == FDP_FIT) {
-            free(*owner); /* Nothing is in it. */
+            free(*owner); /* It owns no descriptor. */
             *owner = make_owner((size_t)inbox->needed);
             if (*owner == NULL)
                 return -ENOMEM;
@@ -61,7 +61,7 @@ static ssize_t receive(struct fdp_inbox *inbox, struct fdp_scratch *scratch,
     }
 }
 
-/* Sends one message, all of it. Borrows the descriptors. */
+/* Sends one whole message. Borrows the descriptors. */
 static ssize_t send_message(struct fdp_outbox *outbox, const unsigned char *payload, size_t length,
                             const struct fdp_owner *owner) {
     struct fdp_job job = {.data = payload,
@@ -73,7 +73,7 @@ static ssize_t send_message(struct fdp_outbox *outbox, const unsigned char *payl
     do {
         result = fdp_send(outbox, &job, 0);
     } while (result == FDP_LOOK || result == -EINTR);
-    fdp_abandon(outbox, &job); /* So that the outbox does not keep what this function had. */
+    fdp_abandon(outbox, &job); /* After an error, the outbox must not refer to this function's job. */
     return result;
 }
 
@@ -125,7 +125,7 @@ int main(int argc, char **argv) {
         result = answer(&outbox, &scratch, owner);
         if (result < 0)
             return fail("answering", result);
-        /* Sending borrows: what was received is still ours, and now closed. */
+        /* Sending borrows the received descriptors, so they are closed here. */
         fdp_drop_owner(owner);
         fdp_drop_scratch(&scratch);
     }
