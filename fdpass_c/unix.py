@@ -57,13 +57,13 @@ def is_abstract(address: str | bytes) -> bool:
 
 
 @contextlib.contextmanager
-def naming(address: str | bytes) -> Iterator[None]:
-    """Adds the address, as filename, to the system's errors in the block."""
+def naming(name: str | bytes) -> Iterator[None]:
+    """Adds the name, as filename, to the system's errors in the block."""
     try:
         yield
     except OSError as error:
         if error.errno is not None:
-            error.filename = address
+            error.filename = name
         raise
 
 

@@ -16,6 +16,7 @@ from fdpass_c.commands.signals import restore_for_program
 from fdpass_c.commands.streams import find_output, write_all
 from fdpass_c.errors import FdpassError, PeerClosedError
 from fdpass_c.messages import recv_fd
+from fdpass_c.unix import naming
 
 _DESCRIPTION = """\
 Receive open files over a named socket, one per plain message, until the peer closes. Print them one
@@ -174,12 +175,8 @@ def _execute(sock: socket.socket, numbers: list[int], program: list[str]) -> int
         _complain_short(len(numbers) - len(aside), len(numbers))
         return 1
     for fd, number in zip(aside, numbers, strict=True):
-        try:
+        with naming(f"--at {number}"):
             os.dup2(fd, number)
-        except OSError as error:
-            raise type(error)(error.errno, error.strerror, f"--at {number}") from None
     restore_for_program()
-    try:
+    with naming(program[0]):
         os.execvp(program[0], program)
-    except OSError as error:
-        raise type(error)(error.errno, error.strerror, program[0]) from None
