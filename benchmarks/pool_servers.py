@@ -19,7 +19,7 @@ from fdpass_c._native import lib
 from fdpass_c.descriptors import Descriptors
 from fdpass_c.errors import PeerClosedError
 from fdpass_c.outcomes import Batch
-from fdpass_c.pool import Pool, connected, dispatch, event_loop, worker, worker_process
+from fdpass_c.pool import Pool, connected, event_loop, master, worker, worker_process
 from fdpass_c.pool.accepting import Acceptor
 from fdpass_c.pool.counters import Counters
 from fdpass_c.pool.wakeup import Wakeup
@@ -200,7 +200,7 @@ class _PureRounds:
         _offers: object,
         nonblocking: bool,
     ) -> None:
-        self.waiting = _PureConnections()
+        self._queue = _PureConnections()
         self.found = SimpleNamespace(begun=0, has_errors=0, unsent=0, error=0, is_paused=False)
         self._done = _PureConnections()
         self._accounts: list[_PureAccount] = []
@@ -228,7 +228,7 @@ class _PureRounds:
     def take_back(self, account: _PureAccount) -> int:
         self.found.begun += account.read(self._done)
         count = len(account.copies)
-        self.waiting.extendleft(reversed(account.copies))
+        self._queue.extendleft(reversed(account.copies))
         account.copies.clear()
         account.given -= count
         return count
@@ -266,32 +266,32 @@ class _PureRounds:
             found.is_paused = False
         if found.is_paused:
             return True
-        if room > len(self.waiting):
+        if room > len(self._queue):
             for one in [*self._ready]:
-                self._accept(one, room - len(self.waiting))
-        is_full = room <= len(self.waiting)
-        if self.waiting and room:
+                self._accept(one, room - len(self._queue))
+        is_full = room <= len(self._queue)
+        if self._queue and room:
             self._poll_interval = _SHORTEST_POLL
             self._deal()
         return is_full
 
     def _accept(self, acceptor: Acceptor, most: int) -> None:
         sock, number = acceptor.sock, acceptor.record.number
-        if not self.waiting.accept(sock, number, self._nonblocking, most):
+        if not self._queue.accept(sock, number, self._nonblocking, most):
             self._ready.remove(acceptor)
             self._watched[acceptor] = sock
             self._selector.register(sock, selectors.EVENT_READ, acceptor)
 
     def _deal(self) -> None:
         free = [account for account in self._accounts if account.room]
-        while self.waiting and free:
+        while self._queue and free:
             account = min(free, key=_rank) if len(free) > 1 else free[0]
             try:
-                account.channel.send(self.waiting[0][1], [self.waiting[0][0]])
+                account.channel.send(self._queue[0][1], [self._queue[0][0]])
             except OSError:
                 account.room = 0
             else:
-                account.copies.append(self.waiting.popleft())
+                account.copies.append(self._queue.popleft())
                 account.given += 1
                 account.room -= 1
                 self._turn += 1
@@ -317,13 +317,24 @@ class _PureRounds:
                 return False
         return bool(events) or wait < left
 
+    @property
+    def begun(self) -> int:
+        return int(self.found.begun)
+
+    @property
+    def waiting(self) -> int:
+        return len(self._queue)
+
+    def drop_waiting(self) -> None:
+        self._queue.close()
+
     def close_done(self) -> None:
         self._done.close()
 
     def close_in_child(self) -> None:
         self._selector.close()
         self._done.close()
-        self.waiting.close()
+        self._queue.close()
         for account in self._accounts:
             account.close()
 
@@ -373,7 +384,7 @@ def serve_pure(handler: Any, capacity: int) -> Callable[[socket.socket], object]
             (worker_process, "Channel", _PureChannel),
             (worker, "Channel", _PureChannel),
             (worker_process, "Account", _PureAccount),
-            (dispatch, "Rounds", _PureRounds),
+            (master, "Rounds", _PureRounds),
             (worker, "Intake", _PureIntake),
             (event_loop, "take_connection", _take_connection),
         ]

@@ -12,11 +12,10 @@ from types import ModuleType
 import pytest
 
 from fdpass_c.channel import Channel
-from fdpass_c.pool import connections, dispatch, rounds, supervisor, worker_process
-from fdpass_c.pool.accepting import Acceptors
+from fdpass_c.pool import connections, rounds, supervisor, worker_process
 from fdpass_c.pool.counters import Counters
-from fdpass_c.pool.dispatch import Dispatcher
 from fdpass_c.pool.offers import Offers
+from fdpass_c.pool.rounds import Rounds
 from fdpass_c.pool.supervisor import Supervisor
 from fdpass_c.pool.wakeup import Wakeup
 from fdpass_c.pool.worker_process import WorkerProcess, WorkerSettings, fork_worker
@@ -57,8 +56,8 @@ def two_workers() -> Iterator[tuple[Supervisor, list[WorkerProcess]]]:
         closing(Wakeup()) as wakeup,
         closing(Offers()) as offers,
     ):
-        dispatcher = Dispatcher(Acceptors(False), workers, wakeup, selector, offers)
-        pool = Supervisor(workers, dispatcher, selector, start, 2, 60, 60)
+        loop = Rounds(selector, wakeup, offers, nonblocking=False)
+        pool = Supervisor(workers, loop, selector, start, 2, 60, 60)
         yield pool, workers
         pool.kill_all()
         assert not workers
@@ -79,7 +78,7 @@ def interrupt_reaping(module: ModuleType, number: int, name: str) -> bool:
 
 
 @pytest.mark.parametrize("name", ["reap_exited", "_wait_for_orphans"])
-@pytest.mark.parametrize("module", [supervisor, worker_process, dispatch, rounds, connections])
+@pytest.mark.parametrize("module", [supervisor, worker_process, rounds, connections])
 def test_a_handler_that_raises(module: ModuleType, name: str) -> None:
     """Wherever it does, no worker is left or counted twice, and none's exit status is lost."""
     for number in itertools.count(1):
@@ -98,7 +97,7 @@ def interrupt_starting(module: ModuleType, number: int) -> bool:
 
 # A channel that nobody has yet is closed with a warning.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-@pytest.mark.parametrize("module", [supervisor, worker_process, dispatch, rounds, connections])
+@pytest.mark.parametrize("module", [supervisor, worker_process, rounds, connections])
 def test_a_handler_that_raises_at_the_start(module: ModuleType) -> None:
     """Wherever it does, no process is left, and the child knows that it is one."""
     for number in itertools.count(1):

@@ -13,8 +13,8 @@ Each of these modules imports only those below it:
     asgi             an ASGI application in a pool
     master           the loop of the master
     watch            finds workers that hang
-    supervisor       starts, replaces and reaps workers
     dispatch         distributes connections, and pauses after an error
+    supervisor       starts, replaces and reaps workers
     rounds           the part of the master's loop that is in the C core
     worker_process   one worker, as the master sees it
     worker           what runs in a worker

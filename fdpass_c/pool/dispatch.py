@@ -9,9 +9,7 @@ from collections.abc import Sequence
 from fdpass_c.errors import describe_errno
 from fdpass_c.pool.accepting import RETRY_DELAY, Acceptors
 from fdpass_c.pool.log import logger
-from fdpass_c.pool.offers import Offers
-from fdpass_c.pool.rounds import Rounds, Waiting
-from fdpass_c.pool.wakeup import Wakeup
+from fdpass_c.pool.rounds import Rounds
 from fdpass_c.pool.worker_process import WorkerProcess
 
 _LOG_INTERVAL = 10.0
@@ -19,34 +17,22 @@ _LOG_INTERVAL = 10.0
 
 
 class Dispatcher:
-    """Accepts as many connections as there is room for, and gives each to the worker with the
-    fewest.
-
-    waiting: connections accepted and not given to a worker, or taken by one, yet.
-    """
+    """Runs the master's rounds, and handles the errors that they find."""
 
     def __init__(
         self,
+        rounds: Rounds,
         acceptors: Acceptors,
         workers: Sequence[WorkerProcess],
-        wakeup: Wakeup,
         selector: selectors.BaseSelector,
-        offers: Offers | None,
     ) -> None:
-        """workers: the living ones, a list that the supervisor keeps up to date. offers: None if
-        they take more than one at a time."""
-        self._rounds = Rounds(selector, wakeup, offers, acceptors.nonblocking)
-        self.waiting: Waiting = self._rounds.waiting
+        """workers: the living workers, a list that the supervisor keeps up to date."""
+        self._rounds = rounds
         self._acceptors = acceptors
         self._workers = workers
         self._selector = selector
         self._retry_at = 0.0
         self._quiet_until: dict[int, float] = {}
-
-    @property
-    def begun(self) -> int:
-        """How many connections the workers have begun, in all."""
-        return int(self._rounds.found.begun)
 
     def distribute(self, until: float) -> bool:
         """Distributes connections until there is something else to do, or until that time.
@@ -93,23 +79,3 @@ class Dispatcher:
             if worker.channel.unsent:
                 key = self._selector.get_key(worker.channel)
                 self._selector.modify(worker.channel, both, key.data)
-
-    def add(self, worker: WorkerProcess) -> None:
-        """From now on the worker gets connections, if it has room."""
-        self._rounds.add(worker.account)
-
-    def take_back(self, worker: WorkerProcess) -> int:
-        """Queues what a worker that ends has not begun, before all later ones; returns how many."""
-        return self._rounds.take_back(worker.account)
-
-    def remove(self, worker: WorkerProcess) -> int:
-        """Queues what a dead worker had not begun, before all later ones; returns how many."""
-        return self._rounds.remove(worker.account)
-
-    def close_done(self) -> None:
-        """Closes the copies that are no longer needed."""
-        self._rounds.close_done()
-
-    def close_in_child(self) -> None:
-        """In a forked child: closes its copies."""
-        self._rounds.close_in_child()

@@ -15,6 +15,7 @@ from fdpass_c.pool.counters import Counters
 from fdpass_c.pool.dispatch import Dispatcher
 from fdpass_c.pool.log import logger
 from fdpass_c.pool.offers import Offers
+from fdpass_c.pool.rounds import Rounds
 from fdpass_c.pool.service_manager import ServiceManager
 from fdpass_c.pool.signals import Signals
 from fdpass_c.pool.status import Phase, Status
@@ -71,10 +72,11 @@ class Master:
         self._offers = offers
         self._selector = selector
         self._workers: list[WorkerProcess] = []
-        self._dispatcher = Dispatcher(acceptors, self._workers, wakeup, selector, offers)
+        self._rounds = Rounds(selector, wakeup, offers, acceptors.nonblocking)
+        self._dispatcher = Dispatcher(self._rounds, acceptors, self._workers, selector)
         self._supervisor = Supervisor(
             self._workers,
-            self._dispatcher,
+            self._rounds,
             selector,
             self._start,
             config.workers,
@@ -93,12 +95,12 @@ class Master:
             self._handle_signals()  # stop() may have been called before.
             self._check_supervisor()
             self._acceptors.log_addresses()
-            while self._workers or self._dispatcher.waiting or not self._supervisor.stopping:
+            while self._workers or self._rounds.waiting or not self._supervisor.stopping:
                 self._run_once()
         finally:
             self._supervisor.kill_all()
-            self._dispatcher.waiting.close()
-            self._dispatcher.close_done()
+            self._rounds.drop_waiting()
+            self._rounds.close_done()
         return self._supervisor.failure
 
     def status(self) -> Status:
@@ -107,7 +109,7 @@ class Master:
         taken = sum(worker.count_just_taken() for worker in counted.workers)
         return Status(
             workers=tuple(sorted(described)),
-            waiting=max(0, len(self._dispatcher.waiting) - taken),
+            waiting=max(0, self._rounds.waiting - taken),
             handled=counted.handled + sum(worker.handled for worker in described),
             failed=counted.failed + sum(worker.failed for worker in described),
             lost=counted.lost,
@@ -184,6 +186,6 @@ class Master:
         self._acceptors.close_in_child()
         for helper in self._helpers:
             helper.close_in_child()
-        self._dispatcher.close_in_child()
+        self._rounds.close_in_child()
         for worker in self._workers:
             worker.channel.close()

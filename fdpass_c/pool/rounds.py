@@ -13,20 +13,6 @@ from fdpass_c.pool.offers import Offers
 from fdpass_c.pool.wakeup import Wakeup
 
 
-class Waiting:
-    """The accepted connections that were not given to a worker, or taken by one, yet."""
-
-    def __init__(self, found: Any) -> None:
-        self._found = found
-
-    def __len__(self) -> int:
-        return int(lib.fdp_try_count_waiting(self._found))
-
-    def close(self) -> None:
-        """Closes all of them."""
-        lib.fdp_drop_waiting(self._found)
-
-
 class Rounds:
     """Gives each connection to the worker with the fewest, until there is something else to do.
 
@@ -42,7 +28,6 @@ class Rounds:
     ) -> None:
         """Borrows its arguments. nonblocking: the mode of the accepted sockets."""
         self.found: Any = ffi.gc(ffi.new("struct fdp_rounds *"), lib.fdp_free_rounds)
-        self.waiting: Waiting = Waiting(self.found)
         self._offers = offers
         self._selector = selector
         self._wakeup = wakeup
@@ -63,7 +48,22 @@ class Rounds:
         self.found.listeners.items = self._listeners
         self.found.listeners.count = len(acceptors)
 
+    @property
+    def begun(self) -> int:
+        """How many connections the workers have begun, in all."""
+        return int(self.found.begun)
+
+    @property
+    def waiting(self) -> int:
+        """How many accepted connections were not given to a worker, or taken by one, yet."""
+        return int(lib.fdp_try_count_waiting(self.found))
+
+    def drop_waiting(self) -> None:
+        """Closes the connections that waiting counts."""
+        lib.fdp_drop_waiting(self.found)
+
     def add(self, account: Account) -> None:
+        """From now on, the worker gets connections if it has room."""
         self._accounts.append(account)
         self._point_to_workers()
 

@@ -11,9 +11,9 @@ from itertools import repeat
 from typing import NamedTuple
 
 from fdpass_c.pool import failed_starts
-from fdpass_c.pool.dispatch import Dispatcher
 from fdpass_c.pool.failed_starts import FailedStarts
 from fdpass_c.pool.log import logger
+from fdpass_c.pool.rounds import Rounds
 from fdpass_c.pool.status import Phase
 from fdpass_c.pool.worker_process import State, WorkerProcess, collect_exits, describe_exit
 
@@ -45,7 +45,7 @@ class Supervisor:
     def __init__(
         self,
         workers: list[WorkerProcess],
-        dispatcher: Dispatcher,
+        rounds: Rounds,
         selector: selectors.BaseSelector,
         start: Callable[[int, int], WorkerProcess],
         slots: int,
@@ -63,7 +63,7 @@ class Supervisor:
         self.failure: str = ""
         self.counted: Counted = Counted()
         self._workers = workers
-        self._dispatcher = dispatcher
+        self._rounds = rounds
         self._selector = selector
         self._start = start
         self._drain = drain
@@ -97,11 +97,11 @@ class Supervisor:
         """Ends the workers whose time is over, starts missing ones, and sets due_at."""
         self.due_at = float("inf")
         now = time.monotonic()
-        waiting = self._dispatcher.waiting
+        waiting = self._rounds.waiting
         no_worker_left = self._gave_up and all(w.state is State.LEAVING for w in self._workers)
         if waiting and (no_worker_left or now >= self._stop_deadline):
-            logger.warning("dropping %d connections that no worker took", len(waiting))
-            waiting.close()
+            logger.warning("dropping %d connections that no worker took", waiting)
+            self._rounds.drop_waiting()
         for worker in [*self._workers]:
             if now >= min(worker.deadline, self._stop_deadline):
                 verb = "start" if worker.state is State.STARTING else "finish"
@@ -109,7 +109,7 @@ class Supervisor:
                 self.reap(worker)
             elif worker.state is State.LEAVING:
                 continue
-            elif self.stopping and waiting:
+            elif self.stopping and self._rounds.waiting:
                 # It still gets the waiting connections. Its handlers must close each connection
                 # after the current request.
                 worker.counters.leave()
@@ -139,7 +139,7 @@ class Supervisor:
         the next worker to replace."""
         active = [worker for worker in self._workers if worker.state is not State.LEAVING]
         if self.stopping:
-            return [0] if self._dispatcher.waiting and not active else []
+            return [0] if self._rounds.waiting and not active else []
         missing = [*({*range(self._slots)} - {worker.settings.slot for worker in active})]
         while self._outdated and self._outdated[0] not in active:
             self._outdated.popleft()
@@ -161,7 +161,7 @@ class Supervisor:
         self._restarts[slot] += 1
         worker.deadline = time.monotonic() + self._start_timeout
         self.counted = self.counted._replace(workers=(*self._workers,))
-        self._dispatcher.add(worker)
+        self._rounds.add(worker.account)
         logger.info("worker %d started", worker.pid)
         return True
 
@@ -205,7 +205,7 @@ class Supervisor:
             elif worker.counters.is_ending and (worker.serves or worker.account.has_copies):
                 if worker.serves:
                     worker.end_early(self._drain)
-                worker.given_back += self._dispatcher.take_back(worker)
+                worker.given_back += self._rounds.take_back(worker.account)
                 self.due_at = 0.0
 
     def _mark_ready(self, worker: WorkerProcess) -> None:
@@ -289,7 +289,7 @@ class Supervisor:
         """Kills a worker if it still runs, and gives the connections that it had not begun to other
         workers. May be repeated if a signal handler has raised an exception in it."""
         status = worker.kill()
-        worker.given_back += self._dispatcher.remove(worker)
+        worker.given_back += self._rounds.remove(worker.account)
         with contextlib.suppress(KeyError, ValueError):
             self._selector.unregister(worker.channel)
         worker.channel.close()
@@ -317,7 +317,7 @@ class Supervisor:
 
     def _count_failed_start(self, reason: str) -> None:
         ready_at = (worker.ready_at for worker in self._workers)
-        if not self._failed_starts.add(self._dispatcher.begun, ready_at) or self.stopping:
+        if not self._failed_starts.add(self._rounds.begun, ready_at) or self.stopping:
             return
         failure = (
             f"{failed_starts.LIMIT} workers in a row died before they began a connection, "
