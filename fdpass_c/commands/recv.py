@@ -179,4 +179,4 @@ def _execute(sock: socket.socket, numbers: list[int], program: list[str]) -> int
             os.dup2(fd, number)
     restore_for_program()
     with naming(program[0]):
-        os.execvp(program[0], program)
+        return os.execvp(program[0], program)
