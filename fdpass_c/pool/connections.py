@@ -72,6 +72,7 @@ class Account:
 
     @property
     def is_used_up(self) -> bool:
+        """Whether it has got so many connections that it must be replaced."""
         return self.given + self.taken >= int(self.record.most)
 
     def close(self) -> None:

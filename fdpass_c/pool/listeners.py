@@ -12,7 +12,7 @@ from typing import Any
 
 from fdpass_c.errors import raise_oserror
 from fdpass_c.pool.log import logger
-from fdpass_c.unix import bind_unix, identify
+from fdpass_c.unix import bind_unix, identify, naming
 
 Address = str | os.PathLike[str] | tuple[str, int]
 """Where to listen.
@@ -52,11 +52,8 @@ def open_listener(address: Address, backlog: int = 1024) -> socket.socket:
     if isinstance(where, str):
         return bind_unix(where, backlog=backlog)
     host, port = where
-    try:
+    with naming(host):
         found = socket.getaddrinfo(host or "0.0.0.0", port, type=socket.SOCK_STREAM)
-    except socket.gaierror as error:
-        error.filename = host
-        raise
     family, _, _, _, target = found[0]
     return socket.create_server(target, family=family, backlog=backlog)
 

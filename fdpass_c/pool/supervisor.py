@@ -22,8 +22,8 @@ _GRACE = 1.0
 
 
 class Counted(NamedTuple):
-    """Values that another thread must read together. Otherwise it could count a worker that just
-    ends twice, or not at all.
+    """Values that another thread must read together. Otherwise it could count the connections of a
+    worker that has just ended twice, or not at all.
 
     workers: the living workers. handled, failed: the counts of the workers that have ended. lost:
     how many connections workers had begun when they died.
@@ -118,7 +118,7 @@ class Supervisor:
                 worker.drain(min(timeout, self._stop_deadline - now))
             elif worker.settings.slot >= self._slots:
                 worker.drain(self._drain if worker.state is State.READY else _GRACE)
-            elif worker.needs_replacement and worker not in self._outdated:
+            elif worker.account.is_used_up and worker not in self._outdated:
                 self._outdated.append(worker)
         self._start_missing(now)
 

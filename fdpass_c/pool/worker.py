@@ -148,8 +148,8 @@ def _serve(intake: Intake, counters: Counters, wakeup: Wakeup, config: Config) -
                 end_sending(sock)
                 read_out(sock)
             elif unread < 0:
-                # The handler has closed the descriptor. Closed later, this object would close the
-                # next connection, which may get the same number.
+                # The handler has closed the descriptor. So this object must forget the number now:
+                # the next connection may get it, and would be closed in its place.
                 _close(sock, address)
             # This worker does not count as free before it has tried to take an offer.
             is_wake_due = intake.take_offer()

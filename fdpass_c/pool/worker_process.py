@@ -86,11 +86,6 @@ class WorkerProcess:
         # raise an exception there.
         self._pids.extend(starmap(os.fork, [()]))
 
-    @property
-    def needs_replacement(self) -> bool:
-        """Whether it must be replaced. Until its successor is ready, it serves."""
-        return self.account.is_used_up
-
     def postpone_replacement(self) -> None:
         """Called if no successor could be started: it will be replaced after as many connections
         again."""
@@ -179,8 +174,8 @@ class WorkerProcess:
 
     def count_in_hand(self) -> int:
         """In any thread of the master: how many connections it has in hand at this moment."""
-        # The finished ones are counted last. So a connection that it takes and finishes between the
-        # two counts does not seem to be in its hand.
+        # The finished ones are read last. So a connection that it finishes between the two reads
+        # does not count as in hand.
         got = self.account.given + self.counters.count_taken(self.account.taken)
         return max(0, got - self._count_handled())
 
