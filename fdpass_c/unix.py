@@ -144,7 +144,8 @@ class SocketFile:
         (handle,) = map(os.open, (self._path,), (flags,))
         try:
             if _identify_socket(os.fstat(handle), self._path) != self._identity:
-                raise FileExistsError(errno.EEXIST, "has replaced the new socket", self._path)
+                text = "another file has replaced the new socket"
+                raise FileExistsError(errno.EEXIST, text, self._path)
             os.chmod(f"/proc/self/fd/{handle}", mode)
         finally:
             os.close(handle)
@@ -169,7 +170,7 @@ def check_listening(sock: socket.socket) -> None:
     if not is_unix(raw_fileno(sock)):
         raise_oserror(errno.EAFNOSUPPORT)
     if not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
-        raise ValueError(f"the socket does not listen: {sock}")
+        raise ValueError(f"the socket does not listen, call its listen(): {sock}")
 
 
 def connect_unix(path: Path, timeout: float | None) -> socket.socket:

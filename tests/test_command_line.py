@@ -268,7 +268,7 @@ def test_count(files: list[Path], tmp_path: Path) -> None:
     assert done.stdout == b"content of one\n"
     with started("send", "--listen", path, *files):
         done = fdpass("recv", "--connect", path, "--count", 3, "--timeout", 30, status=1)
-    assert done.stderr == b"fdpass: recv: the peer closed, 1 of 3 files short\n"
+    assert done.stderr == b"fdpass: recv: the peer closed too early: 1 of 3 files did not come\n"
 
 
 def test_program(files: list[Path], tmp_path: Path) -> None:
@@ -314,7 +314,7 @@ def test_too_few_for_a_program(files: list[Path], tmp_path: Path) -> None:
         done = fdpass(
             "recv", "--connect", path, "--timeout", 30, "--at", "3,4", "--", "true", status=1
         )
-    assert done.stderr == b"fdpass: recv: the peer closed, 1 of 2 files short\n"
+    assert done.stderr == b"fdpass: recv: the peer closed too early: 1 of 2 files did not come\n"
 
 
 @pytest.mark.parametrize(

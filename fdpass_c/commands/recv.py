@@ -100,7 +100,7 @@ def _receive(sock: socket.socket, options: argparse.Namespace) -> int:
 
 
 def _complain_short(left: int, wanted: int) -> None:
-    complain("recv", f"the peer closed, {left} of {wanted} files short")
+    complain("recv", f"the peer closed too early: {left} of {wanted} files did not come")
 
 
 def _use(name: bytes, fd: int, options: argparse.Namespace) -> bool:

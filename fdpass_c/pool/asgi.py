@@ -88,7 +88,7 @@ class AsgiServer:
         self._lifespan = self._config.lifespan_class(self._config)
         await self._lifespan.startup()
         if self._lifespan.should_exit:
-            raise RuntimeError("the application did not start")
+            raise RuntimeError("the application did not start (lifespan): see the log of uvicorn")
         self._headers_timer: asyncio.TimerHandle | None = None
         # uvicorn counts a connection only after its TLS handshake. Until then it is counted here.
         self._connecting = 0

@@ -50,7 +50,10 @@ class Config(NamedTuple):
             raise ValueError(f"timeout is a positive number of seconds, got {self.timeout}")
         for function in (self.setup, self.teardown):
             if function and is_coroutine_function(function) and not self.runs_coroutines:
-                raise ValueError(f"{function!r} is a coroutine function and the handler is not")
+                raise ValueError(
+                    f"{function!r} is a coroutine function and the handler is not: "
+                    "make both coroutine functions, or both plain functions"
+                )
         if self.loop_factory and not self.runs_coroutines:
             raise ValueError("loop_factory needs a handler that is a coroutine function")
 
