@@ -148,15 +148,16 @@ def with_commands(folder: Path) -> dict[str, str]:
 
 
 class FreePorts(dict[str, str]):
-    """Another port for each that the pages name: somebody may listen there."""
+    """A free port for each port that the pages name, at which another program may listen."""
 
-    def __missing__(self, address: str) -> str:
+    def __missing__(self, port: str) -> str:
         with socket.create_server(("127.0.0.1", 0)) as probe:
-            self[address] = free = f"127.0.0.1:{probe.getsockname()[1]}"
+            self[port] = free = str(probe.getsockname()[1])
         return free
 
     def replace(self, text: str) -> str:
-        return re.sub(r"127\.0\.0\.1:8\d\d\d\b", lambda found: self[found[0]], text)
+        where = r'(?<=127\.0\.0\.1)(:|", )(8\d\d\d)\b'
+        return re.sub(where, lambda found: found[1] + self[found[2]], text)
 
 
 SCRIPTS = [block for block in find_blocks("sh") if block.runs]
@@ -186,6 +187,12 @@ def test_scripts(block: Block, tmp_path: Path) -> None:
     )
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout == (block.output or "")
+
+
+@pytest.mark.parametrize("block", named(SCRIPTS + FILES))
+def test_no_fixed_port(block: Block) -> None:
+    """No script or file uses a port that another program may have."""
+    assert not re.search(r"\b8\d\d\d\b", FreePorts().replace(block.text))
 
 
 def test_every_file_is_run() -> None:
