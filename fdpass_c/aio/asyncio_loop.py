@@ -35,8 +35,8 @@ class _Waiting:
     """An event that one task awaits once. To the task it looks like a future.
 
     It resumes the task inside of the loop's callback. A Future would resume it in the loop's next
-    turn, and before that asyncio's own loops poll all descriptors once more. This saves a quarter
-    of the time that a message takes there and back.
+    turn, and before that asyncio's own loops poll all descriptors once more. That would take a
+    quarter of the time that a message takes there and back.
     """
 
     __slots__ = (
@@ -67,7 +67,7 @@ class _Waiting:
 
     def cancel(self, msg: object = None) -> bool:
         if self._resume is None:
-            return False  # A signal handler cancels while result() runs: then the task does it.
+            return False  # A signal handler cancels during result(). Then the task handles it.
         self._cancelled = asyncio.CancelledError(*() if msg is None else (msg,))
         self.set()
         return True
@@ -102,8 +102,9 @@ class _Waiting:
 class AsyncioDirection(Direction):
     """One direction of a descriptor in the running loop.
 
-    The loop holds a reference to this object while it watches the descriptor. This object holds
-    none to a Channel or Listener, so that these are collected when the program drops them.
+    The loop refers to this object while it watches the descriptor. This object does not refer to
+    the Channel or Listener of fdpass_c.aio that uses it, so that these are collected when the
+    program drops them.
     """
 
     def __init__(self, source: HasFileno, writes: bool) -> None:

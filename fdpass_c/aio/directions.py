@@ -40,8 +40,8 @@ class Direction(ABC):
             if direction.queue:
                 direction.pass_on()
 
-    These lines are repeated where they are needed. In a function of their own, a signal handler
-    could raise an exception before the first of them, and the turn would never end.
+    These lines are repeated where they are needed. If they were a function, a signal handler could
+    raise an exception at its call, and the turn would never end.
 
     holder: the object that stands for the call whose turn it is, or None. queue: the calls that
     wait for their turn, each with its event.
@@ -107,8 +107,8 @@ class Direction(ABC):
 
     @abstractmethod
     def drop(self) -> None:
-        """Does what stop does, but only if no task waits. Any thread may call it, because the
-        garbage collector does."""
+        """Makes the loop forget the descriptor when no task waits. Any thread may call it, because
+        the garbage collector does."""
 
 
 def growing_pauses(sleep: Callable[[float], Awaitable[None]]) -> Callable[[], Awaitable[None]]:

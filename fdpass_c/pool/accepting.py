@@ -1,4 +1,4 @@
-"""Accepting connections at the listening sockets of a pool."""
+"""The listening sockets of a pool: accepts at them, and handles the errors of accept()."""
 
 import errno
 import os

@@ -49,7 +49,7 @@ class ServiceManager:
             if phase is Phase.SERVING:
                 lines.append("READY=1")
             elif phase is Phase.RELOADING:
-                # By the time, the service manager recognizes the reload that it has requested.
+                # The time tells the service manager that this is the reload that it has requested.
                 lines += ["RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}"]
             else:
                 lines.append("STOPPING=1")

@@ -22,10 +22,10 @@ class Wakeup:
     signal: the signal's number.
 
     shared: memory that begins with the flag. wanted: the flag. It is set if the master is full or
-    has offered connections, and workers must wake it when they have finished some. The master sets
-    the flag and then reads the counters once more. A worker counts first and then reads the flag.
-    So at least one of them notices the other, unless the processor reorders these accesses. In that
-    case the master notices the change at its next poll.
+    has offered connections. Then workers must wake the master when they have finished connections.
+    The master sets the flag and then reads the counters once more. A worker counts first and then
+    reads the flag. So at least one of them notices the other, unless the processor reorders these
+    accesses. In that case the master notices the change at its next poll.
 
     writer: a file object. Unlike a number, it cannot refer to another file if a thread writes after
     close().
