@@ -216,7 +216,9 @@ def recv_fds(
         try:
             arguments = (data, bufsize, maxfds, flags, received)
             size = persist(sock, READABLE, code, flags, lib.fdp_recv_bytes, *arguments)
-        except OSError:
+        except BaseException:
+            if ints[_COUNT_AT]:  # A signal handler has raised it.
+                lib.fdp_drop_received(received)
             _idle.append(memory)
             raise
     if code < 0 or code & _HAS_MORE:

@@ -1,20 +1,23 @@
 """A signal handler's exception ends a call as it is, even of a type that the call expects."""
 
 import errno
+import itertools
 import signal
 import socket
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from types import FrameType
 
 import pytest
 
 import fdpass_c
-from fdpass_c import Channel, Listener, batches, unix
+from fdpass_c import Channel, Listener, batches, close_fds, unix, waiting
 from fdpass_c.testing import hostile_peers
 from support.channels import full_backlog
+from support.descriptors import list_fds
 from support.marks import linux_only
 from support.signals import handling, interrupt_call, interrupt_main_thread
 from support.sockets import Pair, drain, fill
@@ -127,6 +130,35 @@ def test_receiving(
     stream[1].settimeout(timeout)
     with raising(stream[1].fileno(), kind):
         receive(stream[1])
+
+
+@pytest.mark.untraced
+@kinds
+@pytest.mark.parametrize(
+    "receive",
+    [
+        lambda sock: close_fds(fdpass_c.recv_fds(sock, 5000, 10)[1]),
+        lambda sock: fdpass_c.recv_fd(sock, 300_000)[1].close(),
+        lambda sock: fdpass_c.recv_many(sock, bufsize=5000).close(),
+    ],
+    ids=["recv_fds", "recv_fd", "recv_many"],
+)
+def test_what_has_come_is_closed(
+    receive: Callable[[socket.socket], object],
+    kind: type[OSError],
+    stream: Pair,
+    file: int,
+) -> None:
+    """Where it raises an OSError although the system has handed a message out."""
+    for number in itertools.count(1):
+        fdpass_c.send_fds(stream[0], [b"x"], [file])
+        before = len(list_fds())
+        was_interrupted = interrupt_call(waiting, number, partial(receive, stream[1]), kind)
+        assert len(list_fds()) == before
+        drain(stream[1])
+        if not was_interrupted:
+            break
+    assert number > 1
 
 
 @kinds
