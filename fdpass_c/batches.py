@@ -368,11 +368,12 @@ def recv_one(
             code = persist(sock, READABLE, code, 0, lib.fdp_recv_batch, *arguments)
         payloads, _ = read_messages(code, scratch, view, owned)
         flags = scratch.lost_flags if _count_lost(code, scratch) else 0
-        owner = own(owned, many)
-        # The lines up to the return make no call, so no signal handler runs between them.
+        message = payloads[0] if payloads else None, own(owned, many), flags
+        # The lines up to the return make no call, so no signal handler runs between them. The one
+        # after which another receive may take the memory is the last that needs any.
         stack = _idle
         stack += (memory,)
-        return payloads[0] if payloads else None, owner, flags
+        return message
     except BaseException:
         lib.fdp_close_surplus(scratch)
         recycle(owned, many)

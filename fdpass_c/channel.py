@@ -470,11 +470,12 @@ class Channel(Closing):
                 pair = make_scratch()  # The old one is dropped, with the large payload in it.
             if self._receivers:
                 self._receivers.pass_on()
-            owner = own(memory, pool)
-            # The lines up to the return make no call, so no signal handler runs between them.
+            message = payload, own(memory, pool)
+            # The lines up to the return make no call, so no signal handler runs between them. The one
+            # after which another receive may take the memory is the last that needs any.
             stack = spare
             stack += (pair,)
-            return payload, owner
+            return message
         except BaseException:
             self._undo(scratch, pair, *(held or (memory, few)))
             raise
