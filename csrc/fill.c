@@ -22,12 +22,14 @@ static int check_frame(struct fdp_inbox *inbox, const unsigned char *bytes, size
         return fdp_violate(inbox, FDP_MALFORMED);
     if (!found)
         return 0;
-    inbox->needed = ret_frame->longest;
-    if (inbox->needed > inbox->max_payload)
+    if (ret_frame->longest > inbox->max_payload) {
+        inbox->needed = ret_frame->longest;
         return fdp_violate(inbox, FDP_TOO_LONG);
-    inbox->needed = ret_frame->most_fds;
-    if (inbox->needed > inbox->max_fds)
+    }
+    if (ret_frame->most_fds > inbox->max_fds) {
+        inbox->needed = ret_frame->most_fds;
         return fdp_violate(inbox, FDP_TOO_MANY);
+    }
     return 1;
 }
 

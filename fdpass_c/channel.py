@@ -562,7 +562,8 @@ class Channel(Closing):
         while code <= 0:
             if code == lib.FDP_FIT:
                 small = [*held]
-                held[:] = new_memory(inbox.needed), None
+                # Another thread may have received since, and found a message that is too long.
+                held[:] = new_memory(min(inbox.needed, inbox.max_fds)), None
                 # If it were dropped, its finaliser could swallow what a signal handler raises.
                 recycle(*small)
             elif code == -errno.EBUSY:

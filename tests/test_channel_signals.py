@@ -15,7 +15,17 @@ from typing import Any
 
 import pytest
 
-from fdpass_c import Channel, Progress, batches, channel, descriptors, jobs, turns, waiting
+from fdpass_c import (
+    Channel,
+    Progress,
+    ProtocolError,
+    batches,
+    channel,
+    descriptors,
+    jobs,
+    turns,
+    waiting,
+)
 from support.channels import channels, raw_pair
 from support.descriptors import identity
 from support.frames import first, one, pack
@@ -155,6 +165,33 @@ def test_a_handler_that_receives_inside_a_receive(timeout: float | None) -> None
         ):
             received.append(take(receiver.recv()))
         assert received == [(b"one", []), (b"two", [])]
+
+
+@pytest.mark.untraced
+@pytest.mark.thread_unsafe
+@places_known
+def test_a_handler_that_receives_a_violation(file: int) -> None:
+    """What it interrupted, as that was about to make room for a message, ends with the same."""
+    caught: list[ProtocolError] = []
+
+    def profile(_frame: FrameType, event: str, called: object) -> None:
+        if event == "c_return" and getattr(called, "__name__", "") == "fdp_receive":
+            sys.setprofile(None)
+            receiver.recv_many().close()
+            with pytest.raises(ProtocolError) as handled:
+                receiver.recv_many()
+            caught.append(handled.value)
+
+    with raw_pair() as (sock, receiver), Channel(sock.dup()) as sender:
+        sender.send(b"with more than usual", [file] * 20)
+        sock.send(first(2**64 - 1, 0))
+        sys.setprofile(profile)
+        try:
+            with pytest.raises(ProtocolError) as last:
+                receiver.recv()
+        finally:
+            sys.setprofile(None)
+    assert [str(last.value)] == [*map(str, caught)]
 
 
 @pytest.mark.thread_unsafe
