@@ -60,6 +60,7 @@ _SOCKET_OPTIONS = {_SO_OOBINLINE: 1, **({_SO_PEEK_OFF: -1} if HAS_GENERIC_NUMBER
 
 # Looked up once: reading an attribute of lib takes as long as passing an argument.
 _try_receive = lib.fdp_try_receive
+_put_back = lib.fdp_put_back
 
 _LARGE = lib.FDP_LARGE
 _LENGTH = lib.FDP_MIXED_LENGTHS - 1
@@ -477,7 +478,14 @@ class Channel(Closing):
             stack += (pair,)
             return message
         except BaseException:
-            self._undo(scratch, pair, *(held or (memory, few)))
+            if held is not None:
+                memory, pool = held
+            # The next receive returns what was received here. Not in a function, for which there may
+            # be no call left: after a RecursionError.
+            _put_back(self._inbox, scratch, memory)
+            recycle(memory, pool)
+            # Only now, because another thread may take it and receive into it.
+            spare.append(pair)
             raise
 
     def recv_many(self, max_messages: int = 253) -> Batch:
@@ -528,15 +536,15 @@ class Channel(Closing):
             stack += (pair,)
             return batch
         except BaseException:
-            self._undo(scratch, pair, *(held or (memory, many)))
+            if held is not None:
+                memory, pool = held
+            # The next receive returns what was received here. Not in a function, for which there may
+            # be no call left: after a RecursionError.
+            _put_back(self._inbox, scratch, memory)
+            recycle(memory, pool)
+            # Only now, because another thread may take it and receive into it.
+            spare.append(pair)
             raise
-
-    def _undo(self, scratch: Any, pair: Any, memory: Any, pool: list[Any] | None) -> None:
-        """After an exception: the next receive returns what was received here."""
-        lib.fdp_put_back(self._inbox, scratch, memory)
-        recycle(memory, pool)
-        # Only now, because another thread may take it and receive into it.
-        spare.append(pair)
 
     def _receive(self, code: int, most: int, scratch: Any, held: list[Any]) -> int:
         """Receives after a first try that received nothing, and waits as the timeout says.
