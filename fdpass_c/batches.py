@@ -369,8 +369,8 @@ def recv_one(
         payloads, _ = read_messages(code, scratch, view, owned)
         flags = scratch.lost_flags if _count_lost(code, scratch) else 0
         message = payloads[0] if payloads else None, own(owned, many), flags
-        # The lines up to the return make no call, so no signal handler runs between them. The one
-        # after which another receive may take the memory is the last that needs any.
+        # The lines up to the return make no call, so no signal handler runs between them. After the
+        # last of them another receive may take the memory, so the return must not fail.
         stack = _idle
         stack += (memory,)
         return message

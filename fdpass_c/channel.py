@@ -472,16 +472,16 @@ class Channel(Closing):
             if self._receivers:
                 self._receivers.pass_on()
             message = payload, own(memory, pool)
-            # The lines up to the return make no call, so no signal handler runs between them. The one
-            # after which another receive may take the memory is the last that needs any.
+            # The lines up to the return make no call, so no signal handler runs between them. After
+            # the last of them another receive may take the pair, so the return must not fail.
             stack = spare
             stack += (pair,)
             return message
         except BaseException:
             if held is not None:
                 memory, pool = held
-            # The next receive returns what was received here. Not in a function, for which there may
-            # be no call left: after a RecursionError.
+            # The next receive returns what was received here. No function of ours does it, because
+            # after a RecursionError it could not be called.
             _put_back(self._inbox, scratch, memory)
             recycle(memory, pool)
             # Only now, because another thread may take it and receive into it.
@@ -538,11 +538,8 @@ class Channel(Closing):
         except BaseException:
             if held is not None:
                 memory, pool = held
-            # The next receive returns what was received here. Not in a function, for which there may
-            # be no call left: after a RecursionError.
-            _put_back(self._inbox, scratch, memory)
+            _put_back(self._inbox, scratch, memory)  # As in recv.
             recycle(memory, pool)
-            # Only now, because another thread may take it and receive into it.
             spare.append(pair)
             raise
 
