@@ -1,6 +1,12 @@
-/* Closing many descriptors. */
+/* Waiting for one descriptor, and closing many. */
 #include "compat.h"
 #include "internal.h"
+
+int fdp_poll(int fd, short events, int timeout) {
+    struct pollfd polled = {.fd = fd, .events = events};
+    int found = poll(&polled, 1, timeout);
+    return found < 0 ? -errno : found;
+}
 
 /* A shorter run takes as long with close_range as with calls of close. */
 #define SHORTEST_RANGE 3

@@ -650,6 +650,11 @@ ssize_t fdp_count_room(void);
 
 /* descriptor.c */
 
+/* Waits for events (POLLIN, POLLOUT) of fd, at most timeout milliseconds; -1 waits for ever. Returns 1 if
+ * another try is worthwhile, which an error of fd is too, 0 if time is over, or a negative errno.
+ * -EINTR: a signal came, whose handler may close fd. */
+int fdp_poll(int fd, short events, int timeout);
+
 /* Closes fds[0..fd_count) with few system calls: close_range (Linux 5.9, FreeBSD 12.2) closes runs of
  * ascending numbers together. Skips negative elements. Ignores errors: the descriptor is closed anyway
  * (man 2 close), and close_range does not report one that was not open. */

@@ -9,9 +9,11 @@ import select
 import socket
 import time
 from collections.abc import Callable
+from types import BuiltinFunctionType
 from typing import Any, Protocol
 
-from fdpass_c.errors import describe_errno
+from fdpass_c._native import lib
+from fdpass_c.errors import describe_errno, raise_oserror
 
 # POLLIN and POLLOUT. Not from select, because gevent and eventlet may have removed them there.
 READABLE = 0x1
@@ -204,14 +206,22 @@ _LONGEST_WAIT = 2_000_000.0
 
 
 def _wait(fd: int, event: int, timeout: float | None) -> bool:
-    """Whether fd is ready in time. select.poll is looked up here because gevent replaces it."""
-    if timeout is not None:
-        timeout = min(timeout, _LONGEST_WAIT)
-    if hasattr(select, "poll"):
-        poller = select.poll()
+    """Whether another try is worthwhile: fd is ready in time, or a signal came meanwhile."""
+    # Rounded up, because PyPy's poll rounds down, and would return before the time is over.
+    most = -1 if timeout is None else math.ceil(min(timeout, _LONGEST_WAIT) * 1000)
+    # Looked up here because gevent replaces it.
+    poll = getattr(select, "poll", None)
+    if isinstance(poll, BuiltinFunctionType):
+        # Python's own goes on after a signal. If the handler has closed fd, it waits for whoever
+        # has the number then.
+        code = lib.fdp_poll(fd, event, most)
+        if code < 0 and code != -errno.EINTR:
+            raise_oserror(-code)
+        return bool(code)
+    if poll is not None:
+        poller = poll()
         poller.register(fd, event)
-        # Rounded up, because PyPy rounds down, and would return before the time is over.
-        return bool(poller.poll(None if timeout is None else math.ceil(timeout * 1000)))
+        return bool(poller.poll(None if most < 0 else most))
     readers, writers = ([fd], []) if event == READABLE else ([], [fd])
     return any(select.select(readers, writers, [], timeout))
 

@@ -8,13 +8,14 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import pytest
 
 import fdpass_c
-from fdpass_c import Channel, outcomes, vectors
+from fdpass_c import Channel, Listener, outcomes, vectors
 from support.channels import raw_pair
 from support.frames import one
 from support.processes import run_in_child
@@ -67,9 +68,10 @@ def named(*operations: dict[str, Operation]) -> pytest.MarkDecorator:
 class Stranger:
     """A connection that gets the number of a socket that a handler closes."""
 
-    def __init__(self, hello: bytes) -> None:
+    def __init__(self, hello: bytes, is_full: bool = False) -> None:
         self.ours, self.theirs = socket.socketpair()
         self.theirs.send(hello)
+        self.sent = fill(self.ours) if is_full else 0
         self.number = -1
 
     def replace(self, sock: Any) -> None:
@@ -82,7 +84,7 @@ class Stranger:
         """Nothing was received from it, nor sent to it."""
         with self.ours, self.theirs:
             os.close(self.number)
-            return drain(self.ours) == hello and drain(self.theirs) == b""
+            return drain(self.ours) == hello and drain(self.theirs) == bytes(self.sent)
 
 
 @named(RECEIVES, SENDS)
@@ -102,6 +104,25 @@ def test_plain(operation: Operation, file: int) -> None:
             ):
                 operation(left, file)
             assert stranger.is_untouched(b"hello")
+
+
+@named(RECEIVES, SENDS)
+def test_a_stranger_that_is_not_ready(operation: Operation, file: int) -> None:
+    """The same at once, not when time is over, though the stranger has nothing to receive, and no
+    room to send."""
+    left, right = socket.socketpair()
+    with left, right:
+        if operation in SENDS.values():
+            fill(left)
+        left.settimeout(1000)
+        stranger = Stranger(b"", is_full=True)
+        with (
+            handling(signal.SIGUSR1, partial(stranger.replace, left)),
+            once_blocked(left.fileno(), interrupt_main_thread),
+            pytest.raises(OSError, match=os.strerror(errno.EBADF)),
+        ):
+            operation(left, file)
+        assert stranger.is_untouched(b"")
 
 
 @pytest.mark.parametrize("timeout", [None, 1000])
@@ -215,6 +236,37 @@ def test_channel(operation: Operation, file: int) -> None:
             ):
                 operation(channel, file)
             assert stranger.is_untouched(hello)
+
+
+@named(CHANNEL_RECEIVES, CHANNEL_SENDS)
+def test_channel_whose_stranger_is_not_ready(operation: Operation, file: int) -> None:
+    """The same at once, not when time is over."""
+    with raw_pair() as (_, channel):
+        channel.settimeout(1000)
+        if operation in CHANNEL_SENDS.values():
+            fill_channel(channel)
+        stranger = Stranger(b"", is_full=True)
+        with (
+            handling(signal.SIGUSR1, partial(stranger.replace, channel)),
+            once_blocked(channel.fileno(), interrupt_main_thread),
+            pytest.raises(OSError, match=os.strerror(errno.EBADF)),
+        ):
+            operation(channel, file)
+        assert stranger.is_untouched(b"")
+
+
+def test_listener_whose_stranger_is_not_ready(tmp_path: Path) -> None:
+    """The same for a Listener."""
+    with Listener(tmp_path / "socket") as listener:
+        listener.settimeout(1000)
+        stranger = Stranger(b"")
+        with (
+            handling(signal.SIGUSR1, partial(stranger.replace, listener)),
+            once_blocked(listener.fileno(), interrupt_main_thread),
+            pytest.raises(OSError, match=os.strerror(errno.EBADF)),
+        ):
+            listener.accept()
+        assert stranger.is_untouched(b"")
 
 
 @named(CHANNEL_RECEIVES, CHANNEL_SENDS)
