@@ -56,8 +56,7 @@ class End:
 
     def start_flushing(self) -> Sending | None:
         """Returns the rest of a frame to be sent, or None if there is none."""
-        if self.inbox.violation:
-            self._raise_violation()
+        self.raise_failure()
         return Sending(self.outbox, None, 0) if self.outbox.unsent else None
 
     @property

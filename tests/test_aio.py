@@ -743,6 +743,7 @@ def test_close_wakes(loop: str) -> None:
         async with Group(loop) as group, right:
             tasks = [await group.started(left.recv) for _ in range(3)]
             tasks += [await group.started(left.send, b"x" * 2_000_000) for _ in range(3)]
+            tasks += [await group.started(left.flush)]
             left.close()
             assert left.closed
             for task in tasks:

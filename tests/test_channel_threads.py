@@ -402,11 +402,11 @@ def test_closed() -> None:
             lambda: sender.send_many([b""]),
             sender.recv,
             sender.recv_many,
+            sender.flush,
         ]
         for call in calls:
             with pytest.raises(OSError, match="Bad file descriptor"):
                 call()
-        sender.flush()
         sender.close()
 
 
