@@ -997,12 +997,13 @@ def test_loop_closed_under_tasks(loop: str, caplog: pytest.LogCaptureFixture) ->
 
 
 @every_loop
-def test_another_loop(loop: str) -> None:
-    """A channel is refused in another loop than its own, at once, and without any."""
-    kept: list[aio.Channel] = []
+def test_another_loop(loop: str, tmp_path: Path) -> None:
+    """A channel and a listener are refused in another loop than their own, at once, and without
+    any."""
+    kept: list[Any] = []
 
     async def make() -> None:
-        kept.extend(make_pair())
+        kept.extend([*make_pair(), aio.Listener(tmp_path / "socket")])
 
     async def use() -> None:
         for call in (kept[0].recv, kept[0].recv_many, kept[0].flush):
@@ -1013,11 +1014,15 @@ def test_another_loop(loop: str) -> None:
             with pytest.raises(RuntimeError):
                 await send(b"")
         assert not kept[0].closed
+        with pytest.raises(RuntimeError):
+            await kept[2].accept()
+        with pytest.raises(RuntimeError):
+            await kept[2].serve(asyncio.sleep)
 
     run(loop, make)
     run(loop, use)
-    for channel in kept:
-        channel.close()
+    for each in kept:
+        each.close()
     left, right = socket.socketpair()
     with left, right, pytest.raises(RuntimeError):
         aio.Channel(left)
