@@ -720,7 +720,9 @@ class Channel(Closing):
         """Closes with a ResourceWarning, unless it was closed."""
         if hasattr(self, "_sock") and not self.closed:
             try:
-                warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=2)
+                # In a reference cycle the socket may be finalised first, and has warned then.
+                if self._sock.fileno() >= 0:
+                    warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=2)
             finally:
                 self.close()
 

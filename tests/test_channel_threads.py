@@ -14,11 +14,12 @@ import threading
 import warnings
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import pytest
 
 import fdpass_c
-from fdpass_c import Channel, ProtocolError
+from fdpass_c import Channel, PeerClosedError, ProtocolError
 from fdpass_c.channel import end_of
 from fdpass_c.sending import Sending, start_one
 from fdpass_c.testing import shorten
@@ -374,6 +375,23 @@ def test_dropped_open(file: int) -> None:
             del channel
             gc.collect()
         assert not is_open(fd)
+
+
+@pytest.mark.thread_unsafe
+def test_dropped_in_a_cycle() -> None:
+    """The same, with one warning, where the collector may finalise its socket first."""
+    channel, peer = Channel.pair()
+    with peer:
+        cycle: list[Any] = [channel]
+        cycle.append(cycle)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            del channel, cycle
+            gc.collect()
+        (warning,) = caught
+        assert str(warning.message).startswith("unclosed <")
+        with pytest.raises(PeerClosedError):
+            peer.recv()
 
 
 @pytest.mark.thread_unsafe
