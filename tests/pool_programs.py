@@ -172,6 +172,19 @@ def fail_to_log(handler: str, *addresses: str) -> None:
     Pool(getattr(handlers, handler), 1).serve(*addresses)
 
 
+def default_timeout(seconds: str, *addresses: str) -> None:
+    """A pool of two workers in a program whose new sockets have a timeout."""
+    socket.setdefaulttimeout(float(seconds))
+    Pool(obey, 2).serve(*addresses)
+
+
+def die_of_broken_pipes(path: str, *addresses: str) -> None:
+    """A pool of one worker with metrics at path, in a program that SIGPIPE ends, as it ends tools
+    of the command line."""
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    Pool(obey, 1).serve(*addresses, metrics=path)
+
+
 def end_slowly(handler: str, workers: str, capacity: str, drain: str, *addresses: str) -> None:
     """A pool whose teardown takes longer than any test."""
     Pool(

@@ -225,6 +225,7 @@ def fork_worker(
     ours, theirs = socket.socketpair()
     with theirs:
         try:
+            theirs.setblocking(True)  # As socket.setdefaulttimeout may not have made it.
             worker = WorkerProcess(settings, ours, counters)
         except BaseException:
             ours.close()
