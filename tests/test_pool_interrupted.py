@@ -73,7 +73,7 @@ def interrupt_reaping(module: ModuleType, number: int, name: str) -> bool:
         os.waitid(os.P_PID, started[0].pid, os.WEXITED | os.WNOWAIT)
         came = interrupt_call(module, number, getattr(pool, name))
     assert pool.counted == ((), 0, 1, 0)
-    assert [worker.kill() for worker in started] == [7 << 8, signal.SIGKILL]
+    assert [worker.wait_status for worker in started] == [7 << 8, signal.SIGKILL]
     return came
 
 

@@ -76,6 +76,6 @@ class Dispatcher:
     def _watch_unsent(self) -> None:
         both = selectors.EVENT_READ | selectors.EVENT_WRITE
         for worker in self._workers:
-            if worker.channel.unsent:
+            if worker.channel.unsent and not worker.was_killed:
                 key = self._selector.get_key(worker.channel)
                 self._selector.modify(worker.channel, both, key.data)
