@@ -13,6 +13,9 @@ STABLE_AFTER = 1.0
 _FIRST_DELAY = 0.05
 """Seconds until the second attempt. Each later delay is twice as long."""
 
+_LONGEST_DELAY = 2.0
+"""Seconds between two attempts while other workers serve."""
+
 
 class FailedStarts:
     """Counts failures in a row. The count starts again when a worker has begun a connection, or has
@@ -25,6 +28,7 @@ class FailedStarts:
         self.retry_at: float = 0.0
         self._in_a_row = self._begun = 0
         self._last_at = 0.0
+        self._delay = _FIRST_DELAY
 
     def add(self, begun: int, ready_at: Iterable[float]) -> bool:
         """Counts a failure. Returns whether there are too many.
@@ -41,9 +45,14 @@ class FailedStarts:
         self.retry_at = now + _FIRST_DELAY * 2 ** (self._in_a_row - 1)
         return self._in_a_row >= LIMIT
 
-    def keep_below_limit(self) -> None:
-        """Keeps the count below LIMIT, also after the next failure."""
-        self._in_a_row = min(self._in_a_row, LIMIT - 2)
+    def postpone(self) -> None:
+        """The system could not start a process, which counts for nothing while others serve."""
+        self.retry_at = time.monotonic() + self._delay
+        self._delay = min(2 * self._delay, _LONGEST_DELAY)
+
+    def note_start(self) -> None:
+        """The system has started a process."""
+        self._delay = _FIRST_DELAY
 
     def reset(self) -> None:
         self._in_a_row = 0

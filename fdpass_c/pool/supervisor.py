@@ -171,9 +171,11 @@ class Supervisor:
             logger.warning("%s", reason)
             if any(worker.state is State.READY for worker in self._workers):
                 # Other workers serve, and the system may have room later, so the pool goes on.
-                self._failed_starts.keep_below_limit()
-            self._count_failed_start(reason)
+                self._failed_starts.postpone()
+            else:
+                self._count_failed_start(reason)
             return False
+        self._failed_starts.note_start()
         self._restarts[slot] += 1
         worker.deadline = time.monotonic() + self._start_timeout
         self.counted = self.counted._replace(workers=(*self._workers,))
