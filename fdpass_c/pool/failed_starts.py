@@ -14,7 +14,7 @@ _FIRST_DELAY = 0.05
 """Seconds until the second attempt. Each later delay is twice as long."""
 
 _LONGEST_DELAY = 2.0
-"""Seconds between two attempts while other workers serve."""
+"""Seconds of all further ones, while other workers serve."""
 
 
 class FailedStarts:
@@ -36,23 +36,31 @@ class FailedStarts:
         begun: how many connections the workers have begun in all. ready_at: when each living worker
         became ready, as time.monotonic.
         """
-        now = time.monotonic()
-        if begun > self._begun or any(self._last_at < at <= now - STABLE_AFTER for at in ready_at):
+        if self._delay_next(ready_at) or begun > self._begun:
             self._begun = begun
             self._in_a_row = 0
         self._in_a_row += 1
-        self._last_at = now
-        self.retry_at = now + _FIRST_DELAY * 2 ** (self._in_a_row - 1)
         return self._in_a_row >= LIMIT
 
-    def postpone(self) -> None:
+    def postpone(self, ready_at: Iterable[float]) -> None:
         """The system could not start a process, which counts for nothing while others serve."""
-        self.retry_at = time.monotonic() + self._delay
-        self._delay = min(2 * self._delay, _LONGEST_DELAY)
+        self._delay_next(ready_at)
 
-    def note_start(self) -> None:
-        """The system has started a process."""
-        self._delay = _FIRST_DELAY
+    def _delay_next(self, ready_at: Iterable[float]) -> bool:
+        """Sets retry_at. Returns whether a worker that started since the last failure is stable.
+
+        What others begin meanwhile says nothing about the next start: the delay grows in a busy
+        pool too.
+        """
+        now = time.monotonic()
+        is_stable = any(self._last_at < at <= now - STABLE_AFTER for at in ready_at)
+        if is_stable:
+            self._delay = _FIRST_DELAY
+        self._last_at = now
+        self.retry_at = now + self._delay
+        self._delay = min(2 * self._delay, _LONGEST_DELAY)
+        return is_stable
 
     def reset(self) -> None:
         self._in_a_row = 0
+        self._delay = _FIRST_DELAY

@@ -171,11 +171,10 @@ class Supervisor:
             logger.warning("%s", reason)
             if any(worker.state is State.READY for worker in self._workers):
                 # Other workers serve, and the system may have room later, so the pool goes on.
-                self._failed_starts.postpone()
+                self._failed_starts.postpone(self._list_ready_at())
             else:
                 self._count_failed_start(reason)
             return False
-        self._failed_starts.note_start()
         self._restarts[slot] += 1
         worker.deadline = time.monotonic() + self._start_timeout
         self.counted = self.counted._replace(workers=(*self._workers,))
@@ -365,8 +364,11 @@ class Supervisor:
         if worker.given_back or time.monotonic() < worker.ready_at + failed_starts.STABLE_AFTER:
             self._count_failed_start(ended)
 
+    def _list_ready_at(self) -> list[float]:
+        return [worker.ready_at for worker in self._workers]
+
     def _count_failed_start(self, reason: str) -> None:
-        ready_at = (worker.ready_at for worker in self._workers)
+        ready_at = self._list_ready_at()
         if not self._failed_starts.add(self._rounds.begun, ready_at) or self.stopping:
             return
         failure = (
