@@ -9,9 +9,9 @@ import pytest
 
 import fdpass_c.pool
 from support.marks import linux_only
-from support.processes import kept_from_ending
 from support.server import Server, connections
 from support.sockets import read_all, read_some
+from support.tracing import kept_from_ending
 
 pytestmark = pytest.mark.thread_unsafe
 

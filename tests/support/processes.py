@@ -15,8 +15,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import AnyStr
 
-import pytest
-
 FDPASS = [sys.executable, "-W", "error", "-m", "fdpass_c"]
 
 _NOBODY = 65534
@@ -80,25 +78,6 @@ class Program(subprocess.Popen[AnyStr]):
 def read_state(pid: int) -> str:
     """One letter, as Linux shows it: a process that has ended, and was not waited for, is Z."""
     return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0]
-
-
-_PTRACE_SEIZE, _PTRACE_DETACH, _PTRACE_O_TRACEEXIT = 0x4206, 17, 0x40
-_WALL = 0x40000000
-
-
-@contextmanager
-def kept_from_ending(pid: int) -> Iterator[None]:
-    """During the block a process cannot end, nor handle a signal, as if a debugger held it."""
-    ptrace = ctypes.CDLL(None, use_errno=True).ptrace
-    ptrace.argtypes = [ctypes.c_long] * 4
-    ptrace.restype = ctypes.c_long
-    if ptrace(_PTRACE_SEIZE, pid, 0, _PTRACE_O_TRACEEXIT) < 0:
-        pytest.skip(f"may not trace: {os.strerror(ctypes.get_errno())}")
-    try:
-        yield
-    finally:
-        os.waitpid(pid, _WALL)
-        ptrace(_PTRACE_DETACH, pid, 0, 0)
 
 
 _PR_SET_CHILD_SUBREAPER = 36
