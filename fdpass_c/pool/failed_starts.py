@@ -14,7 +14,7 @@ _FIRST_DELAY = 0.05
 """Seconds until the second attempt. Each later delay is twice as long."""
 
 _LONGEST_DELAY = 2.0
-"""Seconds of all further ones, while other workers serve."""
+"""Seconds between two attempts at most. Only while other workers serve are there so many."""
 
 
 class FailedStarts:
@@ -43,14 +43,15 @@ class FailedStarts:
         return self._in_a_row >= LIMIT
 
     def postpone(self, ready_at: Iterable[float]) -> None:
-        """The system could not start a process, which counts for nothing while others serve."""
+        """Called if the system could not start a process and other workers serve: this does not
+        count."""
         self._delay_next(ready_at)
 
     def _delay_next(self, ready_at: Iterable[float]) -> bool:
         """Sets retry_at. Returns whether a worker that started since the last failure is stable.
 
-        What others begin meanwhile says nothing about the next start: the delay grows in a busy
-        pool too.
+        Connections that other workers begin meanwhile say nothing about the next start. So the
+        delay grows in a busy pool too.
         """
         now = time.monotonic()
         is_stable = any(self._last_at < at <= now - STABLE_AFTER for at in ready_at)
