@@ -27,6 +27,7 @@ from fdpass_c import Channel, aio
 from fdpass_c.pool import Pool, metrics_server, open_listener
 from support import handlers
 from support.handlers import begin_and_wait, begin_and_wait_async, obey
+from support.processes import become_nobody
 
 # linux/filter.h, linux/seccomp.h, linux/prctl.h
 _LOAD, _JUMP_EQUAL, _RETURN = 0x20, 0x15, 0x06
@@ -170,6 +171,24 @@ def fail_to_log(handler: str, *addresses: str) -> None:
 
     logging.getLogger("fdpass_c.pool").addFilter(check)
     Pool(getattr(handlers, handler), 1).serve(*addresses)
+
+
+def default_timeout(seconds: str, *addresses: str) -> None:
+    """A pool of two workers in a program whose new sockets have a timeout."""
+    socket.setdefaulttimeout(float(seconds))
+    Pool(obey, 2).serve(*addresses)
+
+
+def die_of_broken_pipes(path: str, *addresses: str) -> None:
+    """A pool of one worker with metrics at path, in a program that SIGPIPE ends, as it ends tools
+    of the command line."""
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    Pool(obey, 1).serve(*addresses, metrics=path)
+
+
+def give_up_root(drain: str, *addresses: str) -> None:
+    """A pool of two workers in a program that becomes another user as soon as they have started."""
+    Pool(begin_and_wait, 2, drain=float(drain)).serve(*addresses, ready=lambda _: become_nobody())
 
 
 def end_slowly(handler: str, workers: str, capacity: str, drain: str, *addresses: str) -> None:

@@ -5,6 +5,7 @@ import random
 import resource
 import signal
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -194,6 +195,24 @@ def test_successors_that_die(tmp_path: Path) -> None:
         server.wait_for("stopping")
         assert server.process.wait() == 1
         server.wait_for("PoolError: 5 workers in a row died before they began a connection")
+
+
+@pytest.mark.thread_unsafe
+def test_successors_that_die_in_a_busy_pool(tmp_path: Path) -> None:
+    """While the others serve they are tried again, after delays that double."""
+    flag = tmp_path / "die"
+    with Server(program=("-m", "support.handlers", str(flag))) as server:
+        old = server.settled(2).pids
+        flag.touch()
+        os.kill(old[0], signal.SIGKILL)
+        began = time.monotonic()
+        for _ in range(6):
+            server.wait_for("exited with status 1")
+            assert server.ask().endswith(b"hello")
+        assert time.monotonic() - began > 0.05 + 0.1 + 0.2 + 0.4 + 0.8
+        flag.unlink()
+        assert old[1] in server.settled(2).pids
+        assert server.stop() == 0
 
 
 @pytest.mark.thread_unsafe

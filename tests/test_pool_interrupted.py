@@ -7,6 +7,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from functools import partial
 from types import ModuleType
 
 import pytest
@@ -71,13 +72,14 @@ def interrupt_reaping(module: ModuleType, number: int, name: str) -> bool:
         pool.check()
         started = [*workers]
         os.waitid(os.P_PID, started[0].pid, os.WEXITED | os.WNOWAIT)
-        came = interrupt_call(module, number, getattr(pool, name))
+        arguments = started[:1] if name == "_end" else []
+        came = interrupt_call(module, number, partial(getattr(pool, name), *arguments))
     assert pool.counted == ((), 0, 1, 0)
-    assert [worker.kill() for worker in started] == [7 << 8, signal.SIGKILL]
+    assert [worker.wait_status for worker in started] == [7 << 8, signal.SIGKILL]
     return came
 
 
-@pytest.mark.parametrize("name", ["reap_exited", "_wait_for_orphans"])
+@pytest.mark.parametrize("name", ["reap_exited", "_wait_for_orphans", "_end"])
 @pytest.mark.parametrize("module", [supervisor, worker_process, rounds, connections])
 def test_a_handler_that_raises(module: ModuleType, name: str) -> None:
     """Wherever it does, no worker is left or counted twice, and none's exit status is lost."""

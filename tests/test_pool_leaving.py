@@ -312,3 +312,31 @@ def test_an_exit_while_it_leaves() -> None:
         assert len({read_all(sock) for sock in others}) == 1
         server.send_signal(signal.SIGTERM)
         assert server.stop(signal.SIGINT) == 0
+
+
+@pytest.mark.thread_unsafe
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+def test_workers_of_another_user() -> None:
+    """Workers that the system does not let the master kill are replaced, however long they take,
+    and finish what they have; so they do when the pool stops."""
+    with Server(program=("pool_programs.py", "give_up_root", "0.2")) as server:
+        old = server.settled(2).pids
+        with connections(server, 1) as (sock,):
+            pid = int(read_some(sock))
+            server.send_signal(signal.SIGHUP)
+            server.wait_for(f"worker {pid} cannot be killed: Operation not permitted")
+            while len(server.status().pids) > 3:
+                pass
+            assert not {*old} & {int(server.ask().split()[0]) for _ in range(4)}
+            sock.sendall(b"hello")
+            assert read_all(sock) == b"hello"
+        status = server.settled(2)
+        assert (status.handled, status.lost) == (5, 0)
+    with Server(program=("pool_programs.py", "give_up_root", "0.2")) as server:
+        server.settled(2)
+        with connections(server, 1) as (sock,):
+            pid = int(read_some(sock))
+            assert server.stop() == 0
+            server.wait_for(f"worker {pid} has not ended yet: 1 connections lost")
+            sock.sendall(b"hello")
+            assert read_all(sock) == b"hello"

@@ -150,6 +150,22 @@ def test_no_process_for_a_successor() -> None:
 
 
 @pytest.mark.thread_unsafe
+def test_no_process_for_a_busy_pool() -> None:
+    """The delay between the attempts doubles although the others begin connections meanwhile."""
+    with Server(program=OF_NOBODY) as server:
+        old = server.settled(2).pids
+        with limited(server.pid, resource.RLIMIT_NPROC, 0):
+            os.kill(old[0], signal.SIGKILL)
+            began = time.monotonic()
+            for _ in range(6):
+                server.wait_for("cannot start a worker: Resource temporarily unavailable")
+                assert server.ask().endswith(b"hello")
+            assert time.monotonic() - began > 0.05 + 0.1 + 0.2 + 0.4 + 0.8
+        assert old[1] in server.settled(2).pids
+        assert server.stop() == 0
+
+
+@pytest.mark.thread_unsafe
 def test_no_process_at_all() -> None:
     """Where there is no process for the first worker, the pool ends with an error that says so."""
     with Server(program=("-m", "support.pool_of_nobody", "0")) as server:

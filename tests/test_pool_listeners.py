@@ -2,6 +2,7 @@
 
 import errno
 import itertools
+import logging
 import os
 import platform
 import signal
@@ -98,6 +99,21 @@ def test_an_address_given_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     pool = Pool(echo, 1)
     pool.stop()
     pool.serve("127.0.0.1:0", ("127.0.0.1", 0), metrics="127.0.0.1:0")
+
+
+@pytest.mark.thread_unsafe
+@linux_only
+def test_abstract_names(caplog: pytest.LogCaptureFixture) -> None:
+    """A log shows them as other tools do, and no NUL, whatever their bytes are."""
+    for name, shown in ((b"fdpass test", "@fdpass test"), (b"fdpass \xff", "@fdpass \\xff")):
+        with open_listener("127.0.0.1:0") as listener, socket.socket(socket.AF_UNIX) as metrics:
+            metrics.bind(b"\0" + name)
+            metrics.listen()
+            pool = Pool(echo, 1)
+            pool.stop()
+            with caplog.at_level(logging.INFO):
+                pool.serve(listener, metrics=metrics)
+        assert f"metrics at {shown}" in caplog.messages
 
 
 @pytest.mark.thread_unsafe

@@ -389,6 +389,21 @@ def test_a_client_that_does_not_read() -> None:
             assert client.recv(1) == b""
 
 
+def test_a_client_that_has_gone(tmp_path: Path) -> None:
+    """A client that does not wait for its answer ends no master, even if SIGPIPE ends it."""
+    path = str(tmp_path / "metrics")
+    with Server(program=("pool_programs.py", "die_of_broken_pipes", path)) as server:
+        server.settled(1)
+        server.send_signal(signal.SIGSTOP)
+        os.waitpid(server.pid, os.WUNTRACED)
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(path)
+            client.sendall(b"GET /status HTTP/1.1\r\n\r\n")
+        server.send_signal(signal.SIGCONT)
+        assert json.loads(ask(path, "/status")[2])["handled"] == 0
+        assert server.stop() == 0
+
+
 @linux_only
 def test_workers_hold_nothing_of_it(tmp_path: Path) -> None:
     """A worker, one too that starts while a client is there, has neither the listener nor a

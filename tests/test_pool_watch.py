@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 
 import fdpass_c.pool
+from support.marks import linux_only
 from support.server import Server, connections
 from support.sockets import read_all, read_some
+from support.tracing import kept_from_ending
 
 pytestmark = pytest.mark.thread_unsafe
 
@@ -70,6 +72,33 @@ def test_a_stopped_worker(handler: str) -> None:
         assert new == {*status.pids} != {old}
         assert (status.handled, status.lost) == (3, 0)
         assert server.stop() == 0
+
+
+@linux_only
+@pytest.mark.parametrize(("handler", "capacity"), [("hang", "4"), ("hang_async", "4")])
+def test_a_worker_that_cannot_end(handler: str, capacity: str) -> None:
+    """A worker that is killed and held by a debugger, or by a disk that does not answer, keeps
+    neither the pool from its work nor what it had not begun from others."""
+    options = ("--workers", "1", "--capacity", capacity, "--drain", "10000", *TIMEOUT)
+    with Server(handler, *options) as server:
+        (old,) = server.settled(1).pids
+        with connections(server, 1) as (begun,), ExitStack() as stack:
+            begun.sendall(b"hang")
+            server.wait_for("hangs")
+            others = [stack.enter_context(server.connect()) for _ in range(3)]
+            for sock in others:
+                sock.sendall(b"hello")
+            stack.enter_context(kept_from_ending(old))
+            server.wait_for(f"worker {old} makes no progress")
+            assert int(server.ask()) != old
+            new = {int(read_all(sock)) for sock in others}
+            server.wait_for(f"worker {old} has not ended yet: 1 connections lost, 3 go to")
+            status = server.settled(1)
+            assert new == {*status.pids} != {old}
+            assert (status.handled, status.lost) == (4, 1)
+            stack.enter_context(kept_from_ending(*status.pids))
+            server.send_signal(signal.SIGTERM)
+            assert server.stop(signal.SIGINT) == 0
 
 
 @pytest.mark.parametrize(

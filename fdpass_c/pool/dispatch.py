@@ -76,6 +76,7 @@ class Dispatcher:
     def _watch_unsent(self) -> None:
         both = selectors.EVENT_READ | selectors.EVENT_WRITE
         for worker in self._workers:
-            if worker.channel.unsent:
+            # It is no longer watched where it has closed the channel, and has not ended yet.
+            if worker.channel.unsent and worker.channel in self._selector.get_map():
                 key = self._selector.get_key(worker.channel)
                 self._selector.modify(worker.channel, both, key.data)

@@ -13,6 +13,9 @@ STABLE_AFTER = 1.0
 _FIRST_DELAY = 0.05
 """Seconds until the second attempt. Each later delay is twice as long."""
 
+_LONGEST_DELAY = 2.0
+"""Seconds between two attempts at most. Only while other workers serve are there so many."""
+
 
 class FailedStarts:
     """Counts failures in a row. The count starts again when a worker has begun a connection, or has
@@ -25,6 +28,7 @@ class FailedStarts:
         self.retry_at: float = 0.0
         self._in_a_row = self._begun = 0
         self._last_at = 0.0
+        self._delay = _FIRST_DELAY
 
     def add(self, begun: int, ready_at: Iterable[float]) -> bool:
         """Counts a failure. Returns whether there are too many.
@@ -32,18 +36,32 @@ class FailedStarts:
         begun: how many connections the workers have begun in all. ready_at: when each living worker
         became ready, as time.monotonic.
         """
-        now = time.monotonic()
-        if begun > self._begun or any(self._last_at < at <= now - STABLE_AFTER for at in ready_at):
+        if self._delay_next(ready_at) or begun > self._begun:
             self._begun = begun
             self._in_a_row = 0
         self._in_a_row += 1
-        self._last_at = now
-        self.retry_at = now + _FIRST_DELAY * 2 ** (self._in_a_row - 1)
         return self._in_a_row >= LIMIT
 
-    def keep_below_limit(self) -> None:
-        """Keeps the count below LIMIT, also after the next failure."""
-        self._in_a_row = min(self._in_a_row, LIMIT - 2)
+    def postpone(self, ready_at: Iterable[float]) -> None:
+        """Called if the system could not start a process and other workers serve: this does not
+        count."""
+        self._delay_next(ready_at)
+
+    def _delay_next(self, ready_at: Iterable[float]) -> bool:
+        """Sets retry_at. Returns whether a worker that started since the last failure is stable.
+
+        Connections that other workers begin meanwhile say nothing about the next start. So the
+        delay grows in a busy pool too.
+        """
+        now = time.monotonic()
+        is_stable = any(self._last_at < at <= now - STABLE_AFTER for at in ready_at)
+        if is_stable:
+            self._delay = _FIRST_DELAY
+        self._last_at = now
+        self.retry_at = now + self._delay
+        self._delay = min(2 * self._delay, _LONGEST_DELAY)
+        return is_stable
 
     def reset(self) -> None:
         self._in_a_row = 0
+        self._delay = _FIRST_DELAY

@@ -208,9 +208,11 @@ def check_listener(sock: socket.socket) -> None:
 
 
 def describe_listener(sock: socket.socket) -> str:
-    """The address of sock, in the usual notation."""
+    """The address of sock, in the usual notation: an abstract name is @name."""
     name: Any = sock.getsockname()
+    if isinstance(name, bytes):
+        return "@" + name[1:].decode(errors="backslashreplace")
     if sock.family == socket.AF_INET6:
         host, port, _, scope = name
         return f"[{host}%{scope}]:{port}" if scope else f"[{host}]:{port}"
-    return f"{name[0]}:{name[1]}" if isinstance(name, tuple) else os.fsdecode(name)
+    return f"{name[0]}:{name[1]}" if isinstance(name, tuple) else str(name)

@@ -34,6 +34,9 @@ _MAX_HEAD = 16384
 # Turns SO_LINGER off, which accepted sockets inherit: closing one must not wait for its client.
 _NO_LINGER = struct.pack("ii", 0, 0)
 
+# Python ignores SIGPIPE, but the program may have changed that. macOS has no such flag.
+_NO_SIGPIPE: int = getattr(socket, "MSG_NOSIGNAL", 0)
+
 
 class _Client(NamedTuple):
     """steps: the rest of the exchange as an iterator. Each step yields the event to wait for."""
@@ -174,7 +177,7 @@ def _serve_client(sock: socket.socket, report: Report) -> Iterator[int]:
     answer = _answer(head.decode("latin-1"), report)
     while answer:
         yield selectors.EVENT_WRITE
-        answer = answer[sock.send(answer) :]
+        answer = answer[sock.send(answer, _NO_SIGPIPE) :]
     # Reading to the end comes before closing: if the client has sent more than a request's head,
     # closing would reset the connection, and the client could lose the answer.
     sock.shutdown(socket.SHUT_WR)

@@ -1,6 +1,7 @@
 """Keeps the number of workers constant: starts, replaces and reaps them."""
 
 import contextlib
+import errno
 import os
 import selectors
 import time
@@ -15,10 +16,16 @@ from fdpass_c.pool.failed_starts import FailedStarts
 from fdpass_c.pool.log import logger
 from fdpass_c.pool.rounds import Rounds
 from fdpass_c.pool.status import Phase
-from fdpass_c.pool.worker_process import State, WorkerProcess, collect_exits, describe_exit
+from fdpass_c.pool.worker_process import (
+    KILL_INTERVAL,
+    State,
+    WorkerProcess,
+    collect_exits,
+    describe_exit,
+)
 
 _GRACE = 1.0
-"""Seconds in which a worker that is still starting, or that hangs, must end."""
+"""Seconds in which a worker that is still starting, that hangs, or that was killed must end."""
 
 
 class Counted(NamedTuple):
@@ -76,6 +83,8 @@ class Supervisor:
         self._stop_deadline = float("inf")
         self._failed_starts = FailedStarts()
         self._exits: list[tuple[int, int]] = []
+        # No longer in workers, and to be waited for when they end.
+        self._ending: list[WorkerProcess] = []
 
     @property
     def phase(self) -> Phase:
@@ -103,11 +112,12 @@ class Supervisor:
             logger.warning("dropping %d connections that no worker took", waiting)
             self._rounds.drop_waiting()
         for worker in [*self._workers]:
-            if now >= min(worker.deadline, self._stop_deadline):
-                verb = "start" if worker.state is State.STARTING else "finish"
-                logger.warning("worker %d did not %s in time", worker.pid, verb)
-                self.reap(worker)
-            elif worker.state is State.LEAVING:
+            if now >= self._find_deadline(worker):
+                if not worker.was_killed:
+                    verb = "start" if worker.state is State.STARTING else "finish"
+                    logger.warning("worker %d did not %s in time", worker.pid, verb)
+                self._end(worker)
+            elif worker.state is State.LEAVING or worker.was_killed:
                 continue
             elif self.stopping and self._rounds.waiting:
                 # It still gets the waiting connections. Its handlers must close each connection
@@ -122,17 +132,23 @@ class Supervisor:
                 self._outdated.append(worker)
         self._start_missing(now)
 
+    def _find_deadline(self, worker: WorkerProcess) -> float:
+        """When it is to be killed, or to be looked at again after that."""
+        return worker.deadline if worker.was_killed else min(worker.deadline, self._stop_deadline)
+
     def _start_missing(self, now: float) -> None:
         missing = self._find_missing()
         if now >= self._failed_starts.retry_at:
             while missing and self._spawn(missing[0]):
                 missing = self._find_missing()
-        moments = [worker.deadline for worker in self._workers]
+        moments = [self._find_deadline(worker) for worker in self._workers]
         if missing:
             moments.append(self._failed_starts.retry_at)
         elif all(worker.state is not State.STARTING for worker in self._workers):
             self._slots_filled = self._slots
-        self.due_at = min([self.due_at, self._stop_deadline, *moments])
+        if now < self._stop_deadline:
+            moments.append(self._stop_deadline)
+        self.due_at = min([self.due_at, *moments])
 
     def _find_missing(self) -> list[int]:
         """Returns the slots that need a worker: the empty slots, or if there are none, the slot of
@@ -155,8 +171,9 @@ class Supervisor:
             logger.warning("%s", reason)
             if any(worker.state is State.READY for worker in self._workers):
                 # Other workers serve, and the system may have room later, so the pool goes on.
-                self._failed_starts.keep_below_limit()
-            self._count_failed_start(reason)
+                self._failed_starts.postpone(self._list_ready_at())
+            else:
+                self._count_failed_start(reason)
             return False
         self._restarts[slot] += 1
         worker.deadline = time.monotonic() + self._start_timeout
@@ -179,6 +196,7 @@ class Supervisor:
             )
         except OSError:
             self._workers.remove(worker)
+            self._ending.append(worker)
             worker.kill()
             worker.channel.close()
             raise
@@ -193,13 +211,17 @@ class Supervisor:
                 worker.channel, selectors.EVENT_READ, partial(self._on_event, worker)
             )
         if events & selectors.EVENT_READ:
-            self.reap(worker)  # Workers send nothing, so the channel is at its end.
+            # Workers send nothing, so the channel is at its end, which would be reported again.
+            self._selector.unregister(worker.channel)
+            self._end(worker)
 
     def note_changes(self) -> None:
         """Reacts to what workers have said in their counters. A worker that is now ready gets
         connections, and its predecessor is stopped. A worker that ends gets no more, and other
         workers get those that it has not begun."""
         for worker in self._workers:
+            if worker.was_killed:
+                continue
             if worker.state is State.STARTING and worker.counters.has_started:
                 self._mark_ready(worker)
             elif worker.counters.is_ending and (worker.serves or worker.account.has_copies):
@@ -270,6 +292,7 @@ class Supervisor:
         for worker in [*self._workers]:
             if worker.has_exited():
                 self.reap(worker)
+        self._ending = [worker for worker in self._ending if not worker.has_exited()]
 
     def _wait_for_orphans(self) -> None:
         """The first process of a container becomes the parent of processes whose parent has died
@@ -285,10 +308,36 @@ class Supervisor:
                     worker.note_exit(status)
         self._exits.clear()
 
+    def _end(self, worker: WorkerProcess) -> None:
+        """Kills a worker. It is reaped as soon as it has ended, or else after a second."""
+        worker.kill()
+        self.due_at = min(self.due_at, worker.deadline)
+        if worker.has_exited():
+            self.reap(worker)
+        elif time.monotonic() >= worker.killed_at + _GRACE:
+            if worker.is_ours or self.stopping:
+                # After SIGKILL, a process runs no more of its program, even if it ends late.
+                self._ending.append(worker)
+                self.reap(worker)
+            else:
+                self._spare(worker)
+
+    def _spare(self, worker: WorkerProcess) -> None:
+        """Lets a worker finish that the system does not let the master kill. It keeps the
+        connections that it has not begun."""
+        reason = f"worker {worker.pid} cannot be killed: {os.strerror(errno.EPERM)}"
+        logger.warning("%s", reason)
+        was_starting = worker.state is State.STARTING
+        worker.spare()
+        self.due_at = 0.0
+        if was_starting:
+            self._count_failed_start(reason)
+
     def reap(self, worker: WorkerProcess) -> None:
-        """Kills a worker if it still runs, and gives the connections that it had not begun to other
-        workers. May be repeated if a signal handler has raised an exception in it."""
-        status = worker.kill()
+        """Removes a worker that has ended, or will do nothing more, and gives the connections that
+        it had not begun to other workers. May be repeated if a signal handler has raised an
+        exception in it."""
+        status = worker.wait_status
         worker.given_back += self._rounds.remove(worker.account)
         with contextlib.suppress(KeyError, ValueError):
             self._selector.unregister(worker.channel)
@@ -315,8 +364,11 @@ class Supervisor:
         if worker.given_back or time.monotonic() < worker.ready_at + failed_starts.STABLE_AFTER:
             self._count_failed_start(ended)
 
+    def _list_ready_at(self) -> list[float]:
+        return [worker.ready_at for worker in self._workers]
+
     def _count_failed_start(self, reason: str) -> None:
-        ready_at = (worker.ready_at for worker in self._workers)
+        ready_at = self._list_ready_at()
         if not self._failed_starts.add(self._rounds.begun, ready_at) or self.stopping:
             return
         failure = (
@@ -339,8 +391,13 @@ class Supervisor:
             self.fail(failure)
 
     def kill_all(self) -> None:
+        """Kills all workers, and waits a moment for those that end late."""
         self._note_exits()
         for worker in self._workers:
             worker.kill()
+        until = time.monotonic() + _GRACE
+        for worker in [*self._workers, *self._ending]:
+            while not worker.has_exited() and time.monotonic() < until:
+                time.sleep(KILL_INTERVAL)
         for worker in [*self._workers]:
             self.reap(worker)

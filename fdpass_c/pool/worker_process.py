@@ -28,6 +28,13 @@ UNKNOWN_STATUS = -1
 """Stands for a wait status that other code in this process has got, for instance with
 waitpid(-1)."""
 
+NO_STATUS = -2
+"""Stands for the wait status of a process that has not ended yet."""
+
+KILL_INTERVAL = 0.01
+"""Seconds until the master looks again at a worker that it has killed. Usually SIGCHLD comes
+first."""
+
 
 class State(enum.Enum):
     STARTING = enum.auto()
@@ -52,8 +59,10 @@ class WorkerSettings(NamedTuple):
 class WorkerProcess:
     """A forked process, as the master sees it.
 
-    deadline: when it must have started or finished. ready_at: when it had started. Both are times
-    of time.monotonic. given_back: how many connections other workers got because it ended.
+    deadline: when it must have started or finished, or is to be looked at again after it was
+    killed. ready_at: when it had started. killed_at: when the master first tried to kill it. All
+    are times of time.monotonic. is_ours: whether the system lets the master kill it. given_back:
+    how many connections other workers got because it ended.
     """
 
     def __init__(self, settings: WorkerSettings, sock: socket.socket, counters: Counters) -> None:
@@ -69,6 +78,8 @@ class WorkerProcess:
         self._busy = 0.0
         self.deadline: float = float("inf")
         self.ready_at: float = float("inf")
+        self.killed_at: float = float("inf")
+        self.is_ours: bool = True
         self.given_back: int = 0
         self._waited: list[tuple[int, int]] = []
         self._sock = sock
@@ -118,7 +129,8 @@ class WorkerProcess:
         """Makes it finish the connections that it was given and exit, within timeout seconds."""
         self.state = State.LEAVING
         self.account.set_capacity(0)
-        self.deadline = time.monotonic() + timeout
+        if not self.was_killed:
+            self.deadline = time.monotonic() + timeout
         self.counters.leave()
         self.flush()
 
@@ -140,37 +152,53 @@ class WorkerProcess:
         except OSError as error:
             # No event would report when to try again. Other workers get what it has not begun.
             logger.warning("cannot send to worker %d: %s", self.pid, error.strerror)
-            self._send_signal(signal.SIGKILL)
+            self.kill()
         return not self.channel.unsent
 
     def has_exited(self) -> bool:
         if not self._waited:
-            self._wait(os.WNOHANG)
+            try:
+                collect_exits(self._waited, [self.pid], os.WNOHANG)
+            except ChildProcessError:
+                self._waited = self._waited or [(self.pid, UNKNOWN_STATUS)]
         return self._waited != []
 
     def note_exit(self, status: int) -> None:
         """Called with its wait status if this process has waited for it by other means."""
         self._waited = [(self.pid, status)]
 
-    def kill(self) -> int:
-        """Kills it if it still runs, and waits for it. Returns its wait status, or
-        UNKNOWN_STATUS."""
+    @property
+    def wait_status(self) -> int:
+        """Its wait status, or UNKNOWN_STATUS, or NO_STATUS."""
+        return self._waited[0][1] if self._waited else NO_STATUS
+
+    def kill(self) -> None:
+        """Kills it if it still runs, and does not wait for its end, which may come late: a debugger
+        can hold it, or a disk that does not answer."""
+        now = time.monotonic()
+        self.killed_at = min(self.killed_at, now)
+        self.deadline = now + KILL_INTERVAL
+        self.account.set_capacity(0)
         self._send_signal(signal.SIGKILL)
-        if not self._waited:
-            self._wait(0)
-        return self._waited[0][1]
+
+    @property
+    def was_killed(self) -> bool:
+        return self.killed_at < float("inf")
+
+    def spare(self) -> None:
+        """Called if the system does not let the master kill it: it may finish without a time
+        limit."""
+        self.killed_at = float("inf")
+        self.drain(float("inf"))
 
     def _send_signal(self, signum: int) -> None:
         if not self.has_exited():
-            # ProcessLookupError: other code in this process has just waited for the worker.
-            with contextlib.suppress(ProcessLookupError):
+            try:
                 os.kill(self.pid, signum)
-
-    def _wait(self, options: int) -> None:
-        try:
-            collect_exits(self._waited, [self.pid], options)
-        except ChildProcessError:
-            self._waited = self._waited or [(self.pid, UNKNOWN_STATUS)]
+            except ProcessLookupError:
+                pass  # Other code in this process has just waited for the worker.
+            except PermissionError:  # One of the two has changed its user.
+                self.is_ours = False
 
     def count_in_hand(self) -> int:
         """In any thread of the master: how many connections it has in hand at this moment."""
@@ -225,6 +253,7 @@ def fork_worker(
     ours, theirs = socket.socketpair()
     with theirs:
         try:
+            theirs.setblocking(True)  # As socket.setdefaulttimeout may not have made it.
             worker = WorkerProcess(settings, ours, counters)
         except BaseException:
             ours.close()
@@ -282,6 +311,8 @@ def describe_exit(status: int) -> str:
     """Returns a wait status in words."""
     if status == UNKNOWN_STATUS:
         return "ended, and other code in this process took its exit status"
+    if status == NO_STATUS:
+        return "has not ended yet"
     code = os.waitstatus_to_exitcode(status)
     if code >= 0:
         return f"exited with status {code}"
