@@ -13,7 +13,7 @@ from fdpass_c.commands.signals import Ended, ending
 from fdpass_c.commands.streams import fill_closed
 from fdpass_c.errors import FdpassError
 
-_COMMANDS = [cat, send, recv, connect, pool, bench, info]
+_COMMANDS = [cat, send, recv, connect, pool, info]
 
 _EPILOG = """\
 exit status:
@@ -27,8 +27,9 @@ fdpass COMMAND --help explains each command with examples.
 """
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """Returns the parser of the whole command line."""
+def build_parser(*, with_bench: bool = bench.IS_HERE) -> argparse.ArgumentParser:
+    """Returns the parser of the whole command line. with_bench: with the command for the
+    benchmarks."""
     parser = argparse.ArgumentParser(
         prog="fdpass",
         description="Pass open file descriptors between processes over Unix domain sockets.",
@@ -37,7 +38,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for module in _COMMANDS:
+    for module in [*_COMMANDS, bench] if with_bench else _COMMANDS:
         module.add_parser(commands)
     return parser
 

@@ -18,6 +18,7 @@ import pytest
 
 import fdpass_c
 from fdpass_c.__main__ import build_parser, main
+from fdpass_c.commands import bench
 from support.c_core import ROOT
 from support.marks import linux_only
 from support.processes import FDPASS, Program
@@ -510,13 +511,13 @@ def test_ssh(page: bool, tmp_path: Path) -> None:
 
 def test_help(capsys: pytest.CaptureFixture[str]) -> None:
     """Every command explains itself."""
-    for command in ("", "cat", "send", "recv", "connect", "pool", "bench", "info"):
+    for command in ("", "cat", "send", "recv", "connect", "pool", "info"):
         with pytest.raises(SystemExit) as ended:
             build_parser().parse_args([*command.split(), "--help"])
         text = capsys.readouterr().out
         assert ended.value.code == 0
         assert text.startswith("usage: fdpass")
-        assert command in ("", "info", "bench") or "\n  fdpass " in text or command == "connect"
+        assert command in ("", "info") or "\n  fdpass " in text or command == "connect"
 
 
 @pytest.mark.parametrize(
@@ -633,18 +634,31 @@ def test_info_has_the_version_that_runs(tmp_path: Path) -> None:
     assert json.loads(done.stdout)["fdpass_c"]["version"] == fdpass_c.__version__
 
 
-def test_bench() -> None:
-    """The benchmarks of the source tree run from the command."""
-    if not (Path(fdpass_c.__file__).parents[1] / "benchmarks").exists():
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["--help"], b"--rounds N"),
+        (["--", "--help"], b"--rounds N"),
+        (["--rounds", "0", "single"], b"--rounds must be at least 1"),
+        (["single", "--rounds", "0"], b"--rounds must be at least 1"),
+        (["--quick", "no-such-table"], b"no table 'no-such-table'"),
+    ],
+)
+def test_bench(arguments: list[str], text: bytes) -> None:
+    """The benchmarks of the source tree run from the command, with their flags anywhere."""
+    if not bench.IS_HERE:
         pytest.skip("tests what is installed, without a source tree around it")
-    assert b"python -m benchmarks" in fdpass("bench", "--", "--help").stdout
+    done = fdpass("bench", *arguments, status=0 if "--help" in arguments else 2)
+    assert b"python -m benchmarks" in done.stdout + done.stderr
+    assert text in done.stdout + done.stderr
 
 
 def test_bench_without_a_source_tree(tmp_path: Path) -> None:
-    """An installed package says where the benchmarks are, and does not run those of another one."""
+    """An installed package has no such command, and does not run the benchmarks of another one."""
     shutil.copytree(Path(fdpass_c.__file__).parent, tmp_path / "fdpass_c")
     others = tmp_path / "benchmarks" / "__main__.py"
     others.parent.mkdir()
     others.write_text("print('those of another package')")
-    done = fdpass("bench", status=1, cwd=tmp_path)
-    assert b"the benchmarks are not installed" in done.stderr
+    done = fdpass("bench", status=2, cwd=tmp_path)
+    assert b"invalid choice: 'bench'" in done.stderr
+    assert b"bench" not in fdpass("--help", cwd=tmp_path).stdout

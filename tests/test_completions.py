@@ -14,7 +14,8 @@ SHARE = ROOT / "share"
 BASH = SHARE / "bash-completion" / "completions" / "fdpass"
 FILES = [path for path in sorted(SHARE.rglob("*")) if path.is_file()]
 
-PARSER = build_parser()
+# As it is installed.
+PARSER = build_parser(with_bench=False)
 COMMANDS = list_commands(PARSER)
 
 needs_bash = pytest.mark.skipif(shutil.which("bash") is None, reason="bash is not installed")

@@ -53,7 +53,7 @@ def make_page(parser: argparse.ArgumentParser) -> str:
 def main() -> int:
     os.environ["COLUMNS"] = "90"
     share = ROOT / "share"
-    parser = build_parser()
+    parser = build_parser(with_bench=False)  # What is installed has no benchmarks.
     written = {"man/man1/fdpass.1": make_page(parser)}
     for each in list_commands(parser).values():
         complete_files(each)

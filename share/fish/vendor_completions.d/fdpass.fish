@@ -50,7 +50,7 @@ function _shtab_fdpass_using
   test "$_shtab_fdpass_cmdpath" = "$argv"
 end
 
-set -g _shtab_fdpass_commands cat send recv connect pool bench info
+set -g _shtab_fdpass_commands cat send recv connect pool info
 set -g _shtab_fdpass_opts_with_value --at --capacity --connect --count --drain --listen --max-requests --metrics --payload --save --timeout --workers
 
 complete -c fdpass -e
@@ -91,8 +91,6 @@ complete -c fdpass -n '_shtab_fdpass_using pool' -l timeout -x -d 'replace a wor
 complete -c fdpass -n '_shtab_fdpass_using pool' -l metrics -xka "(__fish_complete_path (commandline -ct))" -d 'answer GET /metrics (Prometheus) and GET /status (JSON) there'
 complete -c fdpass -n '_shtab_fdpass_using pool' -l quiet -d 'log warnings and errors only'
 complete -c fdpass -n '_shtab_fdpass_using pool; and test $_shtab_fdpass_npos -ge 1' -ka "(__fish_complete_path (commandline -ct))" -d 'where to listen (default: the sockets that a service manager passed)'
-complete -c fdpass -n '_shtab_fdpass_using; and test $_shtab_fdpass_npos -eq 0' -a bench -d 'run the benchmarks, from a source tree'
-complete -c fdpass -n '_shtab_fdpass_using bench' -s h -l help -d 'show this help message and exit'
 complete -c fdpass -n '_shtab_fdpass_using; and test $_shtab_fdpass_npos -eq 0' -a info -d 'show versions, kernel features and limits'
 complete -c fdpass -n '_shtab_fdpass_using info' -s h -l help -d 'show this help message and exit'
 complete -c fdpass -n '_shtab_fdpass_using info' -l json -d 'print JSON'
