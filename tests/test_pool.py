@@ -218,6 +218,20 @@ def test_numbers_that_are_no_ints() -> None:
         Pool(echo, None)  # type: ignore[arg-type]
 
 
+def test_times_that_are_no_numbers() -> None:
+    """So is a time that is no number."""
+    for name in ("drain", "start_timeout", "timeout"):
+        options: dict[str, Any] = {name: "2"}
+        with pytest.raises(TypeError, match=f"{name} is a number of seconds, not str"):
+            Pool(echo, 1, **options)
+
+
+def test_a_ready_that_was_called() -> None:
+    """A ready that is not callable is refused before anything has started."""
+    with pytest.raises(TypeError, match="ready is not callable: 5"):
+        Pool(echo, 1).serve("127.0.0.1:0", ready=5)  # type: ignore[arg-type]
+
+
 def test_a_handler_that_was_called() -> None:
     """What is not callable is a TypeError of the constructor, not of each connection."""
     with pytest.raises(TypeError, match="the handler is not callable: None"):
@@ -259,7 +273,7 @@ def test_main_thread_only() -> None:
     thread = threading.Thread(target=serve)
     thread.start()
     thread.join()
-    assert "main thread" in errors[0]
+    assert errors == ["serve() handles signals: call it in the main thread"]
 
 
 def fail() -> None:

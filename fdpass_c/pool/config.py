@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
+from numbers import Real
 from typing import Any, NamedTuple
 
 from fdpass_c.options import check_int
@@ -41,6 +42,11 @@ class Config(NamedTuple):
                 "workers, capacity and max_requests are at least 1, "
                 f"got {self.workers}, {self.capacity} and {most}"
             )
+        for name in ("drain", "start_timeout", "timeout"):
+            seconds = getattr(self, name)
+            if not isinstance(seconds, Real):
+                kind = type(seconds).__name__
+                raise TypeError(f"{name} is a number of seconds, not {kind}")
         if not (self.drain >= 0 and self.start_timeout >= 0):
             raise ValueError(
                 "drain and start_timeout are numbers of seconds, not negative, "

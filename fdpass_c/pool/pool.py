@@ -102,8 +102,8 @@ class Pool:
                 None: what asyncio.run makes.
 
         Raises:
-            TypeError: The handler, setup, teardown or loop_factory is not callable, or workers,
-                capacity or max_requests is not an int.
+            TypeError: The handler, setup, teardown or loop_factory is not callable, workers,
+                capacity or max_requests is not an int, or a time is not a number.
             ValueError: workers, capacity or max_requests is less than 1. drain or start_timeout is
                 negative. timeout is not positive. setup or teardown is a coroutine function, or
                 loop_factory is given, and the handler is not a coroutine function.
@@ -162,9 +162,11 @@ class Pool:
             PoolError: Workers die at start again and again, or no listener accepts any longer.
             ValueError: There is no listener. A socket does not listen. A socket or address is given
                 twice. An address has an unknown form. The caller is not the main thread.
-            TypeError: An address has the wrong type.
+            TypeError: An address has the wrong type, or ready is not callable.
             OSError: As for open_listener. EBADF: a socket is closed.
         """
+        if ready is not None and not callable(ready):
+            raise TypeError(f"ready is not callable: {ready!r}")
         if not listeners:
             raise ValueError("a pool needs at least one listener")
         if isinstance(metrics, socket.socket) and metrics in listeners:

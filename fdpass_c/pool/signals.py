@@ -81,7 +81,7 @@ class Signals:
         blocked: set[int] = set()
         previous_fd = -1
         try:
-            previous_fd = signal.set_wakeup_fd(wakeup.writer.fileno(), warn_on_full_buffer=False)
+            previous_fd = _set_wakeup_fd(wakeup.writer.fileno())
             for signum, came in self._came.items():
                 handlers[signum] = signal.signal(signum, came.insert)
             blocked |= signal.pthread_sigmask(signal.SIG_UNBLOCK, self._came) & {*self._came}
@@ -99,6 +99,13 @@ class Signals:
             for came in self._came.values():
                 came.clear()
             self._duplicates_until.clear()
+
+
+def _set_wakeup_fd(fd: int) -> int:
+    try:
+        return signal.set_wakeup_fd(fd, warn_on_full_buffer=False)
+    except ValueError:  # Python knows better than threading, of which gevent replaces parts.
+        raise ValueError("serve() handles signals: call it in the main thread") from None
 
 
 def terminate_children() -> None:
