@@ -127,6 +127,7 @@ def _send(
 
 def _send_to(sock: Any, parts: list[Buffer], fds: Any, flags: int, address: str | bytes) -> int:
     """Sends with the standard library's sendmsg, which encodes the address."""
+    view_each(parts, "buffers[{}]")  # Its TypeError says which one is wrong.
     control = ffi.buffer(fds)
     ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, control)] if len(control) else []
     if hasattr(sock, "sendmsg"):

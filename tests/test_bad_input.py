@@ -239,6 +239,11 @@ def test_payload_that_is_not_bytes_like(wrong: Any, reason: str, stream: Pair, f
     with ours, theirs:
         with pytest.raises(TypeError, match=rf"buffers\[1\] is not bytes-like: .*{reason}"):
             fdpass_c.send_fds(stream[0], [b"x", wrong], [file])
+        with (
+            socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as alone,
+            pytest.raises(TypeError, match=rf"buffers\[1\] is not bytes-like: .*{reason}"),
+        ):
+            fdpass_c.send_fds(alone, [b"x", wrong], [file], 0, "/no/such/socket")
         with pytest.raises(TypeError, match=rf"payloads\[1\] is not bytes-like: .*{reason}"):
             fdpass_c.send_many(stream[0], [b"x", wrong], [file, file])
         with pytest.raises(TypeError, match=rf"payloads\[1\] is not bytes-like: .*{reason}"):
