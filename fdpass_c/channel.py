@@ -8,7 +8,7 @@ import sys
 import threading
 import warnings
 import weakref
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -48,7 +48,7 @@ from fdpass_c.scratch import MOST, make_scratch, spare, take_spare
 from fdpass_c.sending import Sending, start_many, start_one
 from fdpass_c.turns import LOOK_AGAIN, Turns, while_listed
 from fdpass_c.unix import Path, connect_unix
-from fdpass_c.waiting import READABLE, WRITABLE, Deadline, HasFileno, raw_fileno
+from fdpass_c.waiting import READABLE, WRITABLE, Deadline, HasFileno, is_from, raw_fileno
 
 # The options that a channel needs on its socket. Python does not name all of them; the numbers are
 # those of most processors. Without SO_OOBINLINE, a byte that a peer sends with MSG_OOB makes the
@@ -140,7 +140,8 @@ class Channel(Closing):
             OSError: EAFNOSUPPORT: the socket is of another family. ENOTCONN: it has no peer.
             PermissionError: The peer's user is not in allow_uids. sock is closed.
         """
-        if not hasattr(sock, "gettimeout"):
+        # Not isinstance: gevent's is no socket.socket. A Channel and a Listener have a timeout too.
+        if not hasattr(sock, "getsockopt"):
             raise TypeError(f"a channel needs a socket, not {type(sock).__name__}")
         if not is_unix(raw_fileno(sock)):
             raise_oserror(errno.EAFNOSUPPORT)
@@ -253,18 +254,14 @@ class Channel(Closing):
             OSError: ENAMETOOLONG: the path has more than 107 bytes, outside of Linux 103. Others as
                 for Channel and for socket.connect.
         """
-        sock = connect_unix(path, timeout)
-        try:
-            return cls(
-                sock,
-                max_payload=max_payload,
-                max_fds=max_fds,
-                allow_uids=allow_uids,
-                receive_fds=receive_fds,
-            )
-        except BaseException:
-            sock.close()
-            raise
+        make = partial(
+            cls,
+            max_payload=max_payload,
+            max_fds=max_fds,
+            allow_uids=allow_uids,
+            receive_fds=receive_fds,
+        )
+        return open_connected(make, connect_unix(path, timeout), path)
 
     def send(self, payload: Buffer, fds: Iterable[int | HasFileno] = ()) -> None:
         """Sends one message.
@@ -627,10 +624,16 @@ class Channel(Closing):
             ValueError: timeout is negative.
             OSError: EBADF: the channel is closed.
         """
+        self._end.check_open()
         self._sock.settimeout(timeout)
 
     def setblocking(self, flag: bool) -> None:
-        """Sets whether calls wait: True for ever, False not at all."""
+        """Sets whether calls wait: True for ever, False not at all.
+
+        Raises:
+            OSError: EBADF: the channel is closed.
+        """
+        self._end.check_open()
         self._sock.setblocking(flag)
 
     @property
@@ -645,7 +648,11 @@ class Channel(Closing):
         """Returns a pidfd of the process that peer names, or None: see fdpass_c.peer_pidfd.
 
         The caller owns it.
+
+        Raises:
+            OSError: EBADF: the channel is closed. Others as for fdpass_c.peer_pidfd.
         """
+        self._end.check_open()
         return peer_pidfd(self._sock)
 
     @property
@@ -664,8 +671,9 @@ class Channel(Closing):
                 is.
 
         Raises:
-            OSError: ENOTCONN: the peer has closed, on some systems.
+            OSError: EBADF: the channel is closed. ENOTCONN: the peer has closed, on some systems.
         """
+        self._end.check_open()
         self._sock.shutdown(how)
 
     def detach(self) -> socket.socket:
@@ -729,6 +737,21 @@ class Channel(Closing):
     def __repr__(self) -> str:
         state = "closed" if self.closed else f"fd={self.fileno()}, peer pid={self._peer.pid}"
         return f"<Channel {state}>"
+
+
+def open_connected(
+    make: Callable[[socket.socket], Channel], sock: socket.socket, path: Path
+) -> Channel:
+    """The channel that make makes of sock, which is connected to path. After an exception sock is
+    closed; the PermissionError for a peer that is not allowed has the path, as a connect's."""
+    try:
+        return make(sock)
+    except BaseException as error:
+        is_own = sock.fileno() < 0 and is_from(error, Channel.__init__)
+        if isinstance(error, PermissionError) and is_own:
+            error.filename = os.fspath(path)
+        sock.close()
+        raise
 
 
 def end_of(channel: Channel) -> End:

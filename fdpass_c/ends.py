@@ -44,6 +44,10 @@ class End:
         peer broke the protocol."""
         if self.inbox.violation:
             self._raise_violation()
+        self.check_open()
+
+    def check_open(self) -> None:
+        """OSError: EBADF: the channel is closed."""
         if self.inbox.sock < 0:
             raise_oserror(errno.EBADF, "the channel is closed")
 

@@ -110,6 +110,10 @@ class Listener(Closing):
             self.close()
             raise
 
+    def _check_open(self) -> None:
+        if self._closed:
+            raise_oserror(errno.EBADF, "the listener is closed")
+
     def _start(self, receive_fds: bool) -> None:
         self.settimeout(None)
         if not receive_fds:
@@ -138,8 +142,7 @@ class Listener(Closing):
 
     def _accept(self) -> Channel:
         # If close() has read the list of waiting threads before this one was in it, it wakes none.
-        if self._closed:
-            raise_oserror(errno.EBADF)
+        self._check_open()
         # In a forked child, close() wakes no thread, because a shutdown would end the parent's
         # listening. So threads check now and then whether the listener is closed.
         looks = self._pid != os.getpid() and threading.active_count() > 1
@@ -195,6 +198,7 @@ class Listener(Closing):
             ValueError: timeout is negative.
             OSError: EBADF: the listener is closed.
         """
+        self._check_open()
         self._sock.settimeout(timeout)
         # accept() waits by itself, because only it knows how much of the timeout is left.
         self._sock.setblocking(timeout is None)
@@ -212,8 +216,7 @@ class Listener(Closing):
         Raises:
             OSError: EBADF: the listener is closed.
         """
-        if self._closed:
-            raise_oserror(errno.EBADF, "the listener is closed")
+        self._check_open()
         own = self._sock
         sock = socket.socket.__new__(socket.socket)
         try:

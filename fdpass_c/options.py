@@ -6,7 +6,6 @@ import os
 import socket
 import sys
 from collections.abc import Collection
-from typing import TypedDict
 
 # Python has no name for the newest options of Linux. Two architectures have other numbers than
 # asm-generic/socket.h.
@@ -20,15 +19,6 @@ SO_PASSRIGHTS = 83
 
 DEFAULT_MAX_PAYLOAD = 16 * 2**20
 DEFAULT_MAX_FDS = 65536
-
-
-class ChannelOptions(TypedDict, total=False):
-    """The options of Channel, for those who pass them on."""
-
-    max_payload: int
-    max_fds: int
-    allow_uids: Collection[int] | None
-    receive_fds: bool
 
 
 def check_int(name: str, value: int) -> int:

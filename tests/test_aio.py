@@ -31,6 +31,7 @@ import fdpass_c
 from fdpass_c import (
     Channel,
     DescriptorTableFullError,
+    Listener,
     PeerClosedError,
     Progress,
     ProtocolError,
@@ -1424,6 +1425,10 @@ def test_connect_to_nobody(loop: str, tmp_path: Path) -> None:
         with pytest.raises(FileNotFoundError) as caught:
             await aio.Channel.connect(tmp_path / "nobody")
         assert caught.value.filename == str(tmp_path / "nobody")
+        path = tmp_path / "socket"
+        with Listener(path), pytest.raises(PermissionError, match="not allowed") as refused:
+            await aio.Channel.connect(path, allow_uids=[])
+        assert refused.value.filename == str(path)
 
     run(loop, test)
 

@@ -2,11 +2,12 @@
 
 import contextlib
 import socket
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from fdpass_c import Channel, PeerClosedError, Progress
+from fdpass_c import Channel, Listener, PeerClosedError, Progress
 from support.channels import channels, raw_pair
 from support.descriptors import identity
 
@@ -159,12 +160,14 @@ def test_unequal_lengths_behind_the_start(file: int) -> None:
             receiver.recv()
 
 
-def test_what_is_no_socket() -> None:
-    """A number, too: its timeout would be nobody's."""
+def test_what_is_no_socket(tmp_path: Path) -> None:
+    """A number, too: its timeout would be nobody's. A channel and a listener have one."""
     wrong: Any
-    for wrong, name in ((3, "int"), ("socket", "str"), (None, "NoneType")):
-        with pytest.raises(TypeError, match=f"needs a socket, not {name}"):
-            Channel(wrong)
+    with channels() as (one, _), Listener(tmp_path / "socket") as listener:
+        for wrong in (3, "socket", None, one, listener):
+            name = type(wrong).__name__
+            with pytest.raises(TypeError, match=f"needs a socket, not {name}"):
+                Channel(wrong)
 
 
 def test_identity_of_a_copy(file: int) -> None:

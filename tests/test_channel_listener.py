@@ -8,7 +8,7 @@ import stat
 import subprocess
 import sys
 import threading
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import FrameType
@@ -18,7 +18,6 @@ import pytest
 
 import fdpass_c
 from fdpass_c import Channel, Listener, ProtocolError
-from fdpass_c.options import ChannelOptions
 from support.descriptors import identity
 from support.marks import linux_only
 from support.messages import take
@@ -61,6 +60,22 @@ def test_iterates(path: Path) -> None:
                 assert server.recv()[0] == b"x"
             if client is clients[-1]:
                 break
+
+
+def test_closed(path: Path) -> None:
+    """Every call on a closed listener is EBADF and says why."""
+    with Listener(path) as listener:
+        pass
+    calls: list[Callable[[], object]] = [
+        listener.accept,
+        listener.detach,
+        lambda: listener.settimeout(1),
+    ]
+    for call in calls:
+        with pytest.raises(OSError, match="the listener is closed") as caught:
+            call()
+        assert caught.value.errno == errno.EBADF
+    assert listener.gettimeout() is None
 
 
 @pytest.mark.parametrize("timeout", [None, 50])
@@ -578,14 +593,15 @@ def test_nobody_is_allowed(path: Path) -> None:
         Channel(left, allow_uids=[])
     with pytest.raises(PermissionError):
         Channel.pair(allow_uids=[])
-    with Listener(path), pytest.raises(PermissionError, match="not allowed"):
+    with Listener(path), pytest.raises(PermissionError, match="not allowed") as caught:
         Channel.connect(path, allow_uids=[])
+    assert caught.value.filename == str(path)
     with pytest.raises(TypeError):
         Channel.pair(no_such_option=1)  # type: ignore[call-arg]
 
 
 @pytest.mark.parametrize("options", [{"max_payload": 3}, {"max_fds": 0}, {"receive_fds": False}])
-def test_options_are_passed_on(options: ChannelOptions, path: Path, file: int) -> None:
+def test_options_are_passed_on(options: dict[str, Any], path: Path, file: int) -> None:
     """pair() makes both channels with its options, and connect() the one that it returns."""
     ends = [Channel.pair(**options), Channel.pair(**options)[::-1]]
     with Listener(path) as listener:

@@ -421,10 +421,16 @@ def test_closed() -> None:
             sender.recv,
             sender.recv_many,
             sender.flush,
+            sender.detach,
+            sender.peer_pidfd,
+            lambda: sender.settimeout(1),
+            lambda: sender.setblocking(False),
+            lambda: sender.shutdown(socket.SHUT_RDWR),
         ]
         for call in calls:
-            with pytest.raises(OSError, match="Bad file descriptor"):
+            with pytest.raises(OSError, match="the channel is closed") as caught:
                 call()
+            assert caught.value.errno == errno.EBADF
         sender.close()
 
 

@@ -5,6 +5,7 @@ import inspect
 import pydoc
 import re
 from collections.abc import Iterator
+from operator import attrgetter
 from pathlib import Path
 from types import ModuleType
 
@@ -77,6 +78,19 @@ def test_names_of_a_channel() -> None:
     )
     assert looped - blocking == {"adopt", "wait_for_room"}
     assert blocking - looped == {"gettimeout", "settimeout", "setblocking"}
+
+
+@pytest.mark.parametrize("name", ["Channel", "Channel.pair", "Channel.connect", "Listener"])
+def test_options_are_named(name: str) -> None:
+    """Where a channel of an event loop takes options, help() shows the same ones as of a blocking
+    one, each with its type and default."""
+    blocking, looped = (
+        inspect.signature(attrgetter(name)(package)).parameters
+        for package in (fdpass_c, fdpass_c.aio)
+    )
+    wanted = {option: parameter for option, parameter in blocking.items() if option != "timeout"}
+    assert {"max_payload", "max_fds", "allow_uids", "receive_fds"} <= {*wanted}
+    assert dict(looped) == wanted
 
 
 def test_max_fds() -> None:

@@ -3,30 +3,26 @@
 import errno
 import socket
 import sys
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Sequence
 from functools import partial
 from operator import index
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import fdpass_c
 from fdpass_c._native import lib
 from fdpass_c.aio.directions import Direction, Result, growing_pauses
 from fdpass_c.aio.loops import running
 from fdpass_c.buffers import Buffer
-from fdpass_c.channel import IN_FLIGHT_DELAY, end_of
+from fdpass_c.channel import IN_FLIGHT_DELAY, end_of, open_connected
 from fdpass_c.descriptors import Descriptors, as_list
 from fdpass_c.errors import PeerClosedError, raise_oserror
+from fdpass_c.options import DEFAULT_MAX_FDS, DEFAULT_MAX_PAYLOAD
 from fdpass_c.outcomes import NOTHING_SENT, Batch, Progress
 from fdpass_c.owning import NotCopied
 from fdpass_c.peer import Credentials
 from fdpass_c.sending import Sending, start_many, start_one
 from fdpass_c.unix import Path, connect_unix
 from fdpass_c.waiting import HasFileno
-
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
-
-    from fdpass_c.options import ChannelOptions
 
 _DONE = lib.FDP_DONE
 _LOOK = lib.FDP_LOOK
@@ -68,13 +64,20 @@ class Channel(NotCopied):
     def __init__(
         self,
         sock: socket.socket,
-        **options: "Unpack[ChannelOptions]",
+        *,
+        max_payload: int = DEFAULT_MAX_PAYLOAD,
+        max_fds: int = DEFAULT_MAX_FDS,
+        allow_uids: Collection[int] | None = None,
+        receive_fds: bool = True,
     ) -> None:
         """Takes ownership of sock, which becomes non-blocking.
 
         Args:
             sock: As for fdpass_c.Channel.
-            **options: max_payload, max_fds, allow_uids and receive_fds, as for fdpass_c.Channel.
+            max_payload: As for fdpass_c.Channel.
+            max_fds: As for fdpass_c.Channel.
+            allow_uids: As for fdpass_c.Channel.
+            receive_fds: As for fdpass_c.Channel.
 
         Raises:
             RuntimeError: No event loop is running.
@@ -83,7 +86,14 @@ class Channel(NotCopied):
             OSError: As for fdpass_c.Channel.
         """
         running()
-        self._take_over(fdpass_c.Channel(sock, **options))
+        channel = fdpass_c.Channel(
+            sock,
+            max_payload=max_payload,
+            max_fds=max_fds,
+            allow_uids=allow_uids,
+            receive_fds=receive_fds,
+        )
+        self._take_over(channel)
 
     def _take_over(self, channel: fdpass_c.Channel) -> None:
         _, loop = running()
@@ -113,21 +123,44 @@ class Channel(NotCopied):
         return adopted
 
     @classmethod
-    def pair(cls, **options: "Unpack[ChannelOptions]") -> tuple["Channel", "Channel"]:
+    def pair(
+        cls,
+        *,
+        max_payload: int = DEFAULT_MAX_PAYLOAD,
+        max_fds: int = DEFAULT_MAX_FDS,
+        allow_uids: Collection[int] | None = None,
+        receive_fds: bool = True,
+    ) -> tuple["Channel", "Channel"]:
         """Makes two connected channels of the running loop.
 
         Args:
-            **options: As for Channel, for both.
+            max_payload: As for Channel, for both.
+            max_fds: As for Channel, for both.
+            allow_uids: As for Channel, for both.
+            receive_fds: As for Channel, for both.
 
         Returns:
             Two channels, which the caller owns and closes.
         """
         running()
-        ours, theirs = fdpass_c.Channel.pair(**options)
+        ours, theirs = fdpass_c.Channel.pair(
+            max_payload=max_payload,
+            max_fds=max_fds,
+            allow_uids=allow_uids,
+            receive_fds=receive_fds,
+        )
         return cls.adopt(ours), cls.adopt(theirs)
 
     @classmethod
-    async def connect(cls, path: Path, **options: "Unpack[ChannelOptions]") -> "Channel":
+    async def connect(
+        cls,
+        path: Path,
+        *,
+        max_payload: int = DEFAULT_MAX_PAYLOAD,
+        max_fds: int = DEFAULT_MAX_FDS,
+        allow_uids: Collection[int] | None = None,
+        receive_fds: bool = True,
+    ) -> "Channel":
         """Connects to a Listener.
 
         If the listener's backlog is full, this tries again with growing delays.
@@ -135,7 +168,10 @@ class Channel(NotCopied):
         Args:
             path: The path of the socket file, or a name in Linux's abstract namespace: a NUL
                 followed by the name.
-            **options: As for Channel.
+            max_payload: As for Channel.
+            max_fds: As for Channel.
+            allow_uids: As for Channel.
+            receive_fds: As for Channel.
 
         Returns:
             The channel, which the caller owns and closes.
@@ -144,6 +180,13 @@ class Channel(NotCopied):
             OSError: As for fdpass_c.Channel.connect.
         """
         _, loop = running()
+        make = partial(
+            fdpass_c.Channel,
+            max_payload=max_payload,
+            max_fds=max_fds,
+            allow_uids=allow_uids,
+            receive_fds=receive_fds,
+        )
         wait = growing_pauses(loop.sleep)
         await loop.sleep(0)
         while True:
@@ -152,11 +195,7 @@ class Channel(NotCopied):
                 break
             except BlockingIOError:
                 await wait()  # No loop can report when the backlog has room.
-        try:
-            return cls(sock, **options)
-        except BaseException:
-            sock.close()
-            raise
+        return cls.adopt(open_connected(make, sock, path))
 
     async def send(self, payload: Buffer, fds: Iterable[int | HasFileno] = ()) -> None:
         """Sends one message. It waits while the socket's buffer is full.

@@ -5,21 +5,16 @@ import contextlib
 import errno
 import logging
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from functools import partial
-from typing import TYPE_CHECKING
 
 import fdpass_c
 from fdpass_c.aio.channel import Channel
 from fdpass_c.aio.directions import Direction, take
 from fdpass_c.aio.loops import in_trio, running
+from fdpass_c.options import DEFAULT_MAX_FDS, DEFAULT_MAX_PAYLOAD
 from fdpass_c.owning import NotCopied
 from fdpass_c.unix import Path
-
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
-
-    from fdpass_c.options import ChannelOptions
 
 logger: logging.Logger = logging.getLogger("fdpass_c.aio")
 
@@ -54,7 +49,10 @@ class Listener(NotCopied):
         *,
         backlog: int = 128,
         mode: int = 0o600,
-        **options: "Unpack[ChannelOptions]",
+        max_payload: int = DEFAULT_MAX_PAYLOAD,
+        max_fds: int = DEFAULT_MAX_FDS,
+        allow_uids: Collection[int] | None = None,
+        receive_fds: bool = True,
     ) -> None:
         """Binds a new socket and listens, or takes ownership of one that listens.
 
@@ -62,14 +60,25 @@ class Listener(NotCopied):
             address: As for fdpass_c.Listener.
             backlog: As for fdpass_c.Listener.
             mode: As for fdpass_c.Listener.
-            **options: As for Channel, for each accepted channel.
+            max_payload: As for Channel, for each accepted channel.
+            max_fds: As for Channel, for each accepted channel.
+            allow_uids: As for Channel, for each accepted channel.
+            receive_fds: As for Channel, for each accepted channel.
 
         Raises:
             RuntimeError: No event loop is running.
             OSError: As for fdpass_c.Listener, and so are all other errors.
         """
         _, loop = running()
-        self._listener = fdpass_c.Listener(address, backlog=backlog, mode=mode, **options)
+        self._listener = fdpass_c.Listener(
+            address,
+            backlog=backlog,
+            mode=mode,
+            max_payload=max_payload,
+            max_fds=max_fds,
+            allow_uids=allow_uids,
+            receive_fds=receive_fds,
+        )
         self._listener.settimeout(0)
         self._accepting: Direction = loop.watch(self._listener, False)
         self._sleep = loop.sleep
