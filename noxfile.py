@@ -176,7 +176,8 @@ def sanitizers(session: nox.Session) -> None:
 
 @nox.session(default=False, venv_backend="none")
 def valgrind(session: nox.Session) -> None:
-    """Runs the C tests under valgrind: no invalid access, nothing uninitialized, no lost memory."""
+    """Runs the C tests under valgrind: no invalid access, nothing uninitialized, no lost memory, no
+    descriptor left open."""
     with tempfile.TemporaryDirectory() as folder:
         # Without test_table, because valgrind has descriptors of its own, which it would count.
         for test in sorted({*Path("tests/c").glob("test_*.c")} - {Path("tests/c/test_table.c")}):
@@ -188,12 +189,17 @@ def valgrind(session: nox.Session) -> None:
             options = ["-q", "--fair-sched=yes", "--error-exitcode=9", "--leak-check=full"]
             # "Possibly lost" is reported for threads that the C library has not freed yet.
             options += ["--show-leak-kinds=definite"]
-            session.run("valgrind", *options, "--errors-for-leak-kinds=definite", program)
+            options += ["--errors-for-leak-kinds=definite", "--track-fds=yes"]
+            said = str(session.run("valgrind", *options, program, silent=True))
+            # It lists those of its own and of the caller too.
+            listed = said.split("== Open ")[1:]
+            if left := [one for one in listed if "<inherited from parent>" not in one]:
+                session.error("\n".join(["left open:", *left]))
 
 
 @nox.session(default=False, venv_backend="none")
 def analyze(session: nox.Session) -> None:
-    """Checks the C core with clang-tidy: its analyzer, and patterns that are often mistakes."""
+    """Checks the C core with the analyzers of clang-tidy and gcc, and for what often is a mistake."""
     disabled = [
         "bugprone-easily-swappable-parameters",
         # The products are of numbers in a frame, which are small.
@@ -204,7 +210,11 @@ def analyze(session: nox.Session) -> None:
     checks = ",".join(["-*", "clang-analyzer-*", "bugprone-*", *(f"-{name}" for name in disabled)])
     sources = sorted(map(str, Path("csrc").glob("*.c")))
     options = ["--quiet", f"--checks={checks}", "--warnings-as-errors=*"]
-    session.run("clang-tidy", *options, *sources, "--", "-std=c11", "-Icsrc")
+    flags = ["-std=c11", "-Icsrc"]
+    session.run("clang-tidy", *options, *sources, "--", *flags)
+    with tempfile.TemporaryDirectory() as folder:
+        flags += ["-O2", "-fanalyzer", "-Werror", "-fPIC", "-shared", "-o", f"{folder}/core.so"]
+        session.run("gcc", *flags, *sources)
 
 
 @nox.session

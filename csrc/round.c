@@ -51,10 +51,6 @@ static size_t count_offer_room(const struct fdp_rounds *rounds) {
     return rounds->offers != NULL ? fdp_count_offer_room(rounds->offers, count_offers(rounds)) : 0;
 }
 
-static int has_offers(const struct fdp_rounds *rounds) {
-    return rounds->offers != NULL && rounds->offers->count > 0;
-}
-
 /* Gives the waiting connections away. The loop ends: each fdp_deal gives some connections, or finds a
  * worker that takes none and sets its room to 0. */
 static void pass_on(struct fdp_rounds *rounds, struct fdp_round *round) {
@@ -94,7 +90,7 @@ static int read_workers(struct fdp_rounds *rounds, struct fdp_round *ret_round) 
     fdp_read_workers(rounds->workers, rounds->worker_count, offers, &rounds->done, ret_round);
     rounds->begun += ret_round->begun;
     rounds->used_up |= ret_round->used_up || (rounds->listeners.count == 0 && ret_round->begun > 0);
-    if (!has_offers(rounds))
+    if (offers == NULL || offers->count == 0)
         return 0;
     if (is_settled) {
         offers->is_unsettled = 0;
@@ -256,7 +252,7 @@ ssize_t fdp_return_copies(struct fdp_rounds *rounds, struct fdp_worker *worker) 
         return -ENOMEM;
     fdp_read_workers(&worker, 1, rounds->offers, &rounds->done, &round);
     rounds->begun += round.begun;
-    if (has_offers(rounds))
+    if (rounds->offers != NULL && rounds->offers->count > 0)
         rounds->offers->is_unsettled = 1;
     count = worker->copies.count;
     if (fdp_return_connections(&worker->copies, &rounds->waiting) < 0)

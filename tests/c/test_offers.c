@@ -341,7 +341,10 @@ int main(void) {
     RUN(test_late_note);
     RUN(test_death);
     RUN(test_two_takers);
+#ifndef UNDER_VALGRIND
+    /* It lets the kernel install what the limit has no place for. */
     RUN(test_full_table);
+#endif
     RUN(test_stopping);
     RUN(test_used_up);
     RUN(test_full_socket);

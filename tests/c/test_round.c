@@ -299,7 +299,10 @@ int main(void) {
     RUN(test_no_selector);
     RUN(test_no_starving);
     RUN(test_pause);
+#ifndef UNDER_VALGRIND
+    /* It accepts and closes what the limit has no place for; the kernel leaves that queued. */
     RUN(test_one_place);
+#endif
     RUN(test_full_sockets);
     RUN(test_news);
     RUN(test_shut_down);
