@@ -199,7 +199,7 @@ def valgrind(session: nox.Session) -> None:
 
 @nox.session(default=False, venv_backend="none")
 def analyze(session: nox.Session) -> None:
-    """Checks the C core with the analyzers of clang-tidy and gcc, and for what often is a mistake."""
+    """Checks the C core with the analyzers of clang-tidy and gcc, and for frequent mistakes."""
     disabled = [
         "bugprone-easily-swappable-parameters",
         # The products are of numbers in a frame, which are small.
