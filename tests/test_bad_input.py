@@ -119,6 +119,15 @@ def test_bytes_over_the_network(tcp: Pair) -> None:
         fdpass_c.recv_fd(tcp[1])
 
 
+def test_address_over_the_network(udp: Pair) -> None:
+    """A network socket's sender is its family, and the rest of the address as bytes."""
+    fdpass_c.send_fds(udp[0], [b"plain"], [])
+    host, port = udp[0].getsockname()
+    family, rest = fdpass_c.recv_fds(udp[1], 10, 1)[3]
+    assert family == socket.AF_INET
+    assert rest[:6] == port.to_bytes(2, "big") + socket.inet_aton(host)
+
+
 @pytest.mark.thread_unsafe
 def test_descriptor_that_is_not_open(stream: Pair, file: int) -> None:
     """An int that is no open descriptor among the descriptors is EBADF, and nothing is sent."""

@@ -73,7 +73,7 @@ def test_is_a_sequence() -> None:
         assert len(fds) == 3
         assert list(fds) == plain
         assert fds[0] == plain[0]
-        assert fds[-1] == plain[2]
+        assert [fds[-1], fds[-3]] == [plain[2], plain[0]]
         assert fds[1:] == plain[1:]
         assert list(reversed(fds)) == plain[::-1]
         assert plain[1] in fds
@@ -82,8 +82,9 @@ def test_is_a_sequence() -> None:
         assert fds.count(plain[0]) == 1
         assert bool(fds)
         assert repr(fds) == f"<Descriptors {plain}>"
-        with pytest.raises(IndexError):
-            fds[3]
+        for outside in (3, -4):
+            with pytest.raises(IndexError):
+                fds[outside]
 
 
 def test_empty() -> None:
@@ -351,12 +352,14 @@ def test_as_file_of_a_pipe_to_read_and_write() -> None:
 
 @pytest.mark.thread_unsafe
 def test_dropped_open() -> None:
-    """An owner dropped open closes its descriptors, with a ResourceWarning that names them."""
+    """An owner dropped open closes its descriptors. A ResourceWarning there names them."""
     fds = own(2)
     plain = list(fds)
-    with pytest.warns(ResourceWarning, match=f"unclosed <Descriptors \\[{plain[0]}, {plain[1]}"):  # noqa: PT031
+    text = f"unclosed <Descriptors \\[{plain[0]}, {plain[1]}"
+    with pytest.warns(ResourceWarning, match=text) as caught:  # noqa: PT031
         del fds
         gc.collect()
+    assert caught[0].filename == __file__
     assert not any(is_open(fd) for fd in plain)
 
 

@@ -6,6 +6,7 @@ import struct
 import threading
 from collections.abc import Callable
 from itertools import product
+from pathlib import Path
 
 import pytest
 
@@ -67,6 +68,25 @@ def test_send(stream: Pair) -> None:
         assert_same_error(send, lambda sock: socket.send_fds(sock, [b"x"], [0]), stream[0])
         with pytest.raises(expected):
             send(stream[0])
+
+
+def test_send_to_an_address(tmp_path: Path) -> None:
+    """A send to an address whose receiver is full raises the same error with the same text."""
+    address = str(tmp_path / "socket")
+    with (
+        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender,
+        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as receiver,
+    ):
+        receiver.bind(address)
+        sender.connect(address)
+        fill(sender)
+        for timeout, _ in MODES:
+            sender.settimeout(timeout)
+            assert_same_error(
+                lambda sock: fdpass_c.send_fds(sock, [b"x"], [0], 0, address),
+                lambda sock: sock.sendto(b"x", address),
+                sender,
+            )
 
 
 @receivers
