@@ -183,7 +183,7 @@ def recv_fds(
             MSG_CTRUNC says that descriptors were lost, because there were more than maxfds or
             because the descriptor table is full, and MSG_TRUNC that a datagram was longer than
             bufsize. The sender's name, address, is a str, or bytes in the abstract namespace, or
-            None.
+            None. For a network socket it is a pair of the family and bytes.
 
     Raises:
         ValueError: bufsize or maxfds is negative.

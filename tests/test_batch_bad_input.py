@@ -83,7 +83,7 @@ def test_empty_payload_on_a_stream(rows: bool, stream: Pair) -> None:
     fds = [[0]] * 100 if rows else [0] * 100
     for position in POSITIONS:
         with pytest.raises(ValueError, match=rf"payloads\[{position}\] is empty"):
-            fdpass_c.send_many(stream[0], put(position, b"", b"x"), fds)
+            fdpass_c.send_many(stream[0], put(position, b"", b"some"), fds)
     assert_empty(stream[1])
 
 

@@ -98,6 +98,14 @@ def test_max_messages(most: int, maxfds: int, connection: Pair, make_files: Make
     assert_empty(connection[1])
 
 
+def test_large_bufsize(connection: Pair, make_files: MakeFiles) -> None:
+    """More messages than one system call brings arrive with a large bufsize too."""
+    files = make_files(100)
+    fdpass_c.send_many(connection[0], [b"x"] * 100, files)
+    with fdpass_c.recv_many(connection[1], 100, bufsize=100_000) as batch:
+        assert contents(batch) == [(b"x", [identity(fd)]) for fd in files]
+
+
 def test_bufsize_on_a_stream(stream: Pair, file: int) -> None:
     """No payload is longer than bufsize; the rest of it follows without descriptors."""
     data = bytes(range(256)) * 40
