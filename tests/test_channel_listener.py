@@ -277,12 +277,15 @@ def test_abstract_name() -> None:
 
 @pytest.mark.thread_unsafe
 def test_mode(path: Path) -> None:
-    """The socket file has the permissions asked for, whatever the umask."""
+    """The socket file has the permissions asked for, whatever the umask; by default 0600."""
     before = os.umask(0o077)
     try:
-        for mode in (0o600, 0o660, 0o666):
+        for mode in (0, 0o600, 0o660, 0o777):
             with Listener(path, mode=mode):
                 assert stat.S_IMODE(path.stat().st_mode) == mode
+        os.umask(0)
+        with Listener(path):
+            assert stat.S_IMODE(path.stat().st_mode) == 0o600
     finally:
         os.umask(before)
 
@@ -507,16 +510,14 @@ def test_listening_errors(tmp_path: Path) -> None:
     assert caught.value.filename == str(tmp_path / ("x" * 200))
 
 
-def test_options_hold_for_the_accepted(path: Path) -> None:
+def test_options_hold_for_the_accepted(path: Path, file: int) -> None:
     """Options of the listener are those of its channels."""
-    with (
-        Listener(path, max_payload=3, max_fds=0) as listener,
-        Channel.connect(path) as client,
-        listener.accept() as server,
-    ):
-        client.send(b"four")
-        with pytest.raises(fdpass_c.ProtocolError, match="max_payload is 3"):
-            server.recv()
+    with Listener(path, max_payload=3, max_fds=0) as listener:
+        for payload, fds, text in ((b"four", [], "max_payload is 3"), (b"", [file], "max_fds is 0")):
+            with Channel.connect(path) as client, listener.accept() as server:
+                client.send(payload, fds)
+                with pytest.raises(fdpass_c.ProtocolError, match=text):
+                    server.recv()
 
 
 def test_wrong_options(path: Path) -> None:
@@ -534,6 +535,8 @@ def test_wrong_options(path: Path) -> None:
         ({"receive_fds": "no"}, TypeError, "receive_fds is a bool"),
         ({"receive_fds": 1.5}, TypeError, "receive_fds is a bool"),
         ({"mode": 600}, ValueError, "600 is not 0o600"),
+        ({"mode": 0o1000}, ValueError, "mode is 0o1000"),
+        ({"mode": -1}, ValueError, "mode is -0o1"),
         ({"mode": 1.5}, TypeError, "mode is an int, not float"),
         ({"mode": float("nan")}, TypeError, "mode is an int, not float"),
         ({"mode": "600"}, TypeError, "mode is an int, not str"),
