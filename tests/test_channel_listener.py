@@ -512,8 +512,9 @@ def test_listening_errors(tmp_path: Path) -> None:
 
 def test_options_hold_for_the_accepted(path: Path, file: int) -> None:
     """Options of the listener are those of its channels."""
+    mistakes = [(b"four", [], "max_payload is 3"), (b"", [file], "max_fds is 0")]
     with Listener(path, max_payload=3, max_fds=0) as listener:
-        for payload, fds, text in ((b"four", [], "max_payload is 3"), (b"", [file], "max_fds is 0")):
+        for payload, fds, text in mistakes:
             with Channel.connect(path) as client, listener.accept() as server:
                 client.send(payload, fds)
                 with pytest.raises(fdpass_c.ProtocolError, match=text):
