@@ -222,7 +222,15 @@ def test_within_a_timeout(stream: Pair) -> None:
     assert received[0] in (b"".join(buffers),)
 
 
-SHAPES = [(1, 5_000_000), (3, 400_000), (17, 100_000), (1000, 16), (1000, 3000), (5000, 3000)]
+SHAPES = [
+    (1, 5_000_000),
+    (2, 400_000),
+    (3, 400_000),
+    (17, 100_000),
+    (1000, 16),
+    (1000, 3000),
+    (5000, 3000),
+]
 
 
 @pytest.mark.parametrize(
