@@ -522,6 +522,27 @@ def test_file_size_limit(offset: int | None, target: IO[bytes]) -> None:
     run_in_child(child)
 
 
+@pytest.mark.thread_unsafe
+def test_file_size_limit_after_1024(target: IO[bytes]) -> None:
+    """An error says what earlier system calls of the same writev wrote, too."""
+
+    def child() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        for size, more in itertools.product((16, 3000), (0, 5)):
+            buffers = numbered(2000, size)
+            limit = len(b"".join(buffers[:1024])) + more
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+            target.seek(0)
+            target.truncate()
+            with pytest.raises(OSError, match=os.strerror(errno.EFBIG)) as caught:
+                fdpass_c.writev(target, buffers)
+            assert caught.value.characters_written == limit  # type: ignore[attr-defined]
+            assert read_back(target) == b"".join(buffers)[:limit]
+
+    run_in_child(child)
+
+
 @linux_only
 def test_full_device() -> None:
     """A device without space is ENOSPC, with nothing written."""
