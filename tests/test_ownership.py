@@ -404,6 +404,20 @@ def test_dropped_open_under_tracemalloc(
     assert "received = receive(receiver)" in text
 
 
+@pytest.mark.thread_unsafe
+def test_dropped_open_received_before_tracemalloc() -> None:
+    """What was received before tracemalloc was on is warned about without saying where."""
+    tracemalloc = pytest.importorskip("tracemalloc")
+    fds = own(1)
+    tracemalloc.start()
+    try:
+        with pytest.warns(ResourceWarning, match=r"unclosed <Descriptors \[\d+\]>$"):  # noqa: PT031
+            del fds
+            gc.collect()
+    finally:
+        tracemalloc.stop()
+
+
 @pytest.mark.parametrize("options", [[], ["-X", "tracemalloc"]])
 def test_open_at_the_end_of_the_program(options: list[str]) -> None:
     """An owner that the program keeps to its end is warned of, when modules can no longer be

@@ -156,8 +156,10 @@ def test_datagram_cut_short(datagram: Pair, file: int) -> None:
         fdpass_c.recv_fd(datagram[1], 3)
 
 
-def test_long_payload_is_sent_whole(stream: Pair, file: int) -> None:
+@pytest.mark.parametrize("timeout", [None, 20])
+def test_long_payload_is_sent_whole(timeout: float | None, stream: Pair, file: int) -> None:
     """A payload larger than the socket's buffer leaves whole, with one descriptor."""
+    stream[0].settimeout(timeout)
     payload = os.urandom(1 << 20)
     sender = threading.Thread(target=fdpass_c.send_fd, args=(stream[0], file, payload))
     sender.start()
