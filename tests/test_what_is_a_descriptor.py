@@ -261,6 +261,24 @@ class Growing(list[bytes]):
         return 1
 
 
+class OldSequence:
+    """Can be iterated because its positions can be read, as before there was __iter__."""
+
+    def __init__(self, *fds: int) -> None:
+        self._fds = fds
+
+    def __getitem__(self, position: int) -> int:
+        return self._fds[position]
+
+
+def test_old_sequence(file: int, stream: Pair) -> None:
+    left, right = stream
+    fds: Any = OldSequence(file, file)
+    fdpass_c.send_fds(left, [b"x"], fds)
+    with Descriptors(socket.recv_fds(right, 1, 10)[1]) as received:
+        assert [*map(identity, received)] == [identity(file)] * 2
+
+
 def test_sequences_that_lie(seqpacket: Pair, make_files: MakeFiles) -> None:
     """What len() says of the payloads counts for nothing either."""
     files = make_files(3)
