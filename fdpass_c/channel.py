@@ -296,7 +296,7 @@ class Channel(Closing):
     def send_many(
         self,
         payloads: Sequence[Buffer],
-        fds: Sequence[int | HasFileno] | Sequence[Iterable[int | HasFileno]] = (),
+        fds: Sequence[int | HasFileno | Iterable[int | HasFileno]] = (),
         *,
         start: Progress = NOTHING_SENT,
     ) -> int:

@@ -224,7 +224,7 @@ class Channel(NotCopied):
     async def send_many(
         self,
         payloads: Sequence[Buffer],
-        fds: Sequence[int | HasFileno] | Sequence[Iterable[int | HasFileno]] = (),
+        fds: Sequence[int | HasFileno | Iterable[int | HasFileno]] = (),
         *,
         start: Progress = NOTHING_SENT,
     ) -> int:
