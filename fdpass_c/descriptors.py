@@ -20,7 +20,7 @@ except ImportError:  # PyPy
 
 
 from fdpass_c._native import ffi, lib
-from fdpass_c.owning import Closing
+from fdpass_c.owning import PASS_ON, Closing
 from fdpass_c.shapes import UNFIT, pack_ints
 from fdpass_c.waiting import HasFileno, fileno
 
@@ -195,6 +195,7 @@ class Descriptors(Closing, Sequence[int]):
     """
 
     __slots__ = ("__weakref__", "_memory", "_spare")
+    _instead = PASS_ON
 
     def __init__(self, fds: Iterable[int]) -> None:
         """Takes ownership of descriptors.
