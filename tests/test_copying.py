@@ -30,8 +30,8 @@ def test_no_second_owner(duplicate: Callable[[Any], Any], file: int, tmp_path: P
                 with pytest.raises(TypeError, match="send descriptors over a Channel"):
                     duplicate(owner)
             for end in (here, listener):
-                kind = type(end).__name__
-                with pytest.raises(TypeError, match=f"pass a socket, and make a {kind} of it there"):
+                advice = f"pass a socket, and make a {type(end).__name__} of it there"
+                with pytest.raises(TypeError, match=advice):
                     duplicate(end)
             assert isinstance(batch, Batch)
             assert isinstance(batch.fds, Descriptors)
