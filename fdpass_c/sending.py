@@ -10,7 +10,7 @@ from typing import Any
 
 from fdpass_c._native import ffi, lib
 from fdpass_c.buffers import Buffer
-from fdpass_c.descriptors import LISTS, as_list
+from fdpass_c.descriptors import LISTS, as_fd_list, as_list
 from fdpass_c.errors import MAX_FDS
 from fdpass_c.jobs import flatten_fds, make_job
 from fdpass_c.outcomes import NOTHING_SENT, Progress
@@ -103,8 +103,8 @@ def start_one(outbox: Any, payload: Buffer, fds: Iterable[int | HasFileno]) -> S
                 return None
             if result == _BEGUN:
                 return Sending(outbox, None, 1)
-    flat, counts = flatten_fds([as_list(fds)])
-    return _start(outbox, [payload], flat, counts, name="payload")
+    flat = array("i", as_fd_list(fds))
+    return _start(outbox, [payload], flat, array("I", [len(flat)]), name="payload")
 
 
 def start_many(
