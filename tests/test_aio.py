@@ -758,6 +758,20 @@ def test_close_wakes(loop: str) -> None:
     run(loop, test)
 
 
+def test_repr(tmp_path: Path) -> None:
+    """What a channel and a listener show is that of the ones below them."""
+
+    async def test() -> None:
+        async with aio.Listener(tmp_path / "socket") as listener:
+            async with await aio.Channel.connect(tmp_path / "socket") as channel:
+                shown = f"<fdpass_c.aio.Channel over <Channel fd={channel.fileno()}, peer pid="
+                assert repr(channel).startswith(shown)
+            shown = f"<fdpass_c.aio.Listener over <Listener fd={listener.fileno()}, at "
+            assert repr(listener).startswith(shown)
+
+    run("asyncio", test)
+
+
 @both_backends
 def test_close_cuts_a_begun_message(loop: str) -> None:
     """Who waits to send the rest of a message is told that it does not arrive."""
