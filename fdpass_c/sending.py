@@ -96,6 +96,8 @@ def start_one(outbox: Any, payload: Buffer, fds: Iterable[int | HasFileno]) -> S
     """Sends one message without waiting. Returns None if it was sent, or what is left."""
     if type(payload) is bytes and type(fds) in LISTS:
         count = len(fds)  # type: ignore[arg-type]
+        if count == 1 and type(fds[0]) is not int:  # type: ignore[index]
+            fds = as_fd_list(fds)
         fd = fds[0] if count == 1 else _NO_FD  # type: ignore[index]
         if count == 0 or (type(fd) is int and fd != _NO_FD):
             result = _try_send(outbox, payload, len(payload), fd)
