@@ -1,6 +1,6 @@
 """Base classes of the objects that own descriptors."""
 
-from typing import ClassVar, NoReturn, TypeVar
+from typing import NoReturn, TypeVar
 
 _Owner = TypeVar("_Owner", bound="Closing")
 
@@ -13,7 +13,7 @@ class NotCopied:
 
     __slots__ = ()
 
-    _instead: ClassVar[str] = "pass a socket, and make a {} of it there"
+    _instead = "pass a socket, and make a {} of it there"
 
     def __reduce_ex__(self, _protocol: object) -> NoReturn:
         kind = type(self).__name__

@@ -10,7 +10,7 @@ from typing import Any
 
 from fdpass_c._native import ffi, lib
 from fdpass_c.buffers import Buffer
-from fdpass_c.descriptors import LISTS, as_fd_list, as_list
+from fdpass_c.descriptors import LISTS, as_fd_list
 from fdpass_c.errors import MAX_FDS
 from fdpass_c.jobs import flatten_fds, make_job
 from fdpass_c.outcomes import NOTHING_SENT, Progress

@@ -758,6 +758,23 @@ def test_close_wakes(loop: str) -> None:
     run(loop, test)
 
 
+def test_a_socket_of_trio() -> None:
+    """It is refused, and a channel of a socket.socket that takes its descriptor works."""
+    trio = pytest.importorskip("trio")
+
+    async def test() -> None:
+        left, right = trio.socket.socketpair()
+        with pytest.raises(TypeError, match=r"needs a socket\.socket"):
+            aio.Channel(left)
+        ends = [aio.Channel(socket.socket(fileno=end.detach())) for end in (left, right)]
+        async with ends[1]:
+            async with ends[0]:
+                await ends[0].send(b"payload")
+            assert await receive_all(ends[1]) == [b"payload"]
+
+    run("trio", test)
+
+
 def test_repr(tmp_path: Path) -> None:
     """What a channel and a listener show is that of the ones below them."""
 
