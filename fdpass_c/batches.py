@@ -59,7 +59,7 @@ _BATCH = lib.FDP_BATCH
 def send_many(
     sock: int | HasFileno,
     payloads: Sequence[Buffer],
-    fds: Sequence[int | HasFileno] | Sequence[Iterable[int | HasFileno]],
+    fds: Sequence[int | HasFileno | Iterable[int | HasFileno]],
     flags: int = 0,
     *,
     start: Progress = NOTHING_SENT,
@@ -106,7 +106,7 @@ def send_many(
 def start_batch(
     sock: int | HasFileno,
     data: list[Buffer],
-    fds: Sequence[int | HasFileno] | Sequence[Iterable[int | HasFileno]],
+    fds: Sequence[int | HasFileno | Iterable[int | HasFileno]],
     flags: int,
     start: Progress,
 ) -> Any:

@@ -140,9 +140,10 @@ class Channel(Closing):
             OSError: EAFNOSUPPORT: the socket is of another family. ENOTCONN: it has no peer.
             PermissionError: The peer's user is not in allow_uids. sock is closed.
         """
-        # Not isinstance: gevent's is no socket.socket. A Channel and a Listener have a timeout too.
-        if not hasattr(sock, "getsockopt"):
-            raise TypeError(f"a channel needs a socket, not {type(sock).__name__}")
+        # Not isinstance: gevent's is no socket.socket. A Channel and a Listener have a timeout too,
+        # and trio's sockets have none.
+        if not (hasattr(sock, "getsockopt") and hasattr(sock, "gettimeout")):
+            raise TypeError(f"a channel needs a socket.socket, not {type(sock).__name__}")
         if not is_unix(raw_fileno(sock)):
             raise_oserror(errno.EAFNOSUPPORT)
         # Not sock.type, which is what the object was made with, and may be wrong.
@@ -296,7 +297,7 @@ class Channel(Closing):
     def send_many(
         self,
         payloads: Sequence[Buffer],
-        fds: Sequence[int | HasFileno] | Sequence[Iterable[int | HasFileno]] = (),
+        fds: Sequence[int | HasFileno | Iterable[int | HasFileno]] = (),
         *,
         start: Progress = NOTHING_SENT,
     ) -> int:

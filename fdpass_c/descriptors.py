@@ -20,7 +20,7 @@ except ImportError:  # PyPy
 
 
 from fdpass_c._native import ffi, lib
-from fdpass_c.owning import Closing
+from fdpass_c.owning import PASS_ON, Closing
 from fdpass_c.shapes import UNFIT, pack_ints
 from fdpass_c.waiting import HasFileno, fileno
 
@@ -48,8 +48,13 @@ def as_ints(fds: list[Any]) -> Any:
 LISTS = (list, tuple)
 
 
-def as_list(fds: Iterable[Any]) -> list[Any]:
+def _name(row: int | None) -> str:
+    return "fds" if row is None else f"fds[{row}]"
+
+
+def as_list(fds: Iterable[Any], row: int | None = None) -> list[Any]:
     """A list of the descriptors that a caller passes. TypeError for a single one without a list.
+    row: the position of fds among those of many messages.
 
     A file or a Channel must not be iterated, because that reads from it, and the ints in bytes are
     no descriptors.
@@ -60,21 +65,24 @@ def as_list(fds: Iterable[Any]) -> list[Any]:
     wrong = wrong or (hasattr(fds, "fileno") and not isinstance(fds, Descriptors))
     if wrong or not (hasattr(fds, "__iter__") or hasattr(fds, "__getitem__")):
         raise TypeError(
-            f"fds is of type {type(fds).__name__}: pass a list, even for one descriptor"
+            f"{_name(row)} is of type {type(fds).__name__}: pass a list, even for one descriptor"
         )
     return [*fds]
 
 
 def as_fd_list(
-    fds: Iterable[int | HasFileno], find: Callable[[int | HasFileno], int] = fileno
+    fds: Iterable[int | HasFileno],
+    find: Callable[[int | HasFileno], int] = fileno,
+    row: int | None = None,
 ) -> list[int]:
-    """What find returns for each. If it raises a TypeError, that names the element."""
+    """What find returns for each. If it raises a TypeError, that names the element. row: as for
+    as_list."""
     listed = []
-    for position, fd in enumerate(as_list(fds)):
+    for position, fd in enumerate(as_list(fds, row)):
         try:
             listed.append(find(fd))
         except TypeError as error:
-            raise TypeError(f"fds[{position}]: {error}") from None
+            raise TypeError(f"{_name(row)}[{position}]: {error}") from None
     return listed
 
 
@@ -195,6 +203,7 @@ class Descriptors(Closing, Sequence[int]):
     """
 
     __slots__ = ("__weakref__", "_memory", "_spare")
+    _instead = PASS_ON
 
     def __init__(self, fds: Iterable[int]) -> None:
         """Takes ownership of descriptors.

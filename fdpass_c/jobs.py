@@ -57,7 +57,7 @@ def flatten_fds(fds: Sequence[Any]) -> tuple["array[int]", "array[int] | None"]:
         pass
     if any(map(_is_single, fds)):
         return array("i", as_fd_list(fds)), None
-    rows = [as_fd_list(row) for row in fds]
+    rows = [as_fd_list(row, row=position) for position, row in enumerate(fds)]
     return array("i", chain.from_iterable(rows)), array("I", map(len, rows))
 
 

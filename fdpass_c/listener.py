@@ -253,3 +253,7 @@ class Listener(Closing):
             with contextlib.suppress(OSError):
                 self._sock.shutdown(socket.SHUT_RDWR)
         self._sock.close()
+
+    def __repr__(self) -> str:
+        state = "closed" if self._closed else f"fd={self.fileno()}, at {self._sock.getsockname()!r}"
+        return f"<Listener {state}>"

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, overload
 from fdpass_c._native import ffi, lib
 from fdpass_c.descriptors import Descriptors
 from fdpass_c.errors import TruncatedError
-from fdpass_c.owning import Closing
+from fdpass_c.owning import PASS_ON, Closing
 from fdpass_c.shapes import cut
 
 _COUNT_SHIFT = lib.FDP_COUNT_SHIFT
@@ -55,6 +55,7 @@ class Batch(Closing):
     """
 
     __slots__ = ("_counts", "fds", "payloads")
+    _instead = PASS_ON
 
     def __init__(
         self, payloads: list[bytes], fds: Descriptors, counts: list[int] | None = None

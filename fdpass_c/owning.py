@@ -4,16 +4,22 @@ from typing import NoReturn, TypeVar
 
 _Owner = TypeVar("_Owner", bound="Closing")
 
+PASS_ON = "send descriptors over a Channel, or copy one with os.dup"
+"""What to do instead of copying the owner of what was received."""
+
 
 class NotCopied:
     """Refuses to be copied and pickled: a copy would close the same descriptors a second time."""
 
     __slots__ = ()
 
+    _instead = "pass a socket, and make a {} of it there"
+
     def __reduce_ex__(self, _protocol: object) -> NoReturn:
+        kind = type(self).__name__
         raise TypeError(
-            f"cannot copy or pickle a {type(self).__name__}: both would own the same descriptors; "
-            "send descriptors over a Channel, or copy one with os.dup"
+            f"cannot copy or pickle a {kind}: both would own the same descriptors; "
+            + self._instead.format(kind)
         )
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from fdpass_c._native import ffi, lib
 from fdpass_c.buffers import Buffer
-from fdpass_c.descriptors import LISTS, as_list
+from fdpass_c.descriptors import LISTS, as_fd_list
 from fdpass_c.errors import MAX_FDS
 from fdpass_c.jobs import flatten_fds, make_job
 from fdpass_c.outcomes import NOTHING_SENT, Progress
@@ -96,6 +96,8 @@ def start_one(outbox: Any, payload: Buffer, fds: Iterable[int | HasFileno]) -> S
     """Sends one message without waiting. Returns None if it was sent, or what is left."""
     if type(payload) is bytes and type(fds) in LISTS:
         count = len(fds)  # type: ignore[arg-type]
+        if count == 1 and type(fds[0]) is not int:  # type: ignore[index]
+            fds = as_fd_list(fds)
         fd = fds[0] if count == 1 else _NO_FD  # type: ignore[index]
         if count == 0 or (type(fd) is int and fd != _NO_FD):
             result = _try_send(outbox, payload, len(payload), fd)
@@ -103,8 +105,8 @@ def start_one(outbox: Any, payload: Buffer, fds: Iterable[int | HasFileno]) -> S
                 return None
             if result == _BEGUN:
                 return Sending(outbox, None, 1)
-    flat, counts = flatten_fds([as_list(fds)])
-    return _start(outbox, [payload], flat, counts, name="payload")
+    flat = array("i", as_fd_list(fds))
+    return _start(outbox, [payload], flat, array("I", [len(flat)]), name="payload")
 
 
 def start_many(

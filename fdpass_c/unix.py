@@ -53,7 +53,7 @@ def read_name(path: bytes) -> str | bytes:
 
 def is_abstract(address: str | bytes) -> bool:
     """Whether address is a name in Linux's abstract namespace, and not a path."""
-    return address[:1] in ("\0", b"\0")
+    return os.fsencode(address).startswith(b"\0")
 
 
 @contextlib.contextmanager

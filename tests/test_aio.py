@@ -758,6 +758,37 @@ def test_close_wakes(loop: str) -> None:
     run(loop, test)
 
 
+def test_a_socket_of_trio() -> None:
+    """It is refused, and a channel of a socket.socket that takes its descriptor works."""
+    trio = pytest.importorskip("trio")
+
+    async def test() -> None:
+        left, right = trio.socket.socketpair()
+        with pytest.raises(TypeError, match=r"needs a socket\.socket"):
+            aio.Channel(left)
+        ends = [aio.Channel(socket.socket(fileno=end.detach())) for end in (left, right)]
+        async with ends[1]:
+            async with ends[0]:
+                await ends[0].send(b"payload")
+            assert await receive_all(ends[1]) == [b"payload"]
+
+    run("trio", test)
+
+
+def test_repr(tmp_path: Path) -> None:
+    """What a channel and a listener show is that of the ones below them."""
+
+    async def test() -> None:
+        async with aio.Listener(tmp_path / "socket") as listener:
+            async with await aio.Channel.connect(tmp_path / "socket") as channel:
+                shown = f"<fdpass_c.aio.Channel over <Channel fd={channel.fileno()}, peer pid="
+                assert repr(channel).startswith(shown)
+            shown = f"<fdpass_c.aio.Listener over <Listener fd={listener.fileno()}, at "
+            assert repr(listener).startswith(shown)
+
+    run("asyncio", test)
+
+
 @both_backends
 def test_close_cuts_a_begun_message(loop: str) -> None:
     """Who waits to send the rest of a message is told that it does not arrive."""

@@ -3,12 +3,14 @@
 import errno
 import os
 import socket
+from functools import partial
 from itertools import product
 from typing import Any
 
 import pytest
 
 import fdpass_c
+from support.channels import channels
 from support.messages import progress_of
 from support.sockets import Pair, assert_empty
 
@@ -120,6 +122,23 @@ def test_no_descriptor_at_all() -> None:
             fdpass_c.send_many(wrong, [b"x"], [0])
         with pytest.raises(TypeError, match="fileno"):
             fdpass_c.recv_many(wrong)
+
+
+def test_names_what_is_wrong_in_a_row(stream: Pair, file: int) -> None:
+    """Where each message has a list of descriptors, the text says whose is wrong."""
+    row: Any
+    with channels() as (sender, _):
+        for send in (sender.send_many, partial(fdpass_c.send_many, stream[0])):
+            for row, what in (
+                ([file, "x"], r"fds\[1\]\[1\]: a descriptor is an int"),
+                (None, r"fds\[1\] is of type NoneType: pass a list"),
+                ("x", r"fds\[1\] is of type str: pass a list"),
+            ):
+                with pytest.raises(TypeError, match=what):
+                    send([b"x", b"x"], [[file], row])
+        for fds, place in ((["x"], 0), ([file, "x"], 1)):
+            with pytest.raises(TypeError, match=rf"^fds\[{place}\]: a descriptor"):
+                sender.send(b"x", fds)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("options", [{"max_messages": 0}, {"bufsize": 0}, {"maxfds": -1}])

@@ -166,7 +166,7 @@ def test_what_is_no_socket(tmp_path: Path) -> None:
     with channels() as (one, _), Listener(tmp_path / "socket") as listener:
         for wrong in (3, "socket", None, one, listener):
             name = type(wrong).__name__
-            with pytest.raises(TypeError, match=f"needs a socket, not {name}"):
+            with pytest.raises(TypeError, match=f"needs a socket.socket, not {name}"):
                 Channel(wrong)
 
 

@@ -260,6 +260,13 @@ def test_close_wakes_in_a_child(timeout: float | None, path: Path) -> None:
             listener.accept().close()
 
 
+def test_repr(path: Path) -> None:
+    """It shows where it listens, and whether it is closed."""
+    with Listener(path) as listener:
+        assert repr(listener) == f"<Listener fd={listener.fileno()}, at {str(path)!r}>"
+    assert repr(listener) == "<Listener closed>"
+
+
 @linux_only
 def test_abstract_name() -> None:
     """A name behind a NUL is in the abstract namespace, and no file."""

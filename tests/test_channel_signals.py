@@ -23,6 +23,7 @@ from fdpass_c import (
     channel,
     descriptors,
     jobs,
+    sending,
     turns,
     waiting,
 )
@@ -36,7 +37,9 @@ from support.tables import many_allowed, table_of
 from support.threads import beside
 from support.waiting import once_blocked
 
-OURS = {module.__file__ for module in (batches, channel, descriptors, jobs, turns, waiting)}
+OURS = {
+    module.__file__ for module in (batches, channel, descriptors, jobs, sending, turns, waiting)
+}
 
 
 @pytest.mark.thread_unsafe

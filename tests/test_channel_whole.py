@@ -202,7 +202,7 @@ def test_wrong_elements_send_nothing(file: int) -> None:
             with pytest.raises(TypeError, match=r"payloads\[1\] is not bytes-like: .*C-contig"):
                 sender.send_many([b"fine", memoryview(memory)[::2]])
         with pytest.raises(TypeError):
-            sender.send_many([b"fine", b"wrong"], [file, "x"])  # type: ignore[arg-type]
+            sender.send_many([b"fine", b"wrong"], [file, "x"])  # type: ignore[list-item]
         with pytest.raises(TypeError, match=r"fds\[39\]"):
             sender.send_many([b""] * 40, [file] * 39 + ["x"])  # type: ignore[list-item]
         with pytest.raises(ValueError, match="2 payloads, but descriptors for 1"):

@@ -4,6 +4,7 @@ import errno
 import os
 import signal
 import socket
+import subprocess
 import sys
 import threading
 from pathlib import Path
@@ -128,3 +129,19 @@ def test_errors_name_the_abstract_name() -> None:
     with Listener(longest), pytest.raises(OSError, match="in use") as in_use:
         Listener(longest)
     assert in_use.value.filename == longest
+
+
+PATHS = """
+import sys
+from fdpass_c import Channel, Listener
+
+for path in (sys.argv[1], sys.argv[1].encode(), "\\0" + sys.argv[1], b"\\0" + sys.argv[1].encode()):
+    with Listener(path) as listener, Channel.connect(path), listener.accept():
+        pass
+"""
+
+
+@pytest.mark.thread_unsafe
+def test_where_comparing_bytes_with_text_is_an_error(path: Path) -> None:
+    """Paths and abstract names, as text and as bytes, under python -bb."""
+    subprocess.run([sys.executable, "-bb", "-c", PATHS, str(path)], check=True)

@@ -26,6 +26,8 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 SECONDS = 30
 # A script may compile something.
 SCRIPT_SECONDS = 50
+# As most readers have it: what is printed to a pipe is kept until Python exits.
+BUFFERED = {**os.environ, "PYTHONUNBUFFERED": ""}
 
 
 class Block(NamedTuple):
@@ -112,19 +114,22 @@ PYTHON = [block for block in find_blocks("python") if block.title is None]
 @pytest.mark.thread_unsafe
 @pytest.mark.parametrize("block", named([block for block in PYTHON if not is_server(block)]))
 def test_programs(block: Block, tmp_path: Path) -> None:
-    """Each program in Python runs to its end without a word of complaint, beside two files."""
+    """Each program in Python runs to its end without a word of complaint, beside two files. What it
+    prints is seen in a pipe too, also from a child that ends with os._exit."""
     skip_without(block.needs)
     for name in ["README.md", "LICENSE"]:
         shutil.copy(ROOT / name, tmp_path)
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", block.text],
         cwd=tmp_path,
+        env=BUFFERED,
         capture_output=True,
         text=True,
         timeout=SECONDS,
         check=False,
     )
     assert (done.returncode, done.stderr) == (0, "")
+    assert bool(done.stdout) == ("print(" in block.text)
 
 
 @pytest.mark.parametrize("block", named([block for block in PYTHON if is_server(block)]))
@@ -144,7 +149,7 @@ def with_commands(folder: Path) -> dict[str, str]:
     for name, command in {"python3": [sys.executable], "fdpass": FDPASS}.items():
         (folder / name).write_text(f'#!/bin/sh\nexec {shlex.join(command)} "$@"\n')
         (folder / name).chmod(0o700)
-    return {**os.environ, "PATH": f"{folder}:{os.environ['PATH']}"}
+    return {**BUFFERED, "PATH": f"{folder}:{os.environ['PATH']}"}
 
 
 class FreePorts(dict[str, str]):

@@ -101,6 +101,9 @@ def test_says_where(tmp_path: Path) -> None:
     assert "3 passed, 2 errors" in output
     assert "is held by <socket.socket" in output
     assert 'test_leaks.py", line 6' in output
+    # Nothing of this package, which is not at fault.
+    assert "fdpass_c_pytest.py" not in output
+    assert "During handling of the above exception" not in output
 
 
 @pytest.mark.thread_unsafe

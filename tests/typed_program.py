@@ -33,6 +33,8 @@ def pass_messages(channel: Channel, sock: socket.socket) -> None:
     channel.send(array.array("i", [1]))
     assert_type(channel.send_many([b"one", b"two"], [sock, sock]), int)
     assert_type(channel.send_many([b"one", b"two"], [[sock], []], start=Progress()), int)
+    channel.send_many([b"one", b"two"], [sock, 1])
+    channel.send_many([b"one", b"two"], [[1], [sock, 1]])
     channel.send("text")  # type: ignore[arg-type]
     channel.send(b"payload", sock)  # type: ignore[arg-type]
     channel.send(b"payload", ["0"])  # type: ignore[list-item]
@@ -84,6 +86,8 @@ def pass_plain_messages(sock: socket.socket) -> None:
     assert_type(fdpass_c.send_fd(sock, sock), None)
     assert_type(fdpass_c.recv_fd(sock, 10), tuple[bytes, Descriptors])
     assert_type(fdpass_c.send_many(sock, [b"payload"], [1]), int)
+    fdpass_c.send_many(sock, [b"one", b"two"], [sock, 1])
+    fdpass_c.send_many(sock, [b"one", b"two"], [[1], [sock, 1]])
     assert_type(fdpass_c.recv_many(sock, 10, 10), Batch)
     assert_type(fdpass_c.writev(sock, [b"one", memoryview(b"two")]), int)
     fdpass_c.close_fds([1])
@@ -91,7 +95,7 @@ def pass_plain_messages(sock: socket.socket) -> None:
     fdpass_c.writev(sock, ["text"])  # type: ignore[list-item]
 
 
-async def pass_under_a_loop(path: Path) -> None:
+async def pass_under_a_loop(path: Path, sock: socket.socket) -> None:
     async with await aio.Channel.connect(path, max_payload=10) as channel:
         await channel.send(b"payload", [0])
         assert_type(await channel.recv(), tuple[bytes, Descriptors])
@@ -99,6 +103,8 @@ async def pass_under_a_loop(path: Path) -> None:
         async for payload, fds in channel:
             assert_type(payload, bytes)
             assert_type(fds, Descriptors)
+        await channel.send_many([b"one", b"two"], [[1], [sock, 1]])
+        await aio.send_many(sock, [b"one", b"two"], [[1], [sock, 1]])
         await channel.send("text")  # type: ignore[arg-type]
 
     async def handle(channel: aio.Channel) -> None:

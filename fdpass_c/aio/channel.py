@@ -73,7 +73,7 @@ class Channel(NotCopied):
         """Takes ownership of sock, which becomes non-blocking.
 
         Args:
-            sock: As for fdpass_c.Channel.
+            sock: As for fdpass_c.Channel. For a trio socket, pass socket.socket(fileno=x.detach()).
             max_payload: As for fdpass_c.Channel.
             max_fds: As for fdpass_c.Channel.
             allow_uids: As for fdpass_c.Channel.
@@ -224,7 +224,7 @@ class Channel(NotCopied):
     async def send_many(
         self,
         payloads: Sequence[Buffer],
-        fds: Sequence[int | HasFileno] | Sequence[Iterable[int | HasFileno]] = (),
+        fds: Sequence[int | HasFileno | Iterable[int | HasFileno]] = (),
         *,
         start: Progress = NOTHING_SENT,
     ) -> int:

@@ -234,6 +234,9 @@ class Listener(NotCopied):
         if hasattr(self, "_accepting") and not self.closed:
             self._accepting.drop()
 
+    def __repr__(self) -> str:
+        return f"<fdpass_c.aio.Listener over {self._listener!r}>"
+
 
 async def _handle(handler: Handler, channel: Channel) -> None:
     try:

@@ -202,7 +202,7 @@ async def recv_fd(sock: int | HasFileno, bufsize: int = 4096) -> tuple[bytes, De
 async def send_many(
     sock: int | HasFileno,
     payloads: Sequence[Buffer],
-    fds: Sequence[int | HasFileno] | Sequence[Iterable[int | HasFileno]],
+    fds: Sequence[int | HasFileno | Iterable[int | HasFileno]],
     flags: int = 0,
     *,
     start: Progress = NOTHING_SENT,

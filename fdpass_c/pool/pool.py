@@ -168,7 +168,10 @@ class Pool:
         if ready is not None and not callable(ready):
             raise TypeError(f"ready is not callable: {ready!r}")
         if not listeners:
-            raise ValueError("a pool needs at least one listener")
+            raise ValueError(
+                "a pool needs at least one listener; inherit_listeners() returns none unless "
+                "LISTEN_PID is this process"
+            )
         if isinstance(metrics, socket.socket) and metrics in listeners:
             raise ValueError("a listening socket is given twice")
         _check_addresses([*listeners, metrics])
