@@ -79,9 +79,8 @@ ssize_t fdp_send_batch(int sock, struct fdp_job *job, int flags) {
     return (ssize_t)(job->at.message - start.message);
 }
 
-ssize_t fdp_try_send_messages(int sock, const void *column, size_t count, size_t width,
-                              int flags) {
-    const unsigned char *row = (const unsigned char *)column + count * sizeof(int);
+ssize_t fdp_try_send_messages(int sock, const void *rows, size_t count, size_t width, int flags) {
+    const unsigned char *row = (const unsigned char *)rows + count * sizeof(int);
     struct chunk chunk;
     size_t length = count > 0 ? *row : 0;
     size_t used = 0;
@@ -91,7 +90,7 @@ ssize_t fdp_try_send_messages(int sock, const void *column, size_t count, size_t
         return -EMSGSIZE;
     for (size_t i = 0; i < count; i++, row += width) {
         int fd;
-        memcpy(&fd, (const unsigned char *)column + i * sizeof fd, sizeof fd);
+        memcpy(&fd, (const unsigned char *)rows + i * sizeof fd, sizeof fd);
         if (*row != length || length + 1 >= width)
             return -EINVAL;
         const struct iovec payload = {.iov_base = (void *)(uintptr_t)(row + 1), .iov_len = length};

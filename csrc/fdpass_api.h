@@ -129,7 +129,7 @@ void fdp_move_fds(struct fdp_owner *target, struct fdp_owner *source);
 int fdp_open_fd(struct fdp_owner *owner, size_t index, const char *path, int flags);
 
 /* The messages that one receive returned. Usually their payloads are in bytes, one after the other from
- * FDP_COLUMN_SIZE on. A payload that does not fit there is in large, and then it is the only message.
+ * FDP_SHORT_HEAD on. A payload that does not fit there is in large, and then it is the only message.
  * Starts as zeros. */
 struct fdp_scratch {
     unsigned int count;        /* Of the messages that arrived whole. */
@@ -199,10 +199,10 @@ struct fdp_job {
  * byte. */
 ssize_t fdp_send_batch(int sock, struct fdp_job *job, int flags);
 
-/* Sends a column (see fdp_try_send_column) as up to FDP_BATCH plain messages, without waiting. Returns
- * how many were sent completely, or a negative errno if none was.
- * -EMSGSIZE: too many messages, or they are empty or too long.  -EINVAL: as for fdp_try_send_column. */
-ssize_t fdp_try_send_messages(int sock, const void *column, size_t count, size_t width, int flags);
+/* Sends rows (see fdp_try_send_rows) as up to FDP_BATCH plain messages, without waiting. Returns how
+ * many were sent completely, or a negative errno if none was.
+ * -EMSGSIZE: too many messages, or they are empty or too long.  -EINVAL: as for fdp_try_send_rows. */
+ssize_t fdp_try_send_messages(int sock, const void *rows, size_t count, size_t width, int flags);
 
 /* Receives up to max_messages plain messages, at most FDP_BATCH, with one system call. It waits for the
  * first one if the socket is blocking, and takes others only if they are queued. Each may have capacity
@@ -265,14 +265,14 @@ int fdp_open_peer(int sock);
 /* 0 for a socket of the family AF_UNIX, -ENOTSOCK, -EBADF or -EAFNOSUPPORT for anything else. */
 int fdp_check_family(int sock);
 
-/* frame.c: the channel's frames (docs/wire-format.md). Pure. */
+/* frame.c: the channel's frames (docs/wire-format.md). It makes no system call. */
 
 #define FDP_FRAME_VERSION 1
-#define FDP_FRAME_SIZE 65536
-#define FDP_FRAME_MESSAGES 1024
+#define FDP_FRAME_SIZE 65536    /* The largest frame. */
+#define FDP_FRAME_MESSAGES 1024 /* The most messages in one. */
 #define FDP_HEADER_SIZE 16
-#define FDP_COLUMN_SIZE 20
-#define FDP_TOTALS_SIZE 12
+#define FDP_SHORT_HEAD 20  /* The shortest header and tables of a packed frame: with one length. */
+#define FDP_TOTALS_SIZE 12 /* The totals of a large message, in its first piece. */
 
 /* The kinds of frames. */
 #define FDP_PACKED 1    /* Any number of whole messages. */
@@ -435,12 +435,11 @@ void fdp_start_outbox(struct fdp_outbox *ret_outbox, int sock);
  * frame.  Others as for fdp_send_message. */
 ssize_t fdp_try_send(struct fdp_outbox *outbox, const void *payload, size_t length, int fd);
 
-/* The same for count messages of one length, each with one descriptor. A column is an array of the
+/* The same for count messages of one length, each with one descriptor. rows is an array of the
  * descriptors, followed by a row of width bytes for each message: the length of its payload in one byte,
  * and then the payload. -EINVAL: the lengths differ, or are not below width - 1, because a longer
  * payload was cut. */
-ssize_t fdp_try_send_column(struct fdp_outbox *outbox, const void *column, size_t count,
-                            size_t width);
+ssize_t fdp_try_send_rows(struct fdp_outbox *outbox, const void *rows, size_t count, size_t width);
 
 /* Sends the job from its position on. Returns FDP_DONE, FDP_LOOK, -EBUSY if another job or thread comes
  * first, or another negative errno. From the first call until the job is done or abandoned, the outbox
@@ -650,8 +649,8 @@ ssize_t fdp_count_room(void);
 
 /* descriptor.c */
 
-/* Waits for events (POLLIN, POLLOUT) of fd, at most timeout milliseconds; -1 waits for ever. Returns 1 if
- * another try is worthwhile, which an error of fd is too, 0 if time is over, or a negative errno.
+/* Waits for events (POLLIN, POLLOUT) of fd, at most timeout milliseconds; -1 waits for ever. Returns 1
+ * if another try is worthwhile, also after an error of fd, 0 if the time is over, or a negative errno.
  * -EINTR: a signal came, whose handler may close fd. */
 int fdp_poll(int fd, short events, int timeout);
 

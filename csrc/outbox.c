@@ -87,7 +87,7 @@ ssize_t fdp_try_frame(struct fdp_outbox *outbox, const struct iovec *parts, cons
 
 static ssize_t try_packed(struct fdp_outbox *outbox, const void *payloads, size_t length,
                           size_t count, const int *fds, size_t fd_count) {
-    unsigned char head[FDP_COLUMN_SIZE];
+    unsigned char head[FDP_SHORT_HEAD];
     unsigned flags = FDP_SAME_LENGTH | (fd_count == count ? FDP_ONE_EACH : 0);
     size_t body = length * count;
     size_t head_size = fdp_write_packed(head, flags, &length, NULL, count, fd_count, body);
@@ -104,20 +104,19 @@ ssize_t fdp_try_send(struct fdp_outbox *outbox, const void *payload, size_t leng
     return try_packed(outbox, payload, length, 1, &fd, fd != FDP_NO_FD);
 }
 
-ssize_t fdp_try_send_column(struct fdp_outbox *outbox, const void *column, size_t count,
-                            size_t width) {
+ssize_t fdp_try_send_rows(struct fdp_outbox *outbox, const void *rows, size_t count, size_t width) {
     unsigned char payloads[8192];
     int fds[FDP_MAX_FDS];
     if (count == 0 || count > FDP_MAX_FDS || width < 2 || width > sizeof payloads / count)
         return -EMSGSIZE;
-    const unsigned char *row = (const unsigned char *)column + count * sizeof(int);
+    const unsigned char *row = (const unsigned char *)rows + count * sizeof(int);
     size_t length = *row;
     for (size_t i = 0; i < count; i++, row += width) {
         if (*row != length || length + 1 >= width)
             return -EINVAL;
         fdp_copy(payloads + i * length, row + 1, length);
     }
-    fdp_copy(fds, column, count * sizeof *fds);
+    fdp_copy(fds, rows, count * sizeof *fds);
     return try_packed(outbox, payloads, length, count, fds, count);
 }
 

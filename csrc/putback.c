@@ -21,7 +21,7 @@ static struct fdp_store *take_back(struct fdp_scratch *scratch, const struct fdp
         lengths[i] = scratch->lengths[i];
     fdp_write_packed(store->bytes, 0, lengths, scratch->fd_counts, scratch->count, owner->count,
                      scratch->payload_size);
-    memcpy(store->bytes + head, scratch->bytes + FDP_COLUMN_SIZE, scratch->payload_size);
+    memcpy(store->bytes + head, scratch->bytes + FDP_SHORT_HEAD, scratch->payload_size);
     store->front = (struct fdp_frame){.size = (unsigned)(head + scratch->payload_size),
                                       .kind = FDP_PACKED,
                                       .message_count = scratch->count,

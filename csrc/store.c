@@ -88,7 +88,7 @@ unsigned fdp_hand_out(struct fdp_store *store, size_t most, struct fdp_scratch *
         return hand_out_large(store, scratch, owner);
     const unsigned char *bytes = store->bytes + store->head;
     const struct fdp_frame *front = &store->front;
-    const size_t room = FDP_FRAME_SIZE - FDP_COLUMN_SIZE - scratch->payload_size;
+    const size_t room = FDP_FRAME_SIZE - FDP_SHORT_HEAD - scratch->payload_size;
     size_t size = 0;
     unsigned fds = 0;
     unsigned first = store->next;
@@ -104,7 +104,7 @@ unsigned fdp_hand_out(struct fdp_store *store, size_t most, struct fdp_scratch *
         fds += count;
         store->next++;
     }
-    memmove(scratch->bytes + FDP_COLUMN_SIZE + scratch->payload_size, bytes + store->payload_at,
+    memmove(scratch->bytes + FDP_SHORT_HEAD + scratch->payload_size, bytes + store->payload_at,
             size);
     memcpy(owner->fds + owner->count, store->fds + store->fd_head, fds * sizeof(int));
     owner->count += fds;

@@ -73,7 +73,7 @@ class _Lib(Protocol):
     FDP_BATCH: int
     def fdp_send_batch(self, sock: int, job: Any, flags: int) -> int: ...
     def fdp_try_send_messages(
-        self, sock: int, column: Any, count: int, width: int, flags: int
+        self, sock: int, rows: Any, count: int, width: int, flags: int
     ) -> int: ...
     def fdp_recv_batch(
         self,
@@ -112,7 +112,7 @@ class _Lib(Protocol):
     FDP_FRAME_SIZE: int
     FDP_FRAME_MESSAGES: int
     FDP_HEADER_SIZE: int
-    FDP_COLUMN_SIZE: int
+    FDP_SHORT_HEAD: int
     FDP_TOTALS_SIZE: int
     FDP_PACKED: int
     FDP_FIRST: int
@@ -160,7 +160,7 @@ class _Lib(Protocol):
     FDP_NO_FD: int
     FDP_LONGEST_PACKED: int
     def fdp_try_send(self, outbox: Any, payload: Any, length: int, fd: int) -> int: ...
-    def fdp_try_send_column(self, outbox: Any, column: Any, count: int, width: int) -> int: ...
+    def fdp_try_send_rows(self, outbox: Any, rows: Any, count: int, width: int) -> int: ...
     def fdp_send(self, outbox: Any, job: Any, flags: int) -> int: ...
     def fdp_abandon(self, outbox: Any, job: Any) -> None: ...
     def fdp_flush(self, outbox: Any, flags: int) -> int: ...

@@ -37,7 +37,7 @@ from fdpass_c.outcomes import (
 )
 from fdpass_c.peer import is_unix
 from fdpass_c.scratch import MOST, make_scratch, new_uncleared
-from fdpass_c.shapes import LONGEST_IN_COLUMN, UNFIT, pack_column
+from fdpass_c.shapes import LONGEST_IN_ROW, UNFIT, pack_rows
 from fdpass_c.waiting import (
     READABLE,
     WRITABLE,
@@ -123,16 +123,16 @@ def start_batch(
         count = len(data)
         if start is NOTHING_SENT and 0 < count == len(listed) and type(data[0]) is bytes:
             width = len(data[0]) + 2
-            if count <= _BATCH and width <= LONGEST_IN_COLUMN + 2:
+            if count <= _BATCH and width <= LONGEST_IN_ROW + 2:
                 try:
-                    column = pack_column[count, width](*listed, *data)
+                    rows = pack_rows[count, width](*listed, *data)
                 except UNFIT:
                     pass  # Not ints, or not bytes.
                 else:
                     if not is_unix(fd, sock):
                         raise_oserror(errno.EAFNOSUPPORT)
                     sent = None
-                    sent = _try_send_messages(fd, column, count, width, flags)
+                    sent = _try_send_messages(fd, rows, count, width, flags)
                     if sent == count:
                         return None
                     if sent > 0:

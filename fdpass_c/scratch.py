@@ -19,7 +19,7 @@ def make_scratch() -> tuple[Any, Any]:
     plain.large = plain.surplus.fds = ffi.NULL
     plain.surplus.count = 0
     scratch = ffi.gc(plain, lib.fdp_drop_scratch)
-    return scratch, ffi.buffer(scratch.bytes + lib.FDP_COLUMN_SIZE, lib.FDP_LONGEST_PACKED)
+    return scratch, ffi.buffer(scratch.bytes + lib.FDP_SHORT_HEAD, lib.FDP_LONGEST_PACKED)
 
 
 # Pairs from make_scratch, to be used again. pop and append are atomic, so two threads, or a thread

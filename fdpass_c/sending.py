@@ -14,12 +14,12 @@ from fdpass_c.descriptors import LISTS, as_fd_list
 from fdpass_c.errors import MAX_FDS
 from fdpass_c.jobs import flatten_fds, make_job
 from fdpass_c.outcomes import NOTHING_SENT, Progress
-from fdpass_c.shapes import LONGEST_IN_COLUMN, UNFIT, pack_column
+from fdpass_c.shapes import LONGEST_IN_ROW, UNFIT, pack_rows
 from fdpass_c.waiting import HasFileno
 
 # Looked up once: reading an attribute of lib takes as long as passing an argument.
 _try_send = lib.fdp_try_send
-_try_send_column = lib.fdp_try_send_column
+_try_send_rows = lib.fdp_try_send_rows
 
 _DONE = lib.FDP_DONE
 _BEGUN = lib.FDP_BEGUN
@@ -126,13 +126,13 @@ def start_many(
     count = len(payloads)
     if 0 < len(fds) == count <= MAX_FDS and type(payloads[0]) is bytes:
         width = len(payloads[0]) + 2
-        if width <= LONGEST_IN_COLUMN + 2:
+        if width <= LONGEST_IN_ROW + 2:
             try:
-                column = pack_column[count, width](*fds, *payloads)
+                rows = pack_rows[count, width](*fds, *payloads)
             except UNFIT:
                 pass  # Not ints, or not bytes.
             else:
-                result = _try_send_column(outbox, column, count, width)
+                result = _try_send_rows(outbox, rows, count, width)
                 if result == _DONE:
                     return None
                 if result == _BEGUN:

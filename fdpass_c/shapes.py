@@ -35,7 +35,7 @@ def _make_cut(code: int) -> Callable[..., Any]:
     return struct.Struct(f"{length}s" * count).unpack_from
 
 
-def _make_pack_column(shape: tuple[int, int]) -> Callable[..., Any]:
+def _make_pack_rows(shape: tuple[int, int]) -> Callable[..., Any]:
     count, width = shape
     return struct.Struct(f"{count}i" + f"{width}p" * count).pack
 
@@ -46,10 +46,10 @@ pack_ints: Shapes = Shapes(_make_pack_ints)
 cut: Shapes = Shapes(_make_cut)
 """cut[code](memory): the payloads of a receive that returned code, if all have one length."""
 
-pack_column: Shapes = Shapes(_make_pack_column)
-"""pack_column[count, width](*fds, *payloads): a column for the C core (fdp_try_send_column). UNFIT
+pack_rows: Shapes = Shapes(_make_pack_rows)
+"""pack_rows[count, width](*fds, *payloads): rows for the C core (fdp_try_send_rows). UNFIT
 if an element is not an int, or not bytes."""
 
-LONGEST_IN_COLUMN = 253
-"""The longest payload of a column, in bytes. Its length is stored in one byte, and a longer
+LONGEST_IN_ROW = 253
+"""The longest payload of a row, in bytes. Its length is stored in one byte, and a longer
 payload, which was cut, must still be recognised by it."""

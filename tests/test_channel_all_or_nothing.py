@@ -88,7 +88,7 @@ def test_a_closed_descriptor_in_the_middle(many: bool, kind: socket.SocketKind, 
 
 
 def test_a_closed_descriptor_in_the_only_frame(file: int) -> None:
-    """EBADF in a column that fits one frame: progress says that none of its messages arrives."""
+    """EBADF in a batch that fits one frame: progress says that none of its messages arrives."""
     with channels() as (sender, receiver):
         with pytest.raises(OSError, match="Bad file descriptor") as caught:
             sender.send_many([b"one", b"two"], [file, CLOSED])
@@ -98,7 +98,7 @@ def test_a_closed_descriptor_in_the_only_frame(file: int) -> None:
 
 
 def test_a_closed_descriptor_in_a_later_frame(file: int) -> None:
-    """EBADF in a long column: the messages of earlier frames arrive, as progress says."""
+    """EBADF in a long batch: the messages of earlier frames arrive, as progress says."""
     fds = [file] * 1000
     fds[600] = CLOSED
     with channels() as (sender, receiver):

@@ -24,7 +24,7 @@ from fdpass_c import (
     PeerClosedError,
     ProtocolError,
 )
-from fdpass_c.shapes import pack_column
+from fdpass_c.shapes import pack_rows
 from support.channels import channels, raw_pair
 from support.descriptors import identities, open_unique, repeat
 from support.frames import NEXT, WITHDRAWN, first, one, pack
@@ -420,7 +420,7 @@ def singles(make: Callable[[bytes], Any], fds: int) -> Way:
     return send
 
 
-def column(make: Callable[[bytes], Any], describe: Callable[[int], Any]) -> Way:
+def batch_of(make: Callable[[bytes], Any], describe: Callable[[int], Any]) -> Way:
     """One send_many, of what make makes of each payload and describe of the descriptor."""
 
     def send(channel: Channel, payloads: list[bytes], fd: int) -> int:
@@ -440,10 +440,10 @@ WAYS = {
     "two": singles(bytes, 2),
     "bytearrays": singles(bytearray, 1),
     "arrays": singles(as_array, 1),
-    "column of none": column(bytes, lambda _: []),
-    "column of one": column(bytes, lambda fd: fd),
-    "column of two": column(bytes, lambda fd: [fd, fd]),
-    "column of arrays": column(as_array, lambda fd: fd),
+    "batch of none": batch_of(bytes, lambda _: []),
+    "batch of one": batch_of(bytes, lambda fd: fd),
+    "batch of two": batch_of(bytes, lambda fd: [fd, fd]),
+    "batch of arrays": batch_of(as_array, lambda fd: fd),
 }
 
 
@@ -513,9 +513,9 @@ def receive_within(channel: Channel, tries: int) -> tuple[bytes, Descriptors]:
 @pytest.mark.parametrize("count", [254, 100_000])
 def test_what_a_large_batch_leaves_behind(count: int, file: int) -> None:
     """What is kept for the next batch of the same shape is not larger for a larger batch."""
-    pack_column.clear()
+    pack_rows.clear()
     here, there = Channel.pair()
     there.close()
     with here, pytest.raises(BrokenPipeError):
         here.send_many([b"x"] * count, [file] * count)
-    assert all(kept <= 253 for kept, _ in pack_column)
+    assert all(kept <= 253 for kept, _ in pack_rows)

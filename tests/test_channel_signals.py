@@ -288,8 +288,8 @@ def test_raising_in_a_large_message(fds: int, file: int) -> None:
 
 
 @pytest.mark.thread_unsafe
-def test_raising_in_a_column(file: int) -> None:
-    """Frames of a column that a handler ends arrive whole, in order, up to some message."""
+def test_raising_in_a_batch(file: int) -> None:
+    """Frames of a batch that a handler ends arrive whole, in order, up to some message."""
     payloads = [b"%06d" % number for number in range(50_000)]
     with many_allowed(20_000), channels(buffer=20_000) as (sender, receiver):
         with (
@@ -308,7 +308,7 @@ def test_raising_in_a_column(file: int) -> None:
 
 
 @pytest.mark.thread_unsafe
-def test_raising_in_a_column_of_one_frame(file: int) -> None:
+def test_raising_in_a_batch_of_one_frame(file: int) -> None:
     """If a part of the frame has left when the handler raises, all its messages count as sent."""
     payloads = [b"%0250d" % number for number in range(40)]
     with channels(buffer=1) as (sender, receiver):

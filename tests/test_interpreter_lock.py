@@ -93,7 +93,7 @@ def make_calls(full: int, empty: int) -> dict[str, tuple[Any, ...]]:
         "fdp_try_receive": (inbox, 1, scratch, owner),
         "fdp_try_count_pending": (inbox,),
         "fdp_try_send": (outbox, b"x", 1, 0),
-        "fdp_try_send_column": (outbox, bytes(4) + b"\1x\0", 1, 3),
+        "fdp_try_send_rows": (outbox, bytes(4) + b"\1x\0", 1, 3),
         "fdp_try_take_offer": (empty, ffi.new("unsigned int[]", lib.FDP_WORD_COUNT), data, owner),
         "fdp_try_count_waiting": (ffi.new("struct fdp_rounds *"),),
         "fdp_try_find_shut_down": (empty,),

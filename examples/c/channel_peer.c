@@ -80,7 +80,7 @@ static ssize_t send_message(struct fdp_outbox *outbox, const unsigned char *payl
 /* Answers the one message that scratch and owner hold. */
 static ssize_t answer(struct fdp_outbox *outbox, const struct fdp_scratch *scratch,
                       const struct fdp_owner *owner) {
-    const unsigned char *payload = scratch->bytes + FDP_COLUMN_SIZE;
+    const unsigned char *payload = scratch->bytes + FDP_SHORT_HEAD;
     size_t length = scratch->payload_size;
     if (scratch->large != NULL) {
         payload = scratch->large;

@@ -90,7 +90,7 @@ static inline size_t put_piece(unsigned char *bytes, unsigned kind, unsigned fds
  * counts up from first. Closes them. */
 static inline void check_messages(struct ends *ends, unsigned count, size_t length, unsigned fds,
                                   unsigned first) {
-    const unsigned char *at = ends->scratch.bytes + FDP_COLUMN_SIZE;
+    const unsigned char *at = ends->scratch.bytes + FDP_SHORT_HEAD;
     CHECK(ends->scratch.count == count && ends->scratch.large == NULL);
     CHECK(ends->owner->count == count * fds);
     CHECK(ends->scratch.payload_size == count * length);

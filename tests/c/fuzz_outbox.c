@@ -58,7 +58,7 @@ static size_t check_some(struct ends *ends, const struct messages *messages, siz
         CHECK(result > 0);
         const struct fdp_scratch *scratch = &ends->scratch;
         const unsigned char *byte =
-            scratch->large != NULL ? scratch->large : scratch->bytes + FDP_COLUMN_SIZE;
+            scratch->large != NULL ? scratch->large : scratch->bytes + FDP_SHORT_HEAD;
         for (unsigned i = 0; i < scratch->count; i++, at++) {
             CHECK(at < messages->job.count);
             size_t length =

@@ -283,17 +283,17 @@ static void test_surplus(void) {
     close_pair(left, right);
 }
 
-/* A column goes out as whole messages; one that is wrong anywhere sends nothing. */
-static void test_column(void) {
+/* Rows are sent as whole messages; if one of them is wrong, nothing is sent. */
+static void test_rows(void) {
     enum { WIDTH = 5, ROWS = 3 };
     struct {
         int fds[ROWS];
         char rows[ROWS * WIDTH + 1];
-    } column = {{0, 0, 0}, "\2ab..\2cd..\2ef.."};
+    } batch = {{0, 0, 0}, "\2ab..\2cd..\2ef.."};
     unsigned char data[FDP_BATCH * 3];
     int left, right;
     open_pair(SOCK_SEQPACKET, &left, &right);
-    CHECK(fdp_try_send_messages(left, &column, ROWS, WIDTH, 0) == ROWS);
+    CHECK(fdp_try_send_messages(left, &batch, ROWS, WIDTH, 0) == ROWS);
     /* So much is not copied in one try. */
     CHECK(fdp_try_recv_batch(right, data, (size_t)-1, 1, 2, 0, &scratch, owner) == -EMSGSIZE);
     CHECK(fdp_try_recv_batch(right, data, FDP_INLINE_SIZE + 1, 1, (size_t)-1, 0, &scratch, owner) ==
@@ -302,20 +302,20 @@ static void test_column(void) {
           (ROWS << FDP_COUNT_SHIFT | 2));
     CHECK(memcmp(data, "abcdef", 6) == 0 && owner->count == ROWS);
     fdp_drop_owner(owner);
-    column.rows[2 * WIDTH] = 1;
-    CHECK(fdp_try_send_messages(left, &column, ROWS, WIDTH, 0) == -EINVAL);
-    memcpy(column.rows, "\4abcd\4abcd\4abcd", ROWS * WIDTH);
-    CHECK(fdp_try_send_messages(left, &column, ROWS, WIDTH, 0) == -EINVAL);
-    memset(column.rows, 0, ROWS * WIDTH);
-    CHECK(fdp_try_send_messages(left, &column, ROWS, WIDTH, 0) == -EMSGSIZE);
-    CHECK(fdp_try_send_messages(left, &column, 0, WIDTH, 0) == -EMSGSIZE);
-    memcpy(column.rows, "\2ab..\2cd..\2ef..", ROWS * WIDTH);
-    column.fds[0] = -1;
-    CHECK(fdp_try_send_messages(left, &column, ROWS, WIDTH, 0) == -EBADF);
+    batch.rows[2 * WIDTH] = 1;
+    CHECK(fdp_try_send_messages(left, &batch, ROWS, WIDTH, 0) == -EINVAL);
+    memcpy(batch.rows, "\4abcd\4abcd\4abcd", ROWS * WIDTH);
+    CHECK(fdp_try_send_messages(left, &batch, ROWS, WIDTH, 0) == -EINVAL);
+    memset(batch.rows, 0, ROWS * WIDTH);
+    CHECK(fdp_try_send_messages(left, &batch, ROWS, WIDTH, 0) == -EMSGSIZE);
+    CHECK(fdp_try_send_messages(left, &batch, 0, WIDTH, 0) == -EMSGSIZE);
+    memcpy(batch.rows, "\2ab..\2cd..\2ef..", ROWS * WIDTH);
+    batch.fds[0] = -1;
+    CHECK(fdp_try_send_messages(left, &batch, ROWS, WIDTH, 0) == -EBADF);
     CHECK(fdp_try_recv_batch(right, data, 3, 1, FDP_BATCH, 0, &scratch, owner) == -EAGAIN);
-    column.fds[0] = 0;
-    column.fds[1] = -1;
-    CHECK(fdp_try_send_messages(left, &column, ROWS, WIDTH, 0) == 1);
+    batch.fds[0] = 0;
+    batch.fds[1] = -1;
+    CHECK(fdp_try_send_messages(left, &batch, ROWS, WIDTH, 0) == 1);
     close_pair(left, right);
 }
 
@@ -330,7 +330,7 @@ int main(void) {
     RUN(test_refusals);
     RUN(test_end_of_file);
     RUN(test_surplus);
-    RUN(test_column);
+    RUN(test_rows);
     free(owner);
     return 0;
 }

@@ -65,7 +65,7 @@ static void check_received(struct pool *pool, size_t worker, const char *numbers
     size_t count = strlen(numbers);
     CHECK(count > 0 ? receive(ends, FDP_MAX_FDS) > 0 : receive(ends, 1) == -EAGAIN);
     CHECK(ends->scratch.count == count && ends->owner->count == count);
-    const unsigned char *payload = ends->scratch.bytes + FDP_COLUMN_SIZE;
+    const unsigned char *payload = ends->scratch.bytes + FDP_SHORT_HEAD;
     for (size_t i = 0; i < count; i++) {
         CHECK(ends->scratch.lengths[i] == 1);
         CHECK(payload[i] == (unsigned char)(numbers[i] - 'a'));
@@ -219,7 +219,7 @@ static void test_lengths(void) {
         struct ends *ends = pool->ends[0];
         CHECK(deal(pool) > 0);
         CHECK(receive(ends, FDP_MAX_FDS) > 0 && ends->scratch.count < 100);
-        const unsigned char *payload = ends->scratch.bytes + FDP_COLUMN_SIZE;
+        const unsigned char *payload = ends->scratch.bytes + FDP_SHORT_HEAD;
         for (unsigned i = 0; i < ends->scratch.count; i++, received++) {
             unsigned length = ends->scratch.lengths[i];
             CHECK(length == (received % 3 ? FDP_ORIGIN_SIZE + FDP_ADDRESS_SIZE : received % 5));

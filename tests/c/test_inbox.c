@@ -16,21 +16,21 @@ struct frame {
 };
 
 /* What came so far. */
-struct tally {
+struct totals {
     unsigned small;
     unsigned large;
     unsigned fds;
     uint64_t payload;
 };
 
-static void drain(struct ends *ends, struct tally *tally) {
+static void drain(struct ends *ends, struct totals *totals) {
     ssize_t result;
     while ((result = receive(ends, 2)) > 0) {
-        tally->small += ends->scratch.large == NULL ? ends->scratch.count : 0;
-        tally->large += ends->scratch.large != NULL;
-        tally->payload += ends->scratch.payload_size;
-        tally->payload += ends->scratch.large != NULL ? ends->scratch.large_size : 0;
-        tally->fds += ends->owner->count;
+        totals->small += ends->scratch.large == NULL ? ends->scratch.count : 0;
+        totals->large += ends->scratch.large != NULL;
+        totals->payload += ends->scratch.payload_size;
+        totals->payload += ends->scratch.large != NULL ? ends->scratch.large_size : 0;
+        totals->fds += ends->owner->count;
         CHECK(!ends->scratch.large == (result != FDP_LARGE));
         fdp_drop_scratch(&ends->scratch);
         fdp_drop_owner(ends->owner);
@@ -40,20 +40,20 @@ static void drain(struct ends *ends, struct tally *tally) {
 
 /* Sends the frames that stand in bytes; what came is drained at the byte cut. */
 static void send_cut(struct ends *ends, const struct frame *frames, size_t count, size_t cut,
-                     struct tally *tally) {
+                     struct totals *totals) {
     size_t at = 0;
     for (size_t i = 0; i < count; i++) {
         size_t first = cut > at && cut < at + frames[i].size ? cut - at : frames[i].size;
         if (cut == at)
-            drain(ends, tally);
+            drain(ends, totals);
         send_raw(ends->left, bytes + at, first, frames[i].fds);
         if (first < frames[i].size) {
-            drain(ends, tally);
+            drain(ends, totals);
             send_raw(ends->left, bytes + at + first, frames[i].size - first, 0);
         }
         at += frames[i].size;
     }
-    drain(ends, tally);
+    drain(ends, totals);
 }
 
 /* Frames of every kind, cut at every byte, with much and with little room in the table. */
@@ -77,12 +77,12 @@ static void test_every_cut(void) {
         for (size_t cut = 0; cut <= size; cut++) {
             struct ends *ends = open_ends(SOCK_STREAM);
             struct full_table table;
-            struct tally tally = {0};
+            struct totals totals = {0};
             if (is_full)
                 fill_table(&table, 128, 80);
-            send_cut(ends, frames, count, cut, &tally);
-            CHECK(tally.small == 6 && tally.large == 1);
-            CHECK(tally.fds == 3 + 4 + 4 && tally.payload == 15 + 9 + 8);
+            send_cut(ends, frames, count, cut, &totals);
+            CHECK(totals.small == 6 && totals.large == 1);
+            CHECK(totals.fds == 3 + 4 + 4 && totals.payload == 15 + 9 + 8);
             if (is_full)
                 empty_table(&table);
             close_ends(ends);

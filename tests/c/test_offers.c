@@ -118,7 +118,7 @@ static void test_withdrawal(void) {
     run(master);
     CHECK(master->workers[0].given == 2 && count_waiting(master) == 2);
     CHECK(receive(master->ends[0], 9) > 0);
-    CHECK(master->ends[0]->scratch.bytes[FDP_COLUMN_SIZE] == 'c');
+    CHECK(master->ends[0]->scratch.bytes[FDP_SHORT_HEAD] == 'c');
     fdp_drop_owner(master->ends[0]->owner);
     CHECK(take(master, 1) == 'd' && take(master, 1) == 'e');
     close_master(master);

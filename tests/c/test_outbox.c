@@ -66,7 +66,7 @@ static size_t check_arrived(struct ends *ends, const struct messages *messages, 
     while ((result = receive(ends, 64)) > 0) {
         const struct fdp_scratch *scratch = &ends->scratch;
         const unsigned char *byte =
-            scratch->large != NULL ? scratch->large : scratch->bytes + FDP_COLUMN_SIZE;
+            scratch->large != NULL ? scratch->large : scratch->bytes + FDP_SHORT_HEAD;
         unsigned fds = 0;
         for (unsigned i = 0; i < scratch->count; i++, at++) {
             CHECK(at < messages->job.count);
@@ -183,34 +183,34 @@ static void test_begun(void) {
     close_ends(ends);
 }
 
-static void test_column(void) {
+static void test_rows(void) {
     enum { WIDTH = 5, ROWS = 3 };
     struct {
         int fds[ROWS];
         unsigned char rows[ROWS * WIDTH];
-    } column = {{0, 0, 0}, {2, 0, 1, 9, 9, 2, 1, 2, 9, 9, 2, 2, 3, 9, 9}};
+    } batch = {{0, 0, 0}, {2, 0, 1, 9, 9, 2, 1, 2, 9, 9, 2, 2, 3, 9, 9}};
     struct ends *ends = open_ends(SOCK_STREAM);
-    CHECK(fdp_try_send_column(&ends->outbox, &column, ROWS, WIDTH) == FDP_DONE);
+    CHECK(fdp_try_send_rows(&ends->outbox, &batch, ROWS, WIDTH) == FDP_DONE);
     CHECK(receive(ends, ROWS) == (ROWS << FDP_COUNT_SHIFT | 2));
     check_messages(ends, ROWS, 2, 1, 0);
-    column.rows[2 * WIDTH] = 1;
-    CHECK(fdp_try_send_column(&ends->outbox, &column, ROWS, WIDTH) == -EINVAL);
+    batch.rows[2 * WIDTH] = 1;
+    CHECK(fdp_try_send_rows(&ends->outbox, &batch, ROWS, WIDTH) == -EINVAL);
     for (int i = 0; i < ROWS; i++)
-        column.rows[i * WIDTH] = WIDTH - 1; /* As where a longer one was cut. */
-    CHECK(fdp_try_send_column(&ends->outbox, &column, ROWS, WIDTH) == -EINVAL);
-    memset(column.rows, 255, sizeof column.rows);
-    CHECK(fdp_try_send_column(&ends->outbox, &column, ROWS, WIDTH) == -EINVAL);
-    CHECK(fdp_try_send_column(&ends->outbox, &column, 0, WIDTH) == -EMSGSIZE);
-    CHECK(fdp_try_send_column(&ends->outbox, &column, FDP_MAX_FDS + 1, WIDTH) == -EMSGSIZE);
-    CHECK(fdp_try_send_column(&ends->outbox, &column, ROWS, 1) == -EMSGSIZE);
-    CHECK(fdp_try_send_column(&ends->outbox, &column, ROWS, 8192) == -EMSGSIZE);
-    CHECK(fdp_try_send_column(&ends->outbox, &column, 4, SIZE_MAX / 4 + 1) == -EMSGSIZE);
-    memset(column.rows, 0, sizeof column.rows);
-    column.fds[2] = -1;
-    CHECK(fdp_try_send_column(&ends->outbox, &column, ROWS, WIDTH) == -EBADF);
+        batch.rows[i * WIDTH] = WIDTH - 1; /* As where a longer one was cut. */
+    CHECK(fdp_try_send_rows(&ends->outbox, &batch, ROWS, WIDTH) == -EINVAL);
+    memset(batch.rows, 255, sizeof batch.rows);
+    CHECK(fdp_try_send_rows(&ends->outbox, &batch, ROWS, WIDTH) == -EINVAL);
+    CHECK(fdp_try_send_rows(&ends->outbox, &batch, 0, WIDTH) == -EMSGSIZE);
+    CHECK(fdp_try_send_rows(&ends->outbox, &batch, FDP_MAX_FDS + 1, WIDTH) == -EMSGSIZE);
+    CHECK(fdp_try_send_rows(&ends->outbox, &batch, ROWS, 1) == -EMSGSIZE);
+    CHECK(fdp_try_send_rows(&ends->outbox, &batch, ROWS, 8192) == -EMSGSIZE);
+    CHECK(fdp_try_send_rows(&ends->outbox, &batch, 4, SIZE_MAX / 4 + 1) == -EMSGSIZE);
+    memset(batch.rows, 0, sizeof batch.rows);
+    batch.fds[2] = -1;
+    CHECK(fdp_try_send_rows(&ends->outbox, &batch, ROWS, WIDTH) == -EBADF);
     CHECK(receive(ends, ROWS) == -EAGAIN);
-    column.fds[2] = 0;
-    CHECK(fdp_try_send_column(&ends->outbox, &column, ROWS, WIDTH) == FDP_DONE);
+    batch.fds[2] = 0;
+    CHECK(fdp_try_send_rows(&ends->outbox, &batch, ROWS, WIDTH) == FDP_DONE);
     CHECK(receive(ends, ROWS) > 0);
     check_messages(ends, ROWS, 0, 1, 0);
     close_ends(ends);
@@ -549,7 +549,7 @@ static void test_other_thread(void) {
 int main(void) {
     RUN(test_try_send);
     RUN(test_begun);
-    RUN(test_column);
+    RUN(test_rows);
     RUN(test_jobs);
     RUN(test_look);
     RUN(test_abandon);

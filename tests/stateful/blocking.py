@@ -34,7 +34,7 @@ ends = st.integers(0, 1)
 sizes = st.one_of(st.integers(0, 20), st.integers(0, 3000), st.integers(0, 250_000))
 counts = st.one_of(st.integers(0, 3), st.sampled_from([252, 253, 254, 300]))
 shapes = st.lists(st.tuples(sizes, counts), max_size=6)
-columns = st.tuples(st.integers(0, 20), st.integers(1, 600))
+uniform_shapes = st.tuples(st.integers(0, 20), st.integers(1, 600))
 timeouts = st.sampled_from([0, 0, 0.001])
 
 # Steps before an end of the connection, after which little is left to happen.
@@ -136,8 +136,8 @@ class ChannelMachine(RuleBasedStateMachine):
         rows = [row for _, row in made]
         self._send_twice(end, [payload for payload, _ in made], rows, rows)
 
-    @rule(end=ends, shape=columns)
-    def send_column(self, end: int, shape: tuple[int, int]) -> None:
+    @rule(end=ends, shape=uniform_shapes)
+    def send_uniform(self, end: int, shape: tuple[int, int]) -> None:
         size, count = shape
         made = [self._files.message(size, 1) for _ in range(count)]
         rows = [row for _, row in made]

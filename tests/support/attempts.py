@@ -255,9 +255,9 @@ class Operations:
                     end = f"{name}, {kind} {timeout}"
                     if len(shape) == 1:
                         found[f"Channel.send {end}"] = partial(self._send, *arguments)
-                    found[f"Channel.send_many {end}"] = partial(self._send_column, *arguments)
+                    found[f"Channel.send_many {end}"] = partial(self._send_batch, *arguments)
                     found[f"Channel.recv {end}"] = partial(self._recv, *arguments)
-                    found[f"Channel.recv_many {end}"] = partial(self._recv_column, *arguments)
+                    found[f"Channel.recv_many {end}"] = partial(self._recv_batch, *arguments)
         found["Channel.send view"] = partial(self._send, STREAM, [(3000, 2)], None, memoryview)
         found["Channel.send object"] = partial(self._send, STREAM, [(3000, 2)], None, _as_array)
         for timeout in (0.0, 0.001):
@@ -304,7 +304,7 @@ class Operations:
                 sender.send(payload, row)
             self._end(sender, receiver, described(payloads, [row]), outcome, 1)
 
-    def _send_column(
+    def _send_batch(
         self, kind: Any, shapes: list[tuple[int, int]], timeout: float | None
     ) -> Attempt:
         payloads, rows = self.messages(*shapes)
@@ -321,7 +321,7 @@ class Operations:
     def _recv(self, kind: Any, shapes: list[tuple[int, int]], timeout: float | None) -> Attempt:
         yield from self._receive(kind, shapes, timeout, "recv", _take_one)
 
-    def _recv_column(
+    def _recv_batch(
         self, kind: Any, shapes: list[tuple[int, int]], timeout: float | None
     ) -> Attempt:
         yield from self._receive(kind, shapes, timeout, "recv_many", take_batch)
