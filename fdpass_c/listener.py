@@ -204,6 +204,14 @@ class Listener(Closing):
         self._sock.setblocking(timeout is None)
         self._timeout = timeout
 
+    def setblocking(self, flag: bool) -> None:
+        """Sets whether accept() waits: True for ever, False not at all.
+
+        Raises:
+            OSError: EBADF: the listener is closed.
+        """
+        self.settimeout(None if flag else 0)
+
     def detach(self) -> socket.socket:
         """Hands over the listening socket to the caller, and closes the listener.
 

@@ -70,6 +70,7 @@ def test_closed(path: Path) -> None:
         listener.accept,
         listener.detach,
         lambda: listener.settimeout(1),
+        lambda: listener.setblocking(True),
     ]
     for call in calls:
         with pytest.raises(OSError, match="the listener is closed") as caught:
@@ -481,6 +482,18 @@ def test_file_removed_meanwhile(path: Path) -> None:
         first = Listener(path)
         with beside(first.close):
             assert try_to_listen(path) in (None, errno.EADDRINUSE)
+
+
+def test_setblocking(path: Path) -> None:
+    with Listener(path) as listener:
+        listener.setblocking(False)
+        assert listener.gettimeout() == 0
+        with pytest.raises(BlockingIOError):
+            listener.accept()
+        listener.setblocking(True)
+        assert listener.gettimeout() is None
+        with Channel.connect(path), listener.accept():
+            pass
 
 
 def test_timeouts(path: Path) -> None:
