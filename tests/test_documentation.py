@@ -325,4 +325,7 @@ def test_figures() -> None:
         assert f"![{words}]" in (ROOT / page).read_text(), page
     chart = (ROOT / "docs/images/channel-across.svg").read_text()
     ours = re.findall(r">([0-9.]+)x<", chart)[:5]
-    assert [f"{float(ratio):.1f}" for ratio in ours] == re.findall(r"([0-9.]+) at", words)
+    # Both are rounded, the chart's to two decimals: at most half of the last digits apart.
+    told = re.findall(r"([0-9.]+) at", words)
+    for ratio, word in zip(ours, told, strict=True):
+        assert abs(float(ratio) - float(word)) < 0.0551
