@@ -78,8 +78,8 @@ size_t fdp_write_piece(unsigned char *ret_head, unsigned kind, size_t fd_count, 
 
 /* table.c: the descriptor table of this process. */
 
-/* Begins a receive that may bring FDP_MAX_FDS descriptors without a new check of the table. It may if
- * the last check found room for them, for all other receives under way, and for what other threads can
+/* Begins a receive that may bring FDP_MAX_FDS descriptors. It may begin if, by the last count of what is
+ * open, the table has room for them, for all other receives under way, and for what other threads can
  * have opened since, and if fdp_reserve grants these places to the inbox that holds *held (NULL: it has
  * reserved them already). This is exact about receives of this core, and an estimate about other
  * threads. Returns 0 if the receive may not begin. Otherwise it is under way until the caller gives the

@@ -6,24 +6,24 @@
  * room, which also suffices for what other threads can open during the receive. */
 #define AMPLE_ROOM (FDP_MAX_FDS + 512)
 
-/* Checking the table takes longer than a short message. So the result is remembered for FRESH_US
- * microseconds. For every NS_A_PLACE nanoseconds since, one place per processor is subtracted, because
- * other threads may open descriptors: SCM_RIGHTS, the fastest way, takes more than 100 ns for each. */
-#define FRESH_US 100
+/* Counting what is open takes longer than a short message. So the result is remembered for FRESH_US
+ * microseconds. For every NS_A_PLACE nanoseconds since, one more per processor is assumed to be open,
+ * because other threads may open descriptors: SCM_RIGHTS, the fastest way, takes more than 100 ns for
+ * each. The limit is read at every receive: any process may lower it at once by any number. */
+#define FRESH_US 250
 #define NS_A_PLACE 25
 
 /* Places that incomplete messages leave free for the rest of the program. */
 #define RESERVE 64
 
-/* From here to lacking is the only global state of the core. The last check of the table: its time in
- * microseconds, and in the lowest ROOM_BITS bits the room that it found, minus what this core has
- * received since. */
-#define ROOM_BITS 20
-#define MOST_US (UINT64_MAX >> ROOM_BITS)
-#define MOST_ROOM ((1u << ROOM_BITS) - 1)
-static uint64_t last_check;
+/* From here to lacking is the only global state of the core. The last count of what is open: its time in
+ * microseconds, and in the lowest OPEN_BITS bits the number, plus what this core has received since. */
+#define OPEN_BITS 20
+#define MOST_US (UINT64_MAX >> OPEN_BITS)
+#define MOST_OPEN ((1u << OPEN_BITS) - 1)
+static uint64_t last_count;
 
-/* The soft limit at that check. */
+/* The soft limit when it was last read. */
 static uint64_t limit_seen;
 
 /* How many places all inboxes have reserved for incomplete messages. */
@@ -54,41 +54,47 @@ static unsigned count_processors(void) {
     return count;
 }
 
-ssize_t fdp_count_room(void) {
+static ssize_t read_limit(void) {
     struct rlimit limit;
     if (getrlimit(RLIMIT_NOFILE, &limit) != 0)
         return -errno;
     if (limit.rlim_cur > INT32_MAX)
         limit.rlim_cur = INT32_MAX;
     __atomic_store_n(&limit_seen, (uint64_t)limit.rlim_cur, __ATOMIC_RELAXED);
-    ssize_t open = fdp_count_open();
-    if (open < 0)
-        return open;
-    ssize_t room = (ssize_t)limit.rlim_cur - open;
-    return room > 0 ? room : 0;
+    return (ssize_t)limit.rlim_cur;
 }
 
-/* Returns how much of the room that the last check found is certainly left. */
-static uint64_t estimate_room(void) {
-    uint64_t check = __atomic_load_n(&last_check, __ATOMIC_RELAXED);
-    uint64_t age = (clock_us() - (check >> ROOM_BITS)) & MOST_US;
+ssize_t fdp_count_room(void) {
+    ssize_t limit = read_limit();
+    ssize_t open = limit < 0 ? limit : fdp_count_open();
+    if (open < 0)
+        return open;
+    return limit > open ? limit - open : 0;
+}
+
+/* Returns how many descriptors can be open by now, or UINT64_MAX if the last count is too old. */
+static uint64_t estimate_open(void) {
+    uint64_t count = __atomic_load_n(&last_count, __ATOMIC_RELAXED);
+    uint64_t age = (clock_us() - (count >> OPEN_BITS)) & MOST_US;
     if (age > FRESH_US)
-        return 0;
-    uint64_t taken = age * 1000 / NS_A_PLACE * count_processors();
-    uint64_t room = check & MOST_ROOM;
-    return room > taken ? room - taken : 0;
+        return UINT64_MAX;
+    return (count & MOST_OPEN) + age * 1000 / NS_A_PLACE * count_processors();
 }
 
 static int has_room(uint64_t needed) {
-    if (estimate_room() >= needed)
+    ssize_t limit = read_limit();
+    if (limit < 0 || (uint64_t)limit < needed)
+        return 0;
+    uint64_t most = (uint64_t)limit - needed;
+    if (estimate_open() <= most)
         return 1;
     /* The time before the count, because other threads may open descriptors during the count. */
     uint64_t now = clock_us();
-    ssize_t room = fdp_count_room();
-    if (room < 0 || (uint64_t)room < needed)
+    ssize_t open = fdp_count_open();
+    if (open < 0 || (uint64_t)open > most)
         return 0;
-    uint64_t seen = (uint64_t)room < MOST_ROOM ? (uint64_t)room : MOST_ROOM;
-    __atomic_store_n(&last_check, now << ROOM_BITS | seen, __ATOMIC_RELAXED);
+    if ((uint64_t)open <= MOST_OPEN)
+        __atomic_store_n(&last_count, now << OPEN_BITS | (uint64_t)open, __ATOMIC_RELAXED);
     return 1;
 }
 
@@ -110,12 +116,12 @@ void fdp_end_in_ample_room(uint64_t expecting) {
 }
 
 void fdp_count_received(unsigned fd_count) {
-    uint64_t check = __atomic_load_n(&last_check, __ATOMIC_RELAXED);
-    uint64_t less;
+    uint64_t count = __atomic_load_n(&last_count, __ATOMIC_RELAXED);
+    uint64_t more;
     do {
-        uint64_t room = check & MOST_ROOM;
-        less = room > fd_count ? check - fd_count : check - room;
-    } while (!__atomic_compare_exchange_n(&last_check, &check, less, 1, __ATOMIC_RELAXED,
+        /* What does not fit is as a count that is too old. */
+        more = (count & MOST_OPEN) + fd_count <= MOST_OPEN ? count + fd_count : 0;
+    } while (!__atomic_compare_exchange_n(&last_count, &count, more, 1, __ATOMIC_RELAXED,
                                           __ATOMIC_RELAXED));
 }
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import resource
 import socket
 import threading
 from collections.abc import Callable
@@ -55,6 +56,29 @@ def test_a_socket_that_peeks_further_on(offset: int) -> None:
         assert got == [(payload, [identity(files[index])]) for payload, index in sent]
 
     in_child_with_table_of(300, child)
+
+
+@pytest.mark.parametrize("receive", ["recv", "recv_many"])
+def test_the_limit_is_lowered_between_receives(receive: str) -> None:
+    """A receive that follows at once sees the new limit: the message stays queued."""
+
+    def child() -> None:
+        (file,) = open_unique(1)
+        with channels() as (sender, receiver):
+            for _ in range(100):
+                for payload in (b"taken", b"queued"):
+                    sender.send(payload, [file])
+                soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+                lowest = os.dup(file)
+                os.close(lowest)
+                receiver.recv()[1].close()
+                resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, hard))
+                with pytest.raises(DescriptorTableFullError):
+                    getattr(receiver, receive)()
+                resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+                receiver.recv()[1].close()
+
+    in_child_with_table_of(20_000, child)
 
 
 @pytest.mark.parametrize("receive", ["recv", "recv_many"])
