@@ -167,7 +167,7 @@ static ssize_t receive(int sock, void *ret_data, size_t capacity, size_t fd_capa
     ret_owner->count = 0;
     ret_scratch->count = ret_scratch->payload_size = ret_scratch->lost = 0;
     ret_scratch->lost_flags = 0;
-    int received = fdp_recvmmsg(sock, headers, (unsigned)count, flags | FDP_RECV_FLAGS);
+    int received = fdp_recvmmsg(sock, headers, (unsigned)count, flags);
     if (received < 0)
         return received;
     for (int i = 0; i < received; i++)

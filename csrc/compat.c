@@ -100,6 +100,48 @@ int fdp_end_with_parent(int wanted) {
 #endif
 }
 
+/* -- sendmsg, recvmsg -------------------------------------------------------------------------- */
+
+/* The most buffers of one message. With more of them sendmsg fails with EMSGSIZE too. */
+#define MOST_BUFFERS 1024
+
+/* If a stream has no room for the control data, XNU (macOS) fails with EMSGSIZE, where other systems
+ * wait or fail with EAGAIN. If it fails although there is room, the error is the message's own. */
+ssize_t fdp_send_again(int sock, const struct msghdr *header, int flags) {
+    struct pollfd room = {.fd = sock, .events = POLLOUT};
+    if (header->msg_controllen == 0 || (size_t)header->msg_iovlen > MOST_BUFFERS ||
+        fdp_get_type(sock) != SOCK_STREAM) {
+        errno = EMSGSIZE;
+        return -1;
+    }
+    int never_waits = flags & MSG_DONTWAIT || fcntl(sock, F_GETFL) & O_NONBLOCK;
+    int found = poll(&room, 1, never_waits ? 0 : -1);
+    if (found > 0)
+        return fdp_call_sendmsg(sock, header, flags);
+    if (found == 0)
+        errno = EAGAIN;
+    return -1;
+}
+
+/* If the descriptor table is full, FreeBSD fails with EMFILE and XNU with EMSGSIZE. All descriptors of
+ * the message are lost, and its bytes are still queued: the next receive would not tell that anything
+ * is missing. Of a datagram, FreeBSD drops the bytes too. */
+ssize_t fdp_receive_again(int sock, struct msghdr *header, int flags) {
+    ssize_t received = 0;
+    if (fdp_get_type(sock) == SOCK_DGRAM) {
+        header->msg_controllen = 0;
+        header->msg_namelen = 0;
+        header->msg_flags = 0;
+    } else {
+        received = recvmsg(sock, header, flags | MSG_DONTWAIT);
+    }
+    if (received < 0)
+        errno = EMFILE;
+    else
+        header->msg_flags |= MSG_CTRUNC;
+    return received;
+}
+
 /* -- sendmmsg, recvmmsg ------------------------------------------------------------------------ */
 
 static int send_each(int sock, struct mmsghdr *headers, unsigned count, int flags) {
@@ -118,7 +160,7 @@ static int send_each(int sock, struct mmsghdr *headers, unsigned count, int flag
 
 static int recv_each(int sock, struct mmsghdr *headers, unsigned count, int flags) {
     for (unsigned i = 0; i < count; i++) {
-        ssize_t received = recvmsg(sock, &headers[i].msg_hdr, flags);
+        ssize_t received = fdp_recvmsg(sock, &headers[i].msg_hdr, flags);
         if (received < 0)
             return i > 0 ? (int)i : -errno;
         headers[i].msg_len = (unsigned)received;
@@ -146,7 +188,8 @@ int fdp_sendmmsg(int sock, struct mmsghdr *headers, unsigned count, int flags) {
 int fdp_recvmmsg(int sock, struct mmsghdr *headers, unsigned count, int flags) {
 #if defined(__linux__) && defined(SYS_recvmmsg)
     if (count > 1) {
-        long received = syscall(SYS_recvmmsg, sock, headers, count, flags | MSG_WAITFORONE, NULL);
+        int all_flags = flags | FDP_RECV_FLAGS | MSG_WAITFORONE;
+        long received = syscall(SYS_recvmmsg, sock, headers, count, all_flags, NULL);
         if (received >= 0)
             return (int)received;
         if (!is_missing(errno))

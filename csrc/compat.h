@@ -166,7 +166,7 @@ static inline struct cmsghdr *fdp_next_control(struct msghdr *message, struct cm
 }
 #pragma GCC diagnostic pop
 
-/* -- sendmsg --------------------------------------------------------------------------------------- */
+/* -- sendmsg, recvmsg ---------------------------------------------------------------------------- */
 
 /* When a send finds no room on a blocking socket, XNU (macOS) waits in spite of MSG_DONTWAIT, but
  * not with this flag of its private headers, which sendmsg and sendto accept. */
@@ -179,14 +179,38 @@ static inline struct cmsghdr *fdp_next_control(struct msghdr *message, struct cm
 /* 64-bit musl copies the control data, to clear the padding that the kernel reads, into a buffer
  * that was too small for 253 descriptors before 1.2.4 (ENOMEM). Here the padding is zero already,
  * so the system call is made directly. */
-static inline ssize_t fdp_sendmsg(int sock, const struct msghdr *header, int flags) {
-    if (flags & MSG_DONTWAIT)
-        flags |= FDP_MSG_NBIO;
+static inline ssize_t fdp_call_sendmsg(int sock, const struct msghdr *header, int flags) {
 #if defined(__linux__) && !defined(__GLIBC__) && defined(__LP64__)
     return syscall(SYS_sendmsg, sock, header, flags);
 #else
     return sendmsg(sock, header, flags);
 #endif
+}
+
+/* What follows a sendmsg that failed with EMSGSIZE, and a recvmsg that failed with EMFILE or EMSGSIZE:
+ * on some systems these have another meaning. They return as the calls do, with -1 and errno. */
+ssize_t fdp_send_again(int sock, const struct msghdr *header, int flags);
+ssize_t fdp_receive_again(int sock, struct msghdr *header, int flags);
+
+static inline ssize_t fdp_sendmsg(int sock, const struct msghdr *header, int flags) {
+    if (flags & MSG_DONTWAIT)
+        flags |= FDP_MSG_NBIO;
+#if defined(__FreeBSD__)
+    /* Since FreeBSD 15, a packet ends only where this flag says so. Older ones refuse it of a stream. */
+    if (fdp_get_type(sock) == SOCK_SEQPACKET)
+        flags |= MSG_EOR;
+#endif
+    ssize_t sent = fdp_call_sendmsg(sock, header, flags);
+    return sent < 0 && errno == EMSGSIZE ? fdp_send_again(sock, header, flags) : sent;
+}
+
+/* recvmsg. If the descriptor table is full, the result is that of Linux on all systems: a message with
+ * MSG_CTRUNC. */
+static inline ssize_t fdp_recvmsg(int sock, struct msghdr *header, int flags) {
+    ssize_t received = recvmsg(sock, header, flags | FDP_RECV_FLAGS);
+    if (received < 0 && (errno == EMFILE || errno == EMSGSIZE))
+        return fdp_receive_again(sock, header, flags | FDP_RECV_FLAGS);
+    return received;
 }
 
 /* -- sendmmsg, recvmmsg -------------------------------------------------------------------------- */

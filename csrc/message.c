@@ -71,7 +71,7 @@ ssize_t fdp_recv_bytes(int sock, void *ret_data, size_t capacity, size_t fd_capa
         .msg_control = control,
         .msg_controllen = sizeof control,
     };
-    ssize_t received = recvmsg(sock, &header, flags | FDP_RECV_FLAGS);
+    ssize_t received = fdp_recvmsg(sock, &header, flags);
     if (received < 0)
         return -errno;
     fdp_parse_control(control, (size_t)header.msg_controllen, header.msg_flags,

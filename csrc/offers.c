@@ -20,7 +20,7 @@ static ssize_t receive(int sock, unsigned *ret_number, struct fdp_connection *re
         .msg_control = control,
         .msg_controllen = sizeof control,
     };
-    ssize_t size = recvmsg(sock, &header, MSG_DONTWAIT | FDP_RECV_FLAGS);
+    ssize_t size = fdp_recvmsg(sock, &header, MSG_DONTWAIT);
     if (size < 0)
         return errno == EAGAIN || errno == EWOULDBLOCK ? 0 : -errno;
     ret_connection->fd = -1;

@@ -14,7 +14,7 @@ static ssize_t receive_once(int sock, struct iovec *iov, size_t iov_count, int f
     };
     ret_ancillary->fd_count = 0;
     ret_ancillary->flags = 0;
-    ssize_t received = recvmsg(sock, &header, FDP_RECV_FLAGS | flags);
+    ssize_t received = fdp_recvmsg(sock, &header, flags);
     if (received < 0)
         return -errno;
     struct fdp_arrival arrival;

@@ -26,7 +26,8 @@ from fdpass_c.unix import read_name
 from fdpass_c.waiting import READABLE, WRITABLE, Deadline, HasFileno, fileno, persist, raw_fileno
 
 # Looked up once: reading an attribute of lib takes as long as passing an argument.
-_Socket = socket.socket
+# eventlet replaces it by a class that get_family does not take.
+_Socket = socket.socket if issubclass(socket.socket, socket.SocketType) else socket.SocketType
 _try_send_fd = lib.fdp_try_send_fd
 _try_recv = lib.fdp_try_recv
 

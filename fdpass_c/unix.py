@@ -201,8 +201,8 @@ def _connect(sock: socket.socket, address: str | bytes, timeout: float | None) -
     sock.setblocking(timeout is None)
     while True:
         # Not connect, because a signal handler may raise an exception that looks like one of its
-        # errors.
-        code = sock.connect_ex(address)
+        # errors. eventlet's returns None for 0.
+        code = sock.connect_ex(address) or 0
         if code == 0 and _is_connected(sock):
             return
         if code == errno.EAGAIN and timeout != 0:
@@ -236,7 +236,9 @@ def _explain(code: int, address: str | bytes) -> str | None:
     with contextlib.suppress(OSError):
         if not is_abstract(address) and not stat.S_ISSOCK(os.stat(address).st_mode):
             return "it is not a socket"
-    return "no process listens there"
+    if sys.platform == "linux":
+        return "no process listens there"
+    return "no process listens there, or its backlog is full"
 
 
 @contextlib.contextmanager
