@@ -45,6 +45,11 @@ ssize_t fdp_make_header(int sock, const struct iovec *parts, size_t part_count, 
                         size_t fd_count, unsigned char *control, size_t capacity,
                         struct msghdr *ret_header);
 
+/* Receives one message into the parts of header, which has no control data, and sets the other fields of
+ * header. Returns the number of bytes, or a negative errno. Descriptors as for fdp_parse_control. */
+ssize_t fdp_recvmsg(int sock, struct msghdr *header, int flags, int *ret_fds, size_t fd_capacity,
+                    struct fdp_arrival *ret_arrival);
+
 /* descriptor.c: sets descriptors aside, to be closed by a call that may take its time. Without memory
  * for that, closes them immediately. */
 void fdp_set_aside(struct fdp_aside *aside, const int *fds, size_t count);
