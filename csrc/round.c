@@ -13,25 +13,21 @@ static int64_t read_clock(void) {
     return (int64_t)now.tv_sec * 1000 + now.tv_nsec / 1000000;
 }
 
-static void find_errors(struct fdp_rounds *rounds) {
-    for (size_t i = 0; i < rounds->listeners.count; i++)
-        rounds->has_errors |= rounds->listeners.items[i]->error != 0;
-}
-
 static int is_shortage(int error) {
     return error == -EMFILE || error == -ENFILE || error == -ENOBUFS || error == -ENOMEM;
 }
 
-/* Clears the errors of accept that came from a shortage, so that the caller does not pause. Returns
- * whether there were any. */
-static int clear_shortage(struct fdp_rounds *rounds) {
+/* Finds the errors of accept. If clears, those that came from a shortage are cleared, so that the caller
+ * does not pause. Returns whether there were any to clear. */
+static int find_errors(struct fdp_rounds *rounds, int clears) {
     int is_short = 0;
     for (size_t i = 0; i < rounds->listeners.count; i++) {
         struct fdp_listener *listener = rounds->listeners.items[i];
-        if (is_shortage(listener->error)) {
+        if (clears && is_shortage(listener->error)) {
             listener->error = 0;
             is_short = 1;
         }
+        rounds->has_errors |= listener->error != 0;
     }
     return is_short;
 }
@@ -114,9 +110,8 @@ static int run_round(struct fdp_rounds *rounds, struct fdp_round *ret_round) {
                 return -ENOMEM;
             /* A shortage needs no pause in two cases: the workers have no room, so the connection
              * could only have been offered; or closing the copies that are done makes room. */
-            if (rounds->waiting.count >= ret_round->room || rounds->done.count > 0)
-                is_short = clear_shortage(rounds);
-            find_errors(rounds);
+            is_short = find_errors(rounds, rounds->waiting.count >= ret_round->room ||
+                                               rounds->done.count > 0);
         }
         pass_on(rounds, ret_round);
     }
