@@ -22,9 +22,10 @@ static void count_room(struct fdp_worker *worker) {
     worker->room = worker->capacity > in_hand ? worker->capacity - (unsigned)in_hand : 0;
 }
 
-/* Returns how many connections the worker has begun since the last call. */
-static unsigned read_worker(struct fdp_worker *worker, struct fdp_offers *offers,
-                            struct fdp_queue *done) {
+/* Reads the counters of a worker that has connections in hand. Returns how many it has begun since the
+ * last call. */
+static unsigned read_counters(struct fdp_worker *worker, struct fdp_offers *offers,
+                              struct fdp_queue *done) {
     /* The count of finished connections is read first. So the worker never seems to have finished
      * more than it has begun. */
     unsigned handled = __atomic_load_n(worker->words + FDP_WORD_HANDLED, __ATOMIC_ACQUIRE);
@@ -56,22 +57,33 @@ void fdp_free_worker(struct fdp_worker *worker) {
     fdp_free_queue(&worker->copies);
 }
 
-void fdp_read_workers(struct fdp_worker **workers, size_t count, struct fdp_offers *offers,
-                      struct fdp_queue *done, struct fdp_round *ret_round) {
-    *ret_round = (struct fdp_round){.room = 0};
-    for (size_t i = 0; i < count; i++) {
-        struct fdp_worker *worker = workers[i];
-        uint64_t taken = worker->taken;
-        if (count_in_hand(worker) > 0)
-            ret_round->begun += read_worker(worker, offers, done);
-        else
-            /* fdp_deal may have set room to 0. read_worker would restore it when the worker has
-             * finished something, but this worker has nothing to finish. */
-            count_room(worker);
-        ret_round->used_up |= worker->taken != taken && is_used_up(worker);
-        ret_round->room += worker->room;
-        ret_round->has_copies |= worker->copies.count > 0;
+void fdp_read_worker(struct fdp_rounds *rounds, struct fdp_worker *worker) {
+    uint64_t taken = worker->taken;
+    unsigned begun = 0;
+    if (count_in_hand(worker) > 0)
+        begun = read_counters(worker, rounds->offers, &rounds->done);
+    else
+        /* fdp_deal may have set room to 0. read_counters would restore it when the worker has finished
+         * something, but this worker has nothing to finish. */
+        count_room(worker);
+    rounds->begun += begun;
+    rounds->used_up |= (worker->taken != taken && is_used_up(worker)) ||
+                       (rounds->listeners.count == 0 && begun > 0);
+}
+
+static void sum_up(struct fdp_rounds *rounds) {
+    rounds->room = 0;
+    rounds->has_copies = 0;
+    for (size_t i = 0; i < rounds->worker_count; i++) {
+        rounds->room += rounds->workers[i]->room;
+        rounds->has_copies |= rounds->workers[i]->copies.count > 0;
     }
+}
+
+void fdp_read_workers(struct fdp_rounds *rounds) {
+    for (size_t i = 0; i < rounds->worker_count; i++)
+        fdp_read_worker(rounds, rounds->workers[i]);
+    sum_up(rounds);
 }
 
 static int comes_before(const struct fdp_worker *one, const struct fdp_worker *other) {
@@ -186,32 +198,28 @@ static size_t remove_given(struct fdp_queue *waiting, const unsigned *chosen, si
     return front;
 }
 
-size_t fdp_deal(struct fdp_worker **workers, size_t count, struct fdp_queue *waiting,
-                struct fdp_round *ret_round) {
+size_t fdp_deal(struct fdp_rounds *rounds) {
+    struct fdp_queue *waiting = &rounds->waiting;
     unsigned chosen[FDP_MAX_FDS];
     size_t most = waiting->count < FDP_MAX_FDS ? waiting->count : FDP_MAX_FDS;
-    most = choose(workers, count, most, chosen);
-    *ret_round = (struct fdp_round){.room = 0};
+    most = choose(rounds->workers, rounds->worker_count, most, chosen);
     /* In the order of the connections: if not all may be in flight, the oldest are sent. */
     for (size_t n = 0; n < most; n++) {
         unsigned number = chosen[n];
-        struct fdp_worker *worker = number != GIVEN ? workers[number] : NULL;
+        struct fdp_worker *worker = number != GIVEN ? rounds->workers[number] : NULL;
         if (worker == NULL || worker->share == 0)
             continue;
         ssize_t result = give(worker, number, waiting, chosen, most);
         worker->share = 0;
-        ret_round->unsent |= worker->outbox->unsent > 0;
-        ret_round->used_up |= is_used_up(worker);
+        rounds->unsent |= worker->outbox->unsent > 0;
+        rounds->used_up |= is_used_up(worker);
         if (result == -EAGAIN || result == -EBUSY || result == -EPIPE || result == -ECONNRESET) {
             worker->room = 0;
         } else if (result < 0) {
-            ret_round->error = (int)result;
-            ret_round->failed = number;
+            rounds->error = (int)result;
+            rounds->failed = number;
         }
     }
-    for (size_t i = 0; i < count; i++) {
-        ret_round->room += workers[i]->room;
-        ret_round->has_copies |= workers[i]->copies.count > 0;
-    }
+    sum_up(rounds);
     return remove_given(waiting, chosen, most);
 }

@@ -615,6 +615,9 @@ struct fdp_rounds {
     /* For the core only. */
     struct fdp_queue waiting; /* The connections that no worker was given. */
     struct fdp_queue done;    /* The copies that are not needed any more. */
+    uint64_t room;            /* For connections, of all workers together. */
+    int has_copies;           /* Whether a worker was given some that it may not have begun. */
+    int is_short;             /* Whether the table had no place for a connection. */
     int poll_interval;
 };
 

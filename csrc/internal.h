@@ -260,33 +260,20 @@ int fdp_return_connections(struct fdp_queue *queue, struct fdp_queue *target);
 
 /* deal.c: which worker gets which connection. */
 
-/* What one round has found. */
-struct fdp_round {
-    uint64_t room;  /* For connections, of all workers together. */
-    unsigned begun; /* How many connections were begun since the last round. */
-    int has_copies; /* Whether a worker was given connections that it may not have begun. */
-    int is_short;   /* Whether the table had no place for a connection. */
-    /* As in struct fdp_rounds. */
-    int unsent;
-    int used_up;
-    int error;
-    unsigned failed;
-};
+/* Reads how far the workers are, and moves the copies of connections that they have begun to done. */
+void fdp_read_workers(struct fdp_rounds *rounds);
 
-/* Reads how far the workers are, and moves the copies of connections that they have begun to done.
- * offers may be NULL. */
-void fdp_read_workers(struct fdp_worker **workers, size_t count, struct fdp_offers *offers,
-                      struct fdp_queue *done, struct fdp_round *ret_round);
+/* The same for one worker. Sums up nothing but begun and used_up. */
+void fdp_read_worker(struct fdp_rounds *rounds, struct fdp_worker *worker);
 
 /* Gives up to FDP_MAX_FDS waiting connections to the workers, in one frame for each worker, without
  * waiting. Each goes to the worker that has the fewest in hand at that point; if there are several such
  * workers, to the one that got none for the longest time. What is given moves to the copies of its
  * worker. Returns how many were given. The others stay in their order, because the workers have no room
- * for them, because they did not fit into a frame, or because of ret_round->error: call again. A worker
+ * for them, because they did not fit into a frame, or because of rounds->error: call again. A worker
  * that has ended, or whose socket is full, counts as having no room until it is found to have begun
  * some. */
-size_t fdp_deal(struct fdp_worker **workers, size_t count, struct fdp_queue *waiting,
-                struct fdp_round *ret_round);
+size_t fdp_deal(struct fdp_rounds *rounds);
 
 /* offers.c: connections offered to all workers that take one at a time. */
 
