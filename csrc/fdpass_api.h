@@ -208,15 +208,15 @@ ssize_t fdp_try_send_messages(int sock, const void *rows, size_t count, size_t w
  * first one if the socket is blocking, and takes others only if they are queued. Each may have capacity
  * bytes and fd_capacity descriptors; ret_data and ret_owner must have room for all of them. The payloads
  * are then in ret_data, one after the other. Returns what FDP_COUNT_SHIFT and the macros after it
- * describe, 0 at end of file. ret_scratch->lost counts the messages that lost descriptors or bytes; the
- * descriptors that came with them are closed.
+ * describe, 0 at end of file. ret_scratch->lost counts the messages that lost descriptors or bytes. If
+ * it is not 0, call fdp_close_surplus, which closes the descriptors that came with them.
  * On a seqpacket socket whose peer has closed, empty messages without descriptors that come last are
  * taken for the end of file, because nothing distinguishes the two. */
 ssize_t fdp_recv_batch(int sock, void *ret_data, size_t capacity, size_t fd_capacity,
                        size_t max_messages, int flags, struct fdp_scratch *ret_scratch,
                        struct fdp_owner *ret_owner);
 
-/* The same, but never waits and never closes: call fdp_close_surplus if ret_scratch->lost is not 0.
+/* The same, but never waits.
  * -EAGAIN: nothing is queued, or flags has MSG_WAITALL, which only fdp_recv_batch honours.
  * -EMSGSIZE: all messages together may have more than FDP_BATCH * FDP_INLINE_SIZE bytes. */
 ssize_t fdp_try_recv_batch(int sock, void *ret_data, size_t capacity, size_t fd_capacity,
