@@ -4,7 +4,6 @@
 
 /* The most bytes of payloads in one frame. With these sizes, a call uses less than 16 KiB of stack. */
 #define MOST_PAYLOAD 5120
-#define HEAD (FDP_HEADER_SIZE + 4 * FDP_MAX_FDS)
 
 /* Replaces the worker's number when a connection has been given to the worker. */
 #define GIVEN UINT32_MAX
@@ -124,7 +123,6 @@ struct packed {
     unsigned flags;
     int fds[FDP_MAX_FDS];
     size_t lengths[FDP_MAX_FDS];
-    unsigned char head[HEAD];
     unsigned char payloads[MOST_PAYLOAD];
 };
 
@@ -139,16 +137,6 @@ static int add(struct packed *packed, const struct fdp_connection *connection) {
     if (connection->size != packed->lengths[0])
         packed->flags = FDP_ONE_EACH;
     return 1;
-}
-
-static ssize_t send_packed(struct fdp_outbox *outbox, struct packed *packed) {
-    size_t head_size = fdp_write_packed(packed->head, packed->flags, packed->lengths, NULL,
-                                        packed->count, packed->count, packed->size);
-    const struct iovec parts[] = {
-        {.iov_base = packed->head, .iov_len = head_size},
-        {.iov_base = packed->payloads, .iov_len = packed->size},
-    };
-    return fdp_try_frame(outbox, parts, packed->fds, packed->count);
 }
 
 /* Sends the worker with this number its share of the connections, and sets these to GIVEN in chosen.
@@ -167,7 +155,8 @@ static ssize_t give(struct fdp_worker *worker, unsigned number, const struct fdp
     /* Counted before sending, because other threads read the counts: so a worker never seems to have
      * finished more than it was given. */
     worker->given += packed.count;
-    ssize_t result = send_packed(worker->outbox, &packed);
+    ssize_t result = fdp_try_packed(worker->outbox, packed.flags, packed.lengths, packed.count,
+                                    packed.payloads, packed.size, packed.fds, packed.count);
     if (result < 0) {
         worker->given -= packed.count;
         return result;

@@ -242,9 +242,11 @@ ssize_t fdp_fill_large(struct fdp_inbox *inbox);
 /* Frees the memory of a large message. Closes nothing. */
 void fdp_free_large(struct fdp_inbox *inbox);
 
-/* outbox.c: sends one whole frame, head and payload, without waiting. Returns as fdp_try_send. */
-ssize_t fdp_try_frame(struct fdp_outbox *outbox, const struct iovec *parts, const int *fds,
-                      size_t fd_count);
+/* outbox.c: sends messages in one packed frame, without waiting. flags and lengths are as for
+ * fdp_write_packed; count is at most FDP_MAX_FDS. The payloads have size bytes together. Returns as
+ * fdp_try_send. */
+ssize_t fdp_try_packed(struct fdp_outbox *outbox, unsigned flags, const size_t *lengths, size_t count,
+                       const void *payloads, size_t size, const int *fds, size_t fd_count);
 
 /* connection.c */
 
