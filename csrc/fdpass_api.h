@@ -406,7 +406,8 @@ int fdp_close_inbox(struct fdp_inbox *inbox);
 /* Up to this size Linux accepts a frame whole or not at all, whatever the socket's buffer is. */
 #define FDP_ATOMIC_SIZE 2000
 
-/* The sending half of a channel. All but the first group is for the core only. */
+/* The sending half of a channel. All but the first group is for the core only. Starts as zeros, but for
+ * the socket, which the caller still owns. */
 struct fdp_outbox {
     int sock;             /* -1 after fdp_close_outbox. */
     size_t unsent;        /* How many bytes of a frame that was sent in part are kept. */
@@ -418,9 +419,6 @@ struct fdp_outbox {
     unsigned char *rest; /* The memory of the kept bytes. */
     size_t rest_at;      /* Where they begin in it. */
 };
-
-/* Starts an outbox that has nothing to send. The caller still owns sock. */
-void fdp_start_outbox(struct fdp_outbox *ret_outbox, int sock);
 
 /* Results of a send besides errnos. */
 #define FDP_DONE 1  /* Everything was sent. */

@@ -2,10 +2,6 @@
 #include "compat.h"
 #include "internal.h"
 
-void fdp_start_outbox(struct fdp_outbox *ret_outbox, int sock) {
-    *ret_outbox = (struct fdp_outbox){.sock = sock};
-}
-
 /* Allocates memory for the rest of a frame. Without memory the connection is ended, because nothing else
  * may follow a part of a frame. */
 static unsigned char *start_rest(struct fdp_outbox *outbox, size_t size) {
