@@ -364,8 +364,8 @@ struct fdp_inbox {
     struct fdp_large large;
 };
 
-/* Starts an empty inbox. sock is a stream or seqpacket socket, which the caller still owns. If
- * accept_fds is 0, any descriptor is a violation. */
+/* Starts an empty inbox. sock is a stream or seqpacket socket, which the caller still owns, and whose
+ * options this sets as receiving needs them. If accept_fds is 0, any descriptor is a violation. */
 void fdp_start_inbox(struct fdp_inbox *ret_inbox, int sock, uint64_t max_payload,
                      unsigned int max_fds, int accept_fds);
 
