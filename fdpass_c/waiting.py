@@ -152,8 +152,8 @@ class Deadline:
         self._raised = id(error)
         return error
 
-    def _left(self) -> float | None:
-        """Seconds that are left; None for ever.
+    def look(self) -> float | None:
+        """How many seconds are left; None: it waits for ever.
 
         BlockingIOError if the timeout is 0, TimeoutError if no time is left.
         """
@@ -167,13 +167,9 @@ class Deadline:
             raise self._own(TimeoutError("timed out"))
         return left
 
-    def look(self) -> None:
-        """Raises TimeoutError or BlockingIOError if a call that goes on has to end."""
-        self._left()
-
     def pause(self, seconds: float) -> None:
         """Waits a moment, if no event reports that another try is worthwhile. Raises as look()."""
-        left = self._left()
+        left = self.look()
         time.sleep(seconds if left is None else min(seconds, left))
 
     def handle(self, code: int) -> None:
@@ -187,7 +183,7 @@ class Deadline:
             return
         if code != errno.EAGAIN or self._never or not hasattr(self._sock, "gettimeout"):
             raise self._own(OSError(code, describe_errno(code)))
-        left = self._left()
+        left = self.look()
         fd = fileno(self._sock)
         if fd < 0:  # It was closed since the last try. poll would raise a ValueError.
             raise self._own(OSError(errno.EBADF, os.strerror(errno.EBADF)))
