@@ -282,12 +282,8 @@ def send_fd(sock: int | HasFileno, fd: int | HasFileno, data: Buffer = b"\0") ->
     view = view_bytes(data)
     deadline = deadline or Deadline(sock, WRITABLE)
     while sent < view.nbytes:
-        try:
-            sent += _send(sock, [view.cast("B")[sent:]], as_fd_ints([]), 0, 0, deadline=deadline)
-        except OSError as error:
-            if deadline.has_raised(error):
-                error.characters_written = sent  # type: ignore[attr-defined]
-            raise
+        deadline.written = sent
+        sent += _send(sock, [view.cast("B")[sent:]], as_fd_ints([]), 0, 0, deadline=deadline)
 
 
 def recv_fd(sock: int | HasFileno, bufsize: int = 4096) -> tuple[bytes, Descriptors]:

@@ -137,6 +137,9 @@ class Deadline:
         self._at_most = at_most
         self._never = bool(flags & _DONTWAIT)
         self._raised = 0
+        # How many bytes the caller has written: characters_written of the errors. None: they have
+        # none.
+        self.written: int | None = None
         self._start = time.monotonic()
 
     def has_raised(self, error: BaseException) -> bool:
@@ -150,6 +153,8 @@ class Deadline:
         this object.
         """
         self._raised = id(error)
+        if self.written is not None:
+            error.characters_written = self.written  # type: ignore[attr-defined]
         return error
 
     def look(self) -> float | None:
