@@ -285,22 +285,17 @@ def recv_many(
     pool = many if room <= MANY else None
     owned = get_memory(many, MANY) if room <= MANY else new_memory(room)
     held = [owned]
-    deadline = None
     error: Exception | None = None
     try:
-        try:
-            code = _try_recv_batch(fd, data, bufsize, maxfds, max_messages, flags, scratch, owned)
-            if code < 0:
-                del _idle[MOST:]
-                arguments = (data, bufsize, maxfds, max_messages, flags, scratch, owned)
-                deadline = Deadline(sock, READABLE, flags)
-                call = lib.fdp_recv_batch
-                code = persist(sock, READABLE, code, flags, call, *arguments, deadline=deadline)
-        except ConnectionResetError as reset:
-            if deadline is None or not deadline.has_raised(reset):
-                raise
-            # The kernel reports this only once, and even if messages are still queued.
-            error, code = reset, _MORE
+        code = _try_recv_batch(fd, data, bufsize, maxfds, max_messages, flags, scratch, owned)
+        if code < 0:
+            del _idle[MOST:]
+            arguments = (data, bufsize, maxfds, max_messages, flags, scratch, owned)
+            call = lib.fdp_recv_batch
+            code = persist(sock, READABLE, code, flags, call, *arguments, last=-errno.ECONNRESET)
+            if code == -errno.ECONNRESET:
+                # The kernel reports this only once, and even if messages are still queued.
+                error, code = _make_reset(), _MORE
         payloads, counts = read_messages(code, scratch, view, owned)
         lost = _count_lost(code, scratch)
         while code & _MORE and (left := max_messages - len(payloads) - lost) > 0:
@@ -309,8 +304,7 @@ def recv_many(
             arguments = (data, bufsize, maxfds, left, flags & _LATER | _DONTWAIT, scratch, held[-1])
             code = receive_more(fileno(sock), *arguments)
             if code == -errno.ECONNRESET:  # As above.
-                error = OSError(errno.ECONNRESET, describe_errno(errno.ECONNRESET))
-                code = _MORE
+                error, code = _make_reset(), _MORE
                 continue
             if code <= 0:
                 break
@@ -338,6 +332,10 @@ def recv_many(
     if error is not None:
         raise error
     return batch
+
+
+def _make_reset() -> OSError:
+    return OSError(errno.ECONNRESET, describe_errno(errno.ECONNRESET))
 
 
 def _count_lost(code: int, scratch: Any) -> int:

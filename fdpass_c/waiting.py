@@ -235,12 +235,13 @@ def persist(
     call: Callable[..., int],
     *arguments: Any,
     deadline: Deadline | None = None,
+    last: int = 0,
 ) -> int:
     """Repeats a call of the C core, after a first try that returned code, until it succeeds.
 
     It waits between the tries as the socket's timeout says, and raises an OSError if another try is
     useless. The call gets the descriptor of sock, which is asked for every time, and arguments.
-    deadline: one that has begun earlier.
+    deadline: one that has begun earlier. last: a negative errno that ends it without an error.
 
     Returns the result of the last try.
     """
@@ -249,7 +250,7 @@ def persist(
     if code >= 0:
         return code
     deadline = deadline or Deadline(sock, event, flags)
-    while code < 0:
+    while code < 0 and code != last:
         deadline.handle(-code)
         code = call(fileno(sock), *arguments)
     return code
