@@ -35,7 +35,7 @@ from fdpass_c.outcomes import (
     gather,
     read_messages,
 )
-from fdpass_c.peer import is_unix
+from fdpass_c.peer import check_unix
 from fdpass_c.scratch import MOST, make_scratch, new_uncleared
 from fdpass_c.shapes import LONGEST_IN_ROW, UNFIT, pack_rows
 from fdpass_c.waiting import (
@@ -129,8 +129,7 @@ def start_batch(
                 except UNFIT:
                     pass  # Not ints, or not bytes.
                 else:
-                    if not is_unix(fd, sock):
-                        raise_oserror(errno.EAFNOSUPPORT)
+                    check_unix(fd, sock)
                     sent = None
                     sent = _try_send_messages(fd, rows, count, width, flags)
                     if sent == count:
@@ -195,8 +194,8 @@ def _check_batch(
     counts: "array[int] | None",
 ) -> None:
     check_fd_count(max(counts or (), default=0))
-    if fds and not is_unix(fd, sock):
-        raise_oserror(errno.EAFNOSUPPORT)
+    if fds:
+        check_unix(fd, sock)
     if 0 in lengths and lib.fdp_check_empty(fd) == -ENODATA:
         for position, length in enumerate(lengths):
             if length == 0 and (counts is None or counts[position] > 0):

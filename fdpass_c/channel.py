@@ -42,7 +42,7 @@ from fdpass_c.options import (
 )
 from fdpass_c.outcomes import NOTHING_SENT, Batch, Progress, gather, read_messages
 from fdpass_c.owning import Closing
-from fdpass_c.peer import Credentials, is_unix, peer_credentials, peer_pidfd
+from fdpass_c.peer import Credentials, check_unix, peer_credentials, peer_pidfd
 from fdpass_c.scratch import MOST, make_scratch, spare, take_spare
 from fdpass_c.sending import Sending, start_many, start_one
 from fdpass_c.turns import LOOK_AGAIN, Turns, while_listed
@@ -135,8 +135,7 @@ class Channel(Closing):
         # and trio's sockets have none.
         if not (hasattr(sock, "getsockopt") and hasattr(sock, "gettimeout")):
             raise TypeError(f"a channel needs a socket.socket, not {type(sock).__name__}")
-        if not is_unix(raw_fileno(sock)):
-            raise_oserror(errno.EAFNOSUPPORT)
+        check_unix(raw_fileno(sock))
         # Not sock.type, which is what the object was made with, and may be wrong.
         kind = socket.SocketKind(sock.getsockopt(socket.SOL_SOCKET, socket.SO_TYPE))
         if kind not in (socket.SOCK_STREAM, socket.SOCK_SEQPACKET):

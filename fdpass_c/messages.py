@@ -1,6 +1,5 @@
 """One plain message: send_fds and recv_fds as in the socket module, and the strict pair."""
 
-import errno
 import os
 import socket
 import sys
@@ -18,9 +17,8 @@ from fdpass_c.errors import (
     ProtocolError,
     TruncatedError,
     check_fd_count,
-    raise_oserror,
 )
-from fdpass_c.peer import AF_UNIX, get_family, is_unix
+from fdpass_c.peer import AF_UNIX, check_unix, get_family
 from fdpass_c.scratch import MOST, new_uncleared
 from fdpass_c.unix import read_name
 from fdpass_c.waiting import READABLE, WRITABLE, Deadline, HasFileno, fileno, persist, raw_fileno
@@ -90,8 +88,8 @@ def send_fds(
                 return tried
     number = raw_fileno(sock)
     parts, listed = [*buffers], as_list(fds)
-    if listed and not is_unix(number, sock):
-        raise_oserror(errno.EAFNOSUPPORT)
+    if listed:
+        check_unix(number, sock)
     check_fd_count(len(listed))
     ints = as_fd_ints(listed)
     if address is not None:
