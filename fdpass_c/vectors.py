@@ -200,10 +200,8 @@ def _write_part(
         size = sum(map(_length, buffers))
         if count > 2 and size <= _JOIN_BELOW * count:
             data = _join(buffers)
-    except UNFIT:
+    except (*UNFIT, MemoryError):
         size = sum(map(_size, buffers))
-    except MemoryError:
-        size = sum(map(_length, buffers))
     try:
         if size == 0:
             # For EBADF. Writing nothing to a socket would send an empty packet.
@@ -211,10 +209,8 @@ def _write_part(
             return 0
         if offset is None:
             written = _writev(target, buffers) if data is None else _write(target, data)
-        elif data is None:
-            written = _pwritev(target, buffers, offset)
         else:
-            written = os.pwrite(target, data, offset)
+            written = _pwritev(target, buffers if data is None else [data], offset)
     except OSError as error:
         if not _is_full(error, deadline):
             raise
