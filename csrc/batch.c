@@ -145,7 +145,7 @@ static void cut_end(struct fdp_scratch *scratch, int sock) {
         scratch->count = count;
 }
 
-static ssize_t receive(int sock, void *ret_data, size_t capacity, size_t fd_capacity,
+ssize_t fdp_recv_batch(int sock, void *ret_data, size_t capacity, size_t fd_capacity,
                        size_t max_messages, int flags, struct fdp_scratch *ret_scratch,
                        struct fdp_owner *ret_owner) {
     struct mmsghdr headers[FDP_BATCH];
@@ -186,15 +186,6 @@ ssize_t fdp_try_recv_batch(int sock, void *ret_data, size_t capacity, size_t fd_
         return -EMSGSIZE;
     if (flags & MSG_WAITALL)
         return -EAGAIN; /* A call that never waits cannot wait for all bytes. */
-    return receive(sock, ret_data, capacity, fd_capacity, max_messages, flags | MSG_DONTWAIT,
-                   ret_scratch, ret_owner);
-}
-
-ssize_t fdp_recv_batch(int sock, void *ret_data, size_t capacity, size_t fd_capacity,
-                       size_t max_messages, int flags, struct fdp_scratch *ret_scratch,
-                       struct fdp_owner *ret_owner) {
-    ssize_t result = receive(sock, ret_data, capacity, fd_capacity, max_messages, flags,
-                             ret_scratch, ret_owner);
-    fdp_close_surplus(ret_scratch);
-    return result;
+    return fdp_recv_batch(sock, ret_data, capacity, fd_capacity, max_messages,
+                          flags | MSG_DONTWAIT, ret_scratch, ret_owner);
 }

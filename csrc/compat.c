@@ -144,26 +144,16 @@ ssize_t fdp_receive_again(int sock, struct msghdr *header, int flags) {
 
 /* -- sendmmsg, recvmmsg ------------------------------------------------------------------------ */
 
-static int send_each(int sock, struct mmsghdr *headers, unsigned count, int flags) {
+/* Sends or receives each message with a system call of its own. */
+static int pass_each(int sock, struct mmsghdr *headers, unsigned count, int flags, int sends) {
     for (unsigned i = 0; i < count; i++) {
-        ssize_t sent = fdp_sendmsg(sock, &headers[i].msg_hdr, flags);
-        if (sent < 0)
+        struct msghdr *header = &headers[i].msg_hdr;
+        ssize_t size = sends ? fdp_sendmsg(sock, header, flags) : fdp_recvmsg(sock, header, flags);
+        if (size < 0)
             return i > 0 ? (int)i : -errno;
-        headers[i].msg_len = (unsigned)sent;
-        const struct msghdr *header = &headers[i].msg_hdr;
-        if ((size_t)sent < fdp_sum_lengths(header->msg_iov, (size_t)header->msg_iovlen))
+        headers[i].msg_len = (unsigned)size;
+        if (sends && (size_t)size < fdp_sum_lengths(header->msg_iov, (size_t)header->msg_iovlen))
             return (int)i + 1;
-        flags |= MSG_DONTWAIT;
-    }
-    return (int)count;
-}
-
-static int recv_each(int sock, struct mmsghdr *headers, unsigned count, int flags) {
-    for (unsigned i = 0; i < count; i++) {
-        ssize_t received = fdp_recvmsg(sock, &headers[i].msg_hdr, flags);
-        if (received < 0)
-            return i > 0 ? (int)i : -errno;
-        headers[i].msg_len = (unsigned)received;
         flags |= MSG_DONTWAIT;
     }
     return (int)count;
@@ -180,7 +170,7 @@ int fdp_sendmmsg(int sock, struct mmsghdr *headers, unsigned count, int flags) {
     if (!is_missing(errno))
         return -errno;
 #endif
-    return send_each(sock, headers, count, flags);
+    return pass_each(sock, headers, count, flags, 1);
 }
 
 /* For a single message this uses recvmsg: recvmmsg reports that a stream was reset before its queue is
@@ -196,7 +186,7 @@ int fdp_recvmmsg(int sock, struct mmsghdr *headers, unsigned count, int flags) {
             return -errno;
     }
 #endif
-    return recv_each(sock, headers, count, flags);
+    return pass_each(sock, headers, count, flags, 0);
 }
 
 /* -- writing without waiting ------------------------------------------------------------------- */

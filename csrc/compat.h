@@ -244,6 +244,17 @@ ssize_t fdp_writev_nowait(int fd, const struct iovec *buffers, int count);
 #define FDP_CAN_PEEK_FDS 0
 #endif
 
+/* With another offset (SO_PEEK_OFF), a peek would show the header of one frame and the descriptors of
+ * another. */
+static inline void fdp_peek_at_front(int sock) {
+#ifdef SO_PEEK_OFF
+    const int none = -1;
+    (void)setsockopt(sock, SOL_SOCKET, SO_PEEK_OFF, &none, sizeof none);
+#else
+    (void)sock;
+#endif
+}
+
 /* The number of this process's open descriptors, or -ENOTSUP. */
 ssize_t fdp_count_open(void);
 

@@ -4,7 +4,6 @@
 
 /* The most bytes of payloads in one frame. With these sizes, a call uses less than 16 KiB of stack. */
 #define MOST_PAYLOAD 5120
-#define HEAD (FDP_HEADER_SIZE + 4 * FDP_MAX_FDS)
 
 /* Replaces the worker's number when a connection has been given to the worker. */
 #define GIVEN UINT32_MAX
@@ -22,9 +21,10 @@ static void count_room(struct fdp_worker *worker) {
     worker->room = worker->capacity > in_hand ? worker->capacity - (unsigned)in_hand : 0;
 }
 
-/* Returns how many connections the worker has begun since the last call. */
-static unsigned read_worker(struct fdp_worker *worker, struct fdp_offers *offers,
-                            struct fdp_queue *done) {
+/* Reads the counters of a worker that has connections in hand. Returns how many it has begun since the
+ * last call. */
+static unsigned read_counters(struct fdp_worker *worker, struct fdp_offers *offers,
+                              struct fdp_queue *done) {
     /* The count of finished connections is read first. So the worker never seems to have finished
      * more than it has begun. */
     unsigned handled = __atomic_load_n(worker->words + FDP_WORD_HANDLED, __ATOMIC_ACQUIRE);
@@ -56,22 +56,33 @@ void fdp_free_worker(struct fdp_worker *worker) {
     fdp_free_queue(&worker->copies);
 }
 
-void fdp_read_workers(struct fdp_worker **workers, size_t count, struct fdp_offers *offers,
-                      struct fdp_queue *done, struct fdp_round *ret_round) {
-    *ret_round = (struct fdp_round){.room = 0};
-    for (size_t i = 0; i < count; i++) {
-        struct fdp_worker *worker = workers[i];
-        uint64_t taken = worker->taken;
-        if (count_in_hand(worker) > 0)
-            ret_round->begun += read_worker(worker, offers, done);
-        else
-            /* fdp_deal may have set room to 0. read_worker would restore it when the worker has
-             * finished something, but this worker has nothing to finish. */
-            count_room(worker);
-        ret_round->used_up |= worker->taken != taken && is_used_up(worker);
-        ret_round->room += worker->room;
-        ret_round->has_copies |= worker->copies.count > 0;
+void fdp_read_worker(struct fdp_rounds *rounds, struct fdp_worker *worker) {
+    uint64_t taken = worker->taken;
+    unsigned begun = 0;
+    if (count_in_hand(worker) > 0)
+        begun = read_counters(worker, rounds->offers, &rounds->done);
+    else
+        /* fdp_deal may have set room to 0. read_counters would restore it when the worker has finished
+         * something, but this worker has nothing to finish. */
+        count_room(worker);
+    rounds->begun += begun;
+    rounds->used_up |= (worker->taken != taken && is_used_up(worker)) ||
+                       (rounds->listeners.count == 0 && begun > 0);
+}
+
+static void sum_up(struct fdp_rounds *rounds) {
+    rounds->room = 0;
+    rounds->has_copies = 0;
+    for (size_t i = 0; i < rounds->worker_count; i++) {
+        rounds->room += rounds->workers[i]->room;
+        rounds->has_copies |= rounds->workers[i]->copies.count > 0;
     }
+}
+
+void fdp_read_workers(struct fdp_rounds *rounds) {
+    for (size_t i = 0; i < rounds->worker_count; i++)
+        fdp_read_worker(rounds, rounds->workers[i]);
+    sum_up(rounds);
 }
 
 static int comes_before(const struct fdp_worker *one, const struct fdp_worker *other) {
@@ -112,7 +123,6 @@ struct packed {
     unsigned flags;
     int fds[FDP_MAX_FDS];
     size_t lengths[FDP_MAX_FDS];
-    unsigned char head[HEAD];
     unsigned char payloads[MOST_PAYLOAD];
 };
 
@@ -127,16 +137,6 @@ static int add(struct packed *packed, const struct fdp_connection *connection) {
     if (connection->size != packed->lengths[0])
         packed->flags = FDP_ONE_EACH;
     return 1;
-}
-
-static ssize_t send_packed(struct fdp_outbox *outbox, struct packed *packed) {
-    size_t head_size = fdp_write_packed(packed->head, packed->flags, packed->lengths, NULL,
-                                        packed->count, packed->count, packed->size);
-    const struct iovec parts[] = {
-        {.iov_base = packed->head, .iov_len = head_size},
-        {.iov_base = packed->payloads, .iov_len = packed->size},
-    };
-    return fdp_try_frame(outbox, parts, packed->fds, packed->count);
 }
 
 /* Sends the worker with this number its share of the connections, and sets these to GIVEN in chosen.
@@ -155,7 +155,8 @@ static ssize_t give(struct fdp_worker *worker, unsigned number, const struct fdp
     /* Counted before sending, because other threads read the counts: so a worker never seems to have
      * finished more than it was given. */
     worker->given += packed.count;
-    ssize_t result = send_packed(worker->outbox, &packed);
+    ssize_t result = fdp_try_packed(worker->outbox, packed.flags, packed.lengths, packed.count,
+                                    packed.payloads, packed.size, packed.fds, packed.count);
     if (result < 0) {
         worker->given -= packed.count;
         return result;
@@ -186,32 +187,28 @@ static size_t remove_given(struct fdp_queue *waiting, const unsigned *chosen, si
     return front;
 }
 
-size_t fdp_deal(struct fdp_worker **workers, size_t count, struct fdp_queue *waiting,
-                struct fdp_round *ret_round) {
+size_t fdp_deal(struct fdp_rounds *rounds) {
+    struct fdp_queue *waiting = &rounds->waiting;
     unsigned chosen[FDP_MAX_FDS];
     size_t most = waiting->count < FDP_MAX_FDS ? waiting->count : FDP_MAX_FDS;
-    most = choose(workers, count, most, chosen);
-    *ret_round = (struct fdp_round){.room = 0};
+    most = choose(rounds->workers, rounds->worker_count, most, chosen);
     /* In the order of the connections: if not all may be in flight, the oldest are sent. */
     for (size_t n = 0; n < most; n++) {
         unsigned number = chosen[n];
-        struct fdp_worker *worker = number != GIVEN ? workers[number] : NULL;
+        struct fdp_worker *worker = number != GIVEN ? rounds->workers[number] : NULL;
         if (worker == NULL || worker->share == 0)
             continue;
         ssize_t result = give(worker, number, waiting, chosen, most);
         worker->share = 0;
-        ret_round->unsent |= worker->outbox->unsent > 0;
-        ret_round->used_up |= is_used_up(worker);
+        rounds->unsent |= worker->outbox->unsent > 0;
+        rounds->used_up |= is_used_up(worker);
         if (result == -EAGAIN || result == -EBUSY || result == -EPIPE || result == -ECONNRESET) {
             worker->room = 0;
         } else if (result < 0) {
-            ret_round->error = (int)result;
-            ret_round->failed = number;
+            rounds->error = (int)result;
+            rounds->failed = number;
         }
     }
-    for (size_t i = 0; i < count; i++) {
-        ret_round->room += workers[i]->room;
-        ret_round->has_copies |= workers[i]->copies.count > 0;
-    }
+    sum_up(rounds);
     return remove_given(waiting, chosen, most);
 }

@@ -208,15 +208,15 @@ ssize_t fdp_try_send_messages(int sock, const void *rows, size_t count, size_t w
  * first one if the socket is blocking, and takes others only if they are queued. Each may have capacity
  * bytes and fd_capacity descriptors; ret_data and ret_owner must have room for all of them. The payloads
  * are then in ret_data, one after the other. Returns what FDP_COUNT_SHIFT and the macros after it
- * describe, 0 at end of file. ret_scratch->lost counts the messages that lost descriptors or bytes; the
- * descriptors that came with them are closed.
+ * describe, 0 at end of file. ret_scratch->lost counts the messages that lost descriptors or bytes. If
+ * it is not 0, call fdp_close_surplus, which closes the descriptors that came with them.
  * On a seqpacket socket whose peer has closed, empty messages without descriptors that come last are
  * taken for the end of file, because nothing distinguishes the two. */
 ssize_t fdp_recv_batch(int sock, void *ret_data, size_t capacity, size_t fd_capacity,
                        size_t max_messages, int flags, struct fdp_scratch *ret_scratch,
                        struct fdp_owner *ret_owner);
 
-/* The same, but never waits and never closes: call fdp_close_surplus if ret_scratch->lost is not 0.
+/* The same, but never waits.
  * -EAGAIN: nothing is queued, or flags has MSG_WAITALL, which only fdp_recv_batch honours.
  * -EMSGSIZE: all messages together may have more than FDP_BATCH * FDP_INLINE_SIZE bytes. */
 ssize_t fdp_try_recv_batch(int sock, void *ret_data, size_t capacity, size_t fd_capacity,
@@ -364,8 +364,8 @@ struct fdp_inbox {
     struct fdp_large large;
 };
 
-/* Starts an empty inbox. sock is a stream or seqpacket socket, which the caller still owns. If
- * accept_fds is 0, any descriptor is a violation. */
+/* Starts an empty inbox. sock is a stream or seqpacket socket, which the caller still owns, and whose
+ * options this sets as receiving needs them. If accept_fds is 0, any descriptor is a violation. */
 void fdp_start_inbox(struct fdp_inbox *ret_inbox, int sock, uint64_t max_payload,
                      unsigned int max_fds, int accept_fds);
 
@@ -406,7 +406,8 @@ int fdp_close_inbox(struct fdp_inbox *inbox);
 /* Up to this size Linux accepts a frame whole or not at all, whatever the socket's buffer is. */
 #define FDP_ATOMIC_SIZE 2000
 
-/* The sending half of a channel. All but the first group is for the core only. */
+/* The sending half of a channel. All but the first group is for the core only. Starts as zeros, but for
+ * the socket, which the caller still owns. */
 struct fdp_outbox {
     int sock;             /* -1 after fdp_close_outbox. */
     size_t unsent;        /* How many bytes of a frame that was sent in part are kept. */
@@ -418,9 +419,6 @@ struct fdp_outbox {
     unsigned char *rest; /* The memory of the kept bytes. */
     size_t rest_at;      /* Where they begin in it. */
 };
-
-/* Starts an outbox that has nothing to send. The caller still owns sock. */
-void fdp_start_outbox(struct fdp_outbox *ret_outbox, int sock);
 
 /* Results of a send besides errnos. */
 #define FDP_DONE 1  /* Everything was sent. */
@@ -615,6 +613,9 @@ struct fdp_rounds {
     /* For the core only. */
     struct fdp_queue waiting; /* The connections that no worker was given. */
     struct fdp_queue done;    /* The copies that are not needed any more. */
+    uint64_t room;            /* For connections, of all workers together. */
+    int has_copies;           /* Whether a worker was given some that it may not have begun. */
+    int is_short;             /* Whether the table had no place for a connection. */
     int poll_interval;
 };
 

@@ -7,10 +7,15 @@
 
 void fdp_start_inbox(struct fdp_inbox *ret_inbox, int sock, uint64_t max_payload, unsigned max_fds,
                      int accept_fds) {
+    const int on = 1;
     *ret_inbox = (struct fdp_inbox){.sock = sock,
                                     .max_payload = max_payload,
                                     .max_fds = max_fds,
                                     .accept_fds = accept_fds};
+    /* Without this option, a byte that a peer sends with MSG_OOB makes the socket readable with nothing
+     * to read (Linux 5.15). */
+    (void)setsockopt(sock, SOL_SOCKET, SO_OOBINLINE, &on, sizeof on);
+    fdp_peek_at_front(sock);
 }
 
 /* Adjusts what the inbox has reserved to what its incomplete messages need. To be called after each

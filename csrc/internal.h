@@ -45,6 +45,11 @@ ssize_t fdp_make_header(int sock, const struct iovec *parts, size_t part_count, 
                         size_t fd_count, unsigned char *control, size_t capacity,
                         struct msghdr *ret_header);
 
+/* Receives one message into the parts of header, which has no control data, and sets the other fields of
+ * header. Returns the number of bytes, or a negative errno. Descriptors as for fdp_parse_control. */
+ssize_t fdp_receive_message(int sock, struct msghdr *header, int flags, int *ret_fds,
+                            size_t fd_capacity, struct fdp_arrival *ret_arrival);
+
 /* descriptor.c: sets descriptors aside, to be closed by a call that may take its time. Without memory
  * for that, closes them immediately. */
 void fdp_set_aside(struct fdp_aside *aside, const int *fds, size_t count);
@@ -237,9 +242,11 @@ ssize_t fdp_fill_large(struct fdp_inbox *inbox);
 /* Frees the memory of a large message. Closes nothing. */
 void fdp_free_large(struct fdp_inbox *inbox);
 
-/* outbox.c: sends one whole frame, head and payload, without waiting. Returns as fdp_try_send. */
-ssize_t fdp_try_frame(struct fdp_outbox *outbox, const struct iovec *parts, const int *fds,
-                      size_t fd_count);
+/* outbox.c: sends messages in one packed frame, without waiting. flags and lengths are as for
+ * fdp_write_packed; count is at most FDP_MAX_FDS. The payloads have size bytes together. Returns as
+ * fdp_try_send. */
+ssize_t fdp_try_packed(struct fdp_outbox *outbox, unsigned flags, const size_t *lengths, size_t count,
+                       const void *payloads, size_t size, const int *fds, size_t fd_count);
 
 /* connection.c */
 
@@ -255,33 +262,20 @@ int fdp_return_connections(struct fdp_queue *queue, struct fdp_queue *target);
 
 /* deal.c: which worker gets which connection. */
 
-/* What one round has found. */
-struct fdp_round {
-    uint64_t room;  /* For connections, of all workers together. */
-    unsigned begun; /* How many connections were begun since the last round. */
-    int has_copies; /* Whether a worker was given connections that it may not have begun. */
-    int is_short;   /* Whether the table had no place for a connection. */
-    /* As in struct fdp_rounds. */
-    int unsent;
-    int used_up;
-    int error;
-    unsigned failed;
-};
+/* Reads how far the workers are, and moves the copies of connections that they have begun to done. */
+void fdp_read_workers(struct fdp_rounds *rounds);
 
-/* Reads how far the workers are, and moves the copies of connections that they have begun to done.
- * offers may be NULL. */
-void fdp_read_workers(struct fdp_worker **workers, size_t count, struct fdp_offers *offers,
-                      struct fdp_queue *done, struct fdp_round *ret_round);
+/* The same for one worker. Sums up nothing but begun and used_up. */
+void fdp_read_worker(struct fdp_rounds *rounds, struct fdp_worker *worker);
 
 /* Gives up to FDP_MAX_FDS waiting connections to the workers, in one frame for each worker, without
  * waiting. Each goes to the worker that has the fewest in hand at that point; if there are several such
  * workers, to the one that got none for the longest time. What is given moves to the copies of its
  * worker. Returns how many were given. The others stay in their order, because the workers have no room
- * for them, because they did not fit into a frame, or because of ret_round->error: call again. A worker
+ * for them, because they did not fit into a frame, or because of rounds->error: call again. A worker
  * that has ended, or whose socket is full, counts as having no room until it is found to have begun
  * some. */
-size_t fdp_deal(struct fdp_worker **workers, size_t count, struct fdp_queue *waiting,
-                struct fdp_round *ret_round);
+size_t fdp_deal(struct fdp_rounds *rounds);
 
 /* offers.c: connections offered to all workers that take one at a time. */
 

@@ -20,18 +20,15 @@ static int begin(struct fdp_inbox *inbox, const struct fdp_frame *frame) {
         return -ENOMEM;
     /* malloc does not touch large memory, so a peer cannot make this process use memory by only
      * announcing a large message. */
-    struct fdp_large large = {.is_open = 1,
-                              .payload = malloc((size_t)frame->longest + 1),
-                              .fds = malloc(((size_t)frame->most_fds + 1) * sizeof(int)),
-                              .total_payload = frame->longest,
-                              .total_fds = frame->most_fds};
-    if (large.payload == NULL || large.fds == NULL) {
-        free(large.payload);
-        free(large.fds);
-        return -ENOMEM;
-    }
-    inbox->large = large;
-    return 0;
+    inbox->large = (struct fdp_large){.is_open = 1,
+                                      .payload = malloc((size_t)frame->longest + 1),
+                                      .fds = malloc(((size_t)frame->most_fds + 1) * sizeof(int)),
+                                      .total_payload = frame->longest,
+                                      .total_fds = frame->most_fds};
+    if (inbox->large.payload != NULL && inbox->large.fds != NULL)
+        return 0;
+    fdp_free_large(inbox);
+    return -ENOMEM;
 }
 
 /* If the message is complete, moves it into a store of its own, in front of all others. Returns 1, or

@@ -57,9 +57,22 @@ ssize_t fdp_try_send_fd(int sock, const void *data, size_t length, int fd, int f
     return fdp_try_send_bytes(sock, data, length, &fd, 1, flags);
 }
 
+ssize_t fdp_receive_message(int sock, struct msghdr *header, int flags, int *ret_fds,
+                            size_t fd_capacity, struct fdp_arrival *ret_arrival) {
+    FDP_CONTROL(control, FDP_CONTROL_SIZE);
+    header->msg_control = control;
+    header->msg_controllen = sizeof control;
+    ssize_t received = fdp_recvmsg(sock, header, flags);
+    if (received < 0)
+        return -errno;
+    fdp_parse_control(control, (size_t)header->msg_controllen, header->msg_flags, ret_fds,
+                      fd_capacity, ret_arrival);
+    header->msg_control = NULL; /* It is gone with this call. */
+    return received;
+}
+
 ssize_t fdp_recv_bytes(int sock, void *ret_data, size_t capacity, size_t fd_capacity, int flags,
                        struct fdp_received *ret_received) {
-    FDP_CONTROL(control, FDP_CONTROL_SIZE);
     if (fd_capacity > FDP_MAX_FDS)
         fd_capacity = FDP_MAX_FDS;
     struct iovec buffer = {.iov_base = ret_data, .iov_len = capacity};
@@ -68,15 +81,11 @@ ssize_t fdp_recv_bytes(int sock, void *ret_data, size_t capacity, size_t fd_capa
         .msg_namelen = sizeof ret_received->address,
         .msg_iov = &buffer,
         .msg_iovlen = 1,
-        .msg_control = control,
-        .msg_controllen = sizeof control,
     };
-    ssize_t received = fdp_recvmsg(sock, &header, flags);
-    if (received < 0)
-        return -errno;
-    fdp_parse_control(control, (size_t)header.msg_controllen, header.msg_flags,
-                      ret_received->fds, fd_capacity, &ret_received->arrival);
-    ret_received->address_length = (unsigned)header.msg_namelen;
+    ssize_t received = fdp_receive_message(sock, &header, flags, ret_received->fds, fd_capacity,
+                                           &ret_received->arrival);
+    if (received >= 0)
+        ret_received->address_length = (unsigned)header.msg_namelen;
     return received;
 }
 

@@ -8,24 +8,16 @@
  * table had no room for it. Returns the size of the payload, 0 if nothing is offered, or a negative
  * errno. */
 static ssize_t receive(int sock, unsigned *ret_number, struct fdp_connection *ret_connection) {
-    FDP_CONTROL(control, CMSG_SPACE(sizeof(int)));
     struct fdp_arrival arrival;
     struct iovec parts[] = {
         {.iov_base = ret_number, .iov_len = sizeof *ret_number},
         {.iov_base = ret_connection->payload, .iov_len = sizeof ret_connection->payload},
     };
-    struct msghdr header = {
-        .msg_iov = parts,
-        .msg_iovlen = 2,
-        .msg_control = control,
-        .msg_controllen = sizeof control,
-    };
-    ssize_t size = fdp_recvmsg(sock, &header, MSG_DONTWAIT);
-    if (size < 0)
-        return errno == EAGAIN || errno == EWOULDBLOCK ? 0 : -errno;
+    struct msghdr header = {.msg_iov = parts, .msg_iovlen = 2};
     ret_connection->fd = -1;
-    fdp_parse_control(control, (size_t)header.msg_controllen, header.msg_flags,
-                      &ret_connection->fd, 1, &arrival);
+    ssize_t size = fdp_receive_message(sock, &header, MSG_DONTWAIT, &ret_connection->fd, 1, &arrival);
+    if (size < 0)
+        return size == -EAGAIN || size == -EWOULDBLOCK ? 0 : size;
     return size - (ssize_t)sizeof *ret_number;
 }
 

@@ -2,10 +2,6 @@
 #include "compat.h"
 #include "internal.h"
 
-void fdp_start_outbox(struct fdp_outbox *ret_outbox, int sock) {
-    *ret_outbox = (struct fdp_outbox){.sock = sock};
-}
-
 /* Allocates memory for the rest of a frame. Without memory the connection is ended, because nothing else
  * may follow a part of a frame. */
 static unsigned char *start_rest(struct fdp_outbox *outbox, size_t size) {
@@ -76,8 +72,14 @@ static ssize_t try_inside(struct fdp_outbox *outbox, const struct iovec *parts, 
     return FDP_BEGUN;
 }
 
-ssize_t fdp_try_frame(struct fdp_outbox *outbox, const struct iovec *parts, const int *fds,
-                      size_t fd_count) {
+ssize_t fdp_try_packed(struct fdp_outbox *outbox, unsigned flags, const size_t *lengths, size_t count,
+                       const void *payloads, size_t size, const int *fds, size_t fd_count) {
+    unsigned char head[FDP_HEADER_SIZE + 4 * FDP_MAX_FDS];
+    size_t head_size = fdp_write_packed(head, flags, lengths, NULL, count, fd_count, size);
+    const struct iovec parts[] = {
+        {.iov_base = head, .iov_len = head_size},
+        {.iov_base = (void *)(uintptr_t)payloads, .iov_len = size},
+    };
     if (fdp_enter(&outbox->busy) < 0)
         return -EBUSY;
     ssize_t result = try_inside(outbox, parts, fds, fd_count);
@@ -85,23 +87,12 @@ ssize_t fdp_try_frame(struct fdp_outbox *outbox, const struct iovec *parts, cons
     return result;
 }
 
-static ssize_t try_packed(struct fdp_outbox *outbox, const void *payloads, size_t length,
-                          size_t count, const int *fds, size_t fd_count) {
-    unsigned char head[FDP_SHORT_HEAD];
-    unsigned flags = FDP_SAME_LENGTH | (fd_count == count ? FDP_ONE_EACH : 0);
-    size_t body = length * count;
-    size_t head_size = fdp_write_packed(head, flags, &length, NULL, count, fd_count, body);
-    const struct iovec parts[] = {
-        {.iov_base = head, .iov_len = head_size},
-        {.iov_base = (void *)(uintptr_t)payloads, .iov_len = body},
-    };
-    return fdp_try_frame(outbox, parts, fds, fd_count);
-}
-
 ssize_t fdp_try_send(struct fdp_outbox *outbox, const void *payload, size_t length, int fd) {
     if (length > FDP_LONGEST_PACKED)
         return -EMSGSIZE;
-    return try_packed(outbox, payload, length, 1, &fd, fd != FDP_NO_FD);
+    int has_fd = fd != FDP_NO_FD;
+    return fdp_try_packed(outbox, FDP_SAME_LENGTH | (has_fd ? FDP_ONE_EACH : 0), &length, 1, payload,
+                          length, &fd, (size_t)has_fd);
 }
 
 ssize_t fdp_try_send_rows(struct fdp_outbox *outbox, const void *rows, size_t count, size_t width) {
@@ -117,7 +108,8 @@ ssize_t fdp_try_send_rows(struct fdp_outbox *outbox, const void *rows, size_t co
         fdp_copy(payloads + i * length, row + 1, length);
     }
     fdp_copy(fds, rows, count * sizeof *fds);
-    return try_packed(outbox, payloads, length, count, fds, count);
+    return fdp_try_packed(outbox, FDP_SAME_LENGTH | FDP_ONE_EACH, &length, count, payloads,
+                          length * count, fds, count);
 }
 
 /* Other threads read these two without being inside. */

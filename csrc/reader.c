@@ -5,24 +5,14 @@
 /* One recvmsg into iov. Returns the bytes, or a negative errno. */
 static ssize_t receive_once(int sock, struct iovec *iov, size_t iov_count, int flags,
                             struct fdp_ancillary *ret_ancillary) {
-    FDP_CONTROL(control, FDP_CONTROL_SIZE);
-    struct msghdr header = {
-        .msg_iov = iov,
-        .msg_iovlen = (fdp_iovlen_t)iov_count,
-        .msg_control = control,
-        .msg_controllen = sizeof control,
-    };
-    ret_ancillary->fd_count = 0;
-    ret_ancillary->flags = 0;
-    ssize_t received = fdp_recvmsg(sock, &header, flags);
-    if (received < 0)
-        return -errno;
-    struct fdp_arrival arrival;
-    fdp_parse_control(control, (size_t)header.msg_controllen, header.msg_flags, ret_ancillary->fds,
-                      FDP_MAX_FDS, &arrival);
+    struct msghdr header = {.msg_iov = iov, .msg_iovlen = (fdp_iovlen_t)iov_count};
+    struct fdp_arrival arrival = {.fd_count = 0};
+    ssize_t received = fdp_receive_message(sock, &header, flags, ret_ancillary->fds, FDP_MAX_FDS,
+                                           &arrival);
     ret_ancillary->fd_count = arrival.fd_count;
     ret_ancillary->flags = arrival.flags;
-    fdp_count_received(arrival.fd_count);
+    if (received >= 0)
+        fdp_count_received(arrival.fd_count);
     return received;
 }
 

@@ -13,25 +13,21 @@ static int64_t read_clock(void) {
     return (int64_t)now.tv_sec * 1000 + now.tv_nsec / 1000000;
 }
 
-static void find_errors(struct fdp_rounds *rounds) {
-    for (size_t i = 0; i < rounds->listeners.count; i++)
-        rounds->has_errors |= rounds->listeners.items[i]->error != 0;
-}
-
 static int is_shortage(int error) {
     return error == -EMFILE || error == -ENFILE || error == -ENOBUFS || error == -ENOMEM;
 }
 
-/* Clears the errors of accept that came from a shortage, so that the caller does not pause. Returns
- * whether there were any. */
-static int clear_shortage(struct fdp_rounds *rounds) {
+/* Finds the errors of accept. If clears, those that came from a shortage are cleared, so that the caller
+ * does not pause. Returns whether there were any to clear. */
+static int find_errors(struct fdp_rounds *rounds, int clears) {
     int is_short = 0;
     for (size_t i = 0; i < rounds->listeners.count; i++) {
         struct fdp_listener *listener = rounds->listeners.items[i];
-        if (is_shortage(listener->error)) {
+        if (clears && is_shortage(listener->error)) {
             listener->error = 0;
             is_short = 1;
         }
+        rounds->has_errors |= listener->error != 0;
     }
     return is_short;
 }
@@ -53,16 +49,13 @@ static size_t count_offer_room(const struct fdp_rounds *rounds) {
 
 /* Gives the waiting connections away. The loop ends: each fdp_deal gives some connections, or finds a
  * worker that takes none and sets its room to 0. */
-static void pass_on(struct fdp_rounds *rounds, struct fdp_round *round) {
-    while (rounds->waiting.count > 0 && round->room > 0 && round->error == 0) {
-        (void)fdp_deal(rounds->workers, rounds->worker_count, &rounds->waiting, round);
+static void pass_on(struct fdp_rounds *rounds) {
+    while (rounds->waiting.count > 0 && rounds->room > 0 && rounds->error == 0) {
+        (void)fdp_deal(rounds);
         rounds->poll_interval = SHORTEST_POLL;
-        rounds->unsent |= round->unsent;
-        rounds->used_up |= round->used_up || rounds->listeners.count == 0;
+        rounds->used_up |= rounds->listeners.count == 0;
     }
-    rounds->error = round->error;
-    rounds->failed = round->failed;
-    if (rounds->offers != NULL && round->room == 0 &&
+    if (rounds->offers != NULL && rounds->room == 0 &&
         fdp_offer(rounds->offers, count_offers(rounds), &rounds->waiting) > 0)
         rounds->poll_interval = SHORTEST_POLL;
 }
@@ -78,7 +71,7 @@ static int is_taking(const struct fdp_rounds *rounds) {
 /* Reads how far the workers are. Takes back the offers if a worker has room, or if there are more
  * offers than workers. Also takes back those that a dead worker may have taken without noting it.
  * Returns 0, or -ENOMEM. */
-static int read_workers(struct fdp_rounds *rounds, struct fdp_round *ret_round) {
+static int read_workers(struct fdp_rounds *rounds) {
     struct fdp_offers *offers = rounds->offers;
     int is_settled = 0;
     if (offers != NULL && offers->is_unsettled) {
@@ -87,42 +80,38 @@ static int read_workers(struct fdp_rounds *rounds, struct fdp_round *ret_round) 
         is_settled = !is_taking(rounds);
         rounds->poll_interval = SHORTEST_POLL;
     }
-    fdp_read_workers(rounds->workers, rounds->worker_count, offers, &rounds->done, ret_round);
-    rounds->begun += ret_round->begun;
-    rounds->used_up |= ret_round->used_up || (rounds->listeners.count == 0 && ret_round->begun > 0);
+    fdp_read_workers(rounds);
     if (offers == NULL || offers->count == 0)
         return 0;
     if (is_settled) {
         offers->is_unsettled = 0;
         return fdp_return_offers(offers, &rounds->waiting);
     }
-    return ret_round->room > 0 || count_offers(rounds) < offers->count
+    return rounds->room > 0 || count_offers(rounds) < offers->count
                ? fdp_withdraw_offers(offers, &rounds->waiting)
                : 0;
 }
 
 /* Returns 0, or -ENOMEM. */
-static int run_round(struct fdp_rounds *rounds, struct fdp_round *ret_round) {
-    int is_short = 0;
-    if (read_workers(rounds, ret_round) < 0)
+static int run_round(struct fdp_rounds *rounds) {
+    rounds->is_short = 0;
+    if (read_workers(rounds) < 0)
         return -ENOMEM;
     if (!rounds->is_paused) {
-        uint64_t room = ret_round->room + count_offer_room(rounds);
+        uint64_t room = rounds->room + count_offer_room(rounds);
         if (room > rounds->waiting.count) {
             if (fdp_accept_many(&rounds->listeners, room - rounds->waiting.count,
                                 &rounds->waiting) < 0)
                 return -ENOMEM;
             /* A shortage needs no pause in two cases: the workers have no room, so the connection
              * could only have been offered; or closing the copies that are done makes room. */
-            if (rounds->waiting.count >= ret_round->room || rounds->done.count > 0)
-                is_short = clear_shortage(rounds);
-            find_errors(rounds);
+            rounds->is_short = find_errors(rounds, rounds->waiting.count >= rounds->room ||
+                                                       rounds->done.count > 0);
         }
-        pass_on(rounds, ret_round);
+        pass_on(rounds);
     }
-    ret_round->is_short = is_short;
-    rounds->is_full = rounds->is_paused || is_short ||
-                      ret_round->room + count_offer_room(rounds) <= rounds->waiting.count;
+    rounds->is_full = rounds->is_paused || rounds->is_short ||
+                      rounds->room + count_offer_room(rounds) <= rounds->waiting.count;
     return 0;
 }
 
@@ -135,11 +124,11 @@ static int has_ready(const struct fdp_rounds *rounds) {
 }
 
 /* Sets how long to wait if nothing happens. */
-static void set_wait(struct fdp_rounds *rounds, const struct fdp_round *round) {
+static void set_wait(struct fdp_rounds *rounds) {
     rounds->wait = !rounds->is_full && has_ready(rounds) ? 0 : -1;
     /* Usually a worker wakes the master before this time is over. */
     if (rounds->wait < 0 &&
-        (round->has_copies || rounds->is_full || fdp_try_count_waiting(rounds) > 0)) {
+        (rounds->has_copies || rounds->is_full || fdp_try_count_waiting(rounds) > 0)) {
         int wait = rounds->poll_interval > 0 ? rounds->poll_interval : SHORTEST_POLL;
         rounds->wait = wait;
         rounds->poll_interval = 2 * wait < LONGEST_POLL ? 2 * wait : LONGEST_POLL;
@@ -153,8 +142,7 @@ static int has_news(const struct fdp_rounds *rounds) {
 /* Runs a round, and sets the flag that says whether workers must wake the master. Returns 0, or
  * -ENOMEM. */
 static int run_and_set_wanted(struct fdp_rounds *rounds) {
-    struct fdp_round round = {.room = 0};
-    int result = run_round(rounds, &round);
+    int result = run_round(rounds);
     /* Workers must also wake the master if connections are offered: a worker that finds no offer is
      * free, and the master must know it. */
     unsigned char wanted = rounds->is_full || fdp_try_count_waiting(rounds) > 0;
@@ -162,11 +150,11 @@ static int run_and_set_wanted(struct fdp_rounds *rounds) {
         __atomic_store_n(rounds->wanted, wanted, __ATOMIC_SEQ_CST);
         /* A worker may have changed its counters just before it could see the flag. */
         if (result == 0 && wanted && !has_news(rounds))
-            result = run_round(rounds, &round);
+            result = run_round(rounds);
     }
-    set_wait(rounds, &round);
+    set_wait(rounds);
     /* Closing the copies makes the room that was lacking, so the next round begins at once. */
-    if ((rounds->is_paused || round.is_short) && rounds->done.count > 0)
+    if ((rounds->is_paused || rounds->is_short) && rounds->done.count > 0)
         rounds->is_paused = rounds->wait = 0;
     fdp_close_connections(&rounds->done);
     return result;
@@ -244,14 +232,12 @@ int fdp_run_rounds(struct fdp_rounds *rounds, int timeout) {
 }
 
 ssize_t fdp_return_copies(struct fdp_rounds *rounds, struct fdp_worker *worker) {
-    struct fdp_round round;
     size_t count;
-    /* fdp_read_workers needs this memory. Without it, it would not notice which connections are begun,
+    /* fdp_read_worker needs this memory. Without it, it would not notice which connections are begun,
      * and these would be given to another worker. */
     if (fdp_reserve_connections(&rounds->done, worker->copies.count + FDP_MOST_OFFERS) < 0)
         return -ENOMEM;
-    fdp_read_workers(&worker, 1, rounds->offers, &rounds->done, &round);
-    rounds->begun += round.begun;
+    fdp_read_worker(rounds, worker);
     if (rounds->offers != NULL && rounds->offers->count > 0)
         rounds->offers->is_unsettled = 1;
     count = worker->copies.count;
@@ -267,11 +253,9 @@ size_t fdp_try_count_waiting(const struct fdp_rounds *rounds) {
 
 void fdp_drop_waiting(struct fdp_rounds *rounds) {
     if (rounds->offers != NULL) {
-        struct fdp_round round;
         (void)fdp_withdraw_offers(rounds->offers, &rounds->waiting);
         /* Read now which offers workers have taken: later it could not be noted. */
-        fdp_read_workers(rounds->workers, rounds->worker_count, rounds->offers, &rounds->done, &round);
-        rounds->begun += round.begun;
+        fdp_read_workers(rounds);
         fdp_free_offers(rounds->offers);
     }
     fdp_close_connections(&rounds->waiting);

@@ -35,7 +35,7 @@ from fdpass_c.outcomes import (
     gather,
     read_messages,
 )
-from fdpass_c.peer import is_unix
+from fdpass_c.peer import check_unix
 from fdpass_c.scratch import MOST, make_scratch, new_uncleared
 from fdpass_c.shapes import LONGEST_IN_ROW, UNFIT, pack_rows
 from fdpass_c.waiting import (
@@ -129,8 +129,7 @@ def start_batch(
                 except UNFIT:
                     pass  # Not ints, or not bytes.
                 else:
-                    if not is_unix(fd, sock):
-                        raise_oserror(errno.EAFNOSUPPORT)
+                    check_unix(fd, sock)
                     sent = None
                     sent = _try_send_messages(fd, rows, count, width, flags)
                     if sent == count:
@@ -195,8 +194,8 @@ def _check_batch(
     counts: "array[int] | None",
 ) -> None:
     check_fd_count(max(counts or (), default=0))
-    if fds and not is_unix(fd, sock):
-        raise_oserror(errno.EAFNOSUPPORT)
+    if fds:
+        check_unix(fd, sock)
     if 0 in lengths and lib.fdp_check_empty(fd) == -ENODATA:
         for position, length in enumerate(lengths):
             if length == 0 and (counts is None or counts[position] > 0):
@@ -285,22 +284,17 @@ def recv_many(
     pool = many if room <= MANY else None
     owned = get_memory(many, MANY) if room <= MANY else new_memory(room)
     held = [owned]
-    deadline = None
     error: Exception | None = None
     try:
-        try:
-            code = _try_recv_batch(fd, data, bufsize, maxfds, max_messages, flags, scratch, owned)
-            if code < 0:
-                del _idle[MOST:]
-                arguments = (data, bufsize, maxfds, max_messages, flags, scratch, owned)
-                deadline = Deadline(sock, READABLE, flags)
-                call = lib.fdp_recv_batch
-                code = persist(sock, READABLE, code, flags, call, *arguments, deadline=deadline)
-        except ConnectionResetError as reset:
-            if deadline is None or not deadline.has_raised(reset):
-                raise
-            # The kernel reports this only once, and even if messages are still queued.
-            error, code = reset, _MORE
+        code = _try_recv_batch(fd, data, bufsize, maxfds, max_messages, flags, scratch, owned)
+        if code < 0:
+            del _idle[MOST:]
+            arguments = (data, bufsize, maxfds, max_messages, flags, scratch, owned)
+            call = lib.fdp_recv_batch
+            code = persist(sock, READABLE, code, flags, call, *arguments, last=-errno.ECONNRESET)
+            if code == -errno.ECONNRESET:
+                # The kernel reports this only once, and even if messages are still queued.
+                error, code = _make_reset(), _MORE
         payloads, counts = read_messages(code, scratch, view, owned)
         lost = _count_lost(code, scratch)
         while code & _MORE and (left := max_messages - len(payloads) - lost) > 0:
@@ -309,8 +303,7 @@ def recv_many(
             arguments = (data, bufsize, maxfds, left, flags & _LATER | _DONTWAIT, scratch, held[-1])
             code = receive_more(fileno(sock), *arguments)
             if code == -errno.ECONNRESET:  # As above.
-                error = OSError(errno.ECONNRESET, describe_errno(errno.ECONNRESET))
-                code = _MORE
+                error, code = _make_reset(), _MORE
                 continue
             if code <= 0:
                 break
@@ -338,6 +331,10 @@ def recv_many(
     if error is not None:
         raise error
     return batch
+
+
+def _make_reset() -> OSError:
+    return OSError(errno.ECONNRESET, describe_errno(errno.ECONNRESET))
 
 
 def _count_lost(code: int, scratch: Any) -> int:

@@ -37,26 +37,17 @@ from fdpass_c.errors import (
 from fdpass_c.options import (
     DEFAULT_MAX_FDS,
     DEFAULT_MAX_PAYLOAD,
-    HAS_GENERIC_NUMBERS,
     check_options,
     refuse_fds,
 )
 from fdpass_c.outcomes import NOTHING_SENT, Batch, Progress, gather, read_messages
 from fdpass_c.owning import Closing
-from fdpass_c.peer import Credentials, is_unix, peer_credentials, peer_pidfd
+from fdpass_c.peer import Credentials, check_unix, peer_credentials, peer_pidfd
 from fdpass_c.scratch import MOST, make_scratch, spare, take_spare
 from fdpass_c.sending import Sending, start_many, start_one
 from fdpass_c.turns import LOOK_AGAIN, Turns, while_listed
 from fdpass_c.unix import Path, connect_unix
 from fdpass_c.waiting import READABLE, WRITABLE, Deadline, HasFileno, is_from, raw_fileno
-
-# The options that a channel needs on its socket. Python does not name all of them; the numbers are
-# those of most processors. Without SO_OOBINLINE, a byte that a peer sends with MSG_OOB makes the
-# socket readable with nothing to read (Linux 5.15). With another SO_PEEK_OFF, a peek would show the
-# header of one frame and the descriptors of another.
-_SO_OOBINLINE = getattr(socket, "SO_OOBINLINE", 10)
-_SO_PEEK_OFF = 42
-_SOCKET_OPTIONS = {_SO_OOBINLINE: 1, **({_SO_PEEK_OFF: -1} if HAS_GENERIC_NUMBERS else {})}
 
 # Looked up once: reading an attribute of lib takes as long as passing an argument.
 _try_receive = lib.fdp_try_receive
@@ -144,8 +135,7 @@ class Channel(Closing):
         # and trio's sockets have none.
         if not (hasattr(sock, "getsockopt") and hasattr(sock, "gettimeout")):
             raise TypeError(f"a channel needs a socket.socket, not {type(sock).__name__}")
-        if not is_unix(raw_fileno(sock)):
-            raise_oserror(errno.EAFNOSUPPORT)
+        check_unix(raw_fileno(sock))
         # Not sock.type, which is what the object was made with, and may be wrong.
         kind = socket.SocketKind(sock.getsockopt(socket.SOL_SOCKET, socket.SO_TYPE))
         if kind not in (socket.SOCK_STREAM, socket.SOCK_SEQPACKET):
@@ -160,9 +150,6 @@ class Channel(Closing):
             raise PermissionError(errno.EACCES, f"the peer's user {self._peer.uid} is not allowed")
         if not receive_fds:
             refuse_fds(sock)
-        for option, value in _SOCKET_OPTIONS.items():
-            with contextlib.suppress(OSError):
-                sock.setsockopt(socket.SOL_SOCKET, option, value)
         self._end = End(sock.fileno(), max_payload, max_fds, receive_fds)
         self._inbox = self._end.inbox
         self._outbox = self._end.outbox

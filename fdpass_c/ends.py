@@ -29,9 +29,8 @@ class End:
     def __init__(self, sock: int, max_payload: int, max_fds: int, receive_fds: bool) -> None:
         """sock: borrowed."""
         self.inbox: Any = ffi.new("struct fdp_inbox *")
-        self.outbox: Any = ffi.new("struct fdp_outbox *")
+        self.outbox: Any = ffi.new("struct fdp_outbox *", {"sock": sock})
         lib.fdp_start_inbox(self.inbox, sock, max_payload, max_fds, receive_fds)
-        lib.fdp_start_outbox(self.outbox, sock)
         # These are separate objects, so that the memory outlives them: in a reference cycle, other
         # finalisers that run later may still use it.
         self._closers = (

@@ -1,6 +1,5 @@
 """One plain message: send_fds and recv_fds as in the socket module, and the strict pair."""
 
-import errno
 import os
 import socket
 import sys
@@ -18,9 +17,8 @@ from fdpass_c.errors import (
     ProtocolError,
     TruncatedError,
     check_fd_count,
-    raise_oserror,
 )
-from fdpass_c.peer import AF_UNIX, get_family, is_unix
+from fdpass_c.peer import AF_UNIX, check_unix, get_family
 from fdpass_c.scratch import MOST, new_uncleared
 from fdpass_c.unix import read_name
 from fdpass_c.waiting import READABLE, WRITABLE, Deadline, HasFileno, fileno, persist, raw_fileno
@@ -91,8 +89,8 @@ def send_fds(
                 return tried
     number = raw_fileno(sock)
     parts, listed = [*buffers], as_list(fds)
-    if listed and not is_unix(number, sock):
-        raise_oserror(errno.EAFNOSUPPORT)
+    if listed:
+        check_unix(number, sock)
     check_fd_count(len(listed))
     ints = as_fd_ints(listed)
     if address is not None:
@@ -283,12 +281,8 @@ def send_fd(sock: int | HasFileno, fd: int | HasFileno, data: Buffer = b"\0") ->
     view = view_bytes(data)
     deadline = deadline or Deadline(sock, WRITABLE)
     while sent < view.nbytes:
-        try:
-            sent += _send(sock, [view.cast("B")[sent:]], as_fd_ints([]), 0, 0, deadline=deadline)
-        except OSError as error:
-            if deadline.has_raised(error):
-                error.characters_written = sent  # type: ignore[attr-defined]
-            raise
+        deadline.written = sent
+        sent += _send(sock, [view.cast("B")[sent:]], as_fd_ints([]), 0, 0, deadline=deadline)
 
 
 def recv_fd(sock: int | HasFileno, bufsize: int = 4096) -> tuple[bytes, Descriptors]:

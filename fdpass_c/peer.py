@@ -38,23 +38,21 @@ get_family: Callable[[Any], int] = socket.SocketType.family.__get__
 AF_UNIX = int(socket.AF_UNIX)
 
 
-def is_unix(fd: int, sock: int | HasFileno | None = None) -> bool:
-    """Whether fd is a Unix domain socket. sock: the object to which fd belongs. If it is a
+def check_unix(fd: int, sock: int | HasFileno | None = None) -> None:
+    """Checks that fd is a Unix domain socket. sock: the object to which fd belongs. If it is a
     socket.socket that was made as a Unix socket, no system call is needed.
 
-    OSError (ENOTSOCK, EBADF): fd is no socket.
+    OSError: EAFNOSUPPORT: it is another socket. ENOTSOCK, EBADF: it is none.
     """
     try:
         if get_family(sock) == AF_UNIX:
-            return True
+            return
     except TypeError:
         pass
     # A socket object that was made from a descriptor may name another family than the descriptor
     # has.
-    result = lib.fdp_check_family(fd)
-    if result < 0 and result != -errno.EAFNOSUPPORT:
+    if (result := lib.fdp_check_family(fd)) < 0:
         raise_oserror(-result)
-    return result == 0
 
 
 def peer_credentials(sock: int | HasFileno) -> Credentials:

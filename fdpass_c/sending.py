@@ -119,7 +119,11 @@ def start_many(
     otherwise what is left."""
     before = 0
     if start is not NOTHING_SENT:
-        before = _check_whole(start, len(payloads))
+        before, part = start
+        if not 0 <= before <= len(payloads) or part != 0:
+            raise ValueError(
+                f"start is {start}, outside the {len(payloads)} payloads or inside of one"
+            )
         if fds and len(fds) != len(payloads):  # Now, because both may be empty behind start.
             raise ValueError(f"{len(payloads)} payloads, but descriptors for {len(fds)}")
         payloads, fds = payloads[before:], fds[before:]
@@ -155,11 +159,3 @@ def _start(
     job, _, kept = make_job(payloads, flat, counts, name)
     job.sender = threading.get_ident()
     return Sending(outbox, job, len(payloads), before, kept)
-
-
-def _check_whole(start: Progress, count: int) -> int:
-    """The number of messages before start; ValueError for what no error.progress can be."""
-    messages, part = start
-    if not 0 <= messages <= count or part != 0:
-        raise ValueError(f"start is {start}, outside the {count} payloads or inside of one")
-    return messages

@@ -26,10 +26,6 @@ class Shapes(dict[Any, Callable[..., Any]]):
         return made
 
 
-def _make_pack_ints(count: int) -> Callable[..., Any]:
-    return struct.Struct(f"{count}i").pack
-
-
 def _make_cut(code: int) -> Callable[..., Any]:
     count, length = code >> lib.FDP_COUNT_SHIFT, code & (lib.FDP_MIXED_LENGTHS - 1)
     return struct.Struct(f"{length}s" * count).unpack_from
@@ -40,7 +36,7 @@ def _make_pack_rows(shape: tuple[int, int]) -> Callable[..., Any]:
     return struct.Struct(f"{count}i" + f"{width}p" * count).pack
 
 
-pack_ints: Shapes = Shapes(_make_pack_ints)
+pack_ints: Shapes = Shapes(lambda count: struct.Struct(f"{count}i").pack)
 """pack_ints[count](*fds): an array of int for the C core. UNFIT if an element is not an int."""
 
 cut: Shapes = Shapes(_make_cut)

@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator
 
 from fdpass_c.errors import describe_errno, raise_oserror
-from fdpass_c.peer import is_unix
+from fdpass_c.peer import check_unix
 from fdpass_c.waiting import raw_fileno
 
 Path = str | bytes | os.PathLike[str]
@@ -167,8 +167,7 @@ def bind_unix(path: Path, *, backlog: int, mode: int = 0o600) -> socket.socket:
 
 def check_listening(sock: socket.socket) -> None:
     """ValueError: sock does not listen. OSError: EAFNOSUPPORT: it is no Unix socket."""
-    if not is_unix(raw_fileno(sock)):
-        raise_oserror(errno.EAFNOSUPPORT)
+    check_unix(raw_fileno(sock))
     if not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
         raise ValueError(f"the socket does not listen, call its listen(): {sock}")
 

@@ -102,7 +102,7 @@ def writev(fd: int | HasFileno, buffers: Iterable[Buffer], offset: int | None = 
                         else:
                             written = _writev(fd, listed)
                     except OSError as error:
-                        if not _is_full(error, 0):
+                        if not _is_full(error):
                             raise
                         written = 0
                     return size if written == size else _finish(fd, listed, written, None)
@@ -127,34 +127,39 @@ def _write_all(fd: int | HasFileno, buffers: Iterable[Buffer], offset: int | Non
         deadline = Deadline(fd, WRITABLE)
         done = 0
         for start in range(0, len(buffers), _MAX_BUFFERS):
+            deadline.written = done
             part = buffers[start : start + _MAX_BUFFERS]
             at = None if offset is None else offset + done
             # The descriptor is asked for every time: a signal handler may have closed the object.
-            done += _write_part(fd, fileno(fd), part, at, deadline, done)
+            done += _write_part(fd, fileno(fd), part, at, deadline)
         return done
     except NOT_BYTES_LIKE:
         view_each(buffers, "buffers[{}]")  # Its error names the buffer.
         raise
 
 
-def _refuse(code: int, before: int = 0) -> NoReturn:
+def _refuse(code: int, deadline: Deadline | None = None) -> NoReturn:
     # raise_oserror would add explanations that are about passing descriptors.
     error = OSError(code, os.strerror(code))
-    error.characters_written = before  # type: ignore[attr-defined]
+    _count_written(error, deadline)
     raise error
 
 
-def _is_full(error: OSError, before: int) -> bool:
+def _count_written(error: OSError, deadline: Deadline | None) -> None:
+    error.characters_written = deadline.written if deadline else 0  # type: ignore[attr-defined]
+
+
+def _is_full(error: OSError, deadline: Deadline | None = None) -> bool:
     """Whether a write failed because the descriptor is full.
 
     If error is another one of the write itself, and not of a signal handler, its characters_written
-    is set to before.
+    is set.
     """
     # On some systems these two are written in Python, see above.
     if not (is_from(error, _writev) or is_from(error, _pwritev)):
         return False
     if not isinstance(error, BlockingIOError):
-        error.characters_written = before  # type: ignore[attr-defined]
+        _count_written(error, deadline)
         return False
     return True
 
@@ -165,11 +170,10 @@ def _write_part(
     buffers: Sequence[Buffer],
     offset: int | None,
     deadline: Deadline | None = None,
-    before: int = 0,
 ) -> int:
     """Writes up to 1024 buffers with one system call, joined if that is faster at their size.
 
-    before: how many bytes the same call of writev has written before.
+    deadline: of the same call of writev, if it has begun. It knows how many bytes were written.
     """
     count = len(buffers)
     if count > 2 and offset is None and type(buffers[0]) is bytes:
@@ -187,19 +191,17 @@ def _write_part(
             if 0 <= written <= _WRITTEN:
                 return written
             if written > 0 or written in (-errno.EAGAIN, -errno.EINTR):
-                return _finish(fd, buffers, max(written, 0) & _WRITTEN, None, deadline, before)
+                return _finish(fd, buffers, max(written, 0) & _WRITTEN, None, deadline)
             if written != -errno.E2BIG:
-                _refuse(-written, before)
+                _refuse(-written, deadline)
     data = None
     try:
         _check_types[count](*buffers)
         size = sum(map(_length, buffers))
         if count > 2 and size <= _JOIN_BELOW * count:
             data = _join(buffers)
-    except UNFIT:
+    except (*UNFIT, MemoryError):
         size = sum(map(_size, buffers))
-    except MemoryError:
-        size = sum(map(_length, buffers))
     try:
         if size == 0:
             # For EBADF. Writing nothing to a socket would send an empty packet.
@@ -207,17 +209,15 @@ def _write_part(
             return 0
         if offset is None:
             written = _writev(target, buffers) if data is None else _write(target, data)
-        elif data is None:
-            written = _pwritev(target, buffers, offset)
         else:
-            written = os.pwrite(target, data, offset)
+            written = _pwritev(target, buffers if data is None else [data], offset)
     except OSError as error:
-        if not _is_full(error, before):
+        if not _is_full(error, deadline):
             raise
         written = 0
     if written == size:
         return written
-    return _finish(fd, buffers, written, offset, deadline, before)
+    return _finish(fd, buffers, written, offset, deadline)
 
 
 def _size(buffer: Buffer) -> int:
@@ -242,36 +242,27 @@ def _finish(
     written: int,
     offset: int | None,
     deadline: Deadline | None = None,
-    before: int = 0,
 ) -> int:
     """Writes the rest, after a write that wrote only written bytes. Waits as the timeout says."""
     deadline = deadline or Deadline(fd, WRITABLE)
+    before = deadline.written or 0
     rest = _skip(buffers, written)
     while rest:
         target = fileno(fd)
+        deadline.written = before + written
         try:
             if offset is None:
                 now = _writev(target, rest)
             else:
                 now = _pwritev(target, rest, offset + written)
         except OSError as error:
-            if not _is_full(error, before + written):
+            if not _is_full(error, deadline):
                 raise
-            _wait(deadline, before + written)
+            deadline.handle(errno.EAGAIN)
             continue
         written += now
         rest = _skip(rest, now)
     return written
-
-
-def _wait(deadline: Deadline, before: int) -> None:
-    """Waits for room. Sets characters_written of its own errors to before."""
-    try:
-        deadline.handle(errno.EAGAIN)
-    except OSError as error:
-        if deadline.has_raised(error):
-            error.characters_written = before  # type: ignore[attr-defined]
-        raise
 
 
 def broadcast(fds: Iterable[int | HasFileno], buffers: Iterable[Buffer]) -> list[int | OSError]:

@@ -137,6 +137,9 @@ class Deadline:
         self._at_most = at_most
         self._never = bool(flags & _DONTWAIT)
         self._raised = 0
+        # How many bytes the caller has written: characters_written of the errors. None: they have
+        # none.
+        self.written: int | None = None
         self._start = time.monotonic()
 
     def has_raised(self, error: BaseException) -> bool:
@@ -150,10 +153,12 @@ class Deadline:
         this object.
         """
         self._raised = id(error)
+        if self.written is not None:
+            error.characters_written = self.written  # type: ignore[attr-defined]
         return error
 
-    def _left(self) -> float | None:
-        """Seconds that are left; None for ever.
+    def look(self) -> float | None:
+        """How many seconds are left; None: it waits for ever.
 
         BlockingIOError if the timeout is 0, TimeoutError if no time is left.
         """
@@ -167,13 +172,9 @@ class Deadline:
             raise self._own(TimeoutError("timed out"))
         return left
 
-    def look(self) -> None:
-        """Raises TimeoutError or BlockingIOError if a call that goes on has to end."""
-        self._left()
-
     def pause(self, seconds: float) -> None:
         """Waits a moment, if no event reports that another try is worthwhile. Raises as look()."""
-        left = self._left()
+        left = self.look()
         time.sleep(seconds if left is None else min(seconds, left))
 
     def handle(self, code: int) -> None:
@@ -187,7 +188,7 @@ class Deadline:
             return
         if code != errno.EAGAIN or self._never or not hasattr(self._sock, "gettimeout"):
             raise self._own(OSError(code, describe_errno(code)))
-        left = self._left()
+        left = self.look()
         fd = fileno(self._sock)
         if fd < 0:  # It was closed since the last try. poll would raise a ValueError.
             raise self._own(OSError(errno.EBADF, os.strerror(errno.EBADF)))
@@ -234,12 +235,13 @@ def persist(
     call: Callable[..., int],
     *arguments: Any,
     deadline: Deadline | None = None,
+    last: int = 0,
 ) -> int:
     """Repeats a call of the C core, after a first try that returned code, until it succeeds.
 
     It waits between the tries as the socket's timeout says, and raises an OSError if another try is
     useless. The call gets the descriptor of sock, which is asked for every time, and arguments.
-    deadline: one that has begun earlier.
+    deadline: one that has begun earlier. last: a negative errno that ends it without an error.
 
     Returns the result of the last try.
     """
@@ -248,7 +250,7 @@ def persist(
     if code >= 0:
         return code
     deadline = deadline or Deadline(sock, event, flags)
-    while code < 0:
+    while code < 0 and code != last:
         deadline.handle(-code)
         code = call(fileno(sock), *arguments)
     return code

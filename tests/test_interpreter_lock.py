@@ -81,7 +81,7 @@ def make_calls(full: int, empty: int) -> dict[str, tuple[Any, ...]]:
     """Arguments for each; full is a socket that takes no more, in empty nothing is to receive."""
     inbox, outbox = ffi.new("struct fdp_inbox *"), ffi.new("struct fdp_outbox *")
     lib.fdp_start_inbox(inbox, empty, 10, 10, 1)
-    lib.fdp_start_outbox(outbox, full)
+    outbox.sock = full
     scratch, owner = ffi.new("struct fdp_scratch *"), ffi.new("struct fdp_owner *", {"fds": 4})
     data = ffi.new("char[]", 10)
     return {

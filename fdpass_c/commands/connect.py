@@ -9,7 +9,7 @@ from fdpass_c.commands.arguments import duration
 from fdpass_c.commands.errors import complain, describe
 from fdpass_c.commands.streams import wait_for
 from fdpass_c.messages import send_fd
-from fdpass_c.peer import is_unix
+from fdpass_c.peer import check_unix
 
 _DESCRIPTION = """\
 Connect to HOST and PORT, pass the connected socket over standard output, and exit. Standard output
@@ -53,7 +53,9 @@ def _port(text: str) -> str:
 
 
 def run(options: argparse.Namespace) -> int:
-    if not _is_unix(1):
+    try:
+        check_unix(1)
+    except OSError:
         complain(
             "connect",
             "standard output is not a Unix socket: this command is for ProxyCommand of ssh, "
@@ -73,10 +75,3 @@ def run(options: argparse.Namespace) -> int:
                 return 0
             except BlockingIOError:
                 wait_for(1, select.POLLOUT)
-
-
-def _is_unix(fd: int) -> bool:
-    try:
-        return is_unix(fd)
-    except OSError:
-        return False

@@ -35,7 +35,7 @@ static inline struct ends *open_ends(int type) {
     ends->left = pair[0];
     ends->right = pair[1];
     ends->owner = new_owner(FDP_FRAME_MESSAGES);
-    fdp_start_outbox(&ends->outbox, ends->left);
+    ends->outbox.sock = ends->left;
     fdp_start_inbox(&ends->inbox, ends->right, 1 << 24, 65536, 1);
     return ends;
 }

@@ -277,6 +277,8 @@ static void test_surplus(void) {
     CHECK(result == (2 << FDP_COUNT_SHIFT | FDP_MIXED_LENGTHS | FDP_MIXED_COUNTS));
     CHECK(scratch.lost == 2);
     CHECK(scratch.lost_flags & MSG_CTRUNC && scratch.lost_flags & MSG_TRUNC);
+    CHECK(scratch.surplus.count == 3 && is_open(scratch.surplus.fds[2]));
+    fdp_close_surplus(&scratch);
     CHECK(scratch.payload_size == 3 && memcmp(data, "alm", 3) == 0);
     CHECK(owner->count == 2 && is_open(owner->fds[0]) && is_open(owner->fds[1]));
     fdp_drop_owner(owner);

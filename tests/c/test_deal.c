@@ -12,9 +12,7 @@ struct pool {
     unsigned words[MOST_WORKERS][FDP_WORD_COUNT];
     struct fdp_worker workers[MOST_WORKERS];
     struct fdp_worker *pointers[MOST_WORKERS];
-    struct fdp_queue waiting;
-    struct fdp_queue done;
-    struct fdp_round round;
+    struct fdp_rounds rounds;
 };
 
 static struct pool *open_pool(size_t count, unsigned capacity) {
@@ -30,6 +28,8 @@ static struct pool *open_pool(size_t count, unsigned capacity) {
                                                .room = capacity};
         pool->pointers[i] = &pool->workers[i];
     }
+    pool->rounds.workers = pool->pointers;
+    pool->rounds.worker_count = count;
     return pool;
 }
 
@@ -38,25 +38,27 @@ static void close_pool(struct pool *pool) {
         fdp_free_worker(&pool->workers[i]);
         close_ends(pool->ends[i]);
     }
-    fdp_free_queue(&pool->waiting);
-    fdp_free_queue(&pool->done);
+    fdp_free_rounds(&pool->rounds);
     free(pool);
 }
 
 /* Adds a connection whose payload is one byte. */
 static void add(struct pool *pool, unsigned number, unsigned size) {
-    CHECK(fdp_reserve_connections(&pool->waiting, 1) == 0);
-    struct fdp_connection *end = pool->waiting.items + pool->waiting.head + pool->waiting.count++;
+    CHECK(fdp_reserve_connections(&pool->rounds.waiting, 1) == 0);
+    struct fdp_connection *end = pool->rounds.waiting.items + pool->rounds.waiting.head + pool->rounds.waiting.count++;
     *end = (struct fdp_connection){.fd = open_null(), .size = size};
     memset(end->payload, (int)number, sizeof end->payload);
 }
 
 static size_t deal(struct pool *pool) {
-    return fdp_deal(pool->pointers, pool->count, &pool->waiting, &pool->round);
+    struct fdp_rounds *rounds = &pool->rounds;
+    rounds->unsent = rounds->used_up = rounds->error = 0;
+    return fdp_deal(rounds);
 }
 
 static void read_all(struct pool *pool) {
-    fdp_read_workers(pool->pointers, pool->count, NULL, &pool->done, &pool->round);
+    pool->rounds.begun = 0;
+    fdp_read_workers(&pool->rounds);
 }
 
 /* The worker receives exactly connections with these numbers. */
@@ -79,9 +81,9 @@ static void add_letters(struct pool *pool, const char *letters) {
 }
 
 static void check_waiting(const struct pool *pool, const char *letters) {
-    CHECK(pool->waiting.count == strlen(letters));
-    for (unsigned i = 0; i < pool->waiting.count; i++) {
-        const struct fdp_connection *one = pool->waiting.items + pool->waiting.head + i;
+    CHECK(pool->rounds.waiting.count == strlen(letters));
+    for (unsigned i = 0; i < pool->rounds.waiting.count; i++) {
+        const struct fdp_connection *one = pool->rounds.waiting.items + pool->rounds.waiting.head + i;
         CHECK(one->payload[0] == (unsigned char)(letters[i] - 'a') && is_open(one->fd));
     }
 }
@@ -89,9 +91,9 @@ static void check_waiting(const struct pool *pool, const char *letters) {
 static void test_nothing(void) {
     struct pool *pool = open_pool(0, 1);
     read_all(pool);
-    CHECK(pool->round.room == 0 && !pool->round.has_copies);
+    CHECK(pool->rounds.room == 0 && !pool->rounds.has_copies);
     add_letters(pool, "a");
-    CHECK(deal(pool) == 0 && pool->round.room == 0);
+    CHECK(deal(pool) == 0 && pool->rounds.room == 0);
     check_waiting(pool, "a");
     close_pool(pool);
 }
@@ -100,18 +102,18 @@ static void test_nothing(void) {
 static void test_order(void) {
     struct pool *pool = open_pool(3, 3);
     read_all(pool);
-    CHECK(pool->round.room == 9);
+    CHECK(pool->rounds.room == 9);
     add_letters(pool, "abcdefg");
-    CHECK(deal(pool) == 7 && pool->round.room == 2 && pool->round.has_copies);
+    CHECK(deal(pool) == 7 && pool->rounds.room == 2 && pool->rounds.has_copies);
     check_received(pool, 0, "adg");
     check_received(pool, 1, "be");
     check_received(pool, 2, "cf");
     pool->words[2][FDP_WORD_BEGUN] = pool->words[2][FDP_WORD_HANDLED] = 2;
     read_all(pool);
-    CHECK(pool->round.begun == 2 && pool->round.room == 4 && pool->done.count == 2);
+    CHECK(pool->rounds.begun == 2 && pool->rounds.room == 4 && pool->rounds.done.count == 2);
     CHECK(pool->words[2][FDP_WORD_RELEASED] == 2 && pool->words[0][FDP_WORD_RELEASED] == 0);
     add_letters(pool, "hijklm");
-    CHECK(deal(pool) == 4 && pool->round.room == 0);
+    CHECK(deal(pool) == 4 && pool->rounds.room == 0);
     check_received(pool, 0, "");
     check_received(pool, 1, "j");
     check_received(pool, 2, "hik");
@@ -131,7 +133,7 @@ static void test_turns(void) {
         words[FDP_WORD_BEGUN]++;
         words[FDP_WORD_HANDLED]++;
         read_all(pool);
-        CHECK(pool->round.begun == 1);
+        CHECK(pool->rounds.begun == 1);
     }
     close_pool(pool);
 }
@@ -143,13 +145,13 @@ static void test_wrapping(void) {
     worker->given = worker->begun = worker->handled = UINT32_MAX;
     pool->words[0][FDP_WORD_BEGUN] = pool->words[0][FDP_WORD_HANDLED] = UINT32_MAX;
     add_letters(pool, "ab");
-    CHECK(deal(pool) == 2 && pool->round.room == 0);
+    CHECK(deal(pool) == 2 && pool->rounds.room == 0);
     pool->words[0][FDP_WORD_BEGUN] = 1;
     read_all(pool);
-    CHECK(pool->round.begun == 2 && pool->round.room == 0 && !pool->round.has_copies);
+    CHECK(pool->rounds.begun == 2 && pool->rounds.room == 0 && !pool->rounds.has_copies);
     pool->words[0][FDP_WORD_HANDLED] = 1;
     read_all(pool);
-    CHECK(pool->round.begun == 0 && pool->round.room == 2);
+    CHECK(pool->rounds.begun == 0 && pool->rounds.room == 2);
     CHECK(worker->handled == (uint64_t)UINT32_MAX + 2 && worker->given == worker->handled);
     CHECK(pool->words[0][FDP_WORD_RELEASED] == 1);
     close_pool(pool);
@@ -162,7 +164,7 @@ static void test_wrong_counts(void) {
     CHECK(deal(pool) == 1);
     pool->words[0][FDP_WORD_BEGUN] = 2;
     read_all(pool);
-    CHECK(pool->round.begun == 0 && pool->round.has_copies && pool->done.count == 0);
+    CHECK(pool->rounds.begun == 0 && pool->rounds.has_copies && pool->rounds.done.count == 0);
     close_pool(pool);
 }
 
@@ -172,12 +174,12 @@ static void test_errors(void) {
     while (send(pool->ends[0]->left, "x", 1, MSG_DONTWAIT) == 1)
         continue;
     add_letters(pool, "abcd");
-    CHECK(deal(pool) == 2 && pool->round.error == 0 && pool->round.room == 7);
+    CHECK(deal(pool) == 2 && pool->rounds.error == 0 && pool->rounds.room == 7);
     CHECK(pool->workers[0].room == 0);
     check_received(pool, 1, "bd");
     check_waiting(pool, "ac");
     CHECK(shutdown(pool->ends[1]->right, SHUT_RDWR) == 0);
-    CHECK(deal(pool) == 0 && pool->round.error == 0 && pool->round.room == 0);
+    CHECK(deal(pool) == 0 && pool->rounds.error == 0 && pool->rounds.room == 0);
     check_waiting(pool, "ac");
     CHECK(pool->workers[1].copies.count == 2);
     /* The first has nothing in hand, whose end could tell that there is room again. */
@@ -187,15 +189,15 @@ static void test_errors(void) {
 
     pool = open_pool(2, 9);
     add_letters(pool, "ab");
-    struct fdp_connection *first = pool->waiting.items + pool->waiting.head;
+    struct fdp_connection *first = pool->rounds.waiting.items + pool->rounds.waiting.head;
     (void)close(first->fd);
-    CHECK(deal(pool) == 1 && pool->round.error == -EBADF && pool->round.failed == 0);
-    CHECK(pool->round.room == 17);
-    first = pool->waiting.items + pool->waiting.head;
+    CHECK(deal(pool) == 1 && pool->rounds.error == -EBADF && pool->rounds.failed == 0);
+    CHECK(pool->rounds.room == 17);
+    first = pool->rounds.waiting.items + pool->rounds.waiting.head;
     first->fd = open_null();
     check_waiting(pool, "a");
     pool->ends[0]->outbox.unsent = 1;
-    CHECK(deal(pool) == 0 && pool->round.error == 0 && pool->round.unsent);
+    CHECK(deal(pool) == 0 && pool->rounds.error == 0 && pool->rounds.unsent);
     CHECK(deal(pool) == 1);
     pool->ends[0]->outbox.unsent = 0;
     check_received(pool, 1, "b");
@@ -204,7 +206,7 @@ static void test_errors(void) {
     add_letters(pool, "cdef");
     pool->ends[0]->outbox.unsent = 1;
     read_all(pool);
-    CHECK(deal(pool) == 1 && pool->round.unsent);
+    CHECK(deal(pool) == 1 && pool->rounds.unsent);
     pool->ends[0]->outbox.unsent = 0;
     close_pool(pool);
 }
@@ -215,7 +217,7 @@ static void test_lengths(void) {
     unsigned char received = 0;
     for (unsigned i = 0; i < 200; i++)
         add(pool, i, i % 3 ? FDP_ORIGIN_SIZE + FDP_ADDRESS_SIZE : i % 5);
-    while (pool->waiting.count > 0) {
+    while (pool->rounds.waiting.count > 0) {
         struct ends *ends = pool->ends[0];
         CHECK(deal(pool) > 0);
         CHECK(receive(ends, FDP_MAX_FDS) > 0 && ends->scratch.count < 100);
@@ -236,15 +238,15 @@ static void test_used_up(void) {
     struct pool *pool = open_pool(2, 9);
     pool->workers[1].most = 2;
     add_letters(pool, "abc");
-    CHECK(deal(pool) == 3 && !pool->round.used_up);
+    CHECK(deal(pool) == 3 && !pool->rounds.used_up);
     add_letters(pool, "d");
-    CHECK(deal(pool) == 1 && pool->round.used_up);
+    CHECK(deal(pool) == 1 && pool->rounds.used_up);
     close_pool(pool);
 
     pool = open_pool(2, 9);
     pool->workers[0].most = 1;
     add_letters(pool, "ab");
-    CHECK(deal(pool) == 2 && pool->round.used_up);
+    CHECK(deal(pool) == 2 && pool->rounds.used_up);
     close_pool(pool);
 }
 
@@ -255,7 +257,7 @@ static void test_return(void) {
     CHECK(deal(pool) == 3);
     pool->words[0][FDP_WORD_BEGUN] = 1;
     read_all(pool);
-    CHECK(fdp_return_connections(&pool->workers[0].copies, &pool->waiting) == 0);
+    CHECK(fdp_return_connections(&pool->workers[0].copies, &pool->rounds.waiting) == 0);
     check_waiting(pool, "bcde");
     close_pool(pool);
 }

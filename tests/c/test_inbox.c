@@ -494,9 +494,12 @@ static void fall_asleep(int signal) {
     (void)signal;
 }
 
-/* Urgent bytes (MSG_OOB) are neither messages nor a reason to spin. */
+/* Urgent bytes (MSG_OOB) are neither messages nor a reason to spin, if somebody takes them out of the
+ * stream again. */
 static void test_urgent(void) {
     struct ends *ends = open_ends(SOCK_STREAM);
+    const int off = 0;
+    CHECK(setsockopt(ends->right, SOL_SOCKET, SO_OOBINLINE, &off, sizeof off) == 0);
     if (send(ends->left, "!", 1, MSG_OOB) == 1) {
         const struct sigaction action = {.sa_handler = fall_asleep};
         CHECK(sigaction(SIGALRM, &action, NULL) == 0);
