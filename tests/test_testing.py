@@ -293,6 +293,43 @@ def test_plain_receives_are_unharmed(receive: Callable[[socket.socket], bytes]) 
     assert list_fds() == before
 
 
+def receive_all(channel: Channel) -> None:
+    while True:
+        channel.recv()[1].close()
+
+
+@pytest.mark.parametrize(
+    ("name", "outcome"),
+    [
+        ("silence", "closed"),
+        ("rubbish", "other than a frame"),
+        ("text", "other than a frame"),
+        ("half a frame", "inside a message"),
+        ("a large promise", "max_payload is"),
+        ("descriptors of a message that never ends", "59747 descriptors"),
+        ("253 descriptors with every byte", "no frame announced"),
+        ("descriptors that no frame announced", "no frame announced"),
+        ("descriptors that did not come", "without all of the descriptors"),
+        ("mutated frames", "every descriptor received"),
+        ("messages withdrawn", "closed"),
+        ("empty messages", "closed"),
+        ("out of band", "other than a frame"),
+        ("foreign control data", "no frame announced"),
+        ("sockets of a cycle", "closed"),
+    ],
+)
+def test_what_an_attack_sends(name: str, outcome: str) -> None:
+    """Each attack is what its name says, so that a server that withstands it has been attacked."""
+    ours, theirs = socket.socketpair()
+    with Channel(ours) as channel:
+        for _ in hostile_peers(lambda: theirs, [name]):
+            pass
+        assert bool(ours.recv(1, socket.MSG_PEEK)) == (name != "silence")
+        ours.shutdown(socket.SHUT_RD)  # Some attacks send their own end, and would never end.
+        with pytest.raises(FdpassError, match=outcome):
+            receive_all(channel)
+
+
 def test_seeded() -> None:
     """The same seed attacks in the same way."""
 
