@@ -144,6 +144,20 @@ def test_full_table() -> None:
 
 
 @pytest.mark.thread_unsafe
+def test_full_table_of_a_program_that_closes_all() -> None:
+    """A block that closes every descriptor, as daemons do, leaves the limit as it was before."""
+
+    def child() -> None:
+        before, limits = list_fds(), resource.getrlimit(resource.RLIMIT_NOFILE)
+        with full_table():
+            fdpass_c.close_fds([*list_fds().keys() - before.keys()])
+        assert resource.getrlimit(resource.RLIMIT_NOFILE) == limits
+        assert list_fds() == before
+
+    run_in_child(child)
+
+
+@pytest.mark.thread_unsafe
 def test_looks_into_a_full_table() -> None:
     """A full table has no room for the directory that lists it, and yet a leak is named."""
 
