@@ -312,6 +312,7 @@ def receive_all(channel: Channel) -> None:
         channel.recv()[1].close()
 
 
+@pytest.mark.thread_unsafe
 @pytest.mark.parametrize(
     ("name", "outcome"),
     [
