@@ -10,7 +10,10 @@ from fdpass_c import recv_fd
 
 [path] = sys.argv[1:] or ["/tmp/handover"]
 with socket.socket(socket.AF_UNIX) as sock:
-    sock.connect(path)
+    try:
+        sock.connect(path)
+    except OSError as error:
+        sys.exit(f"{path}: {error.strerror}. Start file_sender.py first.")
     payload, fds = recv_fd(sock)
 with fds, fds.as_file() as file:
     print(f"{payload.decode()}: {file.read().decode()}", end="")

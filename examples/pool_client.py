@@ -11,7 +11,11 @@ address, connections = sys.argv[1:] or ["127.0.0.1:8000", "1000"]
 host, _, port = address.rpartition(":")
 answers: Counter[str] = Counter()
 for number in range(int(connections)):
-    with socket.create_connection((host, int(port))) as sock, sock.makefile("rwb") as stream:
+    try:
+        sock = socket.create_connection((host, int(port)))
+    except OSError as error:
+        sys.exit(f"{address}: {error.strerror}. Start process_pool.py first.")
+    with sock, sock.makefile("rwb") as stream:
         stream.write(b"request %d\n" % number)
         stream.flush()
         pid, answer = stream.readline().decode().split(maxsplit=1)

@@ -26,7 +26,7 @@ from fdpass_c.errors import (
     describe_errno,
     raise_oserror,
 )
-from fdpass_c.jobs import flatten_fds, make_job
+from fdpass_c.jobs import check_unsent, flatten_fds, make_job
 from fdpass_c.outcomes import (
     NOTHING_SENT,
     Batch,
@@ -166,6 +166,8 @@ def send_rest(sock: int | HasFileno, job: Any, flags: int) -> None:
             # may have its number now.
             sent = lib.fdp_send_batch(raw_fileno(sock), job, flags)
             if sent < 0:
+                if sent == -errno.EBADF:
+                    check_unsent(job)
                 deadline.handle(-sent)
     except OSError as error:
         error.progress = read_progress(job)  # type: ignore[attr-defined]

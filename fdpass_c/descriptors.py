@@ -1,5 +1,6 @@
 """The owner of received descriptors, and closing many at once."""
 
+import errno
 import operator
 import os
 import socket
@@ -20,9 +21,10 @@ except ImportError:  # PyPy
 
 
 from fdpass_c._native import ffi, lib
+from fdpass_c.errors import describe_errno
 from fdpass_c.owning import PASS_ON, Closing
 from fdpass_c.shapes import UNFIT, pack_ints
-from fdpass_c.waiting import HasFileno, fileno
+from fdpass_c.waiting import HasFileno, fileno, is_from
 
 _TAKEN = lib.FDP_TAKEN
 _IS_PYPY = sys.implementation.name == "pypy"
@@ -92,6 +94,21 @@ def as_fd_ints(fds: list[Any]) -> Any:
         return as_ints(fds)
     except TypeError:
         return as_ints(as_fd_list(fds))
+
+
+def check_open(ints: Any, count: int) -> None:
+    """OSError: EBADF: one of the first count ints is not an open descriptor. The error says which.
+
+    To be called after a send has failed with EBADF, which can also be about the socket.
+    """
+    for fd in ffi.unpack(ints, count):
+        try:
+            os.get_inheritable(fd)
+        except OSError as error:
+            if not is_from(error, os.get_inheritable):
+                raise
+            text = describe_errno(errno.EBADF, f"{fd} in fds is not open")
+            raise OSError(errno.EBADF, text) from None
 
 
 def close_fds(fds: Iterable[int | HasFileno]) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from fdpass_c._native import ffi
 from fdpass_c.buffers import Buffer, describe, join
-from fdpass_c.descriptors import Descriptors, as_fd_list
+from fdpass_c.descriptors import Descriptors, as_fd_list, check_open
 from fdpass_c.shapes import UNFIT, pack_ints
 
 
@@ -46,6 +46,13 @@ def make_job(
     kept = (data, lengths, vector, ints, numbers)
     job = ffi.gc(plain, partial(operator.is_, kept))
     return job, sizes, (plain, kept)
+
+
+def check_unsent(job: Any) -> None:
+    """As check_open, for the descriptors of the messages that were not sent."""
+    counts, start = job.fd_counts, job.at.fd_offset
+    total = job.count if counts == ffi.NULL else sum(ffi.unpack(counts, job.count))
+    check_open(job.fds + start, total - start)
 
 
 def flatten_fds(fds: Sequence[Any]) -> tuple["array[int]", "array[int] | None"]:

@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 from fdpass_c._native import ffi, lib
 from fdpass_c.batches import recv_one
 from fdpass_c.buffers import Buffer, describe, join, view_bytes, view_each
-from fdpass_c.descriptors import LISTS, Descriptors, as_fd_ints, as_list
+from fdpass_c.descriptors import LISTS, Descriptors, as_fd_ints, as_list, check_open
 from fdpass_c.errors import (
     ENODATA,
     MAX_FDS,
@@ -121,6 +121,8 @@ def _send(
             tried = lib.fdp_try_send_bytes(fileno(sock), *arguments)
     if tried == -ENODATA:
         raise ValueError("on a stream, descriptors need at least one byte to travel with")
+    if tried == -errno.EBADF:
+        check_open(fds, count)
     return persist(sock, WRITABLE, tried, flags, call, *arguments, deadline=deadline)
 
 

@@ -12,7 +12,7 @@ from fdpass_c._native import ffi, lib
 from fdpass_c.buffers import Buffer
 from fdpass_c.descriptors import LISTS, as_fd_list
 from fdpass_c.errors import MAX_FDS
-from fdpass_c.jobs import flatten_fds, make_job
+from fdpass_c.jobs import check_unsent, flatten_fds, make_job
 from fdpass_c.outcomes import NOTHING_SENT, Progress
 from fdpass_c.shapes import LONGEST_IN_ROW, UNFIT, pack_rows
 from fdpass_c.waiting import HasFileno
@@ -53,6 +53,8 @@ class Sending:
         """
         if self._job is not None:
             result = lib.fdp_send(self._outbox, self._job, flags)
+            if result == -errno.EBADF and self._outbox.sock >= 0:  # The channel is not closed.
+                check_unsent(self._job)
         else:
             result = lib.fdp_flush(self._outbox, flags) or _DONE
         # A packet socket reports only once, as ECONNRESET, that its peer has closed without reading

@@ -23,6 +23,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import count, takewhile
 
+from fdpass_c.descriptors import close_fds
 from fdpass_c.errors import MAX_FDS
 
 try:
@@ -154,9 +155,9 @@ def full_table(free: int = 0) -> Iterator[None]:
             os.close(fillers.pop())
         yield
     finally:
-        for fd in fillers:
-            os.close(fd)
+        # First, and without an error for those that the block has closed.
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        close_fds(fillers)
 
 
 def _fill(fillers: list[int]) -> None:

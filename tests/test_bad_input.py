@@ -3,6 +3,7 @@
 import asyncio
 import errno
 import itertools
+import mmap
 import os
 import socket
 from collections.abc import Callable, Iterator
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 
 import fdpass_c
-from fdpass_c import aio
+from fdpass_c import Channel, aio
 from support.descriptors import Keep, identities, identity
 from support.messages import recv_one
 from support.sockets import Pair, assert_empty
@@ -138,6 +139,36 @@ def test_descriptor_that_is_not_open(stream: Pair, file: int) -> None:
             fdpass_c.send_fds(stream[0], [b"x"], fds)
         assert caught.value.errno == errno.EBADF
     assert_empty(stream[1])
+
+
+closed_sends = [
+    pytest.param(lambda end, fds: fdpass_c.send_fds(end.fileno(), [b"x"], fds), id="bytes"),
+    pytest.param(lambda end, fds: fdpass_c.send_fds(end.fileno(), [bytearray(9)], fds), id="array"),
+    pytest.param(
+        lambda end, fds: fdpass_c.send_fds(end.fileno(), [mmap.mmap(-1, 9)], fds), id="mapping"
+    ),
+    pytest.param(
+        lambda end, fds: fdpass_c.send_many(end.fileno(), [b"x"] * len(fds), fds), id="many"
+    ),
+    pytest.param(lambda end, fds: fdpass_c.send_many(end.fileno(), [b"x"], [fds]), id="lists"),
+    pytest.param(lambda end, fds: end.send(b"x", fds), id="Channel.send"),
+    pytest.param(lambda end, fds: end.send_many([b"x"], [fds]), id="Channel.send_many"),
+]
+
+
+@pytest.mark.thread_unsafe
+@pytest.mark.parametrize("send", closed_sends)
+def test_which_descriptor_is_not_open(
+    send: Callable[[Channel, list[int]], object], stream: Pair, file: int
+) -> None:
+    """The error of a send says which descriptor is not open."""
+    closed = os.open(os.devnull, os.O_RDONLY)
+    os.close(closed)
+    with Channel(stream[0]) as end:
+        for fds in ([closed], [-1], [file, closed]):
+            with pytest.raises(OSError, match=rf": {fds[-1]} in fds is not open$") as caught:
+                send(end, fds)
+            assert caught.value.errno == errno.EBADF
 
 
 @pytest.mark.thread_unsafe

@@ -62,6 +62,19 @@ def test_iterates(path: Path) -> None:
                 break
 
 
+def test_wrong_timeout(path: Path) -> None:
+    """What is no number of seconds is refused, and the timeout stays as it was."""
+    wrong: list[Any] = [-1, float("nan"), "1"]
+    with Listener(path) as listener:
+        listener.settimeout(0)
+        for timeout in wrong:
+            with pytest.raises((ValueError, TypeError)):
+                listener.settimeout(timeout)
+        assert listener.gettimeout() == 0
+        with pytest.raises(BlockingIOError):
+            listener.accept()
+
+
 def test_closed(path: Path) -> None:
     """Every call on a closed listener is EBADF and says why."""
     with Listener(path) as listener:

@@ -5,6 +5,7 @@ import os
 import pwd
 import re
 import resource
+import shlex
 import shutil
 import signal
 import socket
@@ -542,6 +543,7 @@ def test_help(capsys: pytest.CaptureFixture[str]) -> None:
         "recv --listen a --at 99999999999 -- true",
         "recv --listen a --at x -- true",
         "recv --listen a --names -- true",
+        "recv --listen a -- ''",
         "pool",
         "pool echo 127.0.0.1:0",
         "pool :handler 127.0.0.1:0",
@@ -560,7 +562,7 @@ def test_help(capsys: pytest.CaptureFixture[str]) -> None:
 def test_wrong_line(line: str, capsys: pytest.CaptureFixture[str]) -> None:
     """What cannot be meant is status 2, with the usage and a reason."""
     with pytest.raises(SystemExit) as ended:
-        main(line.split())
+        main(shlex.split(line))
     assert ended.value.code == 2
     text = capsys.readouterr().err
     assert text.startswith("usage: fdpass")

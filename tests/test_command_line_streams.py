@@ -205,12 +205,19 @@ def test_output_in_non_blocking_mode(tmp_path: Path) -> None:
         assert process.wait(60) == 0
 
 
-def test_timeout_bounds_the_copying(tmp_path: Path) -> None:
-    """A peer whose pipe never ends keeps recv no longer than --timeout; nothing half is saved."""
+@pytest.mark.parametrize("blocked", [False, True])
+def test_timeout_bounds_the_copying(blocked: bool, tmp_path: Path) -> None:
+    """A peer whose pipe never ends keeps recv no longer than --timeout, whatever signals the parent
+    process has blocked; nothing half is saved."""
     reader, writer = os.pipe()
     os.write(writer, b"begun")
     thread = sending(tmp_path / "s", reader)
-    done = shell("$FDPASS recv --connect s --timeout 0.2 --save d", tmp_path)
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGALRM} if blocked else ())
+    try:
+        command = [*FDPASS, "recv", "--connect", "s", "--timeout", "0.2", "--save", "d"]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, timeout=60)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     thread.join()
     os.close(reader)
     os.close(writer)

@@ -126,6 +126,18 @@ def free_port() -> int:
         return port
 
 
+def test_without_the_other_program(tmp_path: Path) -> None:
+    """An example whose partner was not started says so in one line."""
+    for name, *arguments in (
+        ("file_receiver", str(tmp_path / "socket")),
+        ("pool_client", f"127.0.0.1:{free_port()}", "1"),
+    ):
+        done = subprocess.run([*example(name), *arguments], stderr=subprocess.PIPE, text=True)
+        assert done.returncode == 1
+        (line,) = done.stderr.splitlines()
+        assert line.startswith(f"{arguments[0]}: ")
+
+
 @contextmanager
 def listening(name: str, *arguments: object) -> Iterator[tuple["subprocess.Popen[str]", str]]:
     """A server example at a free port; (process, address)."""

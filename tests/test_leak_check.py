@@ -1,5 +1,6 @@
 """The checks that run around every test see what they have to see, and end what hangs."""
 
+import gc
 import os
 import select
 import signal
@@ -99,6 +100,17 @@ class Finalised:
 
     def __del__(self) -> None:
         pass
+
+
+def test_garbage_of_before() -> None:
+    """What was garbage before the block may be closed in it."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        cycle: list[object] = [socket.socket()]
+        cycle.append(cycle)
+        del cycle
+        with no_leak():
+            gc.collect()
 
 
 def test_garbage_that_takes_several_collections() -> None:

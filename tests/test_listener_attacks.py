@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 import fdpass_c.listener
-from fdpass_c import Channel, Listener, unix
+from fdpass_c import Channel, Listener, PeerClosedError, unix
 from fdpass_c.unix import SocketFile
 from support.descriptors import list_fds
 from support.marks import linux_only, places_known
@@ -375,6 +375,20 @@ def test_peers_that_are_turned_away(timeout: float, path: Path) -> None:
             listener.accept()
         assert going.is_set()
         listener.close()
+
+
+def test_one_turned_away_and_no_more(path: Path) -> None:
+    """A call that does not wait turns away one peer at most, and leaves the next in the backlog."""
+    with Listener(path, allow_uids=[]) as listener:
+        listener.settimeout(0)
+        with Channel.connect(path) as first, Channel.connect(path) as second:
+            with pytest.raises(BlockingIOError):
+                listener.accept()
+            with pytest.raises(PeerClosedError):
+                first.recv()
+            second.settimeout(0)
+            with pytest.raises(BlockingIOError):
+                second.recv()
 
 
 @pytest.mark.thread_unsafe

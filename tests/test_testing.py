@@ -144,6 +144,20 @@ def test_full_table() -> None:
 
 
 @pytest.mark.thread_unsafe
+def test_full_table_of_a_program_that_closes_all() -> None:
+    """A block that closes every descriptor, as daemons do, leaves the limit as it was before."""
+
+    def child() -> None:
+        before, limits = list_fds(), resource.getrlimit(resource.RLIMIT_NOFILE)
+        with full_table():
+            fdpass_c.close_fds([*list_fds().keys() - before.keys()])
+        assert resource.getrlimit(resource.RLIMIT_NOFILE) == limits
+        assert list_fds() == before
+
+    run_in_child(child)
+
+
+@pytest.mark.thread_unsafe
 def test_looks_into_a_full_table() -> None:
     """A full table has no room for the directory that lists it, and yet a leak is named."""
 
@@ -291,6 +305,44 @@ def test_plain_receives_are_unharmed(receive: Callable[[socket.socket], bytes]) 
                 except FdpassError:
                     continue
     assert list_fds() == before
+
+
+def receive_all(channel: Channel) -> None:
+    while True:
+        channel.recv()[1].close()
+
+
+@pytest.mark.thread_unsafe
+@pytest.mark.parametrize(
+    ("name", "outcome"),
+    [
+        ("silence", "closed"),
+        ("rubbish", "other than a frame"),
+        ("text", "other than a frame"),
+        ("half a frame", "inside a message"),
+        ("a large promise", "max_payload is"),
+        ("descriptors of a message that never ends", "59747 descriptors"),
+        ("253 descriptors with every byte", "no frame announced"),
+        ("descriptors that no frame announced", "no frame announced"),
+        ("descriptors that did not come", "without all of the descriptors"),
+        ("mutated frames", "every descriptor received"),
+        ("messages withdrawn", "closed"),
+        ("empty messages", "closed"),
+        ("out of band", "other than a frame"),
+        ("foreign control data", "no frame announced"),
+        ("sockets of a cycle", "closed"),
+    ],
+)
+def test_what_an_attack_sends(name: str, outcome: str) -> None:
+    """Each attack is what its name says, so that a server that withstands it has been attacked."""
+    ours, theirs = socket.socketpair()
+    with Channel(ours) as channel:
+        for _ in hostile_peers(lambda: theirs, [name]):
+            pass
+        assert bool(ours.recv(1, socket.MSG_PEEK)) == (name != "silence")
+        ours.shutdown(socket.SHUT_RD)  # Some attacks send their own end, and would never end.
+        with pytest.raises(FdpassError, match=outcome):
+            receive_all(channel)
 
 
 def test_seeded() -> None:

@@ -14,6 +14,7 @@ from fdpass_c import Channel, Descriptors
 from support.channels import channels
 from support.descriptors import MakeFiles, identity, is_open
 from support.messages import take, take_batch
+from support.processes import run_in_child
 from support.sockets import Pair, assert_empty, drain
 
 Send = Callable[[socket.socket, Any], object]
@@ -259,6 +260,38 @@ class Growing(list[bytes]):
 
     def __len__(self) -> int:
         return 1
+
+
+@pytest.mark.thread_unsafe
+def test_number_zero() -> None:
+    """In a program without a standard input, 0 is the number of a socket like any other."""
+
+    def receive() -> None:
+        os.close(0)
+        left, right = socket.socketpair()
+        assert left.fileno() == 0
+        with Channel(left) as channel, right:
+            channel.settimeout(0)
+            with pytest.raises(BlockingIOError):
+                channel.recv()
+        left, right = socket.socketpair()
+        ours = left.dup()
+        left.close()
+        with ours, right:
+            fdpass_c.send_many(right, [b"x"] * 3, [1, 1, 1])
+            calls: list[Callable[[], int | None]] = [
+                lambda: fdpass_c.recv_fds(ours, 1, 1)[1][0],
+                lambda: fdpass_c.recv_fd(ours, 1)[1].take(),
+                lambda: fdpass_c.recv_many(ours, 1, 1).fds.take(),
+                lambda: fdpass_c.peer_pidfd(ours),
+            ]
+            for find in calls:
+                fd = find()
+                assert fd in (0, None)  # Not every system has a pidfd for it.
+                if fd is not None:
+                    os.close(fd)
+
+    run_in_child(receive)
 
 
 class OldSequence:

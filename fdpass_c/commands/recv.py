@@ -70,6 +70,8 @@ def add_parser(commands: Any) -> None:
 def run(options: argparse.Namespace) -> int:
     if options.program and (options.names or options.save is not None or options.count):
         options.parser.error("--names, --save and --count do not go with a program")
+    if options.program[:1] == [""]:
+        options.parser.error("the name of the program is empty")
     if options.at and not options.program:
         options.parser.error("--at needs a program, after --")
     if options.save is not None:

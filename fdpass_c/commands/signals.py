@@ -68,6 +68,8 @@ def time_limit(seconds: float | None) -> Iterator[None]:
         raise TimeoutError(errno.ETIMEDOUT, "timed out")
 
     before = signal.signal(signal.SIGALRM, end)
+    # The parent process may have blocked it.
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGALRM})
     try:
         signal.setitimer(signal.ITIMER_REAL, max(seconds, 1e-6), _REPEAT)
         yield
