@@ -1502,6 +1502,47 @@ def test_turns_within_32_calls(loop: str) -> None:
     run(loop, test)
 
 
+def test_turns_beside_another_thread_s_loop() -> None:
+    """The calls of another loop, in another thread, do not count: each loop turns by its own."""
+
+    async def make() -> tuple[aio.Channel, aio.Channel]:
+        return make_pair()
+
+    async def use(channels: tuple[aio.Channel, aio.Channel]) -> None:
+        await channels[0].send(b"x")
+
+    async def close(*channels: aio.Channel) -> None:
+        for channel in channels:
+            channel.close()
+
+    async def test() -> None:
+        turns = 0
+
+        def tick() -> None:
+            nonlocal turns
+            turns += 1
+            ticking[0] = asyncio.get_running_loop().call_soon(tick)
+
+        ticking = [asyncio.get_running_loop().call_soon(tick)]
+        pair = make_pair()
+        others = asyncio.run_coroutine_threadsafe(make(), other).result()
+        for _ in range(32):
+            await use(pair)
+            asyncio.run_coroutine_threadsafe(use(others), other).result()
+        assert turns > 0
+        ticking[0].cancel()
+        asyncio.run_coroutine_threadsafe(close(*others), other).result()
+        await close(*pair)
+
+    other = asyncio.new_event_loop()
+    with beside(other.run_forever):
+        try:
+            run("asyncio", test)
+        finally:
+            other.call_soon_threadsafe(other.stop)
+    other.close()
+
+
 @both_backends
 def test_ticker_beside_a_flood(loop: str) -> None:
     """A task beside channels that are never empty gets its turns: its share of them, at least."""
@@ -1562,23 +1603,40 @@ def test_memory_stays_flat(loop: str, file: int) -> None:
     run(loop, test)
 
 
-def test_trio_sees_every_cancellation() -> None:
+def test_trio_sees_every_cancellation(file: int) -> None:
     """In trio a call that need not wait sees that it is cancelled, and takes and sends nothing."""
     trio = pytest.importorskip("trio")
 
     async def test() -> None:
         left, right = make_pair()
-        async with left, right:
-            await left.send(b"one")
-            with trio.CancelScope() as scope:
-                scope.cancel()
-                await right.recv()
-            with trio.CancelScope() as scope:
-                scope.cancel()
-                await left.send(b"two")
-            await left.send(b"three")
-            assert take(await right.recv())[0] == b"one"
-            assert take(await right.recv())[0] == b"three"
+        ours, theirs = (channel.detach() for channel in make_pair())
+        calls: list[Callable[[], Any]] = [
+            partial(left.send, b"two"),
+            partial(left.send_many, [b"two"]),
+            right.recv,
+            right.recv_many,
+            partial(aio.send_fds, ours, [b"two"], []),
+            partial(aio.send_fd, ours, file, b"two"),
+            partial(aio.send_many, ours, [b"two"], [[]]),
+            partial(aio.recv_fds, theirs, 100, 1),
+            partial(aio.recv_fd, theirs),
+            partial(aio.recv_many, theirs),
+        ]
+        with ours, theirs:
+            async with left, right:
+                await left.send(b"one")
+                await aio.send_fd(ours, file, b"one")
+                for call in calls:
+                    with trio.CancelScope() as scope:
+                        scope.cancel()
+                        await call()
+                    assert scope.cancelled_caught
+                await left.send(b"three")
+                assert take(await right.recv())[0] == b"one"
+                assert take(await right.recv())[0] == b"three"
+                assert take(await aio.recv_fd(theirs))[0] == b"one"
+                with pytest.raises(BlockingIOError):
+                    theirs.recv(1)
 
     run("trio", test)
 
