@@ -453,10 +453,10 @@ def test_anyio_sees_who_waits(loop: str) -> None:
         left, right = make_pair(small=True)
         async with Group(loop) as group, left, right:
             receiving = [group.start(right.recv) for _ in range(2)]
-            sending = [group.start(left.send, b"x" * 200_000) for _ in range(3)]
+            sending = [group.start(left.send, b"x" * 200_000) for _ in range(4)]
             await anyio.wait_all_tasks_blocked()
             assert [task.done for task in receiving] == [True, True]
-            assert [task.done for task in sending].count(False) == 1
+            assert [task.done for task in sending].count(False) == 2
             right.shutdown(socket.SHUT_RD)
             left.close()
             await anyio.wait_all_tasks_blocked()
@@ -514,6 +514,26 @@ def test_what_a_cancellation_says(loop: str) -> None:
                 assert caught.value.args == ("on purpose",)
 
     run(loop, test)
+
+
+@asyncio_loops
+def test_cancelled_twice(loop: str, caplog: pytest.LogCaptureFixture) -> None:
+    """Tasks that are cancelled again before they run, and whose channel is closed besides, are
+    resumed once, and the loop has nothing to report."""
+
+    async def test() -> None:
+        left, right = make_pair()
+        async with left:
+            tasks = [asyncio.create_task(right.recv()) for _ in range(2)]
+            await asyncio.sleep(0.001)
+            for task in tasks * 2:
+                task.cancel()
+            right.close()
+            assert all(map(is_cancelled, await asyncio.gather(*tasks, return_exceptions=True)))
+            await asyncio.sleep(0)
+
+    run(loop, test)
+    assert [record for record in caplog.records if record.exc_info] == []
 
 
 @both_backends
