@@ -529,7 +529,8 @@ def test_cancelled_twice(loop: str, caplog: pytest.LogCaptureFixture) -> None:
             for task in tasks * 2:
                 task.cancel()
             right.close()
-            assert all(map(is_cancelled, await asyncio.gather(*tasks, return_exceptions=True)))
+            results: list[Any] = await asyncio.gather(*tasks, return_exceptions=True)
+            assert all(map(is_cancelled, results))
             await asyncio.sleep(0)
 
     run(loop, test)
@@ -1720,6 +1721,25 @@ def test_fork(loop: str) -> None:
             payload, fds = (await receiving.wait()).result
             fds.close()
             assert payload == b"again"
+
+    run(loop, test)
+
+
+@asyncio_loops
+def test_used_in_a_forked_child(loop: str) -> None:
+    """The loop does not run in the child, which is told so and takes nothing of the parent's."""
+
+    async def test() -> None:
+        left, right = make_pair()
+        async with left, right:
+            await left.send(b"for the parent")
+
+            def child() -> None:
+                with pytest.raises(RuntimeError, match="no running event loop"):
+                    right.recv().send(None)
+
+            run_in_child(child)
+            assert take(await right.recv())[0] == b"for the parent"
 
     run(loop, test)
 
