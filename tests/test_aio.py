@@ -325,6 +325,24 @@ def test_plain_batch_is_read_once(loop: str, kind: socket.SocketKind, file: int)
         run(loop, test)
 
 
+def test_plain_functions_keep_no_loop() -> None:
+    """A loop that has ended is not kept, although a call of a plain function has waited in it."""
+
+    async def test() -> "weakref.ref[asyncio.AbstractEventLoop]":
+        left, right = socket.socketpair()
+        with left, right:
+            right.setblocking(False)
+            receiving = asyncio.create_task(aio.recv_fds(right, 10, 1))
+            await asyncio.sleep(0.001)
+            left.send(b"x")
+            assert (await receiving)[0] == b"x"
+        return weakref.ref(asyncio.get_running_loop())
+
+    ended = run("asyncio", test)
+    gc.collect()
+    assert ended() is None
+
+
 @both_backends
 def test_plain_functions_need_a_non_blocking_socket(loop: str) -> None:
     """A socket that would keep the loop waiting is a ValueError."""
@@ -832,7 +850,7 @@ def test_close_cuts_a_begun_message(loop: str) -> None:
 @every_loop
 def test_close_in_another_thread(loop: str, tmp_path: Path) -> None:
     """close(), detach() and shutdown() in another thread than the loop's are a RuntimeError, and
-    change nothing; so they are where that thread runs a loop of its own."""
+    change nothing; so they are where that thread runs a loop of its own. close() again is not."""
 
     async def test() -> None:
         left, right = make_pair()
@@ -858,6 +876,10 @@ def test_close_in_another_thread(loop: str, tmp_path: Path) -> None:
             payload, fds = (await receiving.wait()).result
             fds.close()
             assert payload == b"still"
+            right.close()
+            listener.close()
+            with beside(right.close), beside(listener.close):
+                pass  # Where it is closed, nothing is left that another thread could disturb.
 
     run(loop, test)
 
@@ -1120,6 +1142,48 @@ def test_dropped(loop: str) -> None:
         tracemalloc.stop()
 
 
+@asyncio_loops
+def test_dropped_listener(loop: str, tmp_path: Path) -> None:
+    """So is a listener; and one that could not be made leaves nothing to report."""
+
+    async def test() -> None:
+        listener = aio.Listener(tmp_path / "socket")
+        accepting = asyncio.create_task(listener.accept())
+        await asyncio.sleep(0)
+        async with await aio.Channel.connect(tmp_path / "socket"), await accepting:
+            del accepting
+            watched = listener.fileno()
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                del listener
+                gc.collect()
+            assert [warning.category for warning in caught] == [ResourceWarning]
+            assert not asyncio.get_running_loop().remove_reader(watched)
+        with pytest.raises(FileNotFoundError):
+            aio.Listener(tmp_path / "no folder" / "socket")
+
+    run(loop, test)
+
+
+@asyncio_loops
+def test_not_watched_while_nobody_waits(loop: str) -> None:
+    """A message that nobody waits for does not wake the loop again and again."""
+
+    async def test() -> None:
+        left, right = make_pair()
+        async with left, right:
+            receiving = asyncio.create_task(right.recv())
+            await asyncio.sleep(0.001)
+            await left.send(b"one")
+            take(await receiving)
+            await left.send(b"two")
+            await asyncio.sleep(0.001)
+            assert not asyncio.get_running_loop().remove_reader(right.fileno())
+            assert take(await right.recv())[0] == b"two"
+
+    run(loop, test)
+
+
 # -- limits ----------------------------------------------------------------------------------------
 
 
@@ -1240,6 +1304,35 @@ def test_serve(loop: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> N
     (record,) = [one for one in caplog.records if one.name == "fdpass_c.aio"]
     assert record.exc_info is not None
     assert "asked to" in str(record.exc_info[1])
+
+
+@both_backends
+def test_serve_sends_the_rest(loop: str, tmp_path: Path) -> None:
+    """What a handler has begun to send arrives, although the handler has returned."""
+
+    async def handle(channel: aio.Channel) -> None:
+        with socket.socket(fileno=os.dup(channel.fileno())) as shared:
+            shared.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4608)
+        async with Group(loop) as group:
+            sending = await group.started(channel.send, b"x" * 60_000)
+            sending.cancel()
+            await sending.wait()
+        assert channel.unsent > 0
+        returning.append(channel)
+
+    async def test() -> None:
+        path = tmp_path / "socket"
+        async with Group(loop) as group, aio.Listener(path) as listener:
+            serving = group.start(listener.serve, handle)
+            async with await aio.Channel.connect(path) as client:
+                while not returning:
+                    await group.turn()
+                assert take(await client.recv())[0] == b"x" * 60_000
+            listener.close()
+            await serving.wait()
+
+    returning: list[aio.Channel] = []
+    run(loop, test)
 
 
 @both_backends
@@ -1814,7 +1907,8 @@ class Interruption(Exception):
 @pytest.mark.parametrize("receive", [aio.Channel.recv, lambda sock: aio.recv_fds(sock, 100, 1)])
 def test_interrupted_while_it_is_watched(loop: str, receive: Any) -> None:
     """The loop watches no descriptor that was closed, whichever bytecode of waiting and of its end
-    a signal handler has interrupted: the next with its number might never be reported."""
+    a signal handler has interrupted: the next with its number might never be reported. One that is
+    still open is received from as before."""
     functions = vars(asyncio_loop.AsyncioDirection).values()
     interrupted = {function.__code__ for function in functions if hasattr(function, "__code__")}
 
@@ -1852,10 +1946,15 @@ def test_interrupted_while_it_is_watched(loop: str, receive: Any) -> None:
             pass
         finally:
             sys.settrace(None)
-        source.close()
-        left.close()
         task.cancel()
         await asyncio.wait([task])
+        if source.fileno() >= 0:
+            task = asyncio.create_task(receive(source))
+            await pause(loop)
+            left.sendall(one(b"x"))
+            await asyncio.wait_for(task, 10)
+            source.close()
+        left.close()
         assert not asyncio.get_running_loop().remove_reader(watched), number
         return seen
 
