@@ -325,6 +325,58 @@ def test_plain_batch_is_read_once(loop: str, kind: socket.SocketKind, file: int)
         run(loop, test)
 
 
+@both_backends
+def test_plain_message_is_read_once(loop: str, file: int) -> None:
+    """send_fds reads iterators once, although it tries again after it has waited."""
+
+    async def test() -> None:
+        left, right = (channel.detach() for channel in make_pair(small=True))
+        with left, right:
+            with contextlib.suppress(BlockingIOError):
+                while True:
+                    left.send(bytes(1000))
+            async with Group(loop) as group:
+                sending = await group.started(aio.send_fds, left, iter([b"end"]), iter([file]))
+                assert not sending.done
+                data = b""
+                fds: list[int] = []
+                while not fds:
+                    data, fds, _, _ = await aio.recv_fds(right, 100_000, 1)
+                assert data == b"end"
+                assert [identity(fd) for fd in fds] == [identity(file)]
+                fdpass_c.close_fds(fds)
+                assert (await sending.wait()).result == 3
+
+    run(loop, test)
+
+
+def test_plain_functions_in_two_loops() -> None:
+    """Tasks of two loops, in two threads, may receive from one socket at once."""
+
+    async def test() -> None:
+        left, right = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+        right.setblocking(False)
+        with left, right:
+            receives = [
+                asyncio.wrap_future(
+                    asyncio.run_coroutine_threadsafe(aio.recv_fds(right, 10, 1), other)
+                ),
+                asyncio.create_task(aio.recv_fds(right, 10, 1)),
+            ]
+            await asyncio.sleep(0.01)
+            left.send(b"x")
+            left.send(b"x")
+            assert [received[0] for received in await asyncio.gather(*receives)] == [b"x"] * 2
+
+    other = asyncio.new_event_loop()
+    with beside(other.run_forever):
+        try:
+            run("asyncio", test)
+        finally:
+            other.call_soon_threadsafe(other.stop)
+    other.close()
+
+
 def test_plain_functions_keep_no_loop() -> None:
     """A loop that has ended is not kept, although a call of a plain function has waited in it."""
 
@@ -1140,6 +1192,38 @@ def test_dropped(loop: str) -> None:
         run(loop, test)
     finally:
         tracemalloc.stop()
+
+
+@asyncio_loops
+def test_dropped_in_another_thread(loop: str) -> None:
+    """A channel that another thread drops stays open until the loop has forgotten it."""
+
+    async def test() -> None:
+        left, right = make_pair()
+        async with left:
+            receiving = asyncio.create_task(right.recv())
+            await asyncio.sleep(0.001)
+            await left.send(b"x")
+            take(await receiving)
+            fd = right.fileno()
+            held = [right]
+            del right, receiving
+
+            def drop() -> None:
+                held.clear()
+                gc.collect()
+
+            await asyncio.sleep(0)  # Else the loop's callback has not ended.
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", ResourceWarning)
+                with beside(drop):
+                    pass
+                os.fstat(fd)
+                await asyncio.sleep(0.001)
+            with pytest.raises(OSError):  # noqa: PT011
+                await left.send(b"x")
+
+    run(loop, test)
 
 
 @asyncio_loops
@@ -2103,13 +2187,22 @@ def test_progress_of_a_batch_whose_turn_never_came() -> None:
 
     async def main() -> None:
         left, right = make_pair(small=True)
-        async with Group("asyncio") as group:
-            first = await group.started(left.send, bytes(200_000))
-            go_on = partial(left.send_many, [b"x"] * 5, start=Progress(3, 0))
-            second = await group.started(go_on)
-            second.cancel()
-            assert (await second.wait()).progress == Progress(3, 0)
-            first.cancel()
+        ours, theirs = (channel.detach() for channel in make_pair(small=True))
+        start = Progress(3, 0)
+        with ours, theirs:
+            async with Group("asyncio") as group:
+                for send, send_many in [
+                    (left.send, partial(left.send_many, [b"x"] * 5, start=start)),
+                    (
+                        lambda data: aio.send_fd(ours, ours, data),
+                        partial(aio.send_many, ours, [b"x"] * 5, [[]] * 5, start=start),
+                    ),
+                ]:
+                    first = await group.started(send, bytes(200_000))
+                    second = await group.started(send_many)
+                    second.cancel()
+                    assert (await second.wait()).progress == start
+                    first.cancel()
         left.close()
         right.close()
 
