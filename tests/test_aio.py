@@ -1081,6 +1081,25 @@ def test_exit_sends_the_rest(loop: str) -> None:
     run(loop, test)
 
 
+@both_backends
+def test_exit_with_an_exception_does_not_wait(loop: str) -> None:
+    """An exception that leaves the block closes at once, although the peer receives nothing."""
+
+    async def test() -> None:
+        left, right = make_pair(small=True)
+        async with Group(loop) as group, right:
+            with contextlib.suppress(KeyError):
+                async with left:
+                    task = await group.started(left.send, b"x" * 60_000)
+                    task.cancel()
+                    await task.wait()
+                    assert left.unsent > 0
+                    raise KeyError
+            assert left.closed
+
+    run(loop, test)
+
+
 @asyncio_loops
 def test_loop_closed_under_a_channel(loop: str) -> None:
     """A channel whose loop was closed closes, while nothing is left of it."""
