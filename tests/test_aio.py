@@ -326,6 +326,76 @@ def test_plain_batch_is_read_once(loop: str, kind: socket.SocketKind, file: int)
 
 
 @both_backends
+def test_plain_message_is_read_once(loop: str, file: int) -> None:
+    """send_fds reads iterators once, although it tries again after it has waited."""
+
+    async def test() -> None:
+        left, right = (channel.detach() for channel in make_pair(small=True))
+        with left, right:
+            with contextlib.suppress(BlockingIOError):
+                while True:
+                    left.send(bytes(1000))
+            async with Group(loop) as group:
+                sending = await group.started(aio.send_fds, left, iter([b"end"]), iter([file]))
+                assert not sending.done
+                data = b""
+                fds: list[int] = []
+                while not fds:
+                    data, fds, _, _ = await aio.recv_fds(right, 100_000, 1)
+                assert data == b"end"
+                assert [identity(fd) for fd in fds] == [identity(file)]
+                fdpass_c.close_fds(fds)
+                assert (await sending.wait()).result == 3
+
+    run(loop, test)
+
+
+def test_plain_functions_in_two_loops() -> None:
+    """Tasks of two loops, in two threads, may receive from one socket at once."""
+
+    async def test() -> None:
+        left, right = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+        right.setblocking(False)
+        with left, right:
+            receives = [
+                asyncio.wrap_future(
+                    asyncio.run_coroutine_threadsafe(aio.recv_fds(right, 10, 1), other)
+                ),
+                asyncio.create_task(aio.recv_fds(right, 10, 1)),
+            ]
+            await asyncio.sleep(0.01)
+            left.send(b"x")
+            left.send(b"x")
+            assert [received[0] for received in await asyncio.gather(*receives)] == [b"x"] * 2
+
+    other = asyncio.new_event_loop()
+    with beside(other.run_forever):
+        try:
+            run("asyncio", test)
+        finally:
+            other.call_soon_threadsafe(other.stop)
+    other.close()
+
+
+def test_plain_functions_keep_no_loop() -> None:
+    """A loop that has ended is not kept, although a call of a plain function has waited in it."""
+
+    async def test() -> "weakref.ref[asyncio.AbstractEventLoop]":
+        left, right = socket.socketpair()
+        with left, right:
+            right.setblocking(False)
+            receiving = asyncio.create_task(aio.recv_fds(right, 10, 1))
+            await asyncio.sleep(0.001)
+            left.send(b"x")
+            assert (await receiving)[0] == b"x"
+        return weakref.ref(asyncio.get_running_loop())
+
+    ended = run("asyncio", test)
+    gc.collect()
+    assert ended() is None
+
+
+@both_backends
 def test_plain_functions_need_a_non_blocking_socket(loop: str) -> None:
     """A socket that would keep the loop waiting is a ValueError."""
 
@@ -453,10 +523,10 @@ def test_anyio_sees_who_waits(loop: str) -> None:
         left, right = make_pair(small=True)
         async with Group(loop) as group, left, right:
             receiving = [group.start(right.recv) for _ in range(2)]
-            sending = [group.start(left.send, b"x" * 200_000) for _ in range(3)]
+            sending = [group.start(left.send, b"x" * 200_000) for _ in range(4)]
             await anyio.wait_all_tasks_blocked()
             assert [task.done for task in receiving] == [True, True]
-            assert [task.done for task in sending].count(False) == 1
+            assert [task.done for task in sending].count(False) == 2
             right.shutdown(socket.SHUT_RD)
             left.close()
             await anyio.wait_all_tasks_blocked()
@@ -514,6 +584,27 @@ def test_what_a_cancellation_says(loop: str) -> None:
                 assert caught.value.args == ("on purpose",)
 
     run(loop, test)
+
+
+@asyncio_loops
+def test_cancelled_twice(loop: str, caplog: pytest.LogCaptureFixture) -> None:
+    """Tasks that are cancelled again before they run, and whose channel is closed besides, are
+    resumed once, and the loop has nothing to report."""
+
+    async def test() -> None:
+        left, right = make_pair()
+        async with left:
+            tasks = [asyncio.create_task(right.recv()) for _ in range(2)]
+            await asyncio.sleep(0.001)
+            for task in tasks * 2:
+                task.cancel()
+            right.close()
+            results: list[Any] = await asyncio.gather(*tasks, return_exceptions=True)
+            assert all(map(is_cancelled, results))
+            await asyncio.sleep(0)
+
+    run(loop, test)
+    assert [record for record in caplog.records if record.exc_info] == []
 
 
 @both_backends
@@ -811,7 +902,7 @@ def test_close_cuts_a_begun_message(loop: str) -> None:
 @every_loop
 def test_close_in_another_thread(loop: str, tmp_path: Path) -> None:
     """close(), detach() and shutdown() in another thread than the loop's are a RuntimeError, and
-    change nothing; so they are where that thread runs a loop of its own."""
+    change nothing; so they are where that thread runs a loop of its own. close() again is not."""
 
     async def test() -> None:
         left, right = make_pair()
@@ -837,6 +928,10 @@ def test_close_in_another_thread(loop: str, tmp_path: Path) -> None:
             payload, fds = (await receiving.wait()).result
             fds.close()
             assert payload == b"still"
+            right.close()
+            listener.close()
+            with beside(right.close), beside(listener.close):
+                pass  # Where it is closed, nothing is left that another thread could disturb.
 
     run(loop, test)
 
@@ -986,6 +1081,25 @@ def test_exit_sends_the_rest(loop: str) -> None:
     run(loop, test)
 
 
+@both_backends
+def test_exit_with_an_exception_does_not_wait(loop: str) -> None:
+    """An exception that leaves the block closes at once, although the peer receives nothing."""
+
+    async def test() -> None:
+        left, right = make_pair(small=True)
+        async with Group(loop) as group, right:
+            with contextlib.suppress(KeyError):
+                async with left:
+                    task = await group.started(left.send, b"x" * 60_000)
+                    task.cancel()
+                    await task.wait()
+                    assert left.unsent > 0
+                    raise KeyError
+            assert left.closed
+
+    run(loop, test)
+
+
 @asyncio_loops
 def test_loop_closed_under_a_channel(loop: str) -> None:
     """A channel whose loop was closed closes, while nothing is left of it."""
@@ -1097,6 +1211,80 @@ def test_dropped(loop: str) -> None:
         run(loop, test)
     finally:
         tracemalloc.stop()
+
+
+@asyncio_loops
+def test_dropped_in_another_thread(loop: str) -> None:
+    """A channel that another thread drops stays open until the loop has forgotten it."""
+
+    async def test() -> None:
+        left, right = make_pair()
+        async with left:
+            receiving = asyncio.create_task(right.recv())
+            await asyncio.sleep(0.001)
+            await left.send(b"x")
+            take(await receiving)
+            fd = right.fileno()
+            held = [right]
+            del right, receiving
+
+            def drop() -> None:
+                held.clear()
+                gc.collect()
+
+            await asyncio.sleep(0)  # Else the loop's callback has not ended.
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", ResourceWarning)
+                with beside(drop):
+                    pass
+                os.fstat(fd)
+                await asyncio.sleep(0.001)
+            with pytest.raises(OSError):  # noqa: PT011
+                await left.send(b"x")
+
+    run(loop, test)
+
+
+@asyncio_loops
+def test_dropped_listener(loop: str, tmp_path: Path) -> None:
+    """So is a listener; and one that could not be made leaves nothing to report."""
+
+    async def test() -> None:
+        listener = aio.Listener(tmp_path / "socket")
+        accepting = asyncio.create_task(listener.accept())
+        await asyncio.sleep(0)
+        async with await aio.Channel.connect(tmp_path / "socket"), await accepting:
+            del accepting
+            watched = listener.fileno()
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                del listener
+                gc.collect()
+            assert [warning.category for warning in caught] == [ResourceWarning]
+            assert not asyncio.get_running_loop().remove_reader(watched)
+        with pytest.raises(FileNotFoundError):
+            aio.Listener(tmp_path / "no folder" / "socket")
+
+    run(loop, test)
+
+
+@asyncio_loops
+def test_not_watched_while_nobody_waits(loop: str) -> None:
+    """A message that nobody waits for does not wake the loop again and again."""
+
+    async def test() -> None:
+        left, right = make_pair()
+        async with left, right:
+            receiving = asyncio.create_task(right.recv())
+            await asyncio.sleep(0.001)
+            await left.send(b"one")
+            take(await receiving)
+            await left.send(b"two")
+            await asyncio.sleep(0.001)
+            assert not asyncio.get_running_loop().remove_reader(right.fileno())
+            assert take(await right.recv())[0] == b"two"
+
+    run(loop, test)
 
 
 # -- limits ----------------------------------------------------------------------------------------
@@ -1219,6 +1407,35 @@ def test_serve(loop: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> N
     (record,) = [one for one in caplog.records if one.name == "fdpass_c.aio"]
     assert record.exc_info is not None
     assert "asked to" in str(record.exc_info[1])
+
+
+@both_backends
+def test_serve_sends_the_rest(loop: str, tmp_path: Path) -> None:
+    """What a handler has begun to send arrives, although the handler has returned."""
+
+    async def handle(channel: aio.Channel) -> None:
+        with socket.socket(fileno=os.dup(channel.fileno())) as shared:
+            shared.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4608)
+        async with Group(loop) as group:
+            sending = await group.started(channel.send, b"x" * 60_000)
+            sending.cancel()
+            await sending.wait()
+        assert channel.unsent > 0
+        returning.append(channel)
+
+    async def test() -> None:
+        path = tmp_path / "socket"
+        async with Group(loop) as group, aio.Listener(path) as listener:
+            serving = group.start(listener.serve, handle)
+            async with await aio.Channel.connect(path) as client:
+                while not returning:
+                    await group.turn()
+                assert take(await client.recv())[0] == b"x" * 60_000
+            listener.close()
+            await serving.wait()
+
+    returning: list[aio.Channel] = []
+    run(loop, test)
 
 
 @both_backends
@@ -1502,6 +1719,47 @@ def test_turns_within_32_calls(loop: str) -> None:
     run(loop, test)
 
 
+def test_turns_beside_another_thread_s_loop() -> None:
+    """The calls of another loop, in another thread, do not count: each loop turns by its own."""
+
+    async def make() -> tuple[aio.Channel, aio.Channel]:
+        return make_pair()
+
+    async def use(channels: tuple[aio.Channel, aio.Channel]) -> None:
+        await channels[0].send(b"x")
+
+    async def close(*channels: aio.Channel) -> None:
+        for channel in channels:
+            channel.close()
+
+    async def test() -> None:
+        turns = 0
+
+        def tick() -> None:
+            nonlocal turns
+            turns += 1
+            ticking[0] = asyncio.get_running_loop().call_soon(tick)
+
+        ticking = [asyncio.get_running_loop().call_soon(tick)]
+        pair = make_pair()
+        others = asyncio.run_coroutine_threadsafe(make(), other).result()
+        for _ in range(32):
+            await use(pair)
+            asyncio.run_coroutine_threadsafe(use(others), other).result()
+        assert turns > 0
+        ticking[0].cancel()
+        asyncio.run_coroutine_threadsafe(close(*others), other).result()
+        await close(*pair)
+
+    other = asyncio.new_event_loop()
+    with beside(other.run_forever):
+        try:
+            run("asyncio", test)
+        finally:
+            other.call_soon_threadsafe(other.stop)
+    other.close()
+
+
 @both_backends
 def test_ticker_beside_a_flood(loop: str) -> None:
     """A task beside channels that are never empty gets its turns: its share of them, at least."""
@@ -1562,23 +1820,40 @@ def test_memory_stays_flat(loop: str, file: int) -> None:
     run(loop, test)
 
 
-def test_trio_sees_every_cancellation() -> None:
+def test_trio_sees_every_cancellation(file: int) -> None:
     """In trio a call that need not wait sees that it is cancelled, and takes and sends nothing."""
     trio = pytest.importorskip("trio")
 
     async def test() -> None:
         left, right = make_pair()
-        async with left, right:
-            await left.send(b"one")
-            with trio.CancelScope() as scope:
-                scope.cancel()
-                await right.recv()
-            with trio.CancelScope() as scope:
-                scope.cancel()
-                await left.send(b"two")
-            await left.send(b"three")
-            assert take(await right.recv())[0] == b"one"
-            assert take(await right.recv())[0] == b"three"
+        ours, theirs = (channel.detach() for channel in make_pair())
+        calls: list[Callable[[], Any]] = [
+            partial(left.send, b"two"),
+            partial(left.send_many, [b"two"]),
+            right.recv,
+            right.recv_many,
+            partial(aio.send_fds, ours, [b"two"], []),
+            partial(aio.send_fd, ours, file, b"two"),
+            partial(aio.send_many, ours, [b"two"], [[]]),
+            partial(aio.recv_fds, theirs, 100, 1),
+            partial(aio.recv_fd, theirs),
+            partial(aio.recv_many, theirs),
+        ]
+        with ours, theirs:
+            async with left, right:
+                await left.send(b"one")
+                await aio.send_fd(ours, file, b"one")
+                for call in calls:
+                    with trio.CancelScope() as scope:
+                        scope.cancel()
+                        await call()
+                    assert scope.cancelled_caught
+                await left.send(b"three")
+                assert take(await right.recv())[0] == b"one"
+                assert take(await right.recv())[0] == b"three"
+                assert take(await aio.recv_fd(theirs))[0] == b"one"
+                with pytest.raises(BlockingIOError):
+                    theirs.recv(1)
 
     run("trio", test)
 
@@ -1630,6 +1905,8 @@ def test_fork(loop: str) -> None:
                 right.close()
 
             run_in_child(child)
+            with beside(lambda: run_in_child(child)):
+                pass  # In asyncio's debug mode a loop refuses calls of another thread.
             assert not receiving.done
             await left.send(b"still")
             payload, fds = (await receiving.wait()).result
@@ -1642,6 +1919,25 @@ def test_fork(loop: str) -> None:
             payload, fds = (await receiving.wait()).result
             fds.close()
             assert payload == b"again"
+
+    run(loop, test)
+
+
+@asyncio_loops
+def test_used_in_a_forked_child(loop: str) -> None:
+    """The loop does not run in the child, which is told so and takes nothing of the parent's."""
+
+    async def test() -> None:
+        left, right = make_pair()
+        async with left, right:
+            await left.send(b"for the parent")
+
+            def child() -> None:
+                with pytest.raises(RuntimeError, match="no running event loop"):
+                    right.recv().send(None)
+
+            run_in_child(child)
+            assert take(await right.recv())[0] == b"for the parent"
 
     run(loop, test)
 
@@ -1716,7 +2012,8 @@ class Interruption(Exception):
 @pytest.mark.parametrize("receive", [aio.Channel.recv, lambda sock: aio.recv_fds(sock, 100, 1)])
 def test_interrupted_while_it_is_watched(loop: str, receive: Any) -> None:
     """The loop watches no descriptor that was closed, whichever bytecode of waiting and of its end
-    a signal handler has interrupted: the next with its number might never be reported."""
+    a signal handler has interrupted: the next with its number might never be reported. One that is
+    still open is received from as before."""
     functions = vars(asyncio_loop.AsyncioDirection).values()
     interrupted = {function.__code__ for function in functions if hasattr(function, "__code__")}
 
@@ -1754,10 +2051,15 @@ def test_interrupted_while_it_is_watched(loop: str, receive: Any) -> None:
             pass
         finally:
             sys.settrace(None)
-        source.close()
-        left.close()
         task.cancel()
         await asyncio.wait([task])
+        if source.fileno() >= 0:
+            task = asyncio.create_task(receive(source))
+            await pause(loop)
+            left.sendall(one(b"x"))
+            await asyncio.wait_for(task, 10)
+            source.close()
+        left.close()
         assert not asyncio.get_running_loop().remove_reader(watched), number
         return seen
 
@@ -1904,13 +2206,22 @@ def test_progress_of_a_batch_whose_turn_never_came() -> None:
 
     async def main() -> None:
         left, right = make_pair(small=True)
-        async with Group("asyncio") as group:
-            first = await group.started(left.send, bytes(200_000))
-            go_on = partial(left.send_many, [b"x"] * 5, start=Progress(3, 0))
-            second = await group.started(go_on)
-            second.cancel()
-            assert (await second.wait()).progress == Progress(3, 0)
-            first.cancel()
+        ours, theirs = (channel.detach() for channel in make_pair(small=True))
+        start = Progress(3, 0)
+        with ours, theirs:
+            async with Group("asyncio") as group:
+                for send, send_many in [
+                    (left.send, partial(left.send_many, [b"x"] * 5, start=start)),
+                    (
+                        lambda data: aio.send_fd(ours, ours, data),
+                        partial(aio.send_many, ours, [b"x"] * 5, [[]] * 5, start=start),
+                    ),
+                ]:
+                    first = await group.started(send, bytes(200_000))
+                    second = await group.started(send_many)
+                    second.cancel()
+                    assert (await second.wait()).progress == start
+                    first.cancel()
         left.close()
         right.close()
 

@@ -255,6 +255,38 @@ def test_a_cancellation_is_in_no_cycle(use: Any, turns: int) -> None:
     _without_the_collector(run, "asyncio", test)
 
 
+@pytest.mark.thread_unsafe
+@pytest.mark.skipif(sys.implementation.name != "cpython", reason="counts references")
+def test_a_cancelled_task_is_in_no_cycle() -> None:
+    """What its frames hold goes with a cancelled task, one that waits for messages and one that
+    waits for its turn."""
+
+    async def receive(channel: aio.Channel, _box: Box) -> None:
+        await channel.recv()
+
+    def start(channel: aio.Channel) -> "tuple[asyncio.Task[None], weakref.ref[Box]]":
+        box = Box()
+        return asyncio.create_task(receive(channel, box)), weakref.ref(box)
+
+    async def test() -> None:
+        left, right = aio.Channel.pair()
+        async with left, right:
+            started = [start(right) for _ in range(2)]
+            await asyncio.sleep(0)
+            for task, _ in started:
+                task.cancel()
+            for task, _ in started:
+                with contextlib.suppress(asyncio.CancelledError):
+                    await task
+            del task
+            held = [box for _, box in started]
+            started.clear()
+            await asyncio.sleep(0)
+            assert [box() for box in held] == [None, None]
+
+    _without_the_collector(run, "asyncio", test)
+
+
 def _without_the_collector(function: Callable[..., object], *arguments: Any) -> None:
     gc.collect()
     gc.disable()

@@ -119,7 +119,10 @@ class AsyncioDirection(Direction):
             if writes
             else (loop.add_reader, loop.remove_reader)
         )
+        # A signal handler may end the call that adds or removes the descriptor. So _is_watched is
+        # true only if the loop surely watches it, and _watched is -1 only if it surely does not.
         self._watched = -1
+        self._is_watched = False
         self._waiting: _Waiting | None = None
 
     def is_free(self) -> bool:
@@ -140,17 +143,13 @@ class AsyncioDirection(Direction):
 
     @types.coroutine
     def wait(self) -> Generator[Any, None, None]:
-        if self._watched < 0:
+        if not self._is_watched:
             if (fd := self._source.fileno()) < 0:
                 return
-            # Set before the call, so that _forget undoes it if a signal handler raises.
             self._watched = fd
-            try:
-                # A new context, because the loop would keep the context of this task alive.
-                contextvars.Context().run(self._add, fd, self._wake)
-            except BaseException:
-                self._forget()
-                raise
+            # A new context, because the loop would keep the context of this task alive.
+            contextvars.Context().run(self._add, fd, self._wake)
+            self._is_watched = True
         self._waiting = waiting = _Waiting(self._loop)
         try:
             yield waiting
@@ -166,11 +165,11 @@ class AsyncioDirection(Direction):
             self._waiting.end()
 
     def _forget(self) -> None:
+        self._is_watched = False
         # A forked child shares the parent's epoll: removing the descriptor would disturb the
         # parent.
         if self._watched >= 0 and self._process is _process and not self._loop.is_closed():
             self._remove(self._watched)
-        # Set after the call, so that the next _forget repeats one that a signal handler ended.
         self._watched = -1
 
     def _is_elsewhere(self) -> bool:

@@ -127,19 +127,16 @@ class Listener(NotCopied):
     async def _serve_in_trio(self, handler: Handler) -> None:
         import trio
 
-        failure: OSError | None = None
+        failures: list[OSError] = []
         async with trio.open_nursery() as nursery:
             try:
-                async for channel in self._accept_until_closed():
+                while (channel := await self._accept_next()) is not None:
                     nursery.start_soon(_handle, handler, channel)
             except OSError as error:
-                failure = error  # Raised in the nursery, it would end in an ExceptionGroup.
+                failures.append(error)  # Raised in the nursery, it would end in an ExceptionGroup.
                 nursery.cancel_scope.cancel()
-        if failure is not None:
-            try:
-                raise failure
-            finally:
-                failure = None  # Otherwise the error and this frame form a reference cycle.
+        if failures:
+            raise failures.pop()  # If it stayed there, it would form a cycle with this frame.
 
     async def _serve_in_asyncio(self, handler: Handler) -> None:
         tasks: set[asyncio.Task[None]] = set()
@@ -149,7 +146,7 @@ class Listener(NotCopied):
             tasks.discard(task)
 
         try:
-            async for channel in self._accept_until_closed():
+            while (channel := await self._accept_next()) is not None:
                 task = asyncio.create_task(_handle(handler, channel))
                 tasks.add(task)
                 task.add_done_callback(partial(end, channel))
@@ -166,24 +163,22 @@ class Listener(NotCopied):
                     await asyncio.wait(tasks)
             raise
 
-    async def _accept_until_closed(self) -> AsyncIterator[Channel]:
+    async def _accept_next(self) -> Channel | None:
+        """Accepts a channel, also after errors that pass. None if the listener is closed."""
         failing = False
         while True:
             try:
-                channel = await self.accept()
+                return await self.accept()
             except OSError as error:
                 if self.closed:
-                    return
+                    return None
                 if error.errno not in _MAY_PASS:
                     raise
                 if not failing:  # The error is logged once, however long it lasts.
                     text = "cannot accept: %s; trying again every %s s"
                     logger.warning(text, error, _RETRY_DELAY)
                 failing = True
-                await self._sleep(_RETRY_DELAY)
-            else:
-                failing = False
-                yield channel
+            await self._sleep(_RETRY_DELAY)
 
     def fileno(self) -> int:
         """Returns the descriptor, which the listener still owns, or -1 after close()."""
