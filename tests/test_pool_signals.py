@@ -1,6 +1,7 @@
 """A pool stops, replaces its workers and shows its state on signals."""
 
 import os
+import re
 import select
 import signal
 import sys
@@ -229,6 +230,29 @@ def test_a_stop_while_a_start_hangs(tmp_path: Path) -> None:
         while not any(worker.state == "STARTING" for worker in server.status().workers):
             pass
         assert server.stop() == 0
+
+
+@pytest.mark.thread_unsafe
+def test_reloads_at_once(tmp_path: Path) -> None:
+    """However often a reload is asked for while a worker starts, that worker and the rest are
+    replaced once more, and no more often."""
+    gate = tmp_path / "gate"
+    program = ("pool_programs.py", "wait_to_start", str(gate), "drain", "30")
+    with Server(program=program) as server:
+        server.settled(2)
+        gate.touch()
+        server.send_signal(signal.SIGHUP)
+        while not any(worker.state == "STARTING" for worker in server.status().workers):
+            pass
+        for _ in range(5):
+            server.send_signal(signal.SIGHUP)
+            server.wait_for("replacing the workers")
+        gate.unlink()
+        while [worker.restarts for worker in server.settled(2).workers] != [2, 1]:
+            pass
+        assert server.stop() == 0
+        assert len(re.findall("worker .* started", server.log)) == 5
+        assert "WARNING" not in server.log
 
 
 @pytest.mark.thread_unsafe
