@@ -163,7 +163,6 @@ class Master:
             self._supervisor.resize(-1)
         else:
             self._supervisor.stop()
-            self._acceptors.close()
 
     def _start(self, slot: int, restarts: int) -> WorkerProcess:
         max_requests = float("inf")

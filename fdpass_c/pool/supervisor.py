@@ -127,11 +127,8 @@ class Supervisor:
                 # It still gets the waiting connections. Its handlers must close each connection
                 # after the current request.
                 worker.counters.leave()
-            elif self.stopping:
-                timeout = _GRACE if worker.state is State.STARTING else self._drain
-                worker.drain(min(timeout, self._stop_deadline - now))
-            elif worker.settings.slot >= self._slots:
-                worker.drain(self._drain if worker.state is State.READY else _GRACE)
+            elif self.stopping or worker.settings.slot >= self._slots:
+                worker.drain(_GRACE if worker.state is State.STARTING else self._drain)
             elif worker.account.is_used_up and worker not in self._outdated:
                 self._outdated.append(worker)
         self._start_missing(now)
