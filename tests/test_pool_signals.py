@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from types import FrameType
 
@@ -398,6 +399,33 @@ def test_signals_that_the_parent_has_blocked() -> None:
         pool = Pool(echo, 1)
         pool.serve("127.0.0.1:0", ready=lambda _: os.kill(os.getpid(), signal.SIGTERM))
         assert signal.pthread_sigmask(signal.SIG_BLOCK, []) >= blocked
+
+    run_in_child(serve)
+
+
+@pytest.mark.thread_unsafe
+def test_signals_of_an_earlier_run() -> None:
+    """What came as serve() ended by an exception does not stop the next one, nor does a signal that
+    stopped the last one make the next signal a duplicate."""
+
+    def serve() -> None:
+        pool = Pool(echo, 1)
+        terminate = partial(os.kill, os.getpid(), signal.SIGTERM)
+        served = []
+
+        def fail(_addresses: object) -> None:
+            stop()
+            raise ZeroDivisionError
+
+        def end(addresses: object) -> None:
+            served.append(addresses)
+            terminate()
+
+        for stop in (pool.stop, terminate):
+            with pytest.raises(ZeroDivisionError):
+                pool.serve("127.0.0.1:0", ready=fail)
+            pool.serve("127.0.0.1:0", ready=end)
+        assert len(served) == 2
 
     run_in_child(serve)
 
