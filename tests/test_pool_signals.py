@@ -7,7 +7,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -413,7 +413,7 @@ def test_signals_of_an_earlier_run() -> None:
         terminate = partial(os.kill, os.getpid(), signal.SIGTERM)
         served = []
 
-        def fail(_addresses: object) -> None:
+        def fail(stop: Callable[[], object], _addresses: object) -> None:
             stop()
             raise ZeroDivisionError
 
@@ -423,7 +423,7 @@ def test_signals_of_an_earlier_run() -> None:
 
         for stop in (pool.stop, terminate):
             with pytest.raises(ZeroDivisionError):
-                pool.serve("127.0.0.1:0", ready=fail)
+                pool.serve("127.0.0.1:0", ready=partial(fail, stop))
             pool.serve("127.0.0.1:0", ready=end)
         assert len(served) == 2
 

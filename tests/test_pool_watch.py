@@ -69,6 +69,7 @@ def test_a_stopped_worker(handler: str) -> None:
                 sock.sendall(b"hello")
             new = {int(read_all(sock)) for sock in socks}
         server.wait_for(f"worker {old} was killed by SIGKILL: 0 connections lost, 3 go to")
+        assert server.log.count("makes no progress") == 1
         status = server.settled(1)
         assert new == {*status.pids} != {old}
         assert (status.handled, status.lost) == (3, 0)
