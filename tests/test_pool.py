@@ -276,6 +276,18 @@ def test_main_thread_only() -> None:
     assert errors == ["serve() handles signals: call it in the main thread"]
 
 
+@pytest.mark.thread_unsafe
+def test_inside_of_trio() -> None:
+    """A worker would be forked inside of trio's loop, and could run no loop of its own there."""
+    trio = pytest.importorskip("trio")
+
+    async def main() -> None:
+        Pool(echo_async, 1).serve("127.0.0.1:0")
+
+    with pytest.raises(RuntimeError, match="call it outside of trio"):
+        trio.run(main)
+
+
 def fail() -> None:
     raise RuntimeError
 

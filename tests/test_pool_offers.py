@@ -1,6 +1,7 @@
 """Plain workers that get one connection at a time take what waits as soon as they have finished."""
 
 import os
+import re
 import signal
 import socket
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ import pytest
 from support.marks import linux_only
 from support.processes import read_state
 from support.server import Server, connections
-from support.sockets import read_all
+from support.sockets import read_all, read_some
 
 pytestmark = [linux_only, pytest.mark.thread_unsafe]
 
@@ -162,3 +163,17 @@ def test_killed_while_stopping() -> None:
         for sock in socks[2:]:
             finish(sock)
         assert server.process.wait(30) == 0
+
+
+def test_an_offer_that_no_worker_takes_in_time() -> None:
+    """A pool that stops drops it with the connections in hand, and starts no worker for it."""
+    with Server("begin_and_wait", "--workers", "1", "--drain", "0.5") as server:
+        with connections(server, 1) as (begun,):
+            assert begun.recv(100)
+            with connections(server, 1) as (offered,):
+                while not server.status().waiting:
+                    pass
+                assert server.stop() == 0
+                assert read_some(begun) == read_some(offered) == b""
+        server.wait_for("dropping 1 connections that no worker took")
+        assert len(re.findall("worker .* started", server.log)) == 1

@@ -93,6 +93,22 @@ def test_more_that_do_not_start(tmp_path: Path) -> None:
         assert server.stop() == 0
 
 
+def test_every_change_has_its_attempts(tmp_path: Path) -> None:
+    """However often none of its workers start: what failed before does not count against it."""
+    flag = tmp_path / "die"
+    with Server(program=("-m", "support.handlers", str(flag))) as server:
+        old = server.settled(2).pids
+        flag.touch()
+        changes = {signal.SIGTTIN: "the pool has 2 workers as before", signal.SIGHUP: "the old w"}
+        for signum, text in [*changes.items()] * 2:
+            server.send_signal(signum)
+            for _ in range(5):
+                server.wait_for("exited with status 1")
+            server.wait_for(f"5 workers in a row died .*; {text}")
+        assert server.settled(2).pids == old
+        assert server.stop() == 0
+
+
 def test_from_the_program() -> None:
     """The program adds and removes workers itself."""
     with Server(program=("pool_programs.py", "resize")) as server:

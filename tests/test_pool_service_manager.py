@@ -110,6 +110,24 @@ def test_a_reload_without_a_worker(manager: Manager) -> None:
         assert server.stop() == 0
 
 
+def test_a_death_in_a_reload(manager: Manager, tmp_path: Path) -> None:
+    """A reload ends for the manager although an old worker dies before its turn."""
+    gate = tmp_path / "gate"
+    program = ("pool_programs.py", "wait_to_start", str(gate), "drain", "30")
+    with Server(program=program) as server:
+        manager.hear_of("READY")
+        old = server.settled(2).pids
+        gate.touch()
+        server.send_signal(signal.SIGHUP)
+        manager.hear_of("RELOADING")
+        os.kill(old[1], signal.SIGKILL)
+        server.wait_for(f"worker {old[1]} was killed")
+        gate.unlink()
+        manager.hear_of("READY")
+        assert not {*server.settled(2).pids} & {*old}
+        assert server.stop() == 0
+
+
 def test_a_reload_that_is_given_up(manager: Manager, tmp_path: Path) -> None:
     """A reload whose workers do not start ends for the manager too: the old workers are ready."""
     flag = tmp_path / "die"

@@ -1,12 +1,14 @@
 """A pool stops, replaces its workers and shows its state on signals."""
 
 import os
+import re
 import select
 import signal
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from types import FrameType
 
@@ -232,6 +234,29 @@ def test_a_stop_while_a_start_hangs(tmp_path: Path) -> None:
 
 
 @pytest.mark.thread_unsafe
+def test_reloads_at_once(tmp_path: Path) -> None:
+    """However often a reload is asked for while a worker starts, that worker and the rest are
+    replaced once more, and no more often."""
+    gate = tmp_path / "gate"
+    program = ("pool_programs.py", "wait_to_start", str(gate), "drain", "30")
+    with Server(program=program) as server:
+        server.settled(2)
+        gate.touch()
+        server.send_signal(signal.SIGHUP)
+        while not any(worker.state == "STARTING" for worker in server.status().workers):
+            pass
+        for _ in range(5):
+            server.send_signal(signal.SIGHUP)
+            server.wait_for("replacing the workers")
+        gate.unlink()
+        while [worker.restarts for worker in server.settled(2).workers] != [2, 1]:
+            pass
+        assert server.stop() == 0
+        assert len(re.findall("worker .* started", server.log)) == 5
+        assert "WARNING" not in server.log
+
+
+@pytest.mark.thread_unsafe
 def test_reload_under_load() -> None:
     """Reload after reload, and every connection is answered."""
     with Server("echo", "--workers", "2", "--capacity", "2") as server:
@@ -374,6 +399,33 @@ def test_signals_that_the_parent_has_blocked() -> None:
         pool = Pool(echo, 1)
         pool.serve("127.0.0.1:0", ready=lambda _: os.kill(os.getpid(), signal.SIGTERM))
         assert signal.pthread_sigmask(signal.SIG_BLOCK, []) >= blocked
+
+    run_in_child(serve)
+
+
+@pytest.mark.thread_unsafe
+def test_signals_of_an_earlier_run() -> None:
+    """What came as serve() ended by an exception does not stop the next one, nor does a signal that
+    stopped the last one make the next signal a duplicate."""
+
+    def serve() -> None:
+        pool = Pool(echo, 1)
+        terminate = partial(os.kill, os.getpid(), signal.SIGTERM)
+        served = []
+
+        def fail(stop: Callable[[], object], _addresses: object) -> None:
+            stop()
+            raise ZeroDivisionError
+
+        def end(addresses: object) -> None:
+            served.append(addresses)
+            terminate()
+
+        for stop in (pool.stop, terminate):
+            with pytest.raises(ZeroDivisionError):
+                pool.serve("127.0.0.1:0", ready=partial(fail, stop))
+            pool.serve("127.0.0.1:0", ready=end)
+        assert len(served) == 2
 
     run_in_child(serve)
 

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -68,6 +69,7 @@ def test_a_stopped_worker(handler: str) -> None:
                 sock.sendall(b"hello")
             new = {int(read_all(sock)) for sock in socks}
         server.wait_for(f"worker {old} was killed by SIGKILL: 0 connections lost, 3 go to")
+        assert server.log.count("makes no progress") == 1
         status = server.settled(1)
         assert new == {*status.pids} != {old}
         assert (status.handled, status.lost) == (3, 0)
@@ -128,6 +130,49 @@ def test_a_pool_that_is_suspended(handler: str, capacity: str) -> None:
         assert (status.handled, status.lost) == (1, 0)
         assert "no progress" not in server.log
         assert server.stop() == 0
+
+
+def _suspend(server: Server, sock: socket.socket, seconds: float) -> None:
+    """The pool stands still for so long, on which a client that gets nothing waits. The master goes
+    on first."""
+    pids = [server.pid, *server.status().pids]
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    sock.settimeout(seconds)
+    with pytest.raises(TimeoutError):
+        sock.recv(100)
+    sock.settimeout(30)
+    os.kill(server.pid, signal.SIGCONT)
+    server.status()
+    for pid in pids[1:]:
+        os.kill(pid, signal.SIGCONT)
+
+
+def test_a_start_that_is_suspended(tmp_path: Path) -> None:
+    """The time in which the whole pool is suspended does not count as a worker's time to start."""
+    gate = tmp_path / "gate"
+    gate.touch()
+    program = ("pool_programs.py", "wait_to_start", str(gate), "start_timeout", "3")
+    with Server(program=program) as server, server.connect() as sock:
+        _suspend(server, sock, 4)
+        gate.unlink()
+        sock.sendall(b"hello")
+        assert read_all(sock)
+        assert server.stop() == 0
+        assert "WARNING" not in server.log
+
+
+def test_an_end_that_is_suspended() -> None:
+    """Nor does it count as the time that a worker has to finish."""
+    with Server("begin_and_wait", "--workers", "1", "--drain", "3") as server:
+        with server.connect() as sock:
+            assert sock.recv(100)
+            server.send_signal(signal.SIGTERM)
+            _suspend(server, sock, 4)
+            sock.sendall(b"the end")
+            assert read_all(sock) == b"the end"
+        assert server.process.wait() == 0
+        assert "WARNING" not in server.log
 
 
 def test_a_worker_that_hangs_as_it_leaves() -> None:

@@ -118,7 +118,7 @@ class Master:
     def _run_once(self) -> None:
         due_at = min(self._supervisor.due_at, *[part.due_at for part in self._timed])
         if self._dispatcher.distribute(min(due_at, time.monotonic() + _LONGEST_WAIT)):
-            self._supervisor.due_at = 0.0
+            self._supervisor.check_soon()
         for key, events in self._selector.select(0):
             key.data(events)
         self._supervisor.note_changes()
@@ -163,7 +163,6 @@ class Master:
             self._supervisor.resize(-1)
         else:
             self._supervisor.stop()
-            self._acceptors.close()
 
     def _start(self, slot: int, restarts: int) -> WorkerProcess:
         max_requests = float("inf")

@@ -8,6 +8,7 @@ import socket
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack, closing
 
+from fdpass_c.aio.loops import in_trio
 from fdpass_c.errors import FdpassError
 from fdpass_c.pool.accepting import Acceptors
 from fdpass_c.pool.config import Config
@@ -156,13 +157,16 @@ class Pool:
             ready: Called once, in the master, when every worker has started. Its argument is a
                 tuple of the addresses of the listeners, each as from socket.getsockname. For a port
                 that was given as 0, the address has the port that the system chose. An exception of
-                this function ends serve().
+                this function ends serve(). A process that it forks has the listeners too, and keeps
+                them open after serve(). A program that it executes does not have them.
 
         Raises:
             PoolError: Workers die at start again and again, or no listener accepts any longer.
             ValueError: There is no listener. A socket does not listen. A socket or address is given
                 twice. An address has an unknown form. The caller is not the main thread.
             TypeError: An address has the wrong type, or ready is not callable.
+            RuntimeError: A task of trio calls it, and the handler is a coroutine function. The
+                forked workers would be inside of trio's loop too, and could not run their own.
             OSError: As for open_listener. EBADF: a socket is closed.
         """
         if ready is not None and not callable(ready):
@@ -175,6 +179,8 @@ class Pool:
         if isinstance(metrics, socket.socket) and metrics in listeners:
             raise ValueError("a listening socket is given twice")
         _check_addresses([*listeners, metrics])
+        if self._config.runs_coroutines and in_trio():
+            raise RuntimeError("serve() starts event loops in its workers: call it outside of trio")
         with ExitStack() as stack:
             selector = stack.enter_context(selectors.DefaultSelector())
             acceptors = Acceptors(self._config.runs_coroutines)

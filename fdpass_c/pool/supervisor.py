@@ -27,6 +27,9 @@ from fdpass_c.pool.worker_process import (
 _GRACE = 1.0
 """Seconds in which a worker that is still starting, that hangs, or that was killed must end."""
 
+_CHECK_INTERVAL = 1.0
+"""Seconds between two checks at most, while a worker has a deadline."""
+
 
 class Counted(NamedTuple):
     """Values that another thread must read together. Otherwise it could count the connections of a
@@ -63,7 +66,7 @@ class Supervisor:
         slot and the number of workers that had it before, which appends a new worker to workers. It
         raises an OSError if the system cannot start a process. drain, start_timeout: seconds that a
         worker may take to finish and to start."""
-        self.due_at: float = 0.0
+        self.due_at: float = time.monotonic()
         self.stopping: bool = False
         self._gave_up = False
         self._told_to_stop = False
@@ -104,8 +107,9 @@ class Supervisor:
 
     def check(self) -> None:
         """Ends the workers whose time is over, starts missing ones, and sets due_at."""
-        self.due_at = float("inf")
         now = time.monotonic()
+        self._postpone_deadlines(now - self.due_at)
+        self.due_at = float("inf")
         waiting = self._rounds.waiting
         no_worker_left = self._gave_up and all(w.state is State.LEAVING for w in self._workers)
         if waiting and (no_worker_left or now >= self._stop_deadline):
@@ -123,14 +127,23 @@ class Supervisor:
                 # It still gets the waiting connections. Its handlers must close each connection
                 # after the current request.
                 worker.counters.leave()
-            elif self.stopping:
-                timeout = _GRACE if worker.state is State.STARTING else self._drain
-                worker.drain(min(timeout, self._stop_deadline - now))
-            elif worker.settings.slot >= self._slots:
-                worker.drain(self._drain if worker.state is State.READY else _GRACE)
+            elif self.stopping or worker.settings.slot >= self._slots:
+                worker.drain(_GRACE if worker.state is State.STARTING else self._drain)
             elif worker.account.is_used_up and worker not in self._outdated:
                 self._outdated.append(worker)
         self._start_missing(now)
+
+    def check_soon(self) -> None:
+        """Makes the master's loop call check next."""
+        self.due_at = min(self.due_at, time.monotonic())
+
+    def _postpone_deadlines(self, late: float) -> None:
+        """late: by how many seconds the check comes too late, because the master did not run. That
+        time does not count, because the workers may have been suspended too."""
+        if late > 0:
+            self._stop_deadline += late
+            for worker in self._workers:
+                worker.deadline += late
 
     def _find_deadline(self, worker: WorkerProcess) -> float:
         """When it is to be killed, or to be looked at again after that."""
@@ -148,7 +161,8 @@ class Supervisor:
             self._slots_filled = self._slots
         if now < self._stop_deadline:
             moments.append(self._stop_deadline)
-        self.due_at = min([self.due_at, *moments])
+        if (due_at := min(moments, default=float("inf"))) < float("inf"):
+            self.due_at = min(self.due_at, due_at, now + _CHECK_INTERVAL)
 
     def _find_missing(self) -> list[int]:
         """Returns the slots that need a worker: the empty slots, or if there are none, the slot of
@@ -228,7 +242,7 @@ class Supervisor:
                 if worker.serves:
                     worker.end_early(self._drain)
                 worker.given_back += self._rounds.take_back(worker.account)
-                self.due_at = 0.0
+                self.check_soon()
 
     def _mark_ready(self, worker: WorkerProcess) -> None:
         worker.mark_ready()
@@ -239,7 +253,7 @@ class Supervisor:
                 and other != worker
             ):
                 other.drain(self._drain)
-        self.due_at = 0.0
+        self.check_soon()
 
     def replace_all(self) -> None:
         """Replaces the workers one by one. Each stops taking connections when its successor is
@@ -249,21 +263,21 @@ class Supervisor:
         )
         self._outdated = deque(w for w in self._workers if w.state is not State.LEAVING)
         self._reloaded = {*self._outdated}
-        self.due_at = 0.0
+        self.check_soon()
 
     def replace_hanging(self, worker: WorkerProcess) -> None:
         """Sends SIGABRT to a worker, which then writes its tracebacks and ends. A suspended worker
         cannot do that, and is killed after _GRACE seconds."""
         logger.warning("worker %d makes no progress", worker.pid)
         worker.abort(_GRACE)
-        self.due_at = 0.0
+        self.check_soon()
 
     def resize(self, change: int) -> None:
         """Adds change to the number of workers. At least one stays."""
         self._slots = max(1, self._slots + change)
         self._restarts += [0] * (self._slots - len(self._restarts))
         logger.info("the pool now has %d workers", self._slots)
-        self.due_at = 0.0
+        self.check_soon()
 
     def stop(self) -> None:
         """Lets all workers finish. The second call kills them."""
@@ -278,7 +292,7 @@ class Supervisor:
             self.stopping = True
             self._stop_deadline = time.monotonic() + self._drain
             self._outdated.clear()
-        self.due_at = 0.0
+        self.check_soon()
 
     def fail(self, reason: str) -> None:
         """Stops the pool, because no worker or no listener is left."""
@@ -329,7 +343,7 @@ class Supervisor:
         logger.warning("%s", reason)
         was_starting = worker.state is State.STARTING
         worker.spare()
-        self.due_at = 0.0
+        self.check_soon()
         if was_starting:
             self._count_failed_start(reason)
 
@@ -352,7 +366,7 @@ class Supervisor:
             )
         self._workers.remove(worker)
         self._reloaded.discard(worker)
-        self.due_at = 0.0
+        self.check_soon()
         ended = f"worker {worker.pid} {describe_exit(status)}"
         if worker.state is State.LEAVING and status == 0 and not lost and not worker.given_back:
             logger.info("%s", ended)
