@@ -1,7 +1,7 @@
 """One plain message: send_fds and recv_fds as in the socket module, and the strict pair."""
 
-import os
 import errno
+import os
 import socket
 import sys
 from collections.abc import Callable, Iterable
