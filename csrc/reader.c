@@ -156,12 +156,25 @@ static ssize_t receive_carefully(struct fdp_inbox *inbox, const unsigned char *k
     if (!fdp_is_in_order(inbox, &front))
         return fdp_violate(inbox, FDP_MALFORMED);
     struct iovec rest = {.iov_base = target, .iov_len = front.size - known_size};
-    /* The descriptors of a frame come with its first byte. If that is here, no more will come. */
-    if (front.fd_count == 0 || known_size > 0 || !inbox->accept_fds)
-        return fdp_take(inbox, &rest, 1, ret_ancillary);
+    if (front.fd_count == 0 || known_size > 0 || !inbox->accept_fds) {
+        ssize_t received = fdp_take(inbox, &rest, 1, ret_ancillary);
+        /* The descriptors of a frame come with its first byte. No places are reserved for others. */
+        int has_late = received > 0 && known_size > 0 && ret_ancillary->fd_count > 0;
+        return has_late ? fdp_violate(inbox, FDP_SURPLUS) : received;
+    }
     int error = check_room(inbox, &front);
     return error < 0 ? error
                      : take_by_peek(inbox, target, rest.iov_len, front.fd_count, ret_ancillary);
+}
+
+int fdp_begin_receive(struct fdp_inbox *inbox) {
+    const struct fdp_large *large = &inbox->large;
+    const struct fdp_store *store = inbox->store;
+    unsigned now = inbox->held;
+    if (large->is_open) /* It has reserved places for descriptors that are not here yet, too. */
+        now = large->fd_count + (store != NULL ? store->fd_tail - store->fd_head : 0);
+    inbox->expected = fdp_begin_in_ample_room(&inbox->held, now, !large->is_open);
+    return inbox->expected > 0;
 }
 
 ssize_t fdp_receive_frame(struct fdp_inbox *inbox, const unsigned char *known, size_t known_size,
@@ -172,8 +185,7 @@ ssize_t fdp_receive_frame(struct fdp_inbox *inbox, const unsigned char *known, s
     /* Descriptors come with the first byte of a frame, so none come with the rest of it. */
     if (known_size >= FDP_HEADER_SIZE || !FDP_CAN_PEEK_FDS || inbox->sender_keeps)
         return fdp_take(inbox, &buffer, 1, ret_ancillary);
-    inbox->expected = fdp_begin_in_ample_room(inbox->large.is_open ? NULL : &inbox->held);
-    if (inbox->expected == 0)
+    if (!fdp_begin_receive(inbox))
         return receive_carefully(inbox, known, known_size, target, ret_ancillary);
     return fdp_take(inbox, &buffer, 1, ret_ancillary);
 }
