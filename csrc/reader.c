@@ -134,12 +134,32 @@ static ssize_t take_by_peek(struct fdp_inbox *inbox, unsigned char *target, size
     return error < 0 ? error : received;
 }
 
+/* Receives the frame at the front of the queue, of which head[0..size) is known, and no more. Only the
+ * first known_size bytes of it were received before. */
+static ssize_t take_front(struct fdp_inbox *inbox, const unsigned char *head, size_t size,
+                          size_t known_size, unsigned char *target,
+                          struct fdp_ancillary *ret_ancillary) {
+    struct fdp_frame front;
+    int found = fdp_parse_header(head, size, &front);
+    if (found < 0)
+        return fdp_violate(inbox, FDP_MALFORMED);
+    if (found == 0)
+        return take_by_peek(inbox, target, size - known_size, 0, ret_ancillary);
+    if (!fdp_is_in_order(inbox, &front))
+        return fdp_violate(inbox, FDP_MALFORMED);
+    struct iovec rest = {.iov_base = target, .iov_len = front.size - known_size};
+    if (front.fd_count == 0 || known_size > 0 || !inbox->accept_fds)
+        return fdp_take(inbox, &rest, 1, ret_ancillary);
+    int error = check_room(inbox, &front);
+    return error < 0 ? error
+                     : take_by_peek(inbox, target, rest.iov_len, front.fd_count, ret_ancillary);
+}
+
 /* Peeks at the header of the frame at the front of the queue, and receives only this frame. */
 static ssize_t receive_carefully(struct fdp_inbox *inbox, const unsigned char *known,
                                  size_t known_size, unsigned char *target,
                                  struct fdp_ancillary *ret_ancillary) {
     unsigned char head[FDP_HEADER_SIZE + FDP_TOTALS_SIZE];
-    struct fdp_frame front;
     memcpy(head, known, known_size);
     ssize_t seen = recv(fdp_get_sock(&inbox->sock), head + known_size, sizeof head - known_size,
                         MSG_PEEK | MSG_DONTWAIT);
@@ -148,23 +168,17 @@ static ssize_t receive_carefully(struct fdp_inbox *inbox, const unsigned char *k
     struct iovec nothing = {.iov_base = target, .iov_len = 1};
     if (seen == 0)
         return fdp_take(inbox, &nothing, 1, ret_ancillary);
-    int found = fdp_parse_header(head, known_size + (size_t)seen, &front);
-    if (found < 0)
+    ssize_t received = take_front(inbox, head, known_size + (size_t)seen, known_size, target,
+                                  ret_ancillary);
+    /* Places are reserved for what the peek has shown. The sender can change it afterwards, if it has
+     * spliced pages of a file into the socket. */
+    size_t again = (size_t)(received < seen ? received : seen);
+    if (received > 0 && memcmp(target, head + known_size, again) != 0)
         return fdp_violate(inbox, FDP_MALFORMED);
-    if (found == 0)
-        return take_by_peek(inbox, target, (size_t)seen, 0, ret_ancillary);
-    if (!fdp_is_in_order(inbox, &front))
-        return fdp_violate(inbox, FDP_MALFORMED);
-    struct iovec rest = {.iov_base = target, .iov_len = front.size - known_size};
-    if (front.fd_count == 0 || known_size > 0 || !inbox->accept_fds) {
-        ssize_t received = fdp_take(inbox, &rest, 1, ret_ancillary);
-        /* The descriptors of a frame come with its first byte. No places are reserved for others. */
-        int has_late = received > 0 && known_size > 0 && ret_ancillary->fd_count > 0;
-        return has_late ? fdp_violate(inbox, FDP_SURPLUS) : received;
-    }
-    int error = check_room(inbox, &front);
-    return error < 0 ? error
-                     : take_by_peek(inbox, target, rest.iov_len, front.fd_count, ret_ancillary);
+    /* The descriptors of a frame come with its first byte. No places are reserved for others. */
+    if (received > 0 && known_size > 0 && ret_ancillary->fd_count > 0)
+        return fdp_violate(inbox, FDP_SURPLUS);
+    return received;
 }
 
 int fdp_begin_receive(struct fdp_inbox *inbox) {

@@ -1,6 +1,7 @@
 """What SECURITY.md promises of peers, and that each of its promises has its tests."""
 
 import contextlib
+import mmap
 import os
 import re
 import resource
@@ -98,6 +99,56 @@ def test_what_unfinished_messages_hold(kind: str) -> None:
 
     for limit in (400, 1000, 4000):
         run_in_child(partial(child, limit))
+
+
+@contextlib.contextmanager
+def _changing(frames: list[bytes]) -> Iterator[int]:
+    """A file that another process fills with one of frames after the other, as fast as it can."""
+    file = os.memfd_create("changing")
+    os.ftruncate(file, mmap.PAGESIZE)
+    with open(file, "r+b") as owner, mmap.mmap(file, mmap.PAGESIZE) as pages:
+        pid = fork()
+        while pid == 0:
+            for frame in frames:
+                pages[: len(frame)] = frame
+        try:
+            yield owner.fileno()
+        finally:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+
+
+@pytest.mark.thread_unsafe
+@linux_only
+@any_in_flight
+def test_frames_that_change_in_the_queue() -> None:
+    """A peer that splices pages into the socket, and changes them while they are received, holds no
+    more of the table than others."""
+
+    def child() -> None:
+        limit = 1000
+        limit_table(limit)
+        innocent = pack(1, 0, 0, 1, bytes(4))
+        with contextlib.ExitStack() as stack, _changing([innocent, _HALF[:16]]) as file:
+            reader, writer = os.pipe()
+            before = len(list_fds())
+            for _ in range(1500):
+                peer, channel = stack.enter_context(raw_pair())
+                channel.setblocking(False)
+                os.splice(file, writer, 15, offset_src=0)
+                os.splice(reader, peer.fileno(), 15)
+                socket.send_fds(peer, [_HALF[15:16]], [file] * 253)
+                try:
+                    channel.recv()
+                except BlockingIOError:
+                    pass  # It holds a part.
+                except (DescriptorTableFullError, ProtocolError):
+                    peer.close()
+                    channel.close()
+            held = len(list_fds()) - before
+            assert held <= limit // 2
+
+    run_in_child(child)
 
 
 @contextlib.contextmanager
