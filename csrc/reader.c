@@ -81,6 +81,14 @@ static int may_hold(struct fdp_inbox *inbox, uint64_t fd_count, ssize_t room) {
            (inbox->large.is_open || fdp_reserve(&inbox->held, inbox->held + fd_count));
 }
 
+/* Whether so many bytes are queued, on a seqpacket socket in the first packet. */
+static int has_queued(int sock, size_t size) {
+    unsigned char byte;
+    if (fdp_get_type(sock) == SOCK_STREAM)
+        return fdp_count_queued(sock) >= size;
+    return recv(sock, &byte, 1, MSG_PEEK | MSG_TRUNC | MSG_DONTWAIT) >= (ssize_t)size;
+}
+
 /* Checks that the table has room for the descriptors of the frame at the front of the queue, and of the
  * large message that it may begin. A packed frame that is queued whole may use the last place. Any other
  * frame leaves some free, so that whole ones can still be received. Returns 0, or -EMFILE. */
@@ -91,8 +99,7 @@ static int check_room(struct fdp_inbox *inbox, const struct fdp_frame *front) {
     uint64_t needed = front->fd_count;
     if (front->most_fds > needed && front->most_fds <= inbox->max_fds)
         needed = front->most_fds;
-    int is_whole = front->kind == FDP_PACKED &&
-                   fdp_count_queued(fdp_get_sock(&inbox->sock)) >= front->size;
+    int is_whole = front->kind == FDP_PACKED && has_queued(fdp_get_sock(&inbox->sock), front->size);
     if ((is_whole && (uint64_t)room >= needed) || may_hold(inbox, needed, room))
         return 0;
     if (inbox->large.is_open)
