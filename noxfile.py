@@ -100,7 +100,8 @@ def allocations(session: nox.Session) -> None:
 
 @nox.session
 def hostile(session: nox.Session) -> None:
-    """Attacks every receiving function with hostile peers."""
+    """Attacks every receiving function with hostile peers, also under asyncio and trio."""
+    install(session, "peers")
     run_program(session, "hostile")
 
 

@@ -10,7 +10,7 @@ static int check_frame(struct fdp_inbox *inbox, const unsigned char *bytes, size
     if (found < 0)
         return fdp_violate(inbox, FDP_MALFORMED);
     if (ret_frame->size == 0)
-        return fd_count > FDP_MAX_FDS ? fdp_violate(inbox, FDP_SURPLUS) : 0;
+        return fd_count > fdp_most_fds(inbox) ? fdp_violate(inbox, FDP_SURPLUS) : 0;
     if ((ret_frame->fd_count > 0 || ret_frame->most_fds > 0) && !inbox->accept_fds)
         return fdp_violate(inbox, FDP_UNWANTED);
     /* Descriptors come with the first byte of a frame, so all are here once the header is. */
@@ -106,8 +106,7 @@ ssize_t fdp_fill(struct fdp_inbox *inbox, size_t most, struct fdp_scratch *scrat
     if (inbox->store != NULL)
         received = fill_store(inbox, inbox->store);
     else if (inbox->large.is_open &&
-             (inbox->large.piece_left > 0 || !FDP_CAN_PEEK_FDS ||
-              (inbox->expected = fdp_begin_in_ample_room(NULL)) > 0))
+             (inbox->large.piece_left > 0 || !FDP_CAN_PEEK_FDS || fdp_begin_receive(inbox)))
         received = fdp_fill_large(inbox);
     else
         received = fill_scratch(inbox, most, scratch, owner);

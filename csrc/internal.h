@@ -85,16 +85,16 @@ size_t fdp_write_piece(unsigned char *ret_head, unsigned kind, size_t fd_count, 
 
 /* Begins a receive that may bring FDP_MAX_FDS descriptors. It may begin if, by the last count of what is
  * open, the table has room for them, for all other receives under way, and for what other threads can
- * have opened since, and if fdp_reserve grants these places to the inbox that holds *held (NULL: it has
- * reserved them already). This is exact about receives of this core, and an estimate about other
- * threads. Returns 0 if the receive may not begin. Otherwise it is under way until the caller gives the
- * result to fdp_end_in_ample_room.
+ * have opened since, and if fdp_reserve grants *held these places beside the now descriptors that the
+ * inbox has of incomplete messages. This is exact about receives of this core, and an estimate about
+ * other threads. Returns 0 if the receive may not begin. Otherwise it is under way until the caller
+ * gives the result to fdp_end_in_ample_room.
  *
- * The descriptors that come may be the first of a large message, and there may be no places left to
- * reserve for its others. If two inboxes were in that state, each could wait for ever for the places of
- * the other. So only one such receive may be under way, and none may begin while an inbox lacks
- * places. */
-uint64_t fdp_begin_in_ample_room(unsigned *held);
+ * may_begin: the descriptors that come may be the first of a large message, and there may be no places
+ * left to reserve for its others. If two inboxes were in that state, each could wait for ever for the
+ * places of the other. So only one such receive may be under way, and none may begin while an inbox
+ * lacks places. */
+uint64_t fdp_begin_in_ample_room(unsigned *held, unsigned now, int may_begin);
 void fdp_end_in_ample_room(uint64_t expecting);
 
 /* In the child of a fork: ends the receives of the parent's other threads, which do not exist here. */
@@ -134,7 +134,11 @@ int fdp_violate(struct fdp_inbox *inbox, int violation);
 /* Records how many descriptors are needed and how many the table has room for. Returns -EMFILE. */
 int fdp_refuse(struct fdp_inbox *inbox, uint64_t needed, ssize_t room);
 
-/* Whether this frame may come next: nothing may come between the pieces of a large message. */
+/* How many descriptors the next frame may have: a piece of a large message no more than that lacks. */
+unsigned fdp_most_fds(const struct fdp_inbox *inbox);
+
+/* Whether this frame may come next, with that many descriptors: nothing may come between the pieces of a
+ * large message. */
 int fdp_is_in_order(const struct fdp_inbox *inbox, const struct fdp_frame *frame);
 
 /* reader.c: from the socket to bytes and descriptors. */
@@ -149,6 +153,9 @@ struct fdp_ancillary {
 /* Receives once, without waiting. The table must have room. Returns as fdp_receive_frame. */
 ssize_t fdp_take(struct fdp_inbox *inbox, struct iovec *iov, size_t iov_count,
                  struct fdp_ancillary *ret_ancillary);
+
+/* fdp_begin_in_ample_room for this inbox. Returns whether the receive may begin. */
+int fdp_begin_receive(struct fdp_inbox *inbox);
 
 /* Receives up to capacity bytes into target without waiting. known[0..known_size) is the beginning of
  * the frame, which was received before. If the table may have too little room, it receives only the

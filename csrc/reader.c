@@ -71,6 +71,14 @@ static int may_hold(struct fdp_inbox *inbox, uint64_t fd_count, ssize_t room) {
            (inbox->large.is_open || fdp_reserve(&inbox->held, inbox->held + fd_count));
 }
 
+/* Whether so many bytes are queued, on a seqpacket socket in the first packet. */
+static int has_queued(int sock, size_t size) {
+    unsigned char byte;
+    if (fdp_get_type(sock) == SOCK_STREAM)
+        return fdp_count_queued(sock) >= size;
+    return recv(sock, &byte, 1, MSG_PEEK | MSG_TRUNC | MSG_DONTWAIT) >= (ssize_t)size;
+}
+
 /* Checks that the table has room for the descriptors of the frame at the front of the queue, and of the
  * large message that it may begin. A packed frame that is queued whole may use the last place. Any other
  * frame leaves some free, so that whole ones can still be received. Returns 0, or -EMFILE. */
@@ -81,8 +89,7 @@ static int check_room(struct fdp_inbox *inbox, const struct fdp_frame *front) {
     uint64_t needed = front->fd_count;
     if (front->most_fds > needed && front->most_fds <= inbox->max_fds)
         needed = front->most_fds;
-    int is_whole = front->kind == FDP_PACKED &&
-                   fdp_count_queued(fdp_get_sock(&inbox->sock)) >= front->size;
+    int is_whole = front->kind == FDP_PACKED && has_queued(fdp_get_sock(&inbox->sock), front->size);
     if ((is_whole && (uint64_t)room >= needed) || may_hold(inbox, needed, room))
         return 0;
     if (inbox->large.is_open)
@@ -124,12 +131,32 @@ static ssize_t take_by_peek(struct fdp_inbox *inbox, unsigned char *target, size
     return error < 0 ? error : received;
 }
 
+/* Receives the frame at the front of the queue, of which head[0..size) is known, and no more. Only the
+ * first known_size bytes of it were received before. */
+static ssize_t take_front(struct fdp_inbox *inbox, const unsigned char *head, size_t size,
+                          size_t known_size, unsigned char *target,
+                          struct fdp_ancillary *ret_ancillary) {
+    struct fdp_frame front;
+    int found = fdp_parse_header(head, size, &front);
+    if (found < 0)
+        return fdp_violate(inbox, FDP_MALFORMED);
+    if (found == 0)
+        return take_by_peek(inbox, target, size - known_size, 0, ret_ancillary);
+    if (!fdp_is_in_order(inbox, &front))
+        return fdp_violate(inbox, FDP_MALFORMED);
+    struct iovec rest = {.iov_base = target, .iov_len = front.size - known_size};
+    if (front.fd_count == 0 || known_size > 0 || !inbox->accept_fds)
+        return fdp_take(inbox, &rest, 1, ret_ancillary);
+    int error = check_room(inbox, &front);
+    return error < 0 ? error
+                     : take_by_peek(inbox, target, rest.iov_len, front.fd_count, ret_ancillary);
+}
+
 /* Peeks at the header of the frame at the front of the queue, and receives only this frame. */
 static ssize_t receive_carefully(struct fdp_inbox *inbox, const unsigned char *known,
                                  size_t known_size, unsigned char *target,
                                  struct fdp_ancillary *ret_ancillary) {
     unsigned char head[FDP_HEADER_SIZE + FDP_TOTALS_SIZE];
-    struct fdp_frame front;
     memcpy(head, known, known_size);
     ssize_t seen = recv(fdp_get_sock(&inbox->sock), head + known_size, sizeof head - known_size,
                         MSG_PEEK | MSG_DONTWAIT);
@@ -138,20 +165,27 @@ static ssize_t receive_carefully(struct fdp_inbox *inbox, const unsigned char *k
     struct iovec nothing = {.iov_base = target, .iov_len = 1};
     if (seen == 0)
         return fdp_take(inbox, &nothing, 1, ret_ancillary);
-    int found = fdp_parse_header(head, known_size + (size_t)seen, &front);
-    if (found < 0)
+    ssize_t received = take_front(inbox, head, known_size + (size_t)seen, known_size, target,
+                                  ret_ancillary);
+    /* Places are reserved for what the peek has shown. The sender can change it afterwards, if it has
+     * spliced pages of a file into the socket. */
+    size_t again = (size_t)(received < seen ? received : seen);
+    if (received > 0 && memcmp(target, head + known_size, again) != 0)
         return fdp_violate(inbox, FDP_MALFORMED);
-    if (found == 0)
-        return take_by_peek(inbox, target, (size_t)seen, 0, ret_ancillary);
-    if (!fdp_is_in_order(inbox, &front))
-        return fdp_violate(inbox, FDP_MALFORMED);
-    struct iovec rest = {.iov_base = target, .iov_len = front.size - known_size};
-    /* The descriptors of a frame come with its first byte. If that is here, no more will come. */
-    if (front.fd_count == 0 || known_size > 0 || !inbox->accept_fds)
-        return fdp_take(inbox, &rest, 1, ret_ancillary);
-    int error = check_room(inbox, &front);
-    return error < 0 ? error
-                     : take_by_peek(inbox, target, rest.iov_len, front.fd_count, ret_ancillary);
+    /* The descriptors of a frame come with its first byte. No places are reserved for others. */
+    if (received > 0 && known_size > 0 && ret_ancillary->fd_count > 0)
+        return fdp_violate(inbox, FDP_SURPLUS);
+    return received;
+}
+
+int fdp_begin_receive(struct fdp_inbox *inbox) {
+    const struct fdp_large *large = &inbox->large;
+    const struct fdp_store *store = inbox->store;
+    unsigned now = inbox->held;
+    if (large->is_open) /* It has reserved places for descriptors that are not here yet, too. */
+        now = large->fd_count + (store != NULL ? store->fd_tail - store->fd_head : 0);
+    inbox->expected = fdp_begin_in_ample_room(&inbox->held, now, !large->is_open);
+    return inbox->expected > 0;
 }
 
 ssize_t fdp_receive_frame(struct fdp_inbox *inbox, const unsigned char *known, size_t known_size,
@@ -162,8 +196,7 @@ ssize_t fdp_receive_frame(struct fdp_inbox *inbox, const unsigned char *known, s
     /* Descriptors come with the first byte of a frame, so none come with the rest of it. */
     if (known_size >= FDP_HEADER_SIZE || !FDP_CAN_PEEK_FDS || inbox->sender_keeps)
         return fdp_take(inbox, &buffer, 1, ret_ancillary);
-    inbox->expected = fdp_begin_in_ample_room(inbox->large.is_open ? NULL : &inbox->held);
-    if (inbox->expected == 0)
+    if (!fdp_begin_receive(inbox))
         return receive_carefully(inbox, known, known_size, target, ret_ancillary);
     return fdp_take(inbox, &buffer, 1, ret_ancillary);
 }

@@ -15,7 +15,12 @@ int fdp_refuse(struct fdp_inbox *inbox, uint64_t needed, ssize_t room) {
     return -EMFILE;
 }
 
+unsigned fdp_most_fds(const struct fdp_inbox *inbox) {
+    unsigned left = inbox->large.total_fds - inbox->large.fd_count;
+    return inbox->large.is_open && left < FDP_MAX_FDS ? left : FDP_MAX_FDS;
+}
+
 int fdp_is_in_order(const struct fdp_inbox *inbox, const struct fdp_frame *frame) {
     int begins = frame->kind == FDP_PACKED || frame->kind == FDP_FIRST;
-    return begins != inbox->large.is_open;
+    return begins != inbox->large.is_open && frame->fd_count <= fdp_most_fds(inbox);
 }

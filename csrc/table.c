@@ -98,12 +98,12 @@ static int has_room(uint64_t needed) {
     return 1;
 }
 
-uint64_t fdp_begin_in_ample_room(unsigned *held) {
-    const uint64_t mine = FDP_MAX_FDS + (held != NULL ? MAY_BEGIN : 0);
+uint64_t fdp_begin_in_ample_room(unsigned *held, unsigned now, int may_begin) {
+    const uint64_t mine = FDP_MAX_FDS + (may_begin ? MAY_BEGIN : 0);
     uint64_t others = __atomic_fetch_add(&expected, mine, __ATOMIC_ACQUIRE);
     int is_alone = others < MAY_BEGIN && __atomic_load_n(&lacking, __ATOMIC_RELAXED) == 0;
     if (has_room(others % MAY_BEGIN + AMPLE_ROOM) &&
-        (held == NULL || (is_alone && fdp_reserve(held, *held + FDP_MAX_FDS))))
+        (is_alone || !may_begin) && fdp_reserve(held, (uint64_t)now + FDP_MAX_FDS))
         return mine;
     fdp_end_in_ample_room(mine);
     return 0;

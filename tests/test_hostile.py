@@ -12,7 +12,8 @@ import pytest
 
 @pytest.mark.thread_unsafe
 def test_all_receives() -> None:
-    """Each attack on each receiving function, with some seeds, in a process of its own."""
+    """Each attack on each receiving function, blocking and in event loops, with some seeds, in a
+    process of its own."""
     done = subprocess.run(
         [sys.executable, "-m", "hostile", "--quick"],
         cwd=Path(__file__).parent,
@@ -21,4 +22,5 @@ def test_all_receives() -> None:
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "1500 hostile connections" in done.stdout
+    assert "blocking: 1500 hostile connections" in done.stdout
+    assert "aio in asyncio: 225 hostile connections" in done.stdout

@@ -1,6 +1,7 @@
 """What SECURITY.md promises of peers, and that each of its promises has its tests."""
 
 import contextlib
+import mmap
 import os
 import re
 import resource
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from fdpass_c import Channel, DescriptorTableFullError
+from fdpass_c import Channel, DescriptorTableFullError, ProtocolError
 from support.channels import raw_pair
 from support.descriptors import list_fds
 from support.frames import NEXT, WITHDRAWN, first, one, pack
@@ -34,26 +35,33 @@ def test_every_test_is_there() -> None:
         assert re.search(rf"^def {test}\(", (TESTS / file).read_text(), re.MULTILINE), (file, test)
 
 
-def _send_half(peer: socket.socket, kind: str, file: int) -> None:
-    """A message that is never finished, with as many descriptors as it may begin with."""
-    with contextlib.suppress(BlockingIOError, BrokenPipeError):
-        if kind == "half a header":
-            socket.send_fds(peer, [one(b"", 1)[:5]], [file] * 253)
-        elif kind == "half a frame":
-            socket.send_fds(peer, [pack(1, 2, 253, 253, bytes(4 * 253) + b"x")[:100]], [file] * 253)
-        elif kind == "pieces":
-            socket.send_fds(peer, [first(1, 400, attached=253)], [file] * 253)
-            socket.send_fds(peer, [pack(NEXT, 0, 147, 0, b"")], [file] * 147)
-        else:
-            socket.send_fds(peer, [first(1, 60_000, attached=253)], [file] * 253)
-            for _ in range(20):
-                socket.send_fds(peer, [pack(NEXT, 0, 253, 0, b"")], [file] * 253)
+_HALF = pack(1, 2, 253, 253, bytes(4 * 253) + b"x")[:100]
+_LAST = pack(NEXT, 0, 0, 0, b"x")
+
+# Messages that are never finished: frames and parts of frames, and how many descriptors travel with
+# each. The lists are sent one after the other, and received in between.
+_UNFINISHED: dict[str, list[list[tuple[bytes, int]]]] = {
+    "half a header": [[(one(b"", 1)[:5], 253)]],
+    "half a frame": [[(_HALF, 253)]],
+    "pieces": [[(first(1, 400, attached=253), 253), (pack(NEXT, 0, 147), 147)]],
+    "too many": [[(first(1, 60_000, attached=253), 253), *[(pack(NEXT, 0, 253), 253)] * 20]],
+    "with the second byte": [[(_HALF[:1], 0)], [(_HALF[1:], 253)]],
+    "more than a message lacks": [[(first(9, 0), 0)], [(pack(NEXT)[:5], 253)]],
+    "a piece beyond the total": [[(first(9, 0), 0)], [(pack(NEXT, 0, 253, 0, b"x")[:16], 253)]],
+    "behind a withdrawal": [[(first(60_000, 0), 0)], [(pack(WITHDRAWN), 0), (_HALF, 253)]],
+    "behind a large message": [
+        [(first(1, 0), 0)],
+        [(_LAST[:5], 0)],
+        [(_LAST[5:], 0), (_HALF, 253)],
+    ],
+    "one byte a packet": [[(_HALF[:16], 253), *[(b"\0", 0)] * 190, (bytes(2000), 0)]],
+}
 
 
 @pytest.mark.thread_unsafe
 @linux_only
 @any_in_flight
-@pytest.mark.parametrize("kind", ["half a header", "half a frame", "pieces", "too many"])
+@pytest.mark.parametrize("kind", _UNFINISHED)
 def test_what_unfinished_messages_hold(kind: str) -> None:
     """Peers that never finish hold at most half of the table together, and leave 64 places. Those
     that announce more than that hold no more than one piece, all together."""
@@ -61,23 +69,31 @@ def test_what_unfinished_messages_hold(kind: str) -> None:
     def child(limit: int) -> None:
         limit_table(limit)
         with contextlib.ExitStack() as stack:
-            pairs = [stack.enter_context(raw_pair()) for _ in range(30)]
+            sort = socket.SOCK_SEQPACKET if "packet" in kind else socket.SOCK_STREAM
+            pairs = [stack.enter_context(raw_pair(sort)) for _ in range(30)]
             before = len(list_fds())
+            most = 0
             for peer, channel in pairs:
                 channel.setblocking(False)
                 peer.setblocking(False)
-                _send_half(peer, kind, peer.fileno())
-            for _ in range(3):
-                for _, channel in pairs:
-                    with contextlib.suppress(BlockingIOError, DescriptorTableFullError):
-                        channel.recv()
+            may_come = (BlockingIOError, DescriptorTableFullError, ProtocolError)
+            for parts in _UNFINISHED[kind]:
+                for peer, _ in pairs:
+                    with contextlib.suppress(BlockingIOError, BrokenPipeError):
+                        for data, count in parts:
+                            socket.send_fds(peer, [data], [peer.fileno()] * count)
+                for _, channel in pairs * 3:
+                    with contextlib.suppress(*may_come):
+                        channel.recv()[1].close()
+                    most = max(most, len(os.listdir("/proc/self/fd")) - 1 - before)
             held = len(list_fds()) - before
+            assert most <= limit // 2
             if kind == "too many":
-                assert held <= 253
-            else:
+                assert most <= 253
+            elif kind in ("half a header", "half a frame", "pieces"):
                 # Not far from it, either: whatever fits is received.
-                assert limit // 2 - 253 < held <= limit // 2
-            assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] - before - held >= 64
+                assert held > limit // 2 - 253
+            assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] - before - most >= 64
             # A message that is whole still comes, to whom they left alone.
             peer, channel = stack.enter_context(raw_pair())
             socket.send_fds(peer, [one(b"whole", 1)], [0])
@@ -87,6 +103,56 @@ def test_what_unfinished_messages_hold(kind: str) -> None:
 
     for limit in (400, 1000, 4000):
         run_in_child(partial(child, limit))
+
+
+@contextlib.contextmanager
+def _changing(frames: list[bytes]) -> Iterator[int]:
+    """A file that another process fills with one of frames after the other, as fast as it can."""
+    file = os.memfd_create("changing")
+    os.ftruncate(file, mmap.PAGESIZE)
+    with open(file, "r+b") as owner, mmap.mmap(file, mmap.PAGESIZE) as pages:
+        pid = fork()
+        while pid == 0:
+            for frame in frames:
+                pages[: len(frame)] = frame
+        try:
+            yield owner.fileno()
+        finally:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+
+
+@pytest.mark.thread_unsafe
+@linux_only
+@any_in_flight
+def test_frames_that_change_in_the_queue() -> None:
+    """A peer that splices pages into the socket, and changes them while they are received, holds no
+    more of the table than others."""
+
+    def child() -> None:
+        limit = 1000
+        limit_table(limit)
+        innocent = pack(1, 0, 0, 1, bytes(4))
+        with contextlib.ExitStack() as stack, _changing([innocent, _HALF[:16]]) as file:
+            reader, writer = os.pipe()
+            before = len(list_fds())
+            for _ in range(1500):
+                peer, channel = stack.enter_context(raw_pair())
+                channel.setblocking(False)
+                os.splice(file, writer, 15, offset_src=0)
+                os.splice(reader, peer.fileno(), 15)
+                socket.send_fds(peer, [_HALF[15:16]], [file] * 253)
+                try:
+                    channel.recv()
+                except BlockingIOError:
+                    pass  # It holds a part.
+                except (DescriptorTableFullError, ProtocolError):
+                    peer.close()
+                    channel.close()
+            held = len(list_fds()) - before
+            assert held <= limit // 2
+
+    run_in_child(child)
 
 
 @contextlib.contextmanager

@@ -35,9 +35,11 @@ static void test_count_room(void) {
 }
 
 static int has_ample_room(void) {
-    uint64_t expecting = fdp_begin_in_ample_room(NULL);
+    unsigned held = 0;
+    uint64_t expecting = fdp_begin_in_ample_room(&held, 0, 0);
     if (expecting > 0)
         fdp_end_in_ample_room(expecting);
+    fdp_count_held(&held, 0);
     return expecting > 0;
 }
 
@@ -57,8 +59,10 @@ static void test_ample_room(void) {
     CHECK(!has_ample_room());
     fdp_close_fds(fds, 101);
     CHECK(has_ample_room());
-    CHECK(fdp_begin_in_ample_room(NULL)); /* Another thread that receives may bring as many. */
+    unsigned held = 0;
+    CHECK(fdp_begin_in_ample_room(&held, 0, 0)); /* A receive of another thread may bring as many. */
     CHECK(!has_ample_room());
+    fdp_count_held(&held, 0);
     fdp_forget_receives(); /* A child of a fork has no such thread. */
     CHECK(has_ample_room());
     limit_to(512);
@@ -79,15 +83,15 @@ static void test_one_may_begin(void) {
     if (limit.rlim_max < 4096)
         return;
     limit_to(4096);
-    uint64_t first = fdp_begin_in_ample_room(&one);
+    uint64_t first = fdp_begin_in_ample_room(&one, 0, 1);
     CHECK(first > 0 && one == FDP_MAX_FDS);
-    CHECK(fdp_begin_in_ample_room(&other) == 0 && other == 0);
+    CHECK(fdp_begin_in_ample_room(&other, 0, 1) == 0 && other == 0);
     CHECK(has_ample_room()); /* For more of a message that was begun. */
     fdp_count_lacking(&lacks, 1);
     fdp_end_in_ample_room(first);
-    CHECK(fdp_begin_in_ample_room(&other) == 0 && has_ample_room());
+    CHECK(fdp_begin_in_ample_room(&other, 0, 1) == 0 && has_ample_room());
     fdp_count_lacking(&lacks, 0);
-    uint64_t next = fdp_begin_in_ample_room(&other);
+    uint64_t next = fdp_begin_in_ample_room(&other, 0, 1);
     CHECK(next > 0);
     fdp_end_in_ample_room(next);
     fdp_count_held(&one, 0);
@@ -308,7 +312,7 @@ static void test_fork_inside_a_receive(void) {
         send_raw(ends->left, bytes, put_piece(bytes, FDP_FIRST, 10, 2, 4, 20), 10);
         CHECK(receive(ends, 9) == -EAGAIN && ends->inbox.held == 20);
         CHECK(fdp_enter(&ends->inbox.busy) == 0);
-        CHECK(fdp_begin_in_ample_room(&ends->inbox.held) && ends->inbox.held == 20 + FDP_MAX_FDS);
+        CHECK(fdp_begin_receive(&ends->inbox) && ends->inbox.held == 10 + FDP_MAX_FDS);
         ends->inbox.waits = 1;
         fdp_free_after_fork(&ends->inbox, &ends->outbox);
         CHECK(fdp_try_receive(&ends->inbox, 9, &ends->scratch, ends->owner) == -EAGAIN);

@@ -1,4 +1,4 @@
-"""Hostile peers against each receiving function, again and again.
+"""Hostile peers against each receiving function, blocking and in event loops, again and again.
 
     python -m hostile [--quick] [--rounds N]     from this folder's parent
 

@@ -3,6 +3,7 @@
 import contextlib
 import gc
 import os
+import resource
 import signal
 import sys
 import traceback
@@ -18,6 +19,9 @@ from support import looped
 from support.attempts import Attempt, Operations, Outcome
 from support.tables import table_of
 
+MOST_MEMORY = 20_000
+"""KiB more that the process may use after any number of attempts."""
+
 _PATIENCE = 20
 _NOTHING = object()
 
@@ -32,6 +36,11 @@ def _stop(_signum: int, _frame: FrameType | None) -> None:
 
 def _count_open() -> int:
     return len(os.listdir("/proc/self/fd"))
+
+
+def measure_memory() -> int:
+    """The most KiB that this process has used at any time."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def _forget_frames(error: BaseException | None) -> None:
@@ -109,6 +118,7 @@ class Attacks:
         in_loops: every so many-th of those of event loops, too; 0 for none.
         """
         looped.start()
+        memory = measure_memory()
         # With the smaller table a channel looks before it receives.
         plans: list[tuple[int, Any, str]] = [(1024, fdpass_c, ""), (700, fdpass_c, "Channel.recv")]
         if in_loops:
@@ -123,6 +133,10 @@ class Attacks:
                     if full.startswith(tuple(names) or "") and name.startswith(wanted):
                         attack(full, make)
         looped.stop()
+        grown = measure_memory() - memory
+        if grown > MOST_MEMORY:
+            self.found.append(f"{grown} KiB of memory more")
+            print(self.found[-1])
         counts = ", ".join(f"{count} {kind}" for kind, count in self.counts.items())
-        print(f"{counts}; {len(self.found)} that went wrong")
+        print(f"{counts}; {grown} KiB of memory more; {len(self.found)} that went wrong")
         return 1 if self.found else 0
