@@ -112,12 +112,11 @@ int main(int argc, char **argv) {
 
     static struct fdp_scratch scratch;
     struct fdp_inbox inbox;
-    struct fdp_outbox outbox;
+    struct fdp_outbox outbox = {.sock = sock};
     struct fdp_owner *owner = make_owner(FDP_MAX_FDS);
     if (owner == NULL)
         return fail("starting", -ENOMEM);
     fdp_start_inbox(&inbox, sock, MAX_PAYLOAD, MAX_FDS, 1);
-    fdp_start_outbox(&outbox, sock);
     ssize_t result;
     while ((result = receive(&inbox, &scratch, &owner)) != 0) {
         if (result < 0)
