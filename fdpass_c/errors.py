@@ -52,13 +52,13 @@ class DescriptorTableFullError(FdpassError):
     """
 
     def __init__(self, needed: int, free: int) -> None:
-        text = f"the next message brings {needed} descriptors and this process can open {free} more"
+        text = f"descriptors in the next message: {needed}; more that this process can open: {free}"
         if needed > free:
-            text += " (RLIMIT_NOFILE); it stays queued until some are closed"
+            text += " (RLIMIT_NOFILE). The message stays queued until some are closed"
         else:
             text += (
-                ", but messages that have arrived only in part hold at most half of RLIMIT_NOFILE "
-                "and leave 64 places free; it stays queued"
+                ". But messages that have arrived only in part hold at most half of RLIMIT_NOFILE "
+                "and leave 64 places free. The message stays queued"
             )
         super().__init__(text)
         self.needed = needed

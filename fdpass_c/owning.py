@@ -2,7 +2,7 @@
 
 from typing import NoReturn, TypeVar
 
-# typing would compile the text of bound="Closing", which is a sixth of the time of the import.
+# No bound="Closing": typing would compile that text, which takes long at the import.
 _Owner = TypeVar("_Owner")
 
 PASS_ON = "send descriptors over a Channel, or copy one with os.dup"

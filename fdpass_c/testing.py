@@ -290,7 +290,7 @@ def _out_of_band(sock: socket.socket, _chance: random.Random) -> None:
 
 
 def _control(sock: socket.socket, _chance: random.Random) -> None:
-    """Credentials beside descriptors, in several blocks."""
+    """More descriptors than the frame announces, in two blocks, and credentials."""
     fds = array.array("i", [sock.fileno()])
     blocks: list[tuple[int, int, bytes]] = [
         (socket.SOL_SOCKET, socket.SCM_RIGHTS, fds.tobytes())
