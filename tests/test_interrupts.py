@@ -23,7 +23,7 @@ HEADER = Path(sysconfig.get_path("include"), "Python.h")
 @pytest.mark.skipif(sys.version_info < (3, 11), reason="3.10 runs handlers as a function returns")
 @pytest.mark.skipif(not (HEADER.exists() and shutil.which("gcc")), reason="compiles for Python")
 def test_at_many_places() -> None:
-    """A handler that raises, at every 29th bytecode of every operation."""
+    """A handler that raises, at every 29th bytecode of every operation, in long ones at fewer."""
     done = subprocess.run(
         [sys.executable, "-m", "interrupts", "--quick"],
         cwd=TESTS,

@@ -443,6 +443,7 @@ def test_status_while_connections_are_served() -> None:
             pool.stop()
 
     def serve() -> None:
+        sys.setswitchinterval(1e-3)  # The master waits less for the thread that asks.
         pool.serve(
             "127.0.0.1:0",
             ready=lambda addresses: threading.Thread(target=ask, args=[addresses]).start(),
