@@ -102,14 +102,12 @@ int fdp_end_with_parent(int wanted) {
 
 /* -- sendmsg, recvmsg -------------------------------------------------------------------------- */
 
-/* The most buffers of one message. With more of them sendmsg fails with EMSGSIZE too. */
-#define MOST_BUFFERS 1024
-
 /* If a stream has no room for the control data, XNU (macOS) fails with EMSGSIZE, where other systems
- * wait or fail with EAGAIN. If it fails although there is room, the error is the message's own. */
+ * wait or fail with EAGAIN. If the message has more than IOV_MAX buffers, or if there is room, the error is
+ * its own. */
 ssize_t fdp_send_again(int sock, const struct msghdr *header, int flags) {
     struct pollfd room = {.fd = sock, .events = POLLOUT};
-    if (header->msg_controllen == 0 || (size_t)header->msg_iovlen > MOST_BUFFERS ||
+    if (header->msg_controllen == 0 || (size_t)header->msg_iovlen > IOV_MAX ||
         fdp_get_type(sock) != SOCK_STREAM) {
         errno = EMSGSIZE;
         return -1;

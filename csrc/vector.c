@@ -2,9 +2,6 @@
 #include "compat.h"
 #include "internal.h"
 
-/* Buffers per system call: IOV_MAX of Linux, macOS and FreeBSD. */
-#define CHUNK 1024
-
 static int is_full(int fd) {
     struct pollfd target = {.fd = fd, .events = POLLOUT};
     return poll(&target, 1, 0) == 0;
@@ -64,8 +61,8 @@ static ssize_t write_now(int fd, const struct iovec *buffers, size_t count) {
 
 static ssize_t write_to_one(int fd, const struct iovec *buffers, size_t count) {
     size_t written = 0;
-    for (size_t at = 0; at < count; at += CHUNK) {
-        size_t in_chunk = count - at < CHUNK ? count - at : CHUNK;
+    for (size_t at = 0; at < count; at += IOV_MAX) {
+        size_t in_chunk = count - at < IOV_MAX ? count - at : IOV_MAX;
         size_t size = fdp_sum_lengths(buffers + at, in_chunk);
         /* Writing nothing to a socket would send an empty packet. */
         if (size == 0)
