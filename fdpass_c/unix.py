@@ -71,12 +71,14 @@ class SocketFile:
     """The file of a listening socket."""
 
     def __init__(self, path: Path) -> None:
-        """Creates no file yet. Raises what as_address raises."""
+        """Creates no file yet. Raises what as_address raises, and FileNotFoundError: the path is
+        relative, and the current directory was removed."""
         self._address = as_address(path)
         # An absolute path, because the program may change its directory. It is not normalized,
         # because in a/../b, a may be a link.
         name = os.fsdecode(self._address)
-        self._path = name if os.path.isabs(name) else os.path.join(os.getcwd(), name)
+        with naming(self._address):
+            self._path = name if os.path.isabs(name) else os.path.join(os.getcwd(), name)
         self._identity: tuple[int, int] | None = None
         self._pid = os.getpid()
 

@@ -543,6 +543,17 @@ def test_listening_errors(tmp_path: Path) -> None:
     assert caught.value.filename == str(tmp_path / ("x" * 200))
 
 
+@pytest.mark.thread_unsafe
+def test_listening_in_a_removed_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    with pytest.raises(FileNotFoundError) as caught:
+        Listener("here")
+    assert caught.value.filename == "here"
+
+
 def test_options_hold_for_the_accepted(path: Path, file: int) -> None:
     """Options of the listener are those of its channels."""
     mistakes = [(b"four", [], "max_payload is 3"), (b"", [file], "max_fds is 0")]
