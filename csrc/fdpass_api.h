@@ -358,7 +358,7 @@ struct fdp_inbox {
     int waits;             /* With sender_keeps: whether the receive itself may wait. */
     unsigned int held;     /* Places of the table that incomplete messages have reserved. */
     int lacks;             /* Whether a large message has begun that could not reserve all. */
-    uint64_t expected;     /* What fdp_begin_in_ample_room returned for the receive under way. */
+    int under_way;         /* Whether it is in a receive that fdp_begin_in_ample_room has let begin. */
     struct fdp_aside parked; /* Descriptors to close, in a call that may close. */
     struct fdp_store *store; /* What was received and not handed out, or NULL. */
     struct fdp_large large;

@@ -37,9 +37,9 @@ static void count_held(struct fdp_inbox *inbox) {
     }
     fdp_count_held(&inbox->held, now);
     fdp_count_lacking(&inbox->lacks, lacks);
-    if (inbox->expected > 0)
-        fdp_end_in_ample_room(inbox->expected);
-    inbox->expected = 0;
+    if (inbox->under_way)
+        fdp_end_in_ample_room();
+    inbox->under_way = 0;
 }
 
 static void drop_all(struct fdp_inbox *inbox) {
@@ -210,8 +210,8 @@ static int is_whole(const struct fdp_inbox *inbox) {
 }
 
 void fdp_free_after_fork(struct fdp_inbox *inbox, struct fdp_outbox *outbox) {
-    inbox->expected = 0;
-    fdp_forget_receives();
+    inbox->under_way = 0;
+    fdp_end_in_ample_room();
     if (!is_whole(inbox)) {
         drop_all(inbox); /* Now, before these numbers are used for other files. */
         inbox->violation = FDP_MISSING;

@@ -84,21 +84,18 @@ size_t fdp_write_piece(unsigned char *ret_head, unsigned kind, size_t fd_count, 
 /* table.c: the descriptor table of this process. */
 
 /* Begins a receive that may bring FDP_MAX_FDS descriptors. It may begin if, by the last count of what is
- * open, the table has room for them, for all other receives under way, and for what other threads can
- * have opened since, and if fdp_reserve grants *held these places beside the now descriptors that the
- * inbox has of incomplete messages. This is exact about receives of this core, and an estimate about
- * other threads. Returns 0 if the receive may not begin. Otherwise it is under way until the caller
- * gives the result to fdp_end_in_ample_room.
+ * open, the table has room for them and for what other threads can have opened since, and if fdp_reserve
+ * grants *held these places beside the now descriptors that the inbox has of incomplete messages.
+ * Returns whether it may. Then it is under way until fdp_end_in_ample_room.
  *
- * may_begin: the descriptors that come may be the first of a large message, and there may be no places
- * left to reserve for its others. If two inboxes were in that state, each could wait for ever for the
- * places of the other. So only one such receive may be under way, and none may begin while an inbox
- * lacks places. */
-uint64_t fdp_begin_in_ample_room(unsigned *held, unsigned now, int may_begin);
-void fdp_end_in_ample_room(uint64_t expecting);
+ * The descriptors that come may be the first of a large message, and there may be no places left to
+ * reserve for its others. If two inboxes were in that state, each could wait for ever for the places of
+ * the other. So only one such receive is under way at a time, and none begins while an inbox lacks
+ * places. */
+int fdp_begin_in_ample_room(unsigned *held, unsigned now);
 
-/* In the child of a fork: ends the receives of the parent's other threads, which do not exist here. */
-void fdp_forget_receives(void);
+/* Also in the child of a fork, for a thread of the parent, which does not exist there. */
+void fdp_end_in_ample_room(void);
 
 /* Counts descriptors that a receive has installed. Every receive must call it. */
 void fdp_count_received(unsigned fd_count);

@@ -184,8 +184,8 @@ int fdp_begin_receive(struct fdp_inbox *inbox) {
     unsigned now = inbox->held;
     if (large->is_open) /* It has reserved places for descriptors that are not here yet, too. */
         now = large->fd_count + (store != NULL ? store->fd_tail - store->fd_head : 0);
-    inbox->expected = fdp_begin_in_ample_room(&inbox->held, now, !large->is_open);
-    return inbox->expected > 0;
+    inbox->under_way = fdp_begin_in_ample_room(&inbox->held, now);
+    return inbox->under_way;
 }
 
 ssize_t fdp_receive_frame(struct fdp_inbox *inbox, const unsigned char *known, size_t known_size,

@@ -29,10 +29,8 @@ static uint64_t limit_seen;
 /* How many places all inboxes have reserved for incomplete messages. */
 static uint64_t reserved;
 
-/* In the lower half, how many descriptors the receives under way may bring. In the upper half, counted
- * in units of MAY_BEGIN, how many of these receives may begin a large message. */
-#define MAY_BEGIN (UINT64_C(1) << 32)
-static uint64_t expected;
+/* Whether a receive that fdp_begin_in_ample_room has let begin is under way. */
+static int under_way;
 
 /* How many inboxes lack places for a large message. */
 static unsigned lacking;
@@ -81,11 +79,11 @@ static uint64_t estimate_open(void) {
     return (count & MOST_OPEN) + age * 1000 / NS_A_PLACE * count_processors();
 }
 
-static int has_room(uint64_t needed) {
+static int has_ample_room(void) {
     ssize_t limit = read_limit();
-    if (limit < 0 || (uint64_t)limit < needed)
+    if (limit < AMPLE_ROOM)
         return 0;
-    uint64_t most = (uint64_t)limit - needed;
+    uint64_t most = (uint64_t)limit - AMPLE_ROOM;
     if (estimate_open() <= most)
         return 1;
     /* The time before the count, because other threads may open descriptors during the count. */
@@ -98,21 +96,20 @@ static int has_room(uint64_t needed) {
     return 1;
 }
 
-uint64_t fdp_begin_in_ample_room(unsigned *held, unsigned now, int may_begin) {
-    const uint64_t mine = FDP_MAX_FDS + (may_begin ? MAY_BEGIN : 0);
-    uint64_t others = __atomic_fetch_add(&expected, mine, __ATOMIC_ACQUIRE);
-    int is_alone = others < MAY_BEGIN && __atomic_load_n(&lacking, __ATOMIC_RELAXED) == 0;
-    if (has_room(others % MAY_BEGIN + AMPLE_ROOM) &&
-        (is_alone || !may_begin) && fdp_reserve(held, (uint64_t)now + FDP_MAX_FDS))
-        return mine;
-    fdp_end_in_ample_room(mine);
+int fdp_begin_in_ample_room(unsigned *held, unsigned now) {
+    if (__atomic_exchange_n(&under_way, 1, __ATOMIC_ACQUIRE))
+        return 0;
+    if (__atomic_load_n(&lacking, __ATOMIC_RELAXED) == 0 && has_ample_room() &&
+        fdp_reserve(held, (uint64_t)now + FDP_MAX_FDS))
+        return 1;
+    fdp_end_in_ample_room();
     return 0;
 }
 
-/* fdp_count_lacking must be called before this. So the next receive that may begin a message sees
- * whether this one has left an inbox that lacks places. */
-void fdp_end_in_ample_room(uint64_t expecting) {
-    __atomic_fetch_sub(&expected, expecting, __ATOMIC_RELEASE);
+/* fdp_count_lacking must be called before this, so that the next receive sees whether this one has left
+ * an inbox that lacks places. */
+void fdp_end_in_ample_room(void) {
+    __atomic_store_n(&under_way, 0, __ATOMIC_RELEASE);
 }
 
 void fdp_count_received(unsigned fd_count) {
@@ -123,10 +120,6 @@ void fdp_count_received(unsigned fd_count) {
         more = (count & MOST_OPEN) + fd_count <= MOST_OPEN ? count + fd_count : 0;
     } while (!__atomic_compare_exchange_n(&last_count, &count, more, 1, __ATOMIC_RELAXED,
                                           __ATOMIC_RELAXED));
-}
-
-void fdp_forget_receives(void) {
-    __atomic_store_n(&expected, 0, __ATOMIC_RELAXED);
 }
 
 int fdp_leaves_some(uint64_t fd_count, ssize_t room) {

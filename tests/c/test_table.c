@@ -36,11 +36,11 @@ static void test_count_room(void) {
 
 static int has_ample_room(void) {
     unsigned held = 0;
-    uint64_t expecting = fdp_begin_in_ample_room(&held, 0, 0);
-    if (expecting > 0)
-        fdp_end_in_ample_room(expecting);
+    int may_begin = fdp_begin_in_ample_room(&held, 0);
+    if (may_begin)
+        fdp_end_in_ample_room();
     fdp_count_held(&held, 0);
-    return expecting > 0;
+    return may_begin;
 }
 
 static void test_ample_room(void) {
@@ -59,12 +59,6 @@ static void test_ample_room(void) {
     CHECK(!has_ample_room());
     fdp_close_fds(fds, 101);
     CHECK(has_ample_room());
-    unsigned held = 0;
-    CHECK(fdp_begin_in_ample_room(&held, 0, 0)); /* A receive of another thread may bring as many. */
-    CHECK(!has_ample_room());
-    fdp_count_held(&held, 0);
-    fdp_forget_receives(); /* A child of a fork has no such thread. */
-    CHECK(has_ample_room());
     limit_to(512);
     sleep_ms(1);
     CHECK(!has_ample_room());
@@ -73,8 +67,7 @@ static void test_ample_room(void) {
     CHECK(has_ample_room());
 }
 
-/* One receive at a time, and none beside an inbox that lacks places, may begin a message whose number
- * of descriptors is not known before. */
+/* One receive at a time, and none beside an inbox that lacks places, may bring what is not known before. */
 static void test_one_may_begin(void) {
     struct rlimit limit;
     unsigned one = 0, other = 0;
@@ -83,19 +76,14 @@ static void test_one_may_begin(void) {
     if (limit.rlim_max < 4096)
         return;
     limit_to(4096);
-    uint64_t first = fdp_begin_in_ample_room(&one, 0, 1);
-    CHECK(first > 0 && one == FDP_MAX_FDS);
-    CHECK(fdp_begin_in_ample_room(&other, 0, 1) == 0 && other == 0);
-    CHECK(has_ample_room()); /* For more of a message that was begun. */
+    CHECK(fdp_begin_in_ample_room(&one, 0) && one == FDP_MAX_FDS);
+    CHECK(!fdp_begin_in_ample_room(&other, 0) && other == 0);
     fdp_count_lacking(&lacks, 1);
-    fdp_end_in_ample_room(first);
-    CHECK(fdp_begin_in_ample_room(&other, 0, 1) == 0 && has_ample_room());
+    fdp_end_in_ample_room();
+    CHECK(!has_ample_room());
     fdp_count_lacking(&lacks, 0);
-    uint64_t next = fdp_begin_in_ample_room(&other, 0, 1);
-    CHECK(next > 0);
-    fdp_end_in_ample_room(next);
+    CHECK(has_ample_room());
     fdp_count_held(&one, 0);
-    fdp_count_held(&other, 0);
     CHECK(setrlimit(RLIMIT_NOFILE, &limit) == 0);
 }
 
@@ -381,6 +369,36 @@ static void test_two_large(void) {
     close_ends(other);
 }
 
+/* The same after their messages were withdrawn, although the beginning of the next one came with that. */
+static void test_two_large_behind_withdrawn(void) {
+    struct ends *both[] = {open_ends(SOCK_STREAM), open_ends(SOCK_STREAM)};
+    struct rlimit limit;
+    CHECK(getrlimit(RLIMIT_NOFILE, &limit) == 0);
+    if (limit.rlim_max < 2048)
+        return;
+    limit_to(2048);
+    for (int i = 0; i < 2; i++) {
+        send_raw(both[i]->left, bytes, put_piece(bytes, FDP_FIRST, 2, 2, 60000, 300), 2);
+        CHECK(receive(both[i], 1) == -EAGAIN && both[i]->inbox.held == 300);
+        send_raw(both[i]->left, bytes, put_piece(bytes, FDP_WITHDRAWN, 0, 0, 0, 0), 0);
+        send_raw(both[i]->left, bytes, put_piece(bytes, FDP_FIRST, 253, 2, 8, 1000), 253);
+    }
+    CHECK(receive(both[0], 1) == -EMFILE); /* The other has places, as yet. */
+    CHECK(receive(both[1], 1) == -EMFILE && both[1]->inbox.needed == 1000);
+    for (int i = 0; i < 2; i++) {
+        CHECK(receive(both[i], 1) == -EAGAIN && both[i]->inbox.held == 1000);
+        for (int more = 0; more < 3; more++) {
+            size_t next = put_piece(bytes, FDP_NEXT, 249, 2, 0, 0);
+            send_raw(both[i]->left, bytes, next, 249);
+            CHECK(receive(both[i], 1) == (more < 2 ? -EAGAIN : FDP_LARGE));
+        }
+        check_large(both[i], 8, 1000);
+    }
+    CHECK(setrlimit(RLIMIT_NOFILE, &limit) == 0);
+    close_ends(both[0]);
+    close_ends(both[1]);
+}
+
 /* Where the system does not tell how full the table is, the peek does. An ordinary user is root
  * where it has a namespace of its own. */
 static void test_without_proc(void) {
@@ -435,6 +453,7 @@ int main(void) {
     RUN(test_fork_inside_a_receive);
     RUN(test_many_unfinished);
     RUN(test_two_large);
+    RUN(test_two_large_behind_withdrawn);
     RUN_IN_CHILD(test_without_proc);
     return 0;
 }
