@@ -76,8 +76,8 @@ class Channel(Closing):
     """Passes whole messages, each a payload and descriptors, over a connected Unix socket.
 
     Messages arrive whole, in order and exactly once, with payloads of any size and any number of
-    descriptors, up to what the receiver accepts. Many small ones are packed into one. The other end
-    must be a Channel too, or speak its wire format (docs/wire-format.md).
+    descriptors, up to what the receiver accepts. Many small ones travel with one system call. The
+    other end must be a Channel too, or speak its wire format (docs/wire-format.md).
 
     Sending does not take ownership of descriptors: the caller may close its own immediately.
     Receiving returns their owner, a Descriptors or a Batch. All are close-on-exec.

@@ -41,7 +41,7 @@ def as_address(path: Path) -> str | bytes:
         raise ValueError(f"a path cannot contain a NUL: {address!r}")
     longest = _LONGEST + is_abstract(address)
     if len(name) > longest:
-        text = describe_errno(errno.ENAMETOOLONG, f"a socket's has at most {longest} bytes")
+        text = describe_errno(errno.ENAMETOOLONG, f"a socket's path has at most {longest} bytes")
         raise OSError(errno.ENAMETOOLONG, text, address)
     return address
 

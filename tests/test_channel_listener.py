@@ -537,7 +537,7 @@ def test_listening_errors(tmp_path: Path) -> None:
     """Errors of bind are handed on, and leave nothing open."""
     with pytest.raises(FileNotFoundError):
         Listener(tmp_path / "missing" / "socket")
-    with pytest.raises(OSError, match="too long: a socket's has at most") as caught:
+    with pytest.raises(OSError, match="too long: a socket's path has at most") as caught:
         Listener(tmp_path / ("x" * 200))
     assert caught.value.errno == errno.ENAMETOOLONG
     assert caught.value.filename == str(tmp_path / ("x" * 200))
