@@ -15,10 +15,15 @@ from fdpass_c import send_fd
 
 path, name = sys.argv[1:] or ["/tmp/handover", __file__]
 with socket.socket(socket.AF_UNIX) as listener, open(name, "rb") as file:
-    listener.bind(path)
-    listener.listen()
-    print("listening", flush=True)
-    connection, _ = listener.accept()
-    os.unlink(path)
+    try:
+        listener.bind(path)
+    except OSError as error:
+        sys.exit(f"{path}: {error.strerror}. Remove what an earlier sender has left.")
+    try:
+        listener.listen()
+        print("listening", flush=True)
+        connection, _ = listener.accept()
+    finally:
+        os.unlink(path)
     with connection:
         send_fd(connection, file, b"hello")

@@ -334,4 +334,4 @@ def _refuse(data: bytes | None, count: int, flags: int) -> NoReturn:
         raise TruncatedError("the datagram is longer than bufsize; its descriptor is closed")
     if data is None:
         raise PeerClosedError("the peer closed the connection")
-    raise ProtocolError(f"expected one descriptor, received none with {len(data)} bytes")
+    raise ProtocolError(f"expected one descriptor, but the message of {len(data)} bytes has none")

@@ -134,7 +134,7 @@ def test_several_descriptors(stream: Pair, make_files: MakeFiles) -> None:
 def test_empty_datagram(datagram: Pair) -> None:
     """On a datagram socket, which has no end of file, an empty message is none."""
     datagram[0].send(b"")
-    with pytest.raises(fdpass_c.ProtocolError, match="received none with 0 bytes"):
+    with pytest.raises(fdpass_c.ProtocolError, match="message of 0 bytes has none"):
         fdpass_c.recv_fd(datagram[1])
 
 
@@ -142,7 +142,7 @@ def test_empty_datagram(datagram: Pair) -> None:
 def test_empty_packet(seqpacket: Pair) -> None:
     """An empty message of a peer that has not closed is none either, and not the end."""
     seqpacket[0].send(b"")
-    with pytest.raises(fdpass_c.ProtocolError, match="received none with 0 bytes"):
+    with pytest.raises(fdpass_c.ProtocolError, match="message of 0 bytes has none"):
         fdpass_c.recv_fd(seqpacket[1])
     seqpacket[0].close()
     with pytest.raises(fdpass_c.PeerClosedError):

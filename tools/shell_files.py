@@ -7,6 +7,7 @@ They are generated from the parsers of the command line. Run this when those cha
 
 import argparse
 import os
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -47,7 +48,8 @@ def make_page(parser: argparse.ArgumentParser) -> str:
         },
         format="single-commands-section",
     )
-    return str(page)
+    # Without filling, so that the lines of a usage stay as they are.
+    return re.sub(r"^usage: .+?$(?=\n\n)", ".nf\n\\g<0>\n.fi", str(page), flags=re.M | re.S)
 
 
 def main() -> int:

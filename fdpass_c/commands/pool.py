@@ -132,7 +132,7 @@ def run(options: argparse.Namespace) -> int:
         try:
             listeners = options.addresses or [*map(stack.enter_context, inherit_listeners())]
             if not listeners:
-                options.parser.error("no ADDRESS, and no sockets were passed (LISTEN_FDS)")
+                options.parser.error("an ADDRESS is needed, as the service manager passed no sockets")
             pool.serve(*listeners, metrics=options.metrics)
         except ValueError as error:
             complain("pool", str(error))
