@@ -6,10 +6,13 @@ import resource
 import signal
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
 
+from fdpass_c.pool import failed_starts
+from fdpass_c.pool.failed_starts import FailedStarts
 from support.marks import linux_only
 from support.server import Server, connections
 from support.sockets import read_all, read_some
@@ -213,6 +216,35 @@ def test_successors_that_die_in_a_busy_pool(tmp_path: Path) -> None:
         flag.unlink()
         assert old[1] in server.settled(2).pids
         assert server.stop() == 0
+
+
+def fail(failed: FailedStarts, begun: int, delay: float, ready_at: Iterable[float] = ()) -> bool:
+    """Counts a failure, after which the next start is so many seconds away. Returns whether there
+    are too many."""
+    before = time.monotonic()
+    too_many = failed.add(begun, ready_at)
+    assert before + delay <= failed.retry_at <= time.monotonic() + delay
+    return too_many
+
+
+@pytest.mark.thread_unsafe
+def test_delays_between_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They double up to a limit, although other workers begin connections meanwhile, and are short
+    again once a start has succeeded. Only failures between two connections, or two successes, are
+    failures in a row."""
+    monkeypatch.setattr(failed_starts, "STABLE_AFTER", 0.0)
+    failed = FailedStarts()
+    for begun, delay in enumerate((0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 2, 2)):
+        assert not fail(failed, begun, delay)
+    assert [fail(failed, begun, 2) for _ in range(4)] == [False, False, False, True]
+    failed.reset()
+    assert not fail(failed, begun, 0.05)
+    assert not fail(failed, begun, 0.1)
+    ready_at = [time.monotonic()]
+    assert not fail(failed, begun, 0.05, ready_at)
+    # From here on that success was before the last failure.
+    too_many = [fail(failed, begun, delay, ready_at) for delay in (0.1, 0.2, 0.4, 0.8)]
+    assert too_many == [False, False, False, True]
 
 
 @pytest.mark.thread_unsafe

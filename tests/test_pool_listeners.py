@@ -12,7 +12,7 @@ import sys
 import threading
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import pytest
@@ -252,6 +252,19 @@ def test_a_lasting_error_of_accept(code: int) -> None:
             assert server.log.count("cannot accept at") == 1
             assert "any longer" not in server.log
             assert server.stop() == 0
+
+
+@pytest.mark.thread_unsafe
+def test_one_error_of_accept() -> None:
+    """It may be of one connection, and is no reason to rest; two in a row may last."""
+    with closing(Acceptors(nonblocking=False)) as acceptors:
+        acceptors.open(["127.0.0.1:0"])
+        (acceptor,) = acceptors.prepare(0.0)
+        for failures, rests in enumerate((False, True, True), 1):
+            # As the core does.
+            acceptor.record.error, acceptor.record.failures = -errno.ECONNABORTED, failures
+            assert acceptors.handle_errors() == 0
+            assert acceptor.is_resting == (acceptors.due_at < float("inf")) == rests
 
 
 def connect(address: str) -> socket.socket:

@@ -25,7 +25,7 @@ from support.handlers import echo
 from support.marks import linux_only
 from support.processes import run_in_child
 from support.server import Server, connections
-from support.sockets import read_all
+from support.sockets import read_all, read_some
 
 pytestmark = pytest.mark.thread_unsafe
 
@@ -221,6 +221,18 @@ def test_odd_requests() -> None:
         assert "Traceback" not in server.log
 
 
+@pytest.mark.parametrize("head", [b"GET /status\n\n", b"GET /status HTTP/1.0\nHost: pool\n\r\n"])
+def test_lines_as_people_type_them(head: bytes, tmp_path: Path) -> None:
+    """Lines may end without a carriage return."""
+    path = str(tmp_path / "metrics")
+    with Server("echo", "--workers", "1", "--metrics", path) as server:
+        with socket.socket(socket.AF_UNIX) as sock:
+            sock.connect(path)
+            sock.sendall(head)
+            assert read_all(sock).startswith(b"HTTP/1.1 200 ")
+        assert server.stop() == 0
+
+
 def test_head() -> None:
     """HEAD has no body, and the length of one."""
     with Server("echo", "--workers", "1", "--metrics", "127.0.0.1:0") as server:
@@ -268,6 +280,25 @@ def turn(selector: selectors.BaseSelector, server: MetricsServer) -> None:
         key.data(events)
     if time.monotonic() >= server.due_at:
         server.check()
+
+
+@pytest.mark.parametrize(("length", "answered"), [(2**14, True), (2**14 + 1, False)])
+def test_the_longest_request(length: int, answered: bool, tmp_path: Path) -> None:
+    """A client that sends more than that is not read any longer, however much time it has."""
+    with (
+        open_listener(str(tmp_path / "metrics")) as listener,
+        selectors.DefaultSelector() as selector,
+        socket.socket(socket.AF_UNIX) as client,
+    ):
+        server = MetricsServer(listener, selector, lambda: Status((), 7, 0, 0, 0))
+        client.connect(listener.getsockname())
+        client.sendall(b"GET /status HTTP/1.1\r\n".ljust(length - 4, b"x") + b"\r\n\r\n")
+        client.shutdown(socket.SHUT_WR)
+        while selector.select(0):
+            turn(selector, server)
+        assert [key.fileobj for key in selector.get_map().values()] == [listener]
+        assert (b"waiting" in read_some(client)) == answered
+        server.close()
 
 
 def test_a_full_descriptor_table(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 
 from fdpass_c.pool import inherit_listeners
+from fdpass_c.pool.service_manager import ServiceManager
+from fdpass_c.pool.status import Phase
 from support.marks import linux_only
 from support.processes import FDPASS
 from support.server import Server, connections
@@ -163,19 +165,36 @@ def test_ready_when_all_workers_are(manager: Manager, tmp_path: Path) -> None:
         assert server.log.count("ready at") == 1
 
 
-def test_a_full_queue(manager: Manager) -> None:
-    """What a busy manager could not take is told when it can, and the pool serves meanwhile."""
+def fill(manager: Manager) -> None:
+    """Has others say so much that there is no room in the manager's queue."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as other:
         other.setblocking(False)
         with contextlib.suppress(BlockingIOError):
             while other.sendto(b"STATUS=other", manager.sock.getsockname()):
                 pass
+
+
+def test_a_full_queue(manager: Manager) -> None:
+    """What a busy manager could not take is told when it can, and the pool serves meanwhile."""
+    fill(manager)
     with Server("begin_and_wait", "--workers", "2") as server:
         with connections(server, 2) as socks:
             assert [len(sock.recv(100)) > 0 for sock in socks] == [True, True]
         assert manager.hear_of("READY")["STATUS"] == "serving, 2 of 2 workers ready"
         assert server.stop() == 0
         assert "cannot send" not in server.log
+
+
+def test_the_order_of_messages(manager: Manager) -> None:
+    """A busy manager is told last what came last, which is not that a reload begins."""
+    fill(manager)
+    with contextlib.closing(ServiceManager()) as told:
+        for phase in (Phase.SERVING, Phase.RELOADING, Phase.SERVING):
+            told.follow(phase, phase.value)
+        while (first := manager.hear()) == {"STATUS": "other"}:
+            told.check()
+        assert [*first] == ["RELOADING", "MONOTONIC_USEC", "STATUS"]
+        assert manager.hear() == {"READY": "1", "STATUS": "serving"}
 
 
 def test_a_program_that_is_not_ready() -> None:
@@ -263,6 +282,8 @@ os.execv(sys.executable, [sys.executable, *sys.argv[2:]])
 _SHOW = """
 import os
 from fdpass_c.pool import inherit_listeners
+from fdpass_c.pool.service_manager import ServiceManager
+from fdpass_c.pool.status import Phase
 socks = inherit_listeners()
 for sock in socks:
     print(sock.fileno(), sock.name, sock.getsockname()[1], sock.get_inheritable())
