@@ -249,7 +249,7 @@ def test_silent_clients() -> None:
     """Clients that say nothing, too much, or go before they are answered, keep neither the pool
     nor, for longer than a few seconds, others from theirs."""
     with (
-        Server("echo", "--workers", "1", "--metrics", "127.0.0.1:0") as server,
+        Server(program=("pool_programs.py", "short_metrics")) as server,
         ExitStack() as stack,
     ):
         address = re.findall(r"metrics at (.*)", server.log)[0]
@@ -266,7 +266,7 @@ def test_silent_clients() -> None:
         with pytest.raises((ConnectionResetError, BrokenPipeError)):
             talk_on(talker)
         silent = [connect() for _ in range(12)]
-        assert server.ask().endswith(b"hello")
+        assert int(server.ask())
         assert len(read_status(address)["workers"]) == 1
         for sock in silent:
             assert read_all(sock) == b""

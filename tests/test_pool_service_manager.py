@@ -133,7 +133,7 @@ def test_a_death_in_a_reload(manager: Manager, tmp_path: Path) -> None:
 def test_a_reload_that_is_given_up(manager: Manager, tmp_path: Path) -> None:
     """A reload whose workers do not start ends for the manager too: the old workers are ready."""
     flag = tmp_path / "die"
-    with Server(program=("-m", "support.handlers", str(flag))) as server:
+    with Server(program=("-m", "support.handlers", "0.01", str(flag))) as server:
         manager.hear_of("READY")
         flag.touch()
         server.send_signal(signal.SIGHUP)
