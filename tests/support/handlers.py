@@ -531,7 +531,7 @@ def main(delay: str, flag: str, address: str) -> None:
     attempts has so many seconds."""
     failed_starts._FIRST_DELAY = float(delay)
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
-    Pool(echo, 2, setup=lambda: _start_unless(Path(flag))).serve(address)
+    Pool(echo, 2, setup=lambda: _start_unless(Path(flag)), drain=10000).serve(address)
 
 
 if __name__ == "__main__":
