@@ -301,6 +301,56 @@ def test_the_longest_request(length: int, answered: bool, tmp_path: Path) -> Non
         server.close()
 
 
+def test_clients_at_once(tmp_path: Path) -> None:
+    """Eight are accepted, and another one when one of these has gone."""
+    with (
+        open_listener(str(tmp_path / "metrics")) as listener,
+        selectors.DefaultSelector() as selector,
+        ExitStack() as stack,
+    ):
+        server = MetricsServer(listener, selector, lambda: Status((), 7, 0, 0, 0))
+        clients = [stack.enter_context(socket.socket(socket.AF_UNIX)) for _ in range(9)]
+        for client in clients:
+            client.connect(listener.getsockname())
+            client.sendall(b"GET /status")
+        for gone in clients[:2]:
+            while selector.select(0):
+                turn(selector, server)
+            assert len(selector.get_map()) == 8
+            assert listener not in selector.get_map()
+            gone.close()
+        while listener not in selector.get_map():
+            turn(selector, server)
+        server.close()
+
+
+def test_a_long_answer() -> None:
+    """It is not cut because the client has sent more than the master reads before."""
+    worker = WorkerStatus(0, 1, "FREE", 0, 0, 0, 0, 1.0, 0.5)
+    status = Status((worker,) * 10_000, 0, 0, 0, 0)
+    with (
+        open_listener("127.0.0.1:0") as listener,
+        selectors.DefaultSelector() as selector,
+        socket.create_connection(listener.getsockname()) as client,
+    ):
+        server = MetricsServer(listener, selector, lambda: status)
+        client.sendall(b"GET /status HTTP/1.1\r\n\r\n" + bytes(10_000))
+        pieces = [b" "]
+
+        def read(_events: int) -> None:
+            pieces.append(client.recv(1000))
+
+        # The master does all that it can at once before the client reads.
+        while selector.select(0):
+            turn(selector, server)
+        selector.register(client, selectors.EVENT_READ, read)
+        while pieces[-1]:
+            turn(selector, server)
+        head, _, body = b"".join(pieces).partition(b"\r\n\r\n")
+        assert b"Content-Length: %d\r\n" % len(body) in head
+        server.close()
+
+
 def test_a_full_descriptor_table(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where there is no place for a client's connection it waits, the master does not spin, and the
     client is answered when there is one again."""

@@ -233,6 +233,15 @@ def test_watchdog(manager: Manager, whose: str, monkeypatch: pytest.MonkeyPatch)
         assert server.process.wait() == 0
 
 
+def test_watchdog_interval(manager: Manager, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is half of the manager's, as sd_watchdog_enabled(3) recommends."""
+    monkeypatch.setenv("WATCHDOG_USEC", "20000000")
+    before = time.monotonic()
+    with contextlib.closing(ServiceManager()) as told:
+        assert manager.hear() == {"WATCHDOG": "1"}
+        assert before + 10 <= told.due_at <= time.monotonic() + 10
+
+
 @pytest.mark.parametrize("microseconds", ["0", "soon", str(2**64 - 1), "9" * 400])
 def test_no_watchdog(manager: Manager, microseconds: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A time that is none, or for ever, does not have the master tell anything again and again."""
