@@ -86,6 +86,12 @@ def close_metrics(*addresses: str) -> None:
     Pool(obey, 2).serve(*addresses, metrics=listener)
 
 
+def short_metrics(*addresses: str) -> None:
+    """A pool of one worker, with metrics for clients that are quick."""
+    metrics_server._CLIENT_TIMEOUT = 0.5
+    Pool(obey, 1).serve(*addresses, metrics="127.0.0.1:0")
+
+
 class _Full(selectors.DefaultSelector):
     """A selector with no room for the first that each function has it watch."""
 
@@ -120,6 +126,20 @@ def fail_once(method: str, *addresses: str) -> None:
 
     setattr(Channel, method, fail_first)
     Pool(obey, 1).serve(*addresses)
+
+
+def small_buffers(*addresses: str) -> None:
+    """A pool of one event loop whose channel has no room for all that the master sends at once."""
+    make = socket.socketpair
+
+    def make_small(*arguments: Any) -> tuple[socket.socket, socket.socket]:
+        pair = make(*arguments)
+        for sock in pair:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)
+        return pair
+
+    socket.socketpair = make_small  # type: ignore[assignment]
+    Pool(handlers.echo_async, 1, 500).serve(*addresses)
 
 
 def receive_once(*addresses: str) -> None:

@@ -6,10 +6,13 @@ import resource
 import signal
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
 
+from fdpass_c.pool import failed_starts
+from fdpass_c.pool.failed_starts import FailedStarts
 from support.marks import linux_only
 from support.server import Server, connections
 from support.sockets import read_all, read_some
@@ -167,7 +170,7 @@ def test_somebody_else_waits_for_the_workers(how: str) -> None:
 def test_reload_with_workers_that_die(tmp_path: Path) -> None:
     """If no successor starts, the old workers go on."""
     flag = tmp_path / "die"
-    with Server(program=("-m", "support.handlers", str(flag))) as server:
+    with Server(program=("-m", "support.handlers", "0.01", str(flag))) as server:
         old = server.settled(2).pids
         flag.touch()
         server.send_signal(signal.SIGHUP)
@@ -188,7 +191,7 @@ def test_reload_with_workers_that_die(tmp_path: Path) -> None:
 def test_successors_that_die(tmp_path: Path) -> None:
     """Where a dead worker's successors do not start, the pool ends with an error that says so."""
     flag = tmp_path / "die"
-    with Server(program=("-m", "support.handlers", str(flag))) as server:
+    with Server(program=("-m", "support.handlers", "0.01", str(flag))) as server:
         old = server.settled(2).pids
         flag.touch()
         os.kill(old[0], signal.SIGKILL)
@@ -201,18 +204,47 @@ def test_successors_that_die(tmp_path: Path) -> None:
 def test_successors_that_die_in_a_busy_pool(tmp_path: Path) -> None:
     """While the others serve they are tried again, after delays that double."""
     flag = tmp_path / "die"
-    with Server(program=("-m", "support.handlers", str(flag))) as server:
+    with Server(program=("-m", "support.handlers", "0.05", str(flag))) as server:
         old = server.settled(2).pids
         flag.touch()
         os.kill(old[0], signal.SIGKILL)
         began = time.monotonic()
-        for _ in range(6):
+        for _ in range(5):
             server.wait_for("exited with status 1")
             assert server.ask().endswith(b"hello")
-        assert time.monotonic() - began > 0.05 + 0.1 + 0.2 + 0.4 + 0.8
+        assert time.monotonic() - began > 0.05 + 0.1 + 0.2 + 0.4
         flag.unlink()
         assert old[1] in server.settled(2).pids
         assert server.stop() == 0
+
+
+def fail(failed: FailedStarts, begun: int, delay: float, ready_at: Iterable[float] = ()) -> bool:
+    """Counts a failure, after which the next start is so many seconds away. Returns whether there
+    are too many."""
+    before = time.monotonic()
+    too_many = failed.add(begun, ready_at)
+    assert before + delay <= failed.retry_at <= time.monotonic() + delay
+    return too_many
+
+
+@pytest.mark.thread_unsafe
+def test_delays_between_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They double up to a limit, although other workers begin connections meanwhile, and are short
+    again once a start has succeeded. Only failures between two connections, or two successes, are
+    failures in a row."""
+    monkeypatch.setattr(failed_starts, "STABLE_AFTER", 0.0)
+    failed = FailedStarts()
+    for begun, delay in enumerate((0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 2, 2)):
+        assert not fail(failed, begun, delay)
+    assert [fail(failed, begun, 2) for _ in range(4)] == [False, False, False, True]
+    failed.reset()
+    assert not fail(failed, begun, 0.05)
+    assert not fail(failed, begun, 0.1)
+    ready_at = [time.monotonic()]
+    assert not fail(failed, begun, 0.05, ready_at)
+    # From here on that success was before the last failure.
+    too_many = [fail(failed, begun, delay, ready_at) for delay in (0.1, 0.2, 0.4, 0.8)]
+    assert too_many == [False, False, False, True]
 
 
 @pytest.mark.thread_unsafe
@@ -221,7 +253,10 @@ def test_workers_that_cannot_receive(tmp_path: Path) -> None:
     """Workers that start but die of the first connection are not replaced for ever."""
     flag = tmp_path / "die"
     flag.write_text("full")
-    with Server(program=("-m", "support.handlers", str(flag))) as server, server.connect() as sock:
+    with (
+        Server(program=("-m", "support.handlers", "0.01", str(flag))) as server,
+        server.connect() as sock,
+    ):
         sock.sendall(b"hello")
         server.wait_for("stopping")
         assert server.process.wait() == 1

@@ -5,6 +5,7 @@ import itertools
 import logging
 import os
 import platform
+import selectors
 import signal
 import socket
 import subprocess
@@ -12,7 +13,7 @@ import sys
 import threading
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,10 @@ from fdpass_c._native import ffi, lib
 from fdpass_c.pool import Pool, open_listener
 from fdpass_c.pool.accepting import Acceptors
 from fdpass_c.pool.connected import find_kind
+from fdpass_c.pool.dispatch import Dispatcher
 from fdpass_c.pool.listeners import opened
+from fdpass_c.pool.rounds import Rounds
+from fdpass_c.pool.wakeup import Wakeup
 from fdpass_c.testing import no_leak
 from pool_programs import ACCEPT4
 from support.handlers import echo
@@ -252,6 +256,36 @@ def test_a_lasting_error_of_accept(code: int) -> None:
             assert server.log.count("cannot accept at") == 1
             assert "any longer" not in server.log
             assert server.stop() == 0
+
+
+@pytest.mark.thread_unsafe
+def test_one_error_of_accept() -> None:
+    """It may be of one connection, and is no reason to rest; two in a row may last."""
+    with closing(Acceptors(nonblocking=False)) as acceptors:
+        acceptors.open(["127.0.0.1:0"])
+        (acceptor,) = acceptors.prepare(0.0)
+        for failures, rests in enumerate((False, True, True), 1):
+            # As the core does.
+            acceptor.record.error, acceptor.record.failures = -errno.ECONNABORTED, failures
+            assert acceptors.handle_errors() == 0
+            assert acceptor.is_resting == (acceptors.due_at < float("inf")) == rests
+
+
+@pytest.mark.thread_unsafe
+def test_the_end_of_a_rest() -> None:
+    """A listener that rests is tried again although nothing else happens."""
+    with (
+        selectors.DefaultSelector() as selector,
+        closing(Wakeup()) as wakeup,
+        closing(Acceptors(nonblocking=False)) as acceptors,
+    ):
+        acceptors.open(["127.0.0.1:0"])
+        (acceptor,) = acceptors.prepare(0.0)
+        acceptor.record.error, acceptor.record.failures = -errno.ECONNABORTED, 2
+        acceptors.handle_errors()
+        dispatcher = Dispatcher(Rounds(selector, wakeup, None, False), acceptors, [], selector)
+        while acceptor.is_resting:
+            dispatcher.distribute(float("inf"))
 
 
 def connect(address: str) -> socket.socket:

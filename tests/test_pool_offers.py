@@ -5,12 +5,20 @@ import re
 import signal
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 
 import pytest
 
+from fdpass_c import Channel
+from fdpass_c._native import lib
+from fdpass_c.pool import Pool, leaving
+from fdpass_c.pool.connected import Kind
+from fdpass_c.pool.counters import Counters
+from fdpass_c.pool.intake import Intake
+from fdpass_c.pool.wakeup import Wakeup
+from fdpass_c.pool.worker import _serve
 from support.marks import linux_only
-from support.processes import read_state
+from support.processes import read_state, run_in_child
 from support.server import Server, connections
 from support.sockets import read_all, read_some
 
@@ -177,3 +185,23 @@ def test_an_offer_that_no_worker_takes_in_time() -> None:
                 assert read_some(begun) == read_some(offered) == b""
         server.wait_for("dropping 1 connections that no worker took")
         assert len(re.findall("worker .* started", server.log)) == 1
+
+
+def test_reports_to_a_master_that_waits() -> None:
+    """A worker with a queue wakes it after each quarter of what it may have, and at the end."""
+
+    def serve() -> None:
+        counters = Counters()
+        leaving.become_worker(counters, os.getppid())
+        ours, theirs = Channel.pair()
+        config = Pool(lambda *_: None, 1, 8)._config
+        kinds = [Kind(socket.AF_UNIX, socket.SOCK_STREAM, 0)]
+        with closing(Wakeup()) as wakeup, socket.socket() as sock:
+            wakeup.shared[0] = 1
+            ours.send_many([bytes(lib.FDP_ORIGIN_SIZE + lib.FDP_ADDRESS_SIZE)] * 7, [sock] * 7)
+            ours.close()
+            _serve(Intake(theirs, counters, None, kinds), counters, wakeup, config)
+            assert (counters.begun, counters.handled) == (7, 7)
+            assert len(os.read(wakeup.fileno(), 100)) == 4
+
+    run_in_child(serve)

@@ -81,7 +81,7 @@ def test_more_under_load() -> None:
 def test_more_that_do_not_start(tmp_path: Path) -> None:
     """Where the workers that are added do not start, the pool serves on with those it has."""
     flag = tmp_path / "die"
-    with Server(program=("-m", "support.handlers", str(flag))) as server:
+    with Server(program=("-m", "support.handlers", "0.01", str(flag))) as server:
         old = server.settled(2).pids
         flag.touch()
         server.send_signal(signal.SIGTTIN)
@@ -96,7 +96,7 @@ def test_more_that_do_not_start(tmp_path: Path) -> None:
 def test_every_change_has_its_attempts(tmp_path: Path) -> None:
     """However often none of its workers start: what failed before does not count against it."""
     flag = tmp_path / "die"
-    with Server(program=("-m", "support.handlers", str(flag))) as server:
+    with Server(program=("-m", "support.handlers", "0.01", str(flag))) as server:
         old = server.settled(2).pids
         flag.touch()
         changes = {signal.SIGTTIN: "the pool has 2 workers as before", signal.SIGHUP: "the old w"}

@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 
 from fdpass_c.pool import inherit_listeners
+from fdpass_c.pool.service_manager import ServiceManager
+from fdpass_c.pool.status import Phase
 from support.marks import linux_only
 from support.processes import FDPASS
 from support.server import Server, connections
@@ -131,7 +133,7 @@ def test_a_death_in_a_reload(manager: Manager, tmp_path: Path) -> None:
 def test_a_reload_that_is_given_up(manager: Manager, tmp_path: Path) -> None:
     """A reload whose workers do not start ends for the manager too: the old workers are ready."""
     flag = tmp_path / "die"
-    with Server(program=("-m", "support.handlers", str(flag))) as server:
+    with Server(program=("-m", "support.handlers", "0.01", str(flag))) as server:
         manager.hear_of("READY")
         flag.touch()
         server.send_signal(signal.SIGHUP)
@@ -163,19 +165,36 @@ def test_ready_when_all_workers_are(manager: Manager, tmp_path: Path) -> None:
         assert server.log.count("ready at") == 1
 
 
-def test_a_full_queue(manager: Manager) -> None:
-    """What a busy manager could not take is told when it can, and the pool serves meanwhile."""
+def fill(manager: Manager) -> None:
+    """Has others say so much that there is no room in the manager's queue."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as other:
         other.setblocking(False)
         with contextlib.suppress(BlockingIOError):
             while other.sendto(b"STATUS=other", manager.sock.getsockname()):
                 pass
+
+
+def test_a_full_queue(manager: Manager) -> None:
+    """What a busy manager could not take is told when it can, and the pool serves meanwhile."""
+    fill(manager)
     with Server("begin_and_wait", "--workers", "2") as server:
         with connections(server, 2) as socks:
             assert [len(sock.recv(100)) > 0 for sock in socks] == [True, True]
         assert manager.hear_of("READY")["STATUS"] == "serving, 2 of 2 workers ready"
         assert server.stop() == 0
         assert "cannot send" not in server.log
+
+
+def test_the_order_of_messages(manager: Manager) -> None:
+    """A busy manager is told last what came last, which is not that a reload begins."""
+    fill(manager)
+    with contextlib.closing(ServiceManager()) as told:
+        for phase in (Phase.SERVING, Phase.RELOADING, Phase.SERVING):
+            told.follow(phase, phase.value)
+        while (first := manager.hear()) == {"STATUS": "other"}:
+            told.check()
+        assert [*first] == ["RELOADING", "MONOTONIC_USEC", "STATUS"]
+        assert manager.hear() == {"READY": "1", "STATUS": "serving"}
 
 
 def test_a_program_that_is_not_ready() -> None:
@@ -212,6 +231,15 @@ def test_watchdog(manager: Manager, whose: str, monkeypatch: pytest.MonkeyPatch)
         while "STOPPING" not in (message := manager.hear()):
             assert "WATCHDOG" not in message or whose != "another's"
         assert server.process.wait() == 0
+
+
+def test_watchdog_interval(manager: Manager, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is half of the manager's, as sd_watchdog_enabled(3) recommends."""
+    monkeypatch.setenv("WATCHDOG_USEC", "20000000")
+    before = time.monotonic()
+    with contextlib.closing(ServiceManager()) as told:
+        assert manager.hear() == {"WATCHDOG": "1"}
+        assert before + 10 <= told.due_at <= time.monotonic() + 10
 
 
 @pytest.mark.parametrize("microseconds", ["0", "soon", str(2**64 - 1), "9" * 400])
@@ -263,6 +291,8 @@ os.execv(sys.executable, [sys.executable, *sys.argv[2:]])
 _SHOW = """
 import os
 from fdpass_c.pool import inherit_listeners
+from fdpass_c.pool.service_manager import ServiceManager
+from fdpass_c.pool.status import Phase
 socks = inherit_listeners()
 for sock in socks:
     print(sock.fileno(), sock.name, sock.getsockname()[1], sock.get_inheritable())

@@ -7,7 +7,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -218,11 +219,10 @@ def test_a_start_that_hangs(tmp_path: Path) -> None:
         assert server.stop() == 0
 
 
-@pytest.mark.thread_unsafe
-def test_a_stop_while_a_start_hangs(tmp_path: Path) -> None:
-    """A pool that stops does not wait, for as long as it would for requests, for a worker that
-    hangs at its start."""
-    gate = tmp_path / "gate"
+@contextmanager
+def reload_that_hangs(gate: Path) -> Iterator[Server]:
+    """A pool of two workers that has begun to replace them. The first successor hangs at its start
+    while there is a file gate."""
     program = ("pool_programs.py", "wait_to_start", str(gate), "drain", "10000")
     with Server(program=program) as server:
         server.settled(2)
@@ -230,6 +230,14 @@ def test_a_stop_while_a_start_hangs(tmp_path: Path) -> None:
         server.send_signal(signal.SIGHUP)
         while not any(worker.state == "STARTING" for worker in server.status().workers):
             pass
+        yield server
+
+
+@pytest.mark.thread_unsafe
+def test_a_stop_while_a_start_hangs(tmp_path: Path) -> None:
+    """A pool that stops does not wait, for as long as it would for requests, for a worker that
+    hangs at its start."""
+    with reload_that_hangs(tmp_path / "gate") as server:
         assert server.stop() == 0
 
 
@@ -238,13 +246,7 @@ def test_reloads_at_once(tmp_path: Path) -> None:
     """However often a reload is asked for while a worker starts, that worker and the rest are
     replaced once more, and no more often."""
     gate = tmp_path / "gate"
-    program = ("pool_programs.py", "wait_to_start", str(gate), "drain", "30")
-    with Server(program=program) as server:
-        server.settled(2)
-        gate.touch()
-        server.send_signal(signal.SIGHUP)
-        while not any(worker.state == "STARTING" for worker in server.status().workers):
-            pass
+    with reload_that_hangs(gate) as server:
         for _ in range(5):
             server.send_signal(signal.SIGHUP)
             server.wait_for("replacing the workers")
@@ -449,10 +451,7 @@ def test_death_of_the_master(handler: str) -> None:
 @pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="to wait for another's child")
 def test_death_of_the_master_while_a_start_hangs(tmp_path: Path) -> None:
     """Workers that are still starting die with the master."""
-    gate = tmp_path / "gate"
-    gate.touch()
-    program = ("pool_programs.py", "wait_to_start", str(gate), "drain", "10000")
-    with Server(program=program) as server:
+    with reload_that_hangs(tmp_path / "gate") as server:
         pidfds = [os.pidfd_open(pid) for pid in server.status().pids]
         server.process.kill()
         for pidfd in pidfds:

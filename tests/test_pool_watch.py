@@ -109,20 +109,21 @@ def test_a_worker_that_cannot_end(handler: str, capacity: str) -> None:
 def test_a_pool_that_is_suspended(handler: str, capacity: str) -> None:
     """Where the master is stopped too, as by a terminal or a container that pauses, its workers
     have not hung when all go on."""
-    options = ("--workers", "1", "--capacity", capacity, "--timeout", "2")
+    options = ("--workers", "1", "--capacity", capacity, "--timeout", "1.5")
     with Server(handler, *options) as server, server.connect() as sock:
         pids = [server.pid, int(sock.recv(100))]
-        sock.settimeout(1)
+        sock.settimeout(0.5)
         with pytest.raises(TimeoutError):
             sock.recv(100)  # Meanwhile the master looks, once at least.
         for pid in pids:
             os.kill(pid, signal.SIGSTOP)
-        sock.settimeout(3)
+        sock.settimeout(1.8)
         with pytest.raises(TimeoutError):
             sock.recv(100)
         for pid in pids:
             os.kill(pid, signal.SIGCONT)
-        server.status()
+        for _ in range(2):  # After the first, the master looks.
+            server.status()
         sock.sendall(b"still here")
         assert sock.recv(100) == b"still here"
         sock.close()
@@ -154,7 +155,7 @@ def test_a_start_that_is_suspended(tmp_path: Path) -> None:
     gate.touch()
     program = ("pool_programs.py", "wait_to_start", str(gate), "start_timeout", "3")
     with Server(program=program) as server, server.connect() as sock:
-        _suspend(server, sock, 4)
+        _suspend(server, sock, 3.2)
         gate.unlink()
         sock.sendall(b"hello")
         assert read_all(sock)
@@ -168,7 +169,7 @@ def test_an_end_that_is_suspended() -> None:
         with server.connect() as sock:
             assert sock.recv(100)
             server.send_signal(signal.SIGTERM)
-            _suspend(server, sock, 4)
+            _suspend(server, sock, 3.2)
             sock.sendall(b"the end")
             assert read_all(sock) == b"the end"
         assert server.process.wait() == 0

@@ -31,6 +31,9 @@ _RETRY_DELAY = 5.0
 
 _MAX_HEAD = 16384
 
+# A line may end in "\n" alone (RFC 9112, 2.2), as people type it.
+_END_OF_HEAD = re.compile(rb"\n\r?\n")
+
 # Turns SO_LINGER off, which accepted sockets inherit: closing one must not wait for its client.
 _NO_LINGER = struct.pack("ii", 0, 0)
 
@@ -168,7 +171,7 @@ def _serve_client(sock: socket.socket, report: Report) -> Iterator[int]:
     """Reads one request and answers it. Yields each event to wait for. OSError: the client has
     gone."""
     head = b""
-    while b"\r\n\r\n" not in head:
+    while not _END_OF_HEAD.search(head):
         yield selectors.EVENT_READ
         data = sock.recv(4096)
         head += data
@@ -188,7 +191,7 @@ def _serve_client(sock: socket.socket, report: Report) -> Iterator[int]:
 
 
 def _answer(head: str, report: Report) -> bytes:
-    words = head.split("\r\n", 1)[0].split(" ")
+    words = head.partition("\n")[0].removesuffix("\r").split(" ")
     method, target = words[0], words[1].partition("?")[0] if len(words) > 1 else ""
     # A server must accept a target in the form for proxies too (RFC 9112, 3.2.2).
     target = re.sub(r"^http://[^/]+", "", target, flags=re.I)

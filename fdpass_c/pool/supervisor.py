@@ -117,21 +117,28 @@ class Supervisor:
             self._rounds.drop_waiting()
         for worker in [*self._workers]:
             if now >= self._find_deadline(worker):
-                if not worker.was_killed:
-                    verb = "start" if worker.state is State.STARTING else "finish"
-                    logger.warning("worker %d did not %s in time", worker.pid, verb)
-                self._end(worker)
-            elif worker.state is State.LEAVING or worker.was_killed:
-                continue
-            elif self.stopping and self._rounds.waiting:
-                # It still gets the waiting connections. Its handlers must close each connection
-                # after the current request.
-                worker.counters.leave()
-            elif self.stopping or worker.settings.slot >= self._slots:
-                worker.drain(_GRACE if worker.state is State.STARTING else self._drain)
-            elif worker.account.is_used_up and worker not in self._outdated:
-                self._outdated.append(worker)
+                self._end_late(worker)
+        for worker in self._workers:
+            if worker.state is not State.LEAVING and not worker.was_killed:
+                self._dismiss_if_due(worker)
         self._start_missing(now)
+
+    def _end_late(self, worker: WorkerProcess) -> None:
+        if not worker.was_killed:
+            verb = "start" if worker.state is State.STARTING else "finish"
+            logger.warning("worker %d did not %s in time", worker.pid, verb)
+        self._end(worker)
+
+    def _dismiss_if_due(self, worker: WorkerProcess) -> None:
+        """Lets a worker finish, or marks it as to be replaced, if it is time for that."""
+        if self.stopping and self._rounds.waiting:
+            # It still gets the waiting connections. Its handlers must close each connection after
+            # the current request.
+            worker.counters.leave()
+        elif self.stopping or worker.settings.slot >= self._slots:
+            worker.drain(_GRACE if worker.state is State.STARTING else self._drain)
+        elif worker.account.is_used_up and worker not in self._outdated:
+            self._outdated.append(worker)
 
     def check_soon(self) -> None:
         """Makes the master's loop call check next."""

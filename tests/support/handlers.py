@@ -21,7 +21,14 @@ from pathlib import Path
 from typing import Any
 
 from fdpass_c._native import lib
-from fdpass_c.pool import Pool, is_leaving, leaving, leaving_event, note_progress
+from fdpass_c.pool import (
+    Pool,
+    failed_starts,
+    is_leaving,
+    leaving,
+    leaving_event,
+    note_progress,
+)
 
 
 def echo(sock: socket.socket, address: object) -> None:
@@ -519,10 +526,12 @@ def _start_unless(path: Path) -> None:
         raise RuntimeError("no start today")
 
 
-def main(flag: str, address: str) -> None:
-    """A pool whose workers do not start while there is a file flag."""
+def main(delay: str, flag: str, address: str) -> None:
+    """A pool whose workers do not start while there is a file flag. The first delay between two
+    attempts has so many seconds."""
+    failed_starts._FIRST_DELAY = float(delay)
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
-    Pool(echo, 2, setup=lambda: _start_unless(Path(flag))).serve(address)
+    Pool(echo, 2, setup=lambda: _start_unless(Path(flag)), drain=10000).serve(address)
 
 
 if __name__ == "__main__":

@@ -80,6 +80,12 @@ def read_state(pid: int) -> str:
     return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0]
 
 
+def read_cpu_time(pid: int) -> float:
+    """The seconds in which a process has used a CPU, as Linux counts them."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 _PR_SET_CHILD_SUBREAPER = 36
 
 
