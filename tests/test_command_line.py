@@ -387,7 +387,7 @@ def test_a_peer_without_descriptors(tmp_path: Path) -> None:
         with started("recv", "--connect", path, status=1) as receiver:
             with listener.accept()[0] as sock:
                 sock.sendall(b"hello")
-            assert b"expected one descriptor, received none" in errors(receiver)
+            assert b"has none" in errors(receiver)
 
 
 # -- connect ---------------------------------------------------------------------------------------

@@ -118,7 +118,7 @@ def test_closed_peer_after_a_message(stream: Pair, file: int) -> None:
 def test_no_descriptor(stream: Pair) -> None:
     """Bytes without a descriptor are a ProtocolError that counts them."""
     stream[0].send(b"just bytes")
-    with pytest.raises(fdpass_c.ProtocolError, match="none with 10 bytes"):
+    with pytest.raises(fdpass_c.ProtocolError, match="message of 10 bytes has none"):
         fdpass_c.recv_fd(stream[1])
 
 

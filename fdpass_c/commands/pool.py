@@ -132,7 +132,7 @@ def run(options: argparse.Namespace) -> int:
         try:
             listeners = options.addresses or [*map(stack.enter_context, inherit_listeners())]
             if not listeners:
-                options.parser.error("an ADDRESS is needed, as the service manager passed no sockets")
+                options.parser.error("an ADDRESS is needed: no sockets were passed (LISTEN_FDS)")
             pool.serve(*listeners, metrics=options.metrics)
         except ValueError as error:
             complain("pool", str(error))
