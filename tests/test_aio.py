@@ -1601,6 +1601,51 @@ def test_serve_cancelled_after_its_listener_was_closed(loop: str, tmp_path: Path
     run(loop, test)
 
 
+class Ending(BaseException):
+    """What no handler of exceptions catches."""
+
+
+@every_loop
+@pytest.mark.parametrize("closes", [False, True], ids=["accepting", "closed"])
+@pytest.mark.parametrize("kind", [Ending, SystemExit])
+def test_serve_ends_with_what_is_no_exception(
+    loop: str, closes: bool, kind: type[BaseException], tmp_path: Path
+) -> None:
+    """Such an error of a handler is not logged: serve ends the other handlers and raises it itself,
+    in no group, and does not leave its task cancelled."""
+    ended: list[str] = []
+
+    async def test() -> None:
+        async with aio.Listener(tmp_path / "socket") as listener:
+            clients.extend(Channel.connect(tmp_path / "socket") for _ in range(3))
+            clients[2].send(b"raise")
+
+            async def handle(channel: aio.Channel) -> None:
+                try:
+                    take(await channel.recv())
+                    if closes:
+                        listener.close()
+                        await pause(loop)
+                    raise kind
+                finally:
+                    ended.append("handler")
+
+            try:
+                await listener.serve(handle)
+            finally:
+                await pause(loop)
+                ended.append("serve")
+
+    clients: list[Channel] = []
+    with pytest.raises(kind):
+        run(loop, test)
+    for client in clients:
+        client.settimeout(0)
+        with client, pytest.raises(PeerClosedError):
+            client.recv()
+    assert ended == ["handler"] * 3 + ["serve"]
+
+
 def test_serve_cancelled_again(tmp_path: Path) -> None:
     """serve returns when its handlers have, however often it is cancelled: anyio does each turn."""
     ended: list[str] = []
