@@ -178,10 +178,13 @@ def test_ends_what_hangs(tmp_path: Path) -> None:
     reader, writer = os.pipe()
     with open(reader, "rb") as pipe:
         with open(writer, "wb"):
+            # Other plugins are slow to load.
+            plugins = ["-p", "pytest_timeout", "-p", "conftest"]
+            no_others = {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTHONPATH": str(TESTS)}
             done = subprocess.run(
-                [sys.executable, "-m", "pytest", "-p", "conftest", "--timeout", "1", tmp_path],
+                [sys.executable, "-m", "pytest", *plugins, "--timeout", "1", tmp_path],
                 cwd=tmp_path,
-                env={**os.environ, "PYTHONPATH": str(TESTS)},
+                env={**os.environ, **no_others},
                 pass_fds=[writer],
                 capture_output=True,
                 text=True,

@@ -63,14 +63,12 @@ def test_asks(no_fd_leak):
 """
 
 
-def run_pytest(
-    folder: Path, *options: str, python: tuple[str, ...] = (), tests: str = LEAKS
-) -> str:
+def run_pytest(folder: Path, *options: str, installed: bool = False, tests: str = LEAKS) -> str:
+    """installed: as pytest finds the plugin by itself, with all others, which are slow to load."""
     (folder / "test_leaks.py").write_text(tests)
-    command = [sys.executable, *python, "-m", "pytest", "-p", "no:cacheprovider"]
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider"]
     environment = dict(os.environ)
-    if python or "fdpass_c_pytest" not in sys.modules:
-        # Not installed, but found; or not slowed by others' plugins.
+    if not installed or "fdpass_c_pytest" not in sys.modules:  # Perhaps it is only found.
         command += ["-p", "fdpass_c_pytest"]
         environment["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
     done = subprocess.run(
@@ -87,7 +85,7 @@ def run_pytest(
 @pytest.mark.thread_unsafe
 def test_off_unless_asked_for(tmp_path: Path) -> None:
     """Installed, the plugin fails only the tests that ask for it by the fixture's name."""
-    output = run_pytest(tmp_path)
+    output = run_pytest(tmp_path, installed=True)
     assert "3 passed, 1 error" in output
     assert "left open" in output
     assert "null" in output
@@ -97,7 +95,9 @@ def test_off_unless_asked_for(tmp_path: Path) -> None:
 @pytest.mark.skipif(find_spec("_tracemalloc") is None, reason="PyPy has no tracemalloc")
 def test_says_where(tmp_path: Path) -> None:
     """With the option every test that leaks fails, and the text says who opened what, and where."""
-    output = run_pytest(tmp_path, "--no-fd-leak", python=("-X", "tracemalloc=5"))
+    # What -X tracemalloc=5 does, but only when all is imported, which it makes slow.
+    tests = LEAKS + "import tracemalloc\ntracemalloc.start(5)\n"
+    output = run_pytest(tmp_path, "--no-fd-leak", tests=tests)
     assert "3 passed, 2 errors" in output
     assert "is held by <socket.socket" in output
     assert 'test_leaks.py", line 6' in output

@@ -5,8 +5,10 @@ import contextlib
 import errno
 import logging
 import socket
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from functools import partial
+from typing import Any
 
 import fdpass_c
 from fdpass_c.aio.channel import Channel
@@ -108,8 +110,9 @@ class Listener(NotCopied):
         The channel is closed when the handler returns. If the handler raises an exception, the
         logger fdpass_c.aio logs it. serve returns when the listener is closed and all handlers have
         returned. If serve is cancelled, it cancels the handlers, and waits until they have
-        returned. If accepting fails for lack of descriptors or memory (EMFILE, ENFILE, ENOBUFS,
-        ENOMEM), or for another reason that may pass, it tries again after 0.1 s.
+        returned. It does so too if a handler raises what is no Exception, such as SystemExit, and
+        then raises that. If accepting fails for lack of descriptors or memory (EMFILE, ENFILE,
+        ENOBUFS, ENOMEM), or for another reason that may pass, it tries again after 0.1 s.
 
         Args:
             handler: A coroutine function.
@@ -127,23 +130,38 @@ class Listener(NotCopied):
     async def _serve_in_trio(self, handler: Handler) -> None:
         import trio
 
-        failures: list[OSError] = []
-        async with trio.open_nursery() as nursery:
+        failures: list[BaseException] = []
+
+        async def keep_failure(call: Callable[..., Awaitable[None]], *arguments: Any) -> None:
             try:
-                while (channel := await self._accept_next()) is not None:
-                    nursery.start_soon(_handle, handler, channel)
-            except OSError as error:
+                await call(*arguments)
+            except trio.Cancelled:
+                raise
+            except BaseException as error:
                 failures.append(error)  # Raised in the nursery, it would end in an ExceptionGroup.
                 nursery.cancel_scope.cancel()
+
+        async def accept() -> None:
+            while (channel := await self._accept_next()) is not None:
+                nursery.start_soon(keep_failure, _handle, handler, channel)
+
+        async with trio.open_nursery() as nursery:
+            await keep_failure(accept)
         if failures:
-            raise failures.pop()  # If it stayed there, it would form a cycle with this frame.
+            raise failures.pop(0)  # If it stayed there, it would form a cycle with this frame.
 
     async def _serve_in_asyncio(self, handler: Handler) -> None:
+        serving: Any = asyncio.current_task()
         tasks: set[asyncio.Task[None]] = set()
+        failures: list[BaseException] = []
 
         def end(channel: Channel, task: asyncio.Task[None]) -> None:
             channel.close()  # A task that is cancelled before it starts does not close it.
             tasks.discard(task)
+            if not task.cancelled() and (error := task.exception()) is not None:
+                if not failures:
+                    serving.cancel()
+                failures.append(error)
 
         try:
             while (channel := await self._accept_next()) is not None:
@@ -161,6 +179,10 @@ class Listener(NotCopied):
                 # anyio cancels this task again in each turn of the loop, until it has ended.
                 with contextlib.suppress(asyncio.CancelledError):
                     await asyncio.wait(tasks)
+            if failures:
+                if sys.version_info >= (3, 11):
+                    serving.uncancel()
+                raise failures.pop(0) from None
             raise
 
     async def _accept_next(self) -> Channel | None:
