@@ -32,6 +32,8 @@ def fuzz(target: str, seconds: int, corpus: Path) -> bool:
         found = corpus / target
         found.mkdir(parents=True, exist_ok=True)
         limits = [f"-max_total_time={seconds}", "-max_len=1500", "-print_final_stats=1"]
+        # An input that takes more seconds, or more MB in one piece, is a finding.
+        limits += ["-timeout=5", "-malloc_limit_mb=20"]
         artifacts = f"-artifact_prefix={corpus}/{target}-"
         done = subprocess.run(
             [program, *limits, artifacts, found, FOLDER / "corpus" / target],

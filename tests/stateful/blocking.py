@@ -24,8 +24,8 @@ from fdpass_c import (
 )
 from fdpass_c.channel import end_of
 from fdpass_c.testing import full_table, list_fds
-from stateful.model import Files, Queue, tried
-from support.messages import Message, take, take_batch
+from stateful.model import Files, Queue, take_at_most, tried
+from support.messages import Message, take
 from support.signals import Interruption, interrupt_call
 
 MAX_PAYLOAD, MAX_FDS = 300_000, 400
@@ -212,12 +212,12 @@ class ChannelMachine(RuleBasedStateMachine):
 
     @rule(end=ends, most=st.sampled_from([1, 2, 3, 100, 1000]))
     def recv_many(self, end: int, most: int) -> None:
-        self._receive(end, lambda here: take_batch(here.recv_many(most)))
+        self._receive(end, lambda here: take_at_most(most, here.recv_many(most)))
 
     @rule(end=ends, free=st.sampled_from([0, 1, 3, 70, 300]), most=st.sampled_from([1, 100]))
     def receive_with_a_full_table(self, end: int, free: int, most: int) -> None:
         with full_table(free):
-            self._receive(end, lambda here: take_batch(here.recv_many(most)))
+            self._receive(end, lambda here: take_at_most(most, here.recv_many(most)))
 
     # -- interrupts --------------------------------------------------------------------------------
 
@@ -241,7 +241,7 @@ class ChannelMachine(RuleBasedStateMachine):
 
         def receive() -> None:
             batch = self._ends[end].recv_many(most)
-            received.extend(take_batch(batch))
+            received.extend(take_at_most(most, batch))
 
         def attempt(here: Channel) -> list[Message]:
             with _no_collection():
@@ -327,7 +327,7 @@ class ChannelMachine(RuleBasedStateMachine):
         """Whether anything came, or may still come."""
         with contextlib.suppress(OSError, ProtocolError):
             self._ends[1 - end].flush()
-        came = self._receive(end, lambda here: take_batch(here.recv_many()))
+        came = self._receive(end, lambda here: take_at_most(253, here.recv_many()))
         return came or (self._ends[1 - end].unsent > 0 and not self._sent[1 - end].ended)
 
 

@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 
 import fdpass_c
 from fdpass_c import DescriptorTableFullError, Progress, aio
-from stateful.model import Files, Queue, tried
+from stateful.model import Files, Queue, take_at_most, tried
 from support.descriptors import no_leak
 from support.loops import Group, Task, pause, run
-from support.messages import Message, take, take_batch
+from support.messages import Message, take
 
 _sizes = st.one_of(st.integers(0, 20), st.integers(0, 3000), st.integers(0, 250_000))
 _fds = st.one_of(st.integers(0, 3), st.sampled_from([253, 254, 300]))
@@ -80,7 +80,7 @@ class _End:
 
     async def recv_many(self, most: int) -> None:
         with contextlib.suppress(DescriptorTableFullError):
-            self.received += take_batch(await self.channel.recv_many(most))
+            self.received += take_at_most(most, await self.channel.recv_many(most))
 
     async def drain(self, loop: str) -> bool:
         """Whether anything came, or still waits: on a busy machine the time may be too short."""

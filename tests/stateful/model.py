@@ -4,13 +4,21 @@ import itertools
 from collections import Counter, deque
 from collections.abc import Iterable, Sequence
 
+import fdpass_c
 from support.descriptors import identities, open_unique, repeat
-from support.messages import Message
+from support.messages import Message, take_batch
 
 tried: Counter[str] = Counter()
 """What was tried."""
 
 _numbers = itertools.count()
+
+
+def take_at_most(most: int, batch: fdpass_c.Batch) -> list[Message]:
+    """What the messages of a batch are; fails if they are more than were asked for."""
+    messages = take_batch(batch)
+    assert len(messages) <= most
+    return messages
 
 
 class Files:
