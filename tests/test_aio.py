@@ -38,6 +38,7 @@ from fdpass_c import (
     aio,
 )
 from fdpass_c.aio import asyncio_loop
+from fdpass_c.aio.directions import growing_pauses
 from support.descriptors import identity
 from support.frames import first, one
 from support.loops import (
@@ -435,6 +436,79 @@ def test_first_come_first_served(loop: str) -> None:
                 assert payload == b"%d" % number
 
     run(loop, test)
+
+
+@both_backends
+def test_a_sender_that_is_cancelled_before_its_turn(loop: str, file: int) -> None:
+    """Tasks that send take turns too. One that is cancelled before its turn ends no other's, and
+    descriptors may come from an iterator, which is used up by then."""
+
+    async def test() -> None:
+        left, right = make_pair(small=True)
+        async with Group(loop) as group, left, right:
+            payloads = [b"x" * 200_000, b"cancelled", b"next", b"last"]
+            tasks = [
+                await group.started(left.send_many, [payload], iter([file])) for payload in payloads
+            ]
+            tasks[1].cancel()
+            await tasks[1].wait()
+            for payload in (payloads[0], *payloads[2:]):
+                assert take(await right.recv()) == (payload, [identity(file)])
+            assert [(await task.wait()).result for task in tasks] == [1, None, 1, 1]
+
+    run(loop, test)
+
+
+@both_backends
+def test_one_at_a_time(loop: str) -> None:
+    """recv_many(1) waits for one message, and takes no more."""
+
+    async def test() -> None:
+        left, right = make_pair()
+        async with Group(loop) as group, left, right:
+            task = await group.started(right.recv_many, 1)
+            await left.send_many([b"1", b"2", b"3"])
+            assert take_batch((await task.wait()).result) == [(b"1", [])]
+            assert take_batch(await right.recv_many(1)) == [(b"2", [])]
+            assert right.pending == 1
+
+    run(loop, test)
+
+
+@both_backends
+def test_a_frame_that_comes_in_part(loop: str) -> None:
+    """Until the rest comes, the loop has nothing to do."""
+    anyio = pytest.importorskip("anyio")
+    frame = one(b"payload")
+
+    async def test() -> None:
+        sock, other = socket.socketpair()
+        right = aio.Channel(other)
+        async with Group(loop) as group, right:
+            with sock:
+                task = await group.started(right.recv)
+                sock.sendall(frame[:-1])
+                await anyio.wait_all_tasks_blocked()
+                sock.sendall(frame[-1:])
+                assert take((await task.wait()).result) == (b"payload", [])
+
+    run(loop, test)
+
+
+def test_growing_pauses() -> None:
+    """Each is twice as long as the last, up to 0.1 s."""
+    pauses: list[float] = []
+
+    async def note(seconds: float) -> None:
+        pauses.append(seconds)
+
+    async def test() -> None:
+        wait = growing_pauses(note)
+        for _ in range(9):
+            await wait()
+
+    asyncio.run(test())
+    assert pauses == [0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.1, 0.1]
 
 
 @pytest.mark.untraced
