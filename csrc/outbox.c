@@ -2,9 +2,11 @@
 #include "compat.h"
 #include "internal.h"
 
-/* Allocates memory for the rest of a frame. Without memory the connection is ended, because nothing else
- * may follow a part of a frame. */
+/* Allocates memory for the rest of a frame, if there is any. Without memory the connection is ended,
+ * because nothing else may follow a part of a frame. */
 static unsigned char *start_rest(struct fdp_outbox *outbox, size_t size) {
+    if (size == 0)
+        return NULL;
     unsigned char *rest = malloc(size);
     if (rest == NULL) {
         outbox->cut = -ENOMEM;
@@ -148,7 +150,7 @@ void fdp_abandon(struct fdp_outbox *outbox, struct fdp_job *job) {
     if (outbox->job == job) {
         /* After a close nothing is kept, so the message does not count as sent. */
         size_t size = fdp_get_sock(&outbox->sock) < 0 ? 0 : fdp_size_rest(job);
-        unsigned char *rest = size > 0 ? start_rest(outbox, size) : NULL;
+        unsigned char *rest = start_rest(outbox, size);
         if (rest != NULL)
             fdp_end_job(job, rest);
         set_job(outbox, NULL);

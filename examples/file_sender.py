@@ -18,7 +18,7 @@ with socket.socket(socket.AF_UNIX) as listener, open(name, "rb") as file:
     try:
         listener.bind(path)
     except OSError as error:
-        sys.exit(f"{path}: {error.strerror}. Remove what an earlier sender has left.")
+        sys.exit(f"{path}: {error.strerror}")
     try:
         listener.listen()
         print("listening", flush=True)

@@ -371,12 +371,12 @@ static void test_two_large(void) {
 
 /* The same after their messages were withdrawn, although the beginning of the next one came with that. */
 static void test_two_large_behind_withdrawn(void) {
-    struct ends *both[] = {open_ends(SOCK_STREAM), open_ends(SOCK_STREAM)};
     struct rlimit limit;
     CHECK(getrlimit(RLIMIT_NOFILE, &limit) == 0);
     if (limit.rlim_max < 2048)
         return;
     limit_to(2048);
+    struct ends *both[] = {open_ends(SOCK_STREAM), open_ends(SOCK_STREAM)};
     for (int i = 0; i < 2; i++) {
         send_raw(both[i]->left, bytes, put_piece(bytes, FDP_FIRST, 2, 2, 60000, 300), 2);
         CHECK(receive(both[i], 1) == -EAGAIN && both[i]->inbox.held == 300);
