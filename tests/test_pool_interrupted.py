@@ -8,12 +8,13 @@ import sys
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from functools import partial
+from operator import attrgetter
 from types import ModuleType
 
 import pytest
 
 from fdpass_c.channel import Channel
-from fdpass_c.pool import connections, rounds, supervisor, worker_process
+from fdpass_c.pool import connections, exits, rounds, slots, supervisor, worker_process
 from fdpass_c.pool.counters import Counters
 from fdpass_c.pool.offers import Offers
 from fdpass_c.pool.rounds import Rounds
@@ -73,14 +74,14 @@ def interrupt_reaping(module: ModuleType, number: int, name: str) -> bool:
         started = [*workers]
         os.waitid(os.P_PID, started[0].pid, os.WEXITED | os.WNOWAIT)
         arguments = started[:1] if name == "_end" else []
-        came = interrupt_call(module, number, partial(getattr(pool, name), *arguments))
+        came = interrupt_call(module, number, partial(attrgetter(name)(pool), *arguments))
     assert pool.counted == ((), 0, 1, 0)
     assert [worker.wait_status for worker in started] == [7 << 8, signal.SIGKILL]
     return came
 
 
-@pytest.mark.parametrize("name", ["reap_exited", "_wait_for_orphans", "_end"])
-@pytest.mark.parametrize("module", [supervisor, worker_process, rounds, connections])
+@pytest.mark.parametrize("name", ["reap_exited", "_exits._wait_for_orphans", "_end"])
+@pytest.mark.parametrize("module", [supervisor, slots, exits, worker_process, rounds, connections])
 def test_a_handler_that_raises(module: ModuleType, name: str) -> None:
     """Wherever it does, no worker is left or counted twice, and none's exit status is lost."""
     for number in itertools.count(1):
@@ -99,7 +100,7 @@ def interrupt_starting(module: ModuleType, number: int) -> bool:
 
 # A channel that nobody has yet is closed with a warning.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-@pytest.mark.parametrize("module", [supervisor, worker_process, rounds, connections])
+@pytest.mark.parametrize("module", [supervisor, slots, exits, worker_process, rounds, connections])
 def test_a_handler_that_raises_at_the_start(module: ModuleType) -> None:
     """Wherever it does, no process is left, and the child knows that it is one."""
     for number in itertools.count(1):

@@ -5,24 +5,18 @@ import errno
 import os
 import selectors
 import time
-from collections import deque
 from collections.abc import Callable
 from functools import partial
-from itertools import repeat
 from typing import NamedTuple
 
 from fdpass_c.pool import failed_starts
+from fdpass_c.pool.exits import Exits
 from fdpass_c.pool.failed_starts import FailedStarts
 from fdpass_c.pool.log import logger
 from fdpass_c.pool.rounds import Rounds
+from fdpass_c.pool.slots import Slots
 from fdpass_c.pool.status import Phase
-from fdpass_c.pool.worker_process import (
-    KILL_INTERVAL,
-    State,
-    WorkerProcess,
-    collect_exits,
-    describe_exit,
-)
+from fdpass_c.pool.worker_process import State, WorkerProcess, describe_exit
 
 _GRACE = 1.0
 """Seconds in which a worker that is still starting, that hangs, or that was killed must end."""
@@ -78,24 +72,18 @@ class Supervisor:
         self._start = start
         self._drain = drain
         self._start_timeout = start_timeout
-        self._slots = slots
-        self._slots_filled = 0
-        self._restarts = [0] * slots
-        self._outdated: deque[WorkerProcess] = deque()
-        self._reloaded: set[WorkerProcess] = set()
+        self._slots = Slots(workers, slots)
+        self._exits = Exits(workers)
         self._stop_deadline = float("inf")
         self._failed_starts = FailedStarts()
-        self._exits: list[tuple[int, int]] = []
-        # No longer in workers, and to be waited for when they end.
-        self._ending: list[WorkerProcess] = []
 
     @property
     def phase(self) -> Phase:
         if self.stopping:
             return Phase.STOPPING
-        if not self._slots_filled:
+        if not self._slots.were_filled:
             return Phase.STARTING
-        if any(worker.state is not State.LEAVING for worker in self._reloaded):
+        if self._slots.is_reloading:
             return Phase.RELOADING
         return Phase.SERVING
 
@@ -103,7 +91,7 @@ class Supervisor:
         """Returns one line for people."""
         ready = sum(worker.serves for worker in self._workers)
         lost = f", {self.counted.lost} connections lost" if self.counted.lost else ""
-        return f"{self.phase.value}, {ready} of {self._slots} workers ready{lost}"
+        return f"{self.phase.value}, {ready} of {self._slots.count} workers ready{lost}"
 
     def check(self) -> None:
         """Ends the workers whose time is over, starts missing ones, and sets due_at."""
@@ -111,17 +99,18 @@ class Supervisor:
         self._postpone_deadlines(now - self.due_at)
         self.due_at = float("inf")
         waiting = self._rounds.waiting
-        no_worker_left = self._gave_up and all(w.state is State.LEAVING for w in self._workers)
+        no_worker_left = self._gave_up and not self._slots.active
         if waiting and (no_worker_left or now >= self._stop_deadline):
             logger.warning("dropping %d connections that no worker took", waiting)
             self._rounds.drop_waiting()
         for worker in [*self._workers]:
             if now >= self._find_deadline(worker):
                 self._end_late(worker)
-        for worker in self._workers:
-            if worker.state is not State.LEAVING and not worker.was_killed:
+        for worker in self._slots.active:
+            if not worker.was_killed:
                 self._dismiss_if_due(worker)
-        self._start_missing(now)
+        is_complete = self._start_missing(now)
+        self._set_due_at(now, is_complete)
 
     def _end_late(self, worker: WorkerProcess) -> None:
         if not worker.was_killed:
@@ -135,10 +124,10 @@ class Supervisor:
             # It still gets the waiting connections. Its handlers must close each connection after
             # the current request.
             worker.counters.leave()
-        elif self.stopping or worker.settings.slot >= self._slots:
+        elif self.stopping or worker.settings.slot >= self._slots.count:
             worker.drain(_GRACE if worker.state is State.STARTING else self._drain)
-        elif worker.account.is_used_up and worker not in self._outdated:
-            self._outdated.append(worker)
+        elif worker.account.is_used_up:
+            self._slots.replace(worker)
 
     def check_soon(self) -> None:
         """Makes the master's loop call check next."""
@@ -156,33 +145,29 @@ class Supervisor:
         """When it is to be killed, or to be looked at again after that."""
         return worker.deadline if worker.was_killed else min(worker.deadline, self._stop_deadline)
 
-    def _start_missing(self, now: float) -> None:
+    def _start_missing(self, now: float) -> bool:
+        """Returns whether all slots have workers."""
         missing = self._find_missing()
         if now >= self._failed_starts.retry_at:
             while missing and self._spawn(missing[0]):
                 missing = self._find_missing()
+        if not missing:
+            self._slots.note_filled()
+        return not missing
+
+    def _find_missing(self) -> list[int]:
+        if not self.stopping:
+            return self._slots.find_missing()
+        return [0] if self._rounds.waiting and not self._slots.active else []
+
+    def _set_due_at(self, now: float, is_complete: bool) -> None:
         moments = [self._find_deadline(worker) for worker in self._workers]
-        if missing:
+        if not is_complete:
             moments.append(self._failed_starts.retry_at)
-        elif all(worker.state is not State.STARTING for worker in self._workers):
-            self._slots_filled = self._slots
         if now < self._stop_deadline:
             moments.append(self._stop_deadline)
         if (due_at := min(moments, default=float("inf"))) < float("inf"):
             self.due_at = min(self.due_at, due_at, now + _CHECK_INTERVAL)
-
-    def _find_missing(self) -> list[int]:
-        """Returns the slots that need a worker: the empty slots, or if there are none, the slot of
-        the next worker to replace."""
-        active = [worker for worker in self._workers if worker.state is not State.LEAVING]
-        if self.stopping:
-            return [0] if self._rounds.waiting and not active else []
-        missing = [*({*range(self._slots)} - {worker.settings.slot for worker in active})]
-        while self._outdated and self._outdated[0] not in active:
-            self._outdated.popleft()
-        if self._outdated and not missing and all(w.state is State.READY for w in active):
-            missing = [self._outdated[0].settings.slot]
-        return missing
 
     def _spawn(self, slot: int) -> bool:
         try:
@@ -196,7 +181,7 @@ class Supervisor:
             else:
                 self._count_failed_start(reason)
             return False
-        self._restarts[slot] += 1
+        self._slots.note_started(slot)
         worker.deadline = time.monotonic() + self._start_timeout
         self.counted = self.counted._replace(workers=(*self._workers,))
         self._rounds.add(worker.account)
@@ -206,7 +191,7 @@ class Supervisor:
     def _start_watched(self, slot: int) -> WorkerProcess:
         """Starts a worker and watches its channel. OSError: as from _start, and ENOMEM or ENOSPC if
         the selector has no room."""
-        worker = self._start(slot, self._restarts[slot])
+        worker = self._start(slot, self._slots.count_restarts(slot))
         # If the selector already watches this number, it is that of a socket that other code has
         # closed.
         with contextlib.suppress(KeyError):
@@ -217,7 +202,7 @@ class Supervisor:
             )
         except OSError:
             self._workers.remove(worker)
-            self._ending.append(worker)
+            self._exits.wait_later(worker)
             worker.kill()
             worker.channel.close()
             raise
@@ -268,8 +253,7 @@ class Supervisor:
         logger.info(
             "replacing the workers; the new ones run the code that the master has already imported"
         )
-        self._outdated = deque(w for w in self._workers if w.state is not State.LEAVING)
-        self._reloaded = {*self._outdated}
+        self._slots.replace_all()
         self.check_soon()
 
     def replace_hanging(self, worker: WorkerProcess) -> None:
@@ -281,9 +265,7 @@ class Supervisor:
 
     def resize(self, change: int) -> None:
         """Adds change to the number of workers. At least one stays."""
-        self._slots = max(1, self._slots + change)
-        self._restarts += [0] * (self._slots - len(self._restarts))
-        logger.info("the pool now has %d workers", self._slots)
+        self._slots.resize(change)
         self.check_soon()
 
     def stop(self) -> None:
@@ -298,7 +280,7 @@ class Supervisor:
             logger.info("stopping")
             self.stopping = True
             self._stop_deadline = time.monotonic() + self._drain
-            self._outdated.clear()
+            self._slots.replace_none()
         self.check_soon()
 
     def fail(self, reason: str) -> None:
@@ -308,26 +290,8 @@ class Supervisor:
 
     def reap_exited(self) -> None:
         """Finds workers that have ended although a child process keeps their channel open."""
-        if os.getpid() == 1:
-            self._wait_for_orphans()
-        for worker in [*self._workers]:
-            if worker.has_exited():
-                self.reap(worker)
-        self._ending = [worker for worker in self._ending if not worker.has_exited()]
-
-    def _wait_for_orphans(self) -> None:
-        """The first process of a container becomes the parent of processes whose parent has died
-        (man 7 pid_namespaces), and must wait for them when they exit."""
-        with contextlib.suppress(ChildProcessError):
-            collect_exits(self._exits, repeat(-1), os.WNOHANG)
-        self._note_exits()
-
-    def _note_exits(self) -> None:
-        for worker in self._workers:
-            for pid, status in self._exits:
-                if pid == worker.pid:
-                    worker.note_exit(status)
-        self._exits.clear()
+        for worker in self._exits.find():
+            self.reap(worker)
 
     def _end(self, worker: WorkerProcess) -> None:
         """Kills a worker. It is reaped as soon as it has ended, or else after a second."""
@@ -338,7 +302,7 @@ class Supervisor:
         elif time.monotonic() >= worker.killed_at + _GRACE:
             if worker.is_ours or self.stopping:
                 # After SIGKILL, a process runs no more of its program, even if it ends late.
-                self._ending.append(worker)
+                self._exits.wait_later(worker)
                 self.reap(worker)
             else:
                 self._spare(worker)
@@ -372,7 +336,7 @@ class Supervisor:
                 self.counted.lost + lost,
             )
         self._workers.remove(worker)
-        self._reloaded.discard(worker)
+        self._slots.remove(worker)
         self.check_soon()
         ended = f"worker {worker.pid} {describe_exit(status)}"
         if worker.state is State.LEAVING and status == 0 and not lost and not worker.given_back:
@@ -396,16 +360,8 @@ class Supervisor:
             f"{failed_starts.LIMIT} workers in a row died before they began a connection, "
             f"or could not be started; the last one: {reason}"
         )
-        if self._outdated:
-            logger.error("%s; the old workers go on", failure)
-            for worker in self._outdated:
-                worker.postpone_replacement()
-            self._outdated.clear()
-            self._reloaded.clear()
-            self._failed_starts.reset()
-        elif self._slots > self._slots_filled > 0:
-            logger.error("%s; the pool has %d workers as before", failure, self._slots_filled)
-            self._slots = self._slots_filled
+        if what_stays := self._slots.undo_change():
+            logger.error("%s; %s", failure, what_stays)
             self._failed_starts.reset()
         else:
             self._gave_up = True
@@ -413,12 +369,9 @@ class Supervisor:
 
     def kill_all(self) -> None:
         """Kills all workers, and waits a moment for those that end late."""
-        self._note_exits()
+        self._exits.note_found()
         for worker in self._workers:
             worker.kill()
-        until = time.monotonic() + _GRACE
-        for worker in [*self._workers, *self._ending]:
-            while not worker.has_exited() and time.monotonic() < until:
-                time.sleep(KILL_INTERVAL)
+        self._exits.wait(_GRACE)
         for worker in [*self._workers]:
             self.reap(worker)
