@@ -12,6 +12,7 @@ import logging
 import multiprocessing
 import os
 import platform
+import resource
 import selectors
 import signal
 import socket
@@ -24,7 +25,7 @@ from functools import partial
 from typing import Any
 
 from fdpass_c import Channel, aio
-from fdpass_c.pool import Pool, metrics_server, open_listener
+from fdpass_c.pool import Pool, dispatch, failed_starts, metrics_server, open_listener
 from support import handlers
 from support.handlers import begin_and_wait, begin_and_wait_async, obey
 from support.processes import become_nobody
@@ -181,8 +182,8 @@ def close_standard_error(handler: str, *addresses: str) -> None:
     )
 
 
-def fail_to_log(handler: str, *addresses: str) -> None:
-    """A pool of one worker in a program whose filter of the log fails at each error."""
+def _forbid_errors() -> None:
+    """From now on, the pool's log fails at each error."""
 
     def check(record: logging.LogRecord) -> bool:
         if record.levelno == logging.ERROR:
@@ -190,7 +191,25 @@ def fail_to_log(handler: str, *addresses: str) -> None:
         return True
 
     logging.getLogger("fdpass_c.pool").addFilter(check)
+
+
+def fail_to_log(handler: str, *addresses: str) -> None:
+    """A pool of one worker in a program whose filter of the log fails at each error."""
+
+    _forbid_errors()
     Pool(getattr(handlers, handler), 1).serve(*addresses)
+
+
+def end_beside_others(*addresses: str) -> None:
+    """A pool of two event loops, which end if they cannot log a failure. They turn a few times more
+    before they have ended."""
+
+    async def turn() -> None:
+        for _ in range(100):
+            await asyncio.sleep(0)
+
+    _forbid_errors()
+    Pool(handlers.block_async, 2, 4, teardown=turn).serve(*addresses)
 
 
 def default_timeout(seconds: str, *addresses: str) -> None:
@@ -253,6 +272,36 @@ def die_idle(*addresses: str) -> None:
         threading.Timer(0.02, os.kill, [os.getpid(), signal.SIGKILL]).start()
 
     Pool(obey, 1, setup=die_soon).serve(*addresses)
+
+
+def die_of_the_first(*addresses: str) -> None:
+    """A pool of one worker that has no room for any connection. It counts as started at once."""
+    failed_starts.STABLE_AFTER = 0.0
+    failed_starts._FIRST_DELAY = 0.01
+
+    def fill() -> None:
+        os.close(free := os.dup(0))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (free, free))
+
+    Pool(obey, 1, setup=fill).serve(*addresses)
+
+
+def use_up(flag: str, *addresses: str) -> None:
+    """A pool of one worker that is used up by one connection. None starts while there is a file
+    flag."""
+    failed_starts._FIRST_DELAY = 0.01
+
+    def start() -> None:
+        if os.path.exists(flag):
+            raise RuntimeError("no start today")
+
+    Pool(obey, 1, max_requests=1, setup=start).serve(*addresses)
+
+
+def log_often(*addresses: str) -> None:
+    """A pool of one worker that logs an error that lasts again and again."""
+    dispatch._LOG_INTERVAL = 0.05
+    Pool(begin_and_wait, 1, 50).serve(*addresses)
 
 
 def wait_for_any(how: str, *addresses: str) -> None:

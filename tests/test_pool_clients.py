@@ -5,6 +5,7 @@ import resource
 import signal
 import socket
 import struct
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -201,6 +202,27 @@ def test_handler_whose_failure_cannot_be_logged(handler: str) -> None:
 
 
 @pytest.mark.thread_unsafe
+def test_what_an_ending_event_loop_has_not_begun() -> None:
+    """A worker that ends because of an error begins nothing more while its teardown runs: other
+    workers get what was on its way."""
+    with Server(program=("pool_programs.py", "end_beside_others")) as server, ExitStack() as stack:
+        first, second = server.settled(2).pids
+        begun = stack.enter_context(server.connect())
+        begun.sendall(b"block")
+        server.wait_for("blocks")
+        other = second if server.status().workers[0].in_hand else first
+        waiting = []
+        while [worker.in_hand for worker in server.status().workers if worker.pid != other] != [3]:
+            waiting.append(stack.enter_context(server.connect()))
+        begun.sendall(b"fail")
+        for sock in waiting:
+            sock.sendall(b"hello")
+            assert int(read_all(sock)) == other
+        server.wait_for("exited with status 1: 1 connections lost, 2 go to")
+        assert server.stop() == 0
+
+
+@pytest.mark.thread_unsafe
 def test_handler_that_closes_early() -> None:
     """The peer sees the end when the handler closes, though the master had a copy."""
     with Server("close_and_wait", "--workers", "1") as server:
@@ -303,3 +325,20 @@ def test_master_out_of_descriptors() -> None:
                 assert read_all(sock).endswith(b"go on")
         status = server.settled(1)
         assert (status.handled, status.lost) == (40, 0)
+
+
+@pytest.mark.thread_unsafe
+@linux_only
+def test_a_lack_that_lasts() -> None:
+    """It is logged again from time to time."""
+    with Server(program=("pool_programs.py", "log_often")) as server:
+        used = len(server.settled(1) and server.list_fds())
+        _, hard = resource.prlimit(server.pid, resource.RLIMIT_NOFILE)
+        resource.prlimit(server.pid, resource.RLIMIT_NOFILE, (used, hard))
+        with connections(server, 1) as (sock,):
+            for _ in range(3):
+                server.wait_for("cannot accept: Too many open files")
+            resource.prlimit(server.pid, resource.RLIMIT_NOFILE, (hard, hard))
+            sock.sendall(b"go on")
+            assert read_all(sock).endswith(b"go on")
+        assert server.stop() == 0

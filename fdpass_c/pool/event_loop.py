@@ -88,13 +88,12 @@ class EventLoopWorker:
         await _await_coroutine(self._config.setup)
         end_forked()
         become_ready(self._counters, self._wakeup)
-        # The variable keeps the task alive: a loop does not.
-        receiving = self._loop.create_task(self._receive(aio.Channel.adopt(self._channel)))
-        receiving.add_done_callback(self._end_if_failed)
+        # The attribute also keeps the task alive: a loop does not.
+        self._receiving = self._loop.create_task(self._receive(aio.Channel.adopt(self._channel)))
+        self._receiving.add_done_callback(self._end_if_failed)
         try:
             await self._end
         finally:
-            receiving.cancel()  # Connections that are still in the channel go to other workers.
             begin_no_more(self._counters, self._wakeup)
             await _await_coroutine(self._config.teardown)
 
@@ -130,6 +129,8 @@ class EventLoopWorker:
     def _end_if_failed(self, task: "asyncio.Task[None]") -> None:
         if not task.cancelled() and (error := task.exception()) and not self._end.done():
             self._end.set_exception(error)
+            # At once: connections that are still in the channel go to other workers.
+            self._receiving.cancel()
 
     def _start(self, sock: ConnectedSocket, number: int, address: Any) -> None:
         if sock.gettimeout() != 0:

@@ -461,6 +461,18 @@ async def hang_async(sock: socket.socket, _address: object) -> None:
     await loop.sock_sendall(sock, f"{os.getpid()}".encode())
 
 
+async def block_async(sock: socket.socket, _address: object) -> None:
+    """Answers with the pid. "block" blocks the whole event loop until the client says more, and
+    then fails."""
+    loop = asyncio.get_running_loop()
+    if await loop.sock_recv(sock, 1000) == b"block":
+        logging.info("blocks")
+        sock.setblocking(True)
+        sock.recv(1000)
+        raise RuntimeError("asked to")
+    await loop.sock_sendall(sock, f"{os.getpid()}".encode())
+
+
 async def burn_async(sock: socket.socket, _address: object) -> None:
     """Begins, and uses a CPU until its client goes, where that wants it to."""
     loop = asyncio.get_running_loop()
