@@ -106,6 +106,42 @@ def test_idle_workers_that_die_young() -> None:
 
 
 @pytest.mark.thread_unsafe
+@linux_only
+def test_stable_workers_that_cannot_receive() -> None:
+    """Nor are workers that have started well and die of a connection before they have begun it."""
+    with Server(program=("pool_programs.py", "die_of_the_first")) as server:
+        server.settled(1)
+        with server.connect() as sock:
+            server.wait_for("stopping")
+            assert server.process.wait() == 1
+            server.wait_for("PoolError: 5 workers in a row died before they began a connection")
+            assert read_some(sock) == b""
+        assert server.log.count(" started\n") == 5
+
+
+@pytest.mark.thread_unsafe
+def test_a_used_up_worker_without_a_successor(tmp_path: Path) -> None:
+    """It goes on, and nothing more is tried until it has had as many connections again. So attempts
+    of another kind are counted as such."""
+    flag = tmp_path / "die"
+    with Server(program=("pool_programs.py", "use_up", str(flag))) as server:
+        (old,) = server.settled(1).pids
+        flag.touch()
+        assert int(server.ask()) == old
+        server.wait_for("the old workers go on")
+        server.send_signal(signal.SIGTTIN)
+        server.wait_for("the pool has 1 workers as before")
+        assert server.log.count("the old workers go on") == 1
+        assert int(server.ask()) == old
+        server.wait_for("the old workers go on")
+        flag.unlink()
+        assert int(server.ask()) == old
+        while server.settled(1).pids == [old]:
+            pass
+        assert server.stop() == 0
+
+
+@pytest.mark.thread_unsafe
 def test_an_event_loop_that_cannot_receive() -> None:
     """Its worker ends. What it had begun is lost, and no failure of the handler."""
     with Server(program=("pool_programs.py", "receive_once")) as server:

@@ -408,6 +408,26 @@ def test_clients_that_are_aborted() -> None:
         client.close()
 
 
+def test_a_listener_that_another_process_uses() -> None:
+    """It may be made blocking, and the client may be taken, just before the master accepts. The
+    master does not wait for the next client."""
+    with (
+        open_listener("127.0.0.1:0") as listener,
+        selectors.DefaultSelector() as selector,
+        socket.create_connection(listener.getsockname(), 30),
+    ):
+        server = MetricsServer(listener, selector, lambda: Status((), 7, 0, 0, 0))
+        ready = selector.select(30)
+        with socket.socket(fileno=os.dup(listener.fileno())) as shared:
+            shared.setblocking(True)
+            shared.accept()[0].close()
+        for key, events in ready:
+            key.data(events)
+        server.check()
+        assert server.due_at == float("inf")
+        server.close()
+
+
 @linux_only
 @pytest.mark.parametrize("how", ["read", "both", "close"])
 @pytest.mark.parametrize("family", ["tcp", "unix"])
