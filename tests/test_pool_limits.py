@@ -9,7 +9,6 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
-from pathlib import Path
 
 import pytest
 
@@ -228,8 +227,7 @@ def test_no_memory_for_a_channel() -> None:
     with Server(program=("pool_programs.py", "fail_once", "__init__")) as server:
         status = server.settled(1)
         assert "cannot start a worker: No buffer space available" in server.log
-        children = Path(f"/proc/{server.pid}/task/{server.pid}/children").read_text()
-        assert [*map(int, children.split())] == status.pids
+        assert server.list_children() == status.pids
         assert server.stop() == 0
 
 

@@ -202,7 +202,7 @@ def test_successors_come_first(max_requests: str, tmp_path: Path) -> None:
 def test_a_start_that_hangs(tmp_path: Path) -> None:
     """A reload whose workers hang at their start is given up, and can be tried again."""
     gate = tmp_path / "gate"
-    program = ("pool_programs.py", "wait_to_start", str(gate), "start_timeout", "0.5")
+    program = ("pool_programs.py", "wait_to_start", str(gate), "start_timeout", "0.2")
     with Server(program=program) as server:
         old = server.settled(2).pids
         gate.touch()

@@ -44,8 +44,8 @@ class Exits:
         self._found.clear()
 
     def wait(self, seconds: float) -> None:
-        """Waits until all have exited, but not longer than so many seconds."""
-        until = time.monotonic() + seconds
+        """Waits until all have exited, but not longer than so many seconds after a worker was
+        killed."""
         for worker in [*self._workers, *self._late]:
-            while not worker.has_exited() and time.monotonic() < until:
+            while not worker.has_exited() and time.monotonic() < worker.killed_at + seconds:
                 time.sleep(KILL_INTERVAL)

@@ -368,7 +368,7 @@ class Supervisor:
             self.fail(failure)
 
     def kill_all(self) -> None:
-        """Kills all workers, and waits a moment for those that end late."""
+        """Kills all workers, and waits a second from then on for those that end late."""
         self._exits.note_found()
         for worker in self._workers:
             worker.kill()

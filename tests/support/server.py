@@ -146,6 +146,10 @@ class Server:
                 found.append(re.sub(r"\d+", "", os.readlink(link)))
         return sorted(found)
 
+    def list_children(self) -> list[int]:
+        """The processes whose parent is the master, ended ones included, on Linux."""
+        return [*map(int, Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split())]
+
     def stop(self, signum: int = signal.SIGTERM) -> int:
         """Returns the exit status."""
         self.send_signal(signum)
