@@ -25,7 +25,7 @@ from functools import partial
 from typing import Any
 
 from fdpass_c import Channel, aio
-from fdpass_c.pool import Pool, dispatch, failed_starts, metrics_server, open_listener
+from fdpass_c.pool import Pool, dispatch, event_loop, failed_starts, metrics_server, open_listener
 from support import handlers
 from support.handlers import begin_and_wait, begin_and_wait_async, obey
 from support.processes import become_nobody
@@ -200,16 +200,16 @@ def fail_to_log(handler: str, *addresses: str) -> None:
     Pool(getattr(handlers, handler), 1).serve(*addresses)
 
 
-def end_beside_others(*addresses: str) -> None:
-    """A pool of two event loops, which end if they cannot log a failure. They turn a few times more
-    before they have ended."""
+def end_beside_others(gate: str, *addresses: str) -> None:
+    """A pool of two event loops, which end if they cannot log a failure. Their teardown takes as
+    long as there is a file gate."""
 
-    async def turn() -> None:
-        for _ in range(100):
-            await asyncio.sleep(0)
+    async def wait() -> None:
+        while os.path.exists(gate):
+            await asyncio.sleep(0.01)
 
     _forbid_errors()
-    Pool(handlers.block_async, 2, 4, teardown=turn).serve(*addresses)
+    Pool(handlers.block_async, 2, 4, teardown=wait).serve(*addresses)
 
 
 def default_timeout(seconds: str, *addresses: str) -> None:
@@ -274,6 +274,13 @@ def die_idle(*addresses: str) -> None:
     Pool(obey, 1, setup=die_soon).serve(*addresses)
 
 
+def rare_heartbeats(*addresses: str) -> None:
+    """A pool of three event loops that show progress once an hour, unless the master looks more
+    often."""
+    event_loop._HEARTBEAT_INTERVAL = 3600.0
+    Pool(handlers.hang_async, 3, 3, timeout=1).serve(*addresses)
+
+
 def die_of_the_first(*addresses: str) -> None:
     """A pool of one worker that has no room for any connection. It counts as started at once."""
     failed_starts.STABLE_AFTER = 0.0
@@ -287,7 +294,7 @@ def die_of_the_first(*addresses: str) -> None:
 
 
 def use_up(flag: str, *addresses: str) -> None:
-    """A pool of one worker that is used up by one connection. None starts while there is a file
+    """A pool of one worker that is used up by two connections. None starts while there is a file
     flag."""
     failed_starts._FIRST_DELAY = 0.01
 
@@ -295,7 +302,7 @@ def use_up(flag: str, *addresses: str) -> None:
         if os.path.exists(flag):
             raise RuntimeError("no start today")
 
-    Pool(obey, 1, max_requests=1, setup=start).serve(*addresses)
+    Pool(obey, 1, max_requests=2, setup=start).serve(*addresses)
 
 
 def log_often(*addresses: str) -> None:

@@ -202,10 +202,13 @@ def test_handler_whose_failure_cannot_be_logged(handler: str) -> None:
 
 
 @pytest.mark.thread_unsafe
-def test_what_an_ending_event_loop_has_not_begun() -> None:
-    """A worker that ends because of an error begins nothing more while its teardown runs: other
+def test_what_an_ending_event_loop_has_not_begun(tmp_path: Path) -> None:
+    """A worker that ends because of an error begins nothing more: while its teardown runs, other
     workers get what was on its way."""
-    with Server(program=("pool_programs.py", "end_beside_others")) as server, ExitStack() as stack:
+    gate = tmp_path / "gate"
+    gate.touch()
+    program = ("pool_programs.py", "end_beside_others", str(gate))
+    with Server(program=program) as server, ExitStack() as stack:
         first, second = server.settled(2).pids
         begun = stack.enter_context(server.connect())
         begun.sendall(b"block")
@@ -218,6 +221,7 @@ def test_what_an_ending_event_loop_has_not_begun() -> None:
         for sock in waiting:
             sock.sendall(b"hello")
             assert int(read_all(sock)) == other
+        gate.unlink()
         server.wait_for("exited with status 1: 1 connections lost, 2 go to")
         assert server.stop() == 0
 

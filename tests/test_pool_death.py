@@ -121,21 +121,25 @@ def test_stable_workers_that_cannot_receive() -> None:
 
 @pytest.mark.thread_unsafe
 def test_a_used_up_worker_without_a_successor(tmp_path: Path) -> None:
-    """It goes on, and nothing more is tried until it has had as many connections again. So attempts
-    of another kind are counted as such."""
+    """It goes on, and nothing more is tried until it has had as many connections again, given and
+    taken ones. So attempts of another kind are counted as such."""
     flag = tmp_path / "die"
     with Server(program=("pool_programs.py", "use_up", str(flag))) as server:
         (old,) = server.settled(1).pids
         flag.touch()
-        assert int(server.ask()) == old
+        with connections(server, 2) as socks:  # While it has one, it takes the other.
+            for sock in socks:
+                sock.sendall(b"hello")
+            assert [int(read_all(sock)) for sock in socks] == [old, old]
         server.wait_for("the old workers go on")
+        assert int(server.ask()) == old
         server.send_signal(signal.SIGTTIN)
         server.wait_for("the pool has 1 workers as before")
         assert server.log.count("the old workers go on") == 1
         assert int(server.ask()) == old
         server.wait_for("the old workers go on")
         flag.unlink()
-        assert int(server.ask()) == old
+        assert [int(server.ask()) for _ in range(2)] == [old, old]
         while server.settled(1).pids == [old]:
             pass
         assert server.stop() == 0

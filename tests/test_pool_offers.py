@@ -137,6 +137,27 @@ def test_reload() -> None:
         assert server.stop() == 0
 
 
+def test_a_worker_that_leaves_beside_its_successor() -> None:
+    """It takes nothing that is offered while its successor is busy: it ends."""
+    with Server("begin_and_wait", "--workers", "1") as server:
+        with connections(server, 1) as (first,):
+            old = int(first.recv(1000))
+            server.send_signal(signal.SIGHUP)
+            while {worker.state for worker in server.status().workers} != {"LEAVING", "FREE"}:
+                pass
+            with connections(server, 2) as (busy, offered):
+                new = int(busy.recv(1000))
+                while not server.status().waiting:
+                    pass
+                finish(first)
+                server.wait_for(f"worker {old} exited with status 0")
+                finish(busy)
+                assert int(offered.recv(1000)) == new
+                finish(offered)
+        assert server.settled(1).handled == 3
+        assert server.stop() == 0
+
+
 def test_stop() -> None:
     """What was offered is answered before the pool ends."""
     with waiting("begin_and_wait", 2, 2) as (server, socks):

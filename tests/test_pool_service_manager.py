@@ -197,6 +197,33 @@ def test_the_order_of_messages(manager: Manager) -> None:
         assert manager.hear() == {"READY": "1", "STATUS": "serving"}
 
 
+def test_the_same_again(manager: Manager) -> None:
+    """The manager hears of changes only."""
+    with contextlib.closing(ServiceManager()) as told:
+        told.follow(Phase.SERVING, "serving")
+        told.follow(Phase.SERVING, "serving")
+        told.follow(Phase.SERVING, "serving, 1 connections lost")
+        assert manager.hear() == {"READY": "1", "STATUS": "serving"}
+        assert manager.hear() == {"STATUS": "serving, 1 connections lost"}
+
+
+def test_a_reload_with_long_connections(manager: Manager) -> None:
+    """A reload ends for the manager when every worker that gets connections is a new one, although
+    old ones have not finished theirs."""
+    with Server("begin_and_wait", "--workers", "2") as server:
+        manager.hear_of("READY")
+        with connections(server, 2) as socks:
+            old = {int(sock.recv(100)) for sock in socks}
+            server.send_signal(signal.SIGHUP)
+            manager.hear_of("RELOADING")
+            assert manager.hear_of("READY")["STATUS"] == "serving, 2 of 2 workers ready"
+            assert old < {*server.status().pids}
+            for sock in socks:
+                sock.sendall(b"still here")
+                assert read_all(sock) == b"still here"
+        assert server.stop() == 0
+
+
 def test_a_program_that_is_not_ready() -> None:
     """What the program raises when it is told ready ends the pool."""
     with Server(program=("pool_programs.py", "raise_when_ready")) as server:

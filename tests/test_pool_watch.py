@@ -206,7 +206,7 @@ def test_a_worker_that_hangs_as_it_leaves() -> None:
 def test_idle_connections() -> None:
     """An event loop that turns does not hang, however long its connections say nothing; nor does
     one that has nothing to do."""
-    with Server("hang_async", "--workers", "3", "--capacity", "3", *LONGER) as server:
+    with Server(program=("pool_programs.py", "rare_heartbeats")) as server:
         server.settled(3)
         with connections(server, 2) as (idle, busy):
             idle.sendall(b"wait")

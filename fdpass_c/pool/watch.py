@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from fdpass_c.pool.config import Config
-from fdpass_c.pool.worker_process import State, WorkerProcess
+from fdpass_c.pool.worker_process import WorkerProcess
 
 
 class Watch:
@@ -35,7 +35,7 @@ class Watch:
         self.due_at = now + self._config.check_interval
         before, self._seen = self._seen, {}
         for worker in [*self._workers]:
-            if worker.state is State.STARTING or not worker.count_in_hand():
+            if not worker.count_in_hand():
                 continue  # Its time begins when it has a connection.
             progress = worker.counters.progress
             seen, since = before.get(worker, (None, now))
