@@ -1724,6 +1724,74 @@ def test_serve_ends_with_what_is_no_exception(
     assert ended == ["handler"] * 3 + ["serve"]
 
 
+@both_backends
+def test_serve_cancelled_raises_what_is_no_exception(loop: str, tmp_path: Path) -> None:
+    """Such an error is not lost if a handler raises it while it ends because serve is cancelled."""
+
+    async def handle(channel: aio.Channel) -> None:
+        try:
+            await channel.recv()
+        finally:
+            raise Ending
+
+    async def serve(listener: aio.Listener) -> None:
+        with pytest.raises(Ending):
+            await listener.serve(handle)
+        ended.append("serve")
+
+    async def test() -> None:
+        async with Group(loop) as group, aio.Listener(tmp_path / "socket") as listener:
+            serving = group.start(serve, listener)
+            with Channel.connect(tmp_path / "socket"):
+                await group.turn(5)
+                serving.cancel()
+                await serving.wait()
+
+    ended: list[str] = []
+    run(loop, test)
+    assert ended == ["serve"]
+
+
+@pytest.mark.parametrize("kind", [ValueError, Ending])
+def test_serve_cancelled_while_tasks_of_a_handler_fail(
+    kind: type[BaseException], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A nursery of trio's raises the cancellation in a group with the errors of its tasks. These
+    are logged, or raised by serve if they are no Exception, as those of a handler without one."""
+    trio = pytest.importorskip("trio")
+    error = kind("at the end")
+
+    async def fail() -> None:
+        scope.cancel()
+        try:
+            await trio.sleep_forever()
+        finally:
+            raise error
+
+    async def handle(channel: aio.Channel) -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(fail)
+            await channel.recv()
+
+    async def test() -> None:
+        async with aio.Listener(tmp_path / "socket") as listener:
+            with Channel.connect(tmp_path / "socket"), scope:
+                await listener.serve(handle)
+
+    scope = trio.CancelScope()
+
+    if kind is ValueError:
+        run("trio", test)
+        (record,) = caplog.records
+        assert record.exc_info is not None
+        raised = record.exc_info[1]
+    else:
+        with pytest.raises(BaseException) as caught:  # noqa: PT011
+            run("trio", test)
+        raised = caught.value
+    assert getattr(raised, "exceptions", None) == (error,)
+
+
 def test_serve_cancelled_again(tmp_path: Path) -> None:
     """serve returns when its handlers have, however often it is cancelled: anyio does each turn."""
     ended: list[str] = []

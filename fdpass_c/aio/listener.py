@@ -130,7 +130,20 @@ class Listener(NotCopied):
     async def _serve_in_trio(self, handler: Handler) -> None:
         import trio
 
+        if sys.version_info < (3, 11):
+            from exceptiongroup import BaseExceptionGroup
+        else:
+            from builtins import BaseExceptionGroup
         failures: list[BaseException] = []
+
+        async def handle(channel: Channel) -> None:
+            try:
+                await handler(channel)
+            except BaseExceptionGroup as error:
+                # A nursery of the handler was cancelled. The accepting task raises that too.
+                others = error.split(trio.Cancelled)[1]
+                if others is not None:
+                    raise others from None
 
         async def keep_failure(call: Callable[..., Awaitable[None]], *arguments: Any) -> None:
             try:
@@ -143,12 +156,15 @@ class Listener(NotCopied):
 
         async def accept() -> None:
             while (channel := await self._accept_next()) is not None:
-                nursery.start_soon(keep_failure, _handle, handler, channel)
+                nursery.start_soon(keep_failure, _handle, handle, channel)
 
-        async with trio.open_nursery() as nursery:
-            await keep_failure(accept)
-        if failures:
-            raise failures.pop(0)  # If it stayed there, it would form a cycle with this frame.
+        try:
+            async with trio.open_nursery() as nursery:
+                await keep_failure(accept)
+        finally:
+            if failures:
+                # If it stayed there, it would form a cycle with this frame.
+                raise failures.pop(0) from None
 
     async def _serve_in_asyncio(self, handler: Handler) -> None:
         serving: Any = asyncio.current_task()
