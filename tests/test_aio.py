@@ -53,8 +53,8 @@ from support.loops import (
 )
 from support.marks import linux_only
 from support.messages import Message, progress_of, take, take_batch
-from support.processes import run_in_child
-from support.tables import fill_table, limit_table, many_allowed
+from support.processes import become_nobody, run_in_child
+from support.tables import fill_table, limit_table, many_allowed, table_of
 from support.threads import beside
 
 pytestmark = pytest.mark.thread_unsafe
@@ -265,6 +265,24 @@ def test_to_an_address_that_takes_no_more(loop: str, file: int) -> None:
     run(loop, test)
 
 
+@both_backends
+def test_to_an_address_while_another_task_receives(loop: str, file: int, tmp_path: Path) -> None:
+    """A task that waits for a message on the same socket does not hold up send_fds."""
+    address = str(tmp_path / "socket")
+
+    async def test() -> None:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+            sock.setblocking(False)
+            sock.bind(address)
+            async with Group(loop) as group:
+                receiving = await group.started(aio.recv_fd, sock)
+                sending = await group.started(aio.send_fds, sock, [b"x"], [file], 0, address)
+                assert sending.result == 1
+                assert take((await receiving.wait()).result) == (b"x", [identity(file)])
+
+    run(loop, test)
+
+
 @every_loop
 def test_plain_functions_beside_the_loop_s_own(loop: str, file: int) -> None:
     """A task that receives from a socket by the loop's own means is left alone by another one that
@@ -397,6 +415,31 @@ def test_plain_functions_keep_no_loop() -> None:
 
 
 @both_backends
+def test_plain_functions_wait(loop: str, file: int, tmp_path: Path) -> None:
+    """While they wait, for messages or for room, the loop has nothing to do; nor has it while a
+    listener waits."""
+    anyio = pytest.importorskip("anyio")
+
+    async def test() -> None:
+        left, right = (channel.detach() for channel in make_pair(small=True))
+        async with Group(loop) as group, aio.Listener(tmp_path / "socket") as listener:
+            with left, right:
+                sending = group.start(aio.send_fd, left, file, bytes(100_000))
+                receiving = group.start(aio.recv_fd, left)
+                accepting = group.start(listener.accept)
+                await anyio.wait_all_tasks_blocked()
+                assert not any(task.done for task in (sending, receiving, accepting))
+                while not sending.done:
+                    fdpass_c.close_fds((await aio.recv_fds(right, 100_000, 1))[1])
+                await aio.send_fd(right, file)
+                take((await receiving.wait()).result)
+            with Channel.connect(tmp_path / "socket"):
+                (await accepting.wait()).result.close()
+
+    run(loop, test)
+
+
+@both_backends
 def test_plain_functions_need_a_non_blocking_socket(loop: str) -> None:
     """A socket that would keep the loop waiting is a ValueError."""
 
@@ -459,6 +502,26 @@ def test_a_sender_that_is_cancelled_before_its_turn(loop: str, file: int) -> Non
     run(loop, test)
 
 
+def test_a_flush_takes_its_turn_at_once() -> None:
+    """A send that is called behind a flush comes behind it, and the next one behind that."""
+
+    async def test() -> None:
+        left, right = make_pair(small=True)
+        async with left, right:
+            tasks = [
+                asyncio.create_task(call)
+                for call in (left.flush(), left.send(bytes(200_000)), left.send(b"last"))
+            ]
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+            tasks.append(asyncio.create_task(left.send(b"very last")))
+            received = [take(await right.recv())[0] for _ in range(3)]
+            assert received == [bytes(200_000), b"last", b"very last"]
+            await asyncio.gather(*tasks)
+
+    run("asyncio", test)
+
+
 @both_backends
 def test_one_at_a_time(loop: str) -> None:
     """recv_many(1) waits for one message, and takes no more."""
@@ -493,6 +556,45 @@ def test_a_frame_that_comes_in_part(loop: str) -> None:
                 assert take((await task.wait()).result) == (b"payload", [])
 
     run(loop, test)
+
+
+@pytest.mark.parametrize("receive", ["recv", "recv_many"])
+def test_which_receives_wait_first(receive: str) -> None:
+    """After a try that found nothing, three receives let the loop turn before they try, unless
+    messages have been received already. The others take what is queued at once."""
+
+    async def test() -> None:
+        left, right = make_pair()
+
+        async def waits() -> bool:
+            turned: list[bool] = []
+            mark = asyncio.get_running_loop().call_soon(turned.append, True)
+            await (right.recv() if receive == "recv" else right.recv_many(1))
+            mark.cancel()
+            return bool(turned)
+
+        async def find_nothing(tasks: int) -> None:
+            waiting = [asyncio.create_task(right.recv()) for _ in range(tasks)]
+            await asyncio.sleep(0.001)
+            for _ in waiting:
+                await left.send(b"x")
+            await asyncio.gather(*waiting)
+
+        async with left, right:
+            await find_nothing(1)
+            for expected in (True, True, True, False, False):
+                await left.send(b"x")
+                assert await waits() == expected
+            await find_nothing(1)
+            await left.send_many([b"x"] * 4)
+            assert [await waits() for _ in range(4)] == [True, False, False, False]
+            await find_nothing(5)
+            await left.send(b"x")
+            assert not await waits()
+
+    # In a new thread, none of these calls is one that lets the loop turn for fairness.
+    with beside(lambda: run("asyncio", test)):
+        pass
 
 
 def test_growing_pauses() -> None:
@@ -858,6 +960,38 @@ def test_cancelled_send(loop: str, kind: socket.SocketKind, late: bool, file: in
     run(loop, test, [b"x" * 100_000], False)
     run(loop, test, [b"%d" % number * 30 for number in range(3000)], True)
     run(loop, test, [b"y" * 20_000, b"z" * 90_000] * 2, True)
+
+
+@pytest.mark.parametrize("late", [False, True], ids=["early", "late"])
+@both_backends
+def test_cancelled_accept(loop: str, late: bool, tmp_path: Path) -> None:
+    """An accept that is cancelled at any of its suspensions has taken no connection: the next one
+    does. A connect that is cancelled leaves nothing open."""
+    path = tmp_path / "socket"
+    connect = partial(aio.Channel.connect, path)
+
+    async def test() -> None:
+        for at in range(1, 10):
+            async with aio.Listener(path) as listener, Group(loop) as group:
+                client = group.start(connect)
+                accept = listener.accept
+                accepted, error, was_reached = await run_to_cancellation(loop, at, late, accept)
+                if accepted is None:
+                    assert is_cancelled(error)
+                    accepted = await accept()
+                async with (await client.wait()).result as sender, accepted:
+                    await sender.send(b"to who accepted")
+                    assert take(await accepted.recv())[0] == b"to who accepted"
+                connected, error, reached = await run_to_cancellation(loop, at, late, connect)
+                if connected is None:
+                    assert is_cancelled(error)
+                else:
+                    connected.close()
+            if not (reached or was_reached):
+                assert at > 1
+                return
+
+    run(loop, test)
 
 
 @loops_and_kinds
@@ -1292,6 +1426,75 @@ def test_dropped(loop: str) -> None:
 
 
 @asyncio_loops
+@pytest.mark.parametrize("detaches", [False, True], ids=["dropped", "detached"])
+def test_given_up_right_after_a_send(loop: str, detaches: bool) -> None:
+    """The loop does not watch the descriptor of a channel that is dropped or detached in the very
+    turn in which its send ends: the next with its number could never wait for room."""
+
+    async def test() -> None:
+        left, right = make_pair(small=True)
+        watched = left.fileno()
+        receiving = asyncio.create_task(right.recv())
+        await left.send(bytes(200_000))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ResourceWarning)
+            if detaches:
+                left.detach().close()
+            del left
+            gc.collect()
+            assert not asyncio.get_running_loop().remove_writer(watched)
+            take(await receiving)  # And the loop's callback has ended, which keeps the socket open.
+        right.close()
+
+    run(loop, test)
+
+
+@asyncio_loops
+def test_descriptor_0(loop: str) -> None:
+    """A program without a standard input may have a channel whose descriptor is 0. The loop watches
+    it only while a task waits, as any other."""
+
+    async def test() -> None:
+        os.close(0)
+        left, right = make_pair()
+        assert left.fileno() == 0
+        async with left, right:
+            receiving = asyncio.create_task(left.recv())
+            await asyncio.sleep(0.001)
+            await right.send(b"one")
+            take(await receiving)
+            await right.send(b"two")
+            await asyncio.sleep(0.001)
+            assert not asyncio.get_running_loop().remove_reader(0)
+
+    run_in_child(lambda: run(loop, test))
+
+
+def test_watched_once() -> None:
+    """The loop is told once to watch a channel that waits for one message after the other."""
+    added: list[int] = []
+
+    class Loop(asyncio.SelectorEventLoop):
+        def add_reader(self, *arguments: Any) -> None:  # type: ignore[override]
+            added.append(arguments[0])
+            super().add_reader(*arguments)
+
+    async def test() -> None:
+        left, right = make_pair()
+        async with left, right:
+            receiving = asyncio.create_task(receive_all(right))
+            for _ in range(5):
+                await asyncio.sleep(0)
+                await left.send(b"x")
+            left.close()
+            assert await receiving == [b"x"] * 5
+            assert added == [right.fileno()]
+
+    with contextlib.closing(Loop()) as new:
+        new.run_until_complete(test())
+
+
+@asyncio_loops
 def test_dropped_in_another_thread(loop: str) -> None:
     """A channel that another thread drops stays open until the loop has forgotten it."""
 
@@ -1372,7 +1575,8 @@ def test_not_watched_while_nobody_waits(loop: str) -> None:
 @both_backends
 def test_full_table(loop: str) -> None:
     """A full table raises while a message waits; wait_for_room returns when there are places, and
-    the message comes then."""
+    the message comes then. Meanwhile the loop has nothing to do."""
+    anyio = pytest.importorskip("anyio")
 
     async def test() -> None:
         left, right = make_pair()
@@ -1382,6 +1586,7 @@ def test_full_table(loop: str) -> None:
             with pytest.raises(DescriptorTableFullError):
                 await right.recv()
             waiting = group.start(right.wait_for_room)
+            await anyio.wait_all_tasks_blocked()
             await pause(loop, 0.25)
             assert not waiting.done
             fdpass_c.close_fds(filler)
@@ -1431,15 +1636,56 @@ def test_full_table_on_accept(loop: str, tmp_path: Path) -> None:
     run_in_child(child)
 
 
+@linux_only
+@both_backends
+def test_too_many_in_flight(loop: str) -> None:
+    """A send fails while too many descriptors are in flight. With wait_in_flight it waits until the
+    receiver has taken some, and the loop has nothing to do meanwhile."""
+    anyio = pytest.importorskip("anyio")
+
+    async def send(sock: socket.socket) -> None:
+        async with Group(loop) as group, aio.Channel(sock) as sender:
+            with pytest.raises(OSError, match="in flight") as caught:
+                await sender.send(b"refused", [0] * 2000)
+            assert caught.value.errno == errno.ETOOMANYREFS
+            assert progress_of(caught.value) == (0, 0)
+            sender.wait_in_flight = True
+            assert sender.wait_in_flight
+            sending = group.start(sender.send, b"large", [0] * 2000)
+            await anyio.wait_all_tasks_blocked()
+            assert not sending.done
+            waits.send(b"x")
+            assert (await sending.wait()).error is None
+
+    def child() -> None:
+        become_nobody()
+        with table_of(512):
+            run(loop, send, left)
+
+    def receive() -> tuple[bytes, int]:
+        assert begin.recv(1)
+        payload, owner = receiver.recv()
+        with owner:
+            return payload, len(owner)
+
+    left, right = socket.socketpair()
+    waits, begin = socket.socketpair()
+    with left, waits, begin, table_of(4500), Channel(right) as receiver:
+        with beside(receive, begin) as received:
+            run_in_child(child)
+        assert received == [(b"large", 2000)]
+
+
 @both_backends
 def test_full_backlog(loop: str, tmp_path: Path) -> None:
-    """connect waits for a place in a full backlog."""
+    """connect waits for a place in a full backlog. Meanwhile the loop has nothing to do."""
+    anyio = pytest.importorskip("anyio")
 
     async def test() -> None:
         path = tmp_path / "socket"
         async with Group(loop) as group, aio.Listener(path, backlog=1) as listener:
             tasks = [group.start(aio.Channel.connect, path) for _ in range(6)]
-            await pause(loop, 0.01)
+            await anyio.wait_all_tasks_blocked()
             assert not all(task.done for task in tasks)
             for _ in tasks:
                 (await listener.accept()).close()
@@ -1910,6 +2156,36 @@ def test_turns_within_32_calls(loop: str) -> None:
     run(loop, test)
 
 
+@both_backends
+def test_turns_within_32_receives(loop: str) -> None:
+    """So it does where the first of them has waited and has received the messages of all others."""
+
+    async def test() -> None:
+        left, right = make_pair()
+        turns = 0
+        stop = False
+
+        async def tick() -> None:
+            nonlocal turns
+            while not stop:
+                turns += 1
+                await pause(loop)
+
+        async with Group(loop) as group, left, right:
+            receiving = await group.started(right.recv)
+            await left.send_many([b"x"] * 65)
+            take((await receiving.wait()).result)
+            group.start(tick)
+            await group.turn(2)
+            before = turns
+            for _ in range(64 if loop == "trio" else 32):
+                take(await right.recv())
+            assert turns > before
+            stop = True
+
+    run(loop, test)
+
+
 def test_turns_beside_another_thread_s_loop() -> None:
     """The calls of another loop, in another thread, do not count: each loop turns by its own."""
 
@@ -2011,8 +2287,9 @@ def test_memory_stays_flat(loop: str, file: int) -> None:
     run(loop, test)
 
 
-def test_trio_sees_every_cancellation(file: int) -> None:
+def test_trio_sees_every_cancellation(file: int, tmp_path: Path) -> None:
     """In trio a call that need not wait sees that it is cancelled, and takes and sends nothing."""
+    path = tmp_path / "socket"
     trio = pytest.importorskip("trio")
 
     async def test() -> None:
@@ -2031,7 +2308,10 @@ def test_trio_sees_every_cancellation(file: int) -> None:
             partial(aio.recv_many, theirs),
         ]
         with ours, theirs:
-            async with left, right:
+            async with left, right, aio.Listener(path) as listener:
+                calls += [partial(aio.Channel.connect, path), listener.accept]
+                with Channel.connect(path):
+                    (await listener.accept()).close()
                 await left.send(b"one")
                 await aio.send_fd(ours, file, b"one")
                 for call in calls:
@@ -2417,6 +2697,24 @@ def test_progress_of_a_batch_whose_turn_never_came() -> None:
         right.close()
 
     run("asyncio", main)
+
+
+@both_backends
+def test_a_batch_that_goes_on_in_its_turn(loop: str) -> None:
+    """start holds too where another task is sending and the batch waits for its turn."""
+
+    async def main() -> None:
+        left, right = make_pair(small=True)
+        async with left, right, Group(loop) as group:
+            await group.started(left.send, bytes(200_000))
+            rest = partial(left.send_many, [b"0", b"1", b"2"], start=Progress(2, 0))
+            sending = await group.started(rest)
+            assert not sending.done
+            assert len(take(await right.recv())[0]) == 200_000
+            assert take(await right.recv())[0] == b"2"
+            assert (await sending.wait()).result == 3
+
+    run(loop, main)
 
 
 @both_backends
