@@ -482,6 +482,27 @@ def test_first_come_first_served(loop: str) -> None:
 
 
 @both_backends
+def test_plain_receives_come_in_turn(loop: str) -> None:
+    """Tasks that receive from a plain socket get the messages in the order of their calls. One that
+    is cancelled before its turn ends no other's."""
+
+    async def test() -> None:
+        left, right = (channel.detach() for channel in make_pair())
+        with left, right:
+            async with Group(loop) as group:
+                tasks = [await group.started(aio.recv_fds, right, 10, 0) for _ in range(4)]
+                tasks[1].cancel()
+                await tasks[1].wait()
+                received: list[bytes] = []
+                for task in (tasks[0], *tasks[2:]):
+                    left.send(b"%d" % len(received))
+                    received.append((await task.wait()).result[0])
+                assert received == [b"0", b"1", b"2"]
+
+    run(loop, test)
+
+
+@both_backends
 def test_a_sender_that_is_cancelled_before_its_turn(loop: str, file: int) -> None:
     """Tasks that send take turns too. One that is cancelled before its turn ends no other's, and
     descriptors may come from an iterator, which is used up by then."""
@@ -1364,9 +1385,9 @@ def test_another_loop(loop: str, tmp_path: Path) -> None:
         kept.extend([*make_pair(), aio.Listener(tmp_path / "socket")])
 
     async def use() -> None:
-        for call in (kept[0].recv, kept[0].recv_many, kept[0].flush):
+        for name in ("recv", "recv_many", "flush", "wait_for_room"):
             with pytest.raises(RuntimeError):
-                await call()
+                await getattr(kept[0], name)()
         sends: list[Any] = [kept[0].send, kept[0].send_many]
         for send in sends:
             with pytest.raises(RuntimeError):
@@ -1897,8 +1918,11 @@ def test_plain_address(tmp_path: Path, file: int) -> None:
 
 
 @both_backends
-def test_serve_cancelled_after_its_listener_was_closed(loop: str, tmp_path: Path) -> None:
-    """serve ends its handlers when it is cancelled, also where it only waits for them to end."""
+def test_serve_cancelled_after_its_listener_was_closed(
+    loop: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """serve ends its handlers when it is cancelled, also where it only waits for them to end, and
+    nobody has anything to log."""
     ended: list[str] = []
 
     async def handle(channel: aio.Channel) -> None:
@@ -1923,6 +1947,7 @@ def test_serve_cancelled_after_its_listener_was_closed(loop: str, tmp_path: Path
                     await client.recv()
 
     run(loop, test)
+    assert caplog.records == []
 
 
 class Ending(BaseException):

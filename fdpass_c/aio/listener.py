@@ -121,7 +121,6 @@ class Listener(NotCopied):
             OSError: Accepting failed for another reason, for instance EINVAL: another process has
                 shut the socket down. The handlers were cancelled.
         """
-        self._accepting.check_loop()  # A nursery would put the RuntimeError into an ExceptionGroup.
         if in_trio():
             await self._serve_in_trio(handler)
         else:
