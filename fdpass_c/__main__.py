@@ -59,24 +59,29 @@ def list_commands(parser: argparse.ArgumentParser) -> dict[str, argparse.Argumen
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit status. SystemExit(2): the command line is wrong."""
-    fill_closed()
-    command = "help"
     try:
-        try:
-            options = build_parser().parse_args(arguments)
-            command = options.command
-            with ending():
-                status: int = options.run(options)
-                _flush()
-            return status
-        except SystemExit:  # argparse has printed a help, or found an error in the command line.
-            _flush()
-            raise
+        with ending():
+            return _run(arguments)
     except KeyboardInterrupt:
         return 130
     except Ended as end:
         end.die()
         return 128 + end.signum
+
+
+def _run(arguments: Sequence[str] | None) -> int:
+    command = "help"
+    try:
+        fill_closed()
+        try:
+            options = build_parser().parse_args(arguments)
+            command = options.command
+            status: int = options.run(options)
+            _flush()
+            return status
+        except SystemExit:  # argparse has printed a help, or found an error in the command line.
+            _flush()
+            raise
     except BrokenPipeError:
         status = 141
     except (OSError, FdpassError) as error:

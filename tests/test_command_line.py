@@ -24,6 +24,7 @@ from support.c_core import ROOT
 from support.marks import linux_only
 from support.processes import FDPASS, Program
 from support.signals import handling
+from support.waiting import wait_until_blocked
 
 pytestmark = pytest.mark.thread_unsafe
 
@@ -556,6 +557,7 @@ def test_help(capsys: pytest.CaptureFixture[str]) -> None:
         "pool os:getpid",
         "pool os:getpid nonsense",
         "pool --workers 0 os:getpid 127.0.0.1:0",
+        "pool --workers 9999999999999999999 os:getpid 127.0.0.1:0",
         "pool --drain -1 os:getpid 127.0.0.1:0",
     ],
 )
@@ -567,6 +569,24 @@ def test_wrong_line(line: str, capsys: pytest.CaptureFixture[str]) -> None:
     text = capsys.readouterr().err
     assert text.startswith("usage: fdpass")
     assert "error: " in text
+
+
+@pytest.mark.parametrize(
+    ("line", "text"),
+    [
+        ("connect localhost +-5", "a port is a number from 0 to 65535, not +-5"),
+        (f"connect localhost {'9' * 5000}", "a port is a number from 0 to 65535, not 999"),
+        (f"recv --listen s --count {'9' * 5000}", "not a whole number from 1 to 1000000000: '999"),
+    ],
+    ids=["signs", "a long port", "a long count"],
+)
+def test_what_is_wrong_with_a_number(
+    line: str, text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A number that Python cannot read is refused with what is allowed, too."""
+    with pytest.raises(SystemExit):
+        main(line.split())
+    assert text in capsys.readouterr().err
 
 
 def test_addresses_of_a_pool_are_optional(capsys: pytest.CaptureFixture[str]) -> None:
@@ -608,15 +628,6 @@ def test_interrupt(line: str, tmp_path: Path) -> None:
         assert process.stderr is not None
         assert process.stderr.read() == b""
     assert not [*tmp_path.iterdir()]
-
-
-def wait_until_blocked(pid: int) -> None:
-    """Returns once a program waits in a call for a peer, a message or a byte."""
-    state = Path(f"/proc/{pid}/wchan")
-    if not state.exists():
-        pytest.skip("the kernel does not tell where a process waits")
-    while not any(word in state.read_text() for word in ("unix", "skb", "pipe", "wait_for_more")):
-        pass
 
 
 def test_info() -> None:

@@ -1,8 +1,10 @@
 """The commands take their standard streams, signals and table as cat(1), nc(1) and ssh(1) do."""
 
+import contextlib
 import os
 import re
 import resource
+import select
 import signal
 import socket
 import subprocess
@@ -15,9 +17,10 @@ import pytest
 
 import fdpass_c
 from fdpass_c.commands import recv
-from support.marks import places_known
+from support.marks import linux_only, places_known
 from support.processes import FDPASS, Program
 from support.signals import interrupt_call
+from support.waiting import wait_until_blocked
 
 pytestmark = pytest.mark.thread_unsafe
 
@@ -28,6 +31,12 @@ def shell(line: str, cwd: Path) -> "subprocess.CompletedProcess[bytes]":
     return subprocess.run(
         ["sh", "-c", line], cwd=cwd, env=environment, capture_output=True, timeout=60
     )
+
+
+def default_signals() -> None:
+    """For a program: the suite itself may run under nohup, or in the background."""
+    for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(signum, signal.SIG_DFL)
 
 
 def sending(path: Path, fd: int, payload: bytes = b"name", count: int = 1) -> threading.Thread:
@@ -243,6 +252,33 @@ def test_an_interrupted_save(tmp_path: Path) -> None:
     assert number > 2
 
 
+@linux_only
+@pytest.mark.parametrize("reset", [False, True])
+def test_a_save_whose_file_was_removed(reset: bool, tmp_path: Path) -> None:
+    """Somebody else may remove an incomplete file first. A signal then still ends the command, and
+    an error still says what went wrong."""
+    source, writer = socket.socketpair()
+    with source, writer:
+        source.send(b"unread, so that closing resets the connection")
+        thread = sending(tmp_path / "s", source.fileno())
+        command = [*FDPASS, "recv", "--connect", "s", "--save", "d"]
+        with Program[bytes](
+            command, cwd=tmp_path, preexec_fn=default_signals, stderr=subprocess.PIPE
+        ) as process:
+            while not (tmp_path / "d/name").exists():
+                assert process.poll() is None
+            (tmp_path / "d/name").unlink()
+            wait_until_blocked(process.pid)
+            if reset:
+                writer.close()
+            else:
+                process.send_signal(signal.SIGINT)
+            errors = process.communicate(timeout=60)[1]
+        thread.join()
+    expected = (1, b"fdpass: recv: name: Connection reset by peer\n") if reset else (130, b"")
+    assert (process.returncode, errors) == expected
+
+
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_removes_the_socket(signum: signal.Signals, tmp_path: Path) -> None:
     """TERM and HUP leave no file of --listen behind, and end the command as they would."""
@@ -305,3 +341,52 @@ def test_version(tmp_path: Path) -> None:
     assert done.stdout == f"fdpass {fdpass_c.__version__}\n".encode()
     text = (Path(__file__).parents[1] / "pyproject.toml").read_text()
     assert re.search(r"version = .*__version__", text) or fdpass_c.__version__ in text
+
+
+@pytest.mark.parametrize(
+    ("signums", "status"),
+    [
+        ([signal.SIGINT, signal.SIGTERM], 130),
+        ([signal.SIGTERM, signal.SIGHUP], -signal.SIGHUP),
+        ([signal.SIGHUP, signal.SIGINT], -signal.SIGHUP),
+    ],
+)
+def test_signals_at_once(signums: list[signal.Signals], status: int, tmp_path: Path) -> None:
+    """Of signals that come together the first one ends the command. The others do not keep it from
+    removing its files, and nothing is printed."""
+    path = tmp_path / "s"
+    command = [*FDPASS, "recv", "--listen", str(path)]
+    with Program[bytes](command, preexec_fn=default_signals, stderr=subprocess.PIPE) as process:
+        while not path.exists():
+            assert process.poll() is None
+        process.send_signal(signal.SIGSTOP)
+        os.waitpid(process.pid, os.WUNTRACED)
+        for signum in (*signums, signal.SIGCONT):
+            process.send_signal(signum)
+        assert process.communicate(timeout=60)[1] == b""
+        assert process.returncode == status
+    assert not [*tmp_path.iterdir()]
+
+
+@pytest.mark.parametrize(
+    ("signum", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, -signal.SIGTERM)]
+)
+def test_a_signal_during_a_complaint(signum: signal.Signals, status: int, tmp_path: Path) -> None:
+    """A signal ends a command whose error nobody reads, without a traceback."""
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            os.write(writer, bytes(select.PIPE_BUF))
+    os.set_blocking(writer, True)
+    command = [*FDPASS, "recv", "--connect", "missing"]
+    with (
+        open(reader, "rb") as pipe,
+        open(writer, "wb") as stderr,
+        Program[bytes](command, cwd=tmp_path, preexec_fn=default_signals, stderr=stderr) as process,
+    ):
+        stderr.close()
+        wait_until_blocked(process.pid)
+        process.send_signal(signum)
+        assert b"Traceback" not in pipe.read()
+        assert process.wait(60) == status

@@ -6,12 +6,17 @@ import re
 # The most bytes of payload that come with a file: usually it is the file's name (PATH_MAX).
 MOST_PAYLOAD = 4096
 
+# The largest count. Python cannot make a list with more places than it can address.
+_MOST = 1_000_000_000
+
 
 def count(text: str) -> int:
-    """A positive whole number."""
-    if not text.isascii() or not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"not a positive whole number: {text!r}")
-    return int(text)
+    """A whole number from 1 on."""
+    digits = text.lstrip("0")
+    # Checked first, because int takes no text of thousands of digits.
+    if not re.fullmatch("[0-9]{1,10}", digits) or int(digits) > _MOST:
+        raise argparse.ArgumentTypeError(f"not a whole number from 1 to {_MOST}: {text!r}")
+    return int(digits)
 
 
 # The longest duration in seconds: poll takes milliseconds in 31 bits.

@@ -47,8 +47,13 @@ def add_parser(commands: Any) -> None:
 def _port(text: str) -> str:
     # getaddrinfo accepts spaces and a sign before a number, and uses its lowest 16 bits, which are
     # another port.
-    if text.lstrip().lstrip("+-").isdecimal() and int(text) not in range(65536):
-        raise argparse.ArgumentTypeError(f"a port is a number from 0 to 65535, not {text}")
+    if text.lstrip().lstrip("+-").isdecimal():
+        try:
+            fits = int(text) in range(65536)
+        except ValueError:  # Two signs, or thousands of digits.
+            fits = False
+        if not fits:
+            raise argparse.ArgumentTypeError(f"a port is a number from 0 to 65535, not {text}")
     return text
 
 

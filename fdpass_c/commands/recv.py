@@ -2,6 +2,7 @@
 them."""
 
 import argparse
+import contextlib
 import errno
 import fcntl
 import os
@@ -152,7 +153,9 @@ def _save(path: bytes, fd: int, timeout: float | None) -> OSError | None:
         raise
     finally:
         if not whole:
-            os.unlink(path)
+            # An error here would replace the signal, or the reason why the file is incomplete.
+            with contextlib.suppress(OSError):
+                os.unlink(path)
 
 
 def _make_directory(path: str) -> None:

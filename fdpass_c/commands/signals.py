@@ -7,7 +7,10 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import NoReturn
 
-_ENDING = (signal.SIGTERM, signal.SIGHUP)
+_ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+# What handles them if neither the parent process nor a program has changed that.
+_USUAL = (signal.SIG_DFL, signal.default_int_handler)
 
 # Python ignores these signals where they exist (SIGXFZ exists on some systems only).
 _IGNORED = ("SIGPIPE", "SIGXFZ", "SIGXFSZ")
@@ -33,14 +36,20 @@ class Ended(BaseException):
 
 @contextmanager
 def ending() -> Iterator[None]:
-    """Makes SIGTERM and SIGHUP raise Ended in the block. A signal that is ignored stays ignored, as
-    under nohup."""
-    handled = [signum for signum in _ENDING if signal.getsignal(signum) == signal.SIG_DFL]
+    """Makes the first SIGTERM or SIGHUP raise Ended in the block, or the first SIGINT a
+    KeyboardInterrupt. The later ones do nothing, so that they do not interrupt the cleaning up:
+    timeout(1) sends two. A signal that is ignored stays ignored, as under nohup."""
+    usual = {signum: signal.getsignal(signum) for signum in _ENDING}
+    handled = [signum for signum, handler in usual.items() if handler in _USUAL]
+    came = False
 
-    def end(signum: int, _frame: FrameType | None) -> NoReturn:
-        # Only the first signal raises: timeout(1) sends two.
-        for each in handled:
-            signal.signal(each, signal.SIG_IGN)
+    def end(signum: int, _frame: FrameType | None) -> None:
+        nonlocal came
+        if came:
+            return
+        came = True
+        if signum == signal.SIGINT:
+            raise KeyboardInterrupt
         raise Ended(signum)
 
     for signum in handled:
@@ -50,7 +59,7 @@ def ending() -> Iterator[None]:
     finally:
         for signum in handled:
             if signal.getsignal(signum) == end:
-                signal.signal(signum, signal.SIG_DFL)
+                signal.signal(signum, usual[signum])
 
 
 @contextmanager

@@ -53,6 +53,15 @@ def once_blocked(fd: int, action: Callable[[], object]) -> Iterator[None]:
         thread.join()
 
 
+def wait_until_blocked(pid: int) -> None:
+    """Returns once a program waits in a call for a peer, a message or a byte."""
+    state = Path(f"/proc/{pid}/wchan")
+    if not state.exists():
+        pytest.skip("the kernel does not tell where a process waits")
+    while not any(word in state.read_text() for word in ("unix", "skb", "pipe", "wait_for_more")):
+        pass
+
+
 def _find_fd(words: list[str]) -> int:
     """The descriptor that a system call waits for: its first argument, or what that points to.
 
