@@ -439,6 +439,54 @@ def test_plain_functions_wait(loop: str, file: int, tmp_path: Path) -> None:
     run(loop, test)
 
 
+@linux_only
+def test_plain_functions_pass_flags_on(file: int) -> None:
+    """What is received with MSG_PEEK stays, and a packet refuses MSG_OOB."""
+    refused = pytest.raises(OSError, match=os.strerror(errno.EOPNOTSUPP))
+
+    async def test() -> None:
+        left, right = (channel.detach() for channel in make_pair(socket.SOCK_SEQPACKET))
+        with left, right:
+            assert await aio.send_many(left, [b"1", b"2"], [file] * 2) == 2
+            for flags in (socket.MSG_PEEK, 0):
+                data, fds, _, _ = await aio.recv_fds(right, 10, 1, flags)
+                fdpass_c.close_fds(fds)
+                assert data == b"1"
+            for flags in (socket.MSG_PEEK, 0):
+                batch = await aio.recv_many(right, flags=flags)
+                assert take_batch(batch) == [(b"2", [identity(file)])]
+            with refused:
+                await aio.send_fds(left, [b"x"], [file], socket.MSG_OOB)
+            for count in (2, 100):
+                with refused:
+                    await aio.send_many(left, [b"x"] * count, [file] * count, socket.MSG_OOB)
+
+    run("asyncio", test)
+
+
+@both_backends
+def test_send_fd_that_is_cancelled_after_its_first_bytes(loop: str, file: int) -> None:
+    """The error says how many bytes were sent, and the descriptor went with the first of them."""
+
+    async def test() -> None:
+        left, right = (channel.detach() for channel in make_pair(small=True))
+        with right:
+            with left:
+                async with Group(loop) as group:
+                    sending = await group.started(aio.send_fd, left, file, bytes(100_000))
+                    sending.cancel()
+                    await sending.wait()
+            data, fds = fdpass_c.recv_fd(right, 100_000)
+            assert take((data, fds))[1] == [identity(file)]
+            count = len(data)
+            while data := right.recv(100_000):
+                count += len(data)
+            assert is_cancelled(sending.error)
+            assert getattr(sending.error, "characters_written", 0) == count < 100_000
+
+    run(loop, test)
+
+
 @both_backends
 def test_plain_functions_need_a_non_blocking_socket(loop: str) -> None:
     """A socket that would keep the loop waiting is a ValueError."""
@@ -1995,6 +2043,31 @@ def test_serve_ends_with_what_is_no_exception(
     assert ended == ["handler"] * 3 + ["serve"]
 
 
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="no Task.cancelling")
+def test_serve_whose_handlers_all_fail(tmp_path: Path) -> None:
+    """serve cancels its own task once, and takes that back, however many handlers raise what is no
+    Exception: a later cancellation would not be seen for what it is."""
+
+    async def handle(channel: aio.Channel) -> None:
+        try:
+            (await channel.recv())[1].close()
+        finally:
+            raise Ending
+
+    async def test() -> None:
+        async with aio.Listener(tmp_path / "socket") as listener:
+            clients = [Channel.connect(tmp_path / "socket") for _ in range(3)]
+            clients[2].send(b"end")
+            with pytest.raises(Ending):
+                await listener.serve(handle)
+            for client in clients:
+                client.close()
+        task: Any = asyncio.current_task()
+        assert task.cancelling() == 0
+
+    run("asyncio", test)
+
+
 @both_backends
 def test_serve_cancelled_raises_what_is_no_exception(loop: str, tmp_path: Path) -> None:
     """Such an error is not lost if a handler raises it while it ends because serve is cancelled."""
@@ -2509,7 +2582,8 @@ class Interruption(Exception):
 def test_interrupted_while_it_is_watched(loop: str, receive: Any) -> None:
     """The loop watches no descriptor that was closed, whichever bytecode of waiting and of its end
     a signal handler has interrupted: the next with its number might never be reported. One that is
-    still open is received from as before."""
+    still open is received from as before. A descriptor that was received is the caller's or closed.
+    """
     functions = vars(asyncio_loop.AsyncioDirection).values()
     interrupted = {function.__code__ for function in functions if hasattr(function, "__code__")}
 
@@ -2534,12 +2608,13 @@ def test_interrupted_while_it_is_watched(loop: str, receive: Any) -> None:
             source = aio.Channel(right)
         right.setblocking(False)
         watched = source.fileno()
+        fds = [0] if source is right else []
         sys._getframe().f_trace_opcodes = True
         sys.settrace(trace)
         try:
             task = asyncio.create_task(receive(source))
             await pause(loop)
-            left.sendall(one(b"x"))
+            socket.send_fds(left, [one(b"x")], fds)
             for _ in range(5):
                 await pause(loop)
             source.close()
@@ -2549,6 +2624,8 @@ def test_interrupted_while_it_is_watched(loop: str, receive: Any) -> None:
             sys.settrace(None)
         task.cancel()
         await asyncio.wait([task])
+        if fds and not task.cancelled() and task.exception() is None:
+            fdpass_c.close_fds(task.result()[1])
         if source.fileno() >= 0:
             task = asyncio.create_task(receive(source))
             await pause(loop)

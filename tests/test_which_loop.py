@@ -70,6 +70,27 @@ def test_trio_inside_of_a_task() -> None:
     run("asyncio", test)
 
 
+def test_made_in_a_callback_of_trio() -> None:
+    """A channel may be made and closed where trio runs no task, and tasks use it then."""
+    trio = pytest.importorskip("trio")
+
+    async def test() -> None:
+        made: list[aio.Channel] = []
+        token = trio.lowlevel.current_trio_token()
+        token.run_sync_soon(lambda: made.extend(aio.Channel.pair()))
+        while not made:
+            await pause("trio")
+        left, right = made
+        await left.send(b"x")
+        assert take(await right.recv())[0] == b"x"
+        token.run_sync_soon(left.close)
+        while not left.closed:
+            await pause("trio")
+        right.close()
+
+    run("trio", test)
+
+
 _IMPORTING = """
 import asyncio, sys
 from fdpass_c import aio
