@@ -1,5 +1,6 @@
 """The commands do what their help says, fail in one line, and exit with the status it names."""
 
+import contextlib
 import json
 import os
 import pwd
@@ -394,21 +395,56 @@ def test_a_peer_without_descriptors(tmp_path: Path) -> None:
 # -- connect ---------------------------------------------------------------------------------------
 
 
-def test_connect_hands_over() -> None:
-    """The connected socket comes over standard output, with one byte."""
+@pytest.mark.parametrize("options", [[], ["--timeout", "60"]])
+def test_connect_hands_over(options: list[str]) -> None:
+    """The connected socket comes over standard output, with one byte, and in blocking mode."""
     ours, theirs = socket.socketpair()
     with ours, socket.create_server(("127.0.0.1", 0)) as server:
         port = str(server.getsockname()[1])
         with theirs:
-            subprocess.run(
-                [*FDPASS, "connect", "127.0.0.1", port], stdout=theirs.fileno(), check=True
-            )
+            command = [*FDPASS, "connect", *options, "127.0.0.1", port]
+            subprocess.run(command, stdout=theirs.fileno(), check=True)
         data, fds, _, _ = socket.recv_fds(ours, 10, 2)
         assert data == b"\0"
         with socket.socket(fileno=fds[0]) as client, server.accept()[0] as accepted:
             client.sendall(b"straight through")
             assert accepted.recv(100) == b"straight through"
-            assert client.gettimeout() is None
+            assert os.get_blocking(client.fileno())
+
+
+def test_connect_into_a_full_socket() -> None:
+    """A standard output in non-blocking mode, that has no room, is waited for."""
+    ours, theirs = socket.socketpair()
+    with ours, socket.create_server(("127.0.0.1", 0)) as server:
+        with theirs:
+            theirs.setblocking(False)
+            sent = 0
+            with contextlib.suppress(BlockingIOError):
+                while True:
+                    sent += theirs.send(bytes(1000))
+            command = [*FDPASS, "connect", "127.0.0.1", str(server.getsockname()[1])]
+            process = Program[bytes](command, stdout=theirs.fileno())
+        with process:
+            server.accept()[0].close()
+            wait_until_blocked(process.pid)
+            while sent:
+                sent -= len(ours.recv(sent))
+            _, fds, _, _ = socket.recv_fds(ours, 10, 2)
+            fdpass_c.close_fds(fds)
+            assert process.wait(60) == 0
+
+
+@linux_only
+def test_connect_in_time() -> None:
+    """A server that does not answer keeps connect no longer than --timeout."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs, socket.create_server(("127.0.0.1", 0), backlog=0) as server:
+        port = server.getsockname()[1]
+        with socket.create_connection(("127.0.0.1", port)):  # Which takes the only place.
+            command = [*FDPASS, "connect", "--timeout", "0.1", "127.0.0.1", str(port)]
+            done = subprocess.run(command, stdout=theirs.fileno(), stderr=subprocess.PIPE)
+    assert done.returncode == 1
+    assert done.stderr == f"fdpass: connect: 127.0.0.1 port {port}: timed out\n".encode()
 
 
 def test_connect_refused() -> None:

@@ -16,10 +16,12 @@ from pathlib import Path
 import pytest
 
 import fdpass_c
+from fdpass_c.__main__ import main
 from fdpass_c.commands import recv
 from support.marks import linux_only, places_known
-from support.processes import FDPASS, Program
+from support.processes import FDPASS, Program, become_nobody, run_in_child
 from support.signals import interrupt_call
+from support.threads import beside
 from support.waiting import wait_until_blocked
 
 pytestmark = pytest.mark.thread_unsafe
@@ -390,3 +392,84 @@ def test_a_signal_during_a_complaint(signum: signal.Signals, status: int, tmp_pa
         process.send_signal(signum)
         assert b"Traceback" not in pipe.read()
         assert process.wait(60) == status
+
+
+def test_only_the_user_can_connect(tmp_path: Path) -> None:
+    """Other users cannot connect to the socket of --listen, whatever the umask is."""
+    path = tmp_path / "s"
+    command = [*FDPASS, "recv", "--listen", str(path)]
+    with Program[bytes](command, preexec_fn=partial(os.umask, 0)) as process:
+        wait_until_blocked(process.pid)
+        mode = path.stat().st_mode
+        with socket.socket(socket.AF_UNIX) as peer:
+            peer.connect(str(path))
+        assert process.wait(60) == 0
+    assert mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize("name", [b".", b"folder/.", b"ends\0here"])
+def test_what_cannot_be_a_name(
+    name: bytes, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A peer's payload that cannot be the name of a file is refused. The status is 1, although as
+    many files as were asked for have come."""
+    with open(os.devnull, "rb") as file:
+        thread = sending(tmp_path / "s", file.fileno(), name)
+        status = main(
+            ["recv", "--connect", f"{tmp_path}/s", "--save", f"{tmp_path}/d", "--count", "1"]
+        )
+        thread.join()
+    assert status == 1
+    assert "cannot be the name of a file" in capfd.readouterr().err
+    assert not [*(tmp_path / "d").iterdir()]
+
+
+def test_timeout_bounds_all_reads(tmp_path: Path) -> None:
+    """A peer's device that never ends keeps recv no longer than --timeout in all."""
+    with open("/dev/zero", "rb") as file:
+        thread = sending(tmp_path / "s", file.fileno())
+        done = shell("$FDPASS recv --connect s --timeout 0.2 > /dev/null", tmp_path)
+        thread.join()
+    assert (done.returncode, done.stderr) == (1, b"fdpass: recv: name: timed out\n")
+
+
+def test_a_receiver_that_stops_reading(tmp_path: Path) -> None:
+    """A sender whose peer takes no more says so."""
+
+    def stop() -> None:
+        sock, _ = listener.accept()
+        with sock:
+            sock.shutdown(socket.SHUT_RD)
+            sock.recv(1)  # Returns when the sender has ended.
+
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "s"))
+        listener.listen()
+        with beside(stop):
+            # More than a socket's buffer holds.
+            done = shell("$FDPASS send --connect s $(yes /dev/null | head -n 900)", tmp_path)
+    error = b"fdpass: send: the peer closed before it had received all\n"
+    assert (done.returncode, done.stderr) == (1, error)
+
+
+@pytest.mark.untraced
+@pytest.mark.skipif("--coverage" in os.environ.get("CFLAGS", ""), reason="nobody cannot write that")
+def test_send_in_time_with_too_many_in_flight(tmp_path: Path) -> None:
+    """A user whose descriptors in flight stay as many as are allowed waits no longer than
+    --timeout."""
+    tmp_path.chmod(0o755)
+
+    def send() -> None:
+        os.chdir(tmp_path)
+        become_nobody()
+        resource.setrlimit(resource.RLIMIT_NOFILE, (40, 40))
+        reader, writer = os.pipe()
+        os.dup2(writer, 2)
+        assert main(["send", "--connect", "s", "--timeout", "0.1", *[os.devnull] * 100]) == 1
+        assert os.read(reader, 1000).startswith(b"fdpass: send: Too many references")
+
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "s"))
+        (tmp_path / "s").chmod(0o666)
+        listener.listen()
+        run_in_child(send)

@@ -72,7 +72,7 @@ def run_pytest(folder: Path, *options: str, installed: bool = False, tests: str 
         command += ["-p", "fdpass_c_pytest"]
         environment["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
     done = subprocess.run(
-        [*command, *options, str(folder)],
+        [*command, str(folder), *options],
         cwd=folder,
         env=environment,
         capture_output=True,

@@ -58,7 +58,8 @@ def wait_until_blocked(pid: int) -> None:
     state = Path(f"/proc/{pid}/wchan")
     if not state.exists():
         pytest.skip("the kernel does not tell where a process waits")
-    while not any(word in state.read_text() for word in ("unix", "skb", "pipe", "wait_for_more")):
+    words = ("unix", "skb", "pipe", "poll", "wait_for_more")
+    while not any(word in state.read_text() for word in words):
         pass
 
 
