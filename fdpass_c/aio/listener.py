@@ -1,26 +1,17 @@
 """Listener: accepts channels at a named Unix socket, under an event loop."""
 
-import asyncio
-import contextlib
 import errno
-import logging
 import socket
-import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection
-from functools import partial
-from typing import Any
+from collections.abc import AsyncIterator, Collection
 
 import fdpass_c
 from fdpass_c.aio.channel import Channel
 from fdpass_c.aio.directions import Direction, take
 from fdpass_c.aio.loops import in_trio, running
+from fdpass_c.aio.serving import Handler, logger, serve_in_asyncio
 from fdpass_c.options import DEFAULT_MAX_FDS, DEFAULT_MAX_PAYLOAD
 from fdpass_c.owning import NotCopied
 from fdpass_c.unix import Path
-
-logger: logging.Logger = logging.getLogger("fdpass_c.aio")
-
-Handler = Callable[[Channel], Awaitable[object]]
 
 # After these errors, accept() may work again: the first four last until something is closed, the
 # others usually concern one connection (man 2 accept). EPERM can also come from a filter and last.
@@ -122,83 +113,11 @@ class Listener(NotCopied):
                 shut the socket down. The handlers were cancelled.
         """
         if in_trio():
-            await self._serve_in_trio(handler)
+            from fdpass_c.aio.trio_serving import serve_in_trio
+
+            await serve_in_trio(self._accept_next, handler)
         else:
-            await self._serve_in_asyncio(handler)
-
-    async def _serve_in_trio(self, handler: Handler) -> None:
-        import trio
-
-        if sys.version_info < (3, 11):
-            from exceptiongroup import BaseExceptionGroup
-        else:
-            from builtins import BaseExceptionGroup
-        failures: list[BaseException] = []
-
-        async def handle(channel: Channel) -> None:
-            try:
-                await handler(channel)
-            except BaseExceptionGroup as error:
-                # A nursery of the handler was cancelled. The accepting task raises that too.
-                others = error.split(trio.Cancelled)[1]
-                if others is not None:
-                    raise others from None
-
-        async def keep_failure(call: Callable[..., Awaitable[None]], *arguments: Any) -> None:
-            try:
-                await call(*arguments)
-            except trio.Cancelled:
-                raise
-            except BaseException as error:
-                failures.append(error)  # Raised in the nursery, it would end in an ExceptionGroup.
-                nursery.cancel_scope.cancel()
-
-        async def accept() -> None:
-            while (channel := await self._accept_next()) is not None:
-                nursery.start_soon(keep_failure, _handle, handle, channel)
-
-        try:
-            async with trio.open_nursery() as nursery:
-                await keep_failure(accept)
-        finally:
-            if failures:
-                # If it stayed there, it would form a cycle with this frame.
-                raise failures.pop(0) from None
-
-    async def _serve_in_asyncio(self, handler: Handler) -> None:
-        serving: Any = asyncio.current_task()
-        tasks: set[asyncio.Task[None]] = set()
-        failures: list[BaseException] = []
-
-        def end(channel: Channel, task: asyncio.Task[None]) -> None:
-            channel.close()  # A task that is cancelled before it starts does not close it.
-            tasks.discard(task)
-            if not task.cancelled() and (error := task.exception()) is not None:
-                if not failures:
-                    serving.cancel()
-                failures.append(error)
-
-        try:
-            while (channel := await self._accept_next()) is not None:
-                task = asyncio.create_task(_handle(handler, channel))
-                tasks.add(task)
-                task.add_done_callback(partial(end, channel))
-            if tasks:
-                await asyncio.wait(tasks)
-        except GeneratorExit:
-            raise  # This coroutine was dropped because its loop has ended, and so are the tasks.
-        except BaseException:
-            for task in tasks:
-                task.cancel()
-            while tasks:
-                # anyio cancels this task again in each turn of the loop, until it has ended.
-                with contextlib.suppress(asyncio.CancelledError):
-                    await asyncio.wait(tasks)
-            if failures:
-                if sys.version_info >= (3, 11):
-                    serving.uncancel()
-                raise failures.pop(0) from None
-            raise
+            await serve_in_asyncio(self._accept_next, handler)
 
     async def _accept_next(self) -> Channel | None:
         """Accepts a channel, also after errors that pass. None if the listener is closed."""
@@ -268,11 +187,3 @@ class Listener(NotCopied):
 
     def __repr__(self) -> str:
         return f"<fdpass_c.aio.Listener over {self._listener!r}>"
-
-
-async def _handle(handler: Handler, channel: Channel) -> None:
-    try:
-        async with channel:
-            await handler(channel)
-    except Exception:
-        logger.exception("the handler failed on the connection of %r", channel.peer)
