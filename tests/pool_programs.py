@@ -25,7 +25,16 @@ from functools import partial
 from typing import Any
 
 from fdpass_c import Channel, aio
-from fdpass_c.pool import Pool, dispatch, event_loop, failed_starts, metrics_server, open_listener
+from fdpass_c.pool import (
+    Pool,
+    dispatch,
+    event_loop,
+    failed_starts,
+    is_leaving,
+    leaving_event,
+    metrics_server,
+    open_listener,
+)
 from support import handlers
 from support.handlers import begin_and_wait, begin_and_wait_async, obey
 from support.processes import become_nobody
@@ -201,10 +210,11 @@ def fail_to_log(handler: str, *addresses: str) -> None:
 
 
 def end_beside_others(gate: str, *addresses: str) -> None:
-    """A pool of two event loops, which end if they cannot log a failure. Their teardown takes as
-    long as there is a file gate."""
+    """A pool of two event loops, which end if they cannot log a failure. Their teardown says
+    whether they are leaving, and takes as long as there is a file gate."""
 
     async def wait() -> None:
+        logging.info("leaving: %s, %s", is_leaving(), leaving_event().is_set())
         while os.path.exists(gate):
             await asyncio.sleep(0.01)
 
@@ -215,7 +225,13 @@ def end_beside_others(gate: str, *addresses: str) -> None:
 def default_timeout(seconds: str, *addresses: str) -> None:
     """A pool of two workers in a program whose new sockets have a timeout."""
     socket.setdefaulttimeout(float(seconds))
-    Pool(obey, 2).serve(*addresses)
+
+    def answer(sock: socket.socket, _address: object) -> None:
+        timeout = sock.gettimeout()
+        sock.recv(1000)
+        sock.sendall(f"{os.getpid()} {timeout}".encode())
+
+    Pool(answer, 2).serve(*addresses)
 
 
 def die_of_broken_pipes(path: str, *addresses: str) -> None:
@@ -279,6 +295,12 @@ def rare_heartbeats(*addresses: str) -> None:
     often."""
     event_loop._HEARTBEAT_INTERVAL = 3600.0
     Pool(handlers.hang_async, 3, 3, timeout=1).serve(*addresses)
+
+
+def retry_often(*addresses: str) -> None:
+    """A pool of one event loop that tries again and again to receive when its table is full."""
+    event_loop._RETRY_DELAY = 0.001
+    Pool(begin_and_wait_async, 1, 100).serve(*addresses)
 
 
 def die_of_the_first(*addresses: str) -> None:

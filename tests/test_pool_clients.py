@@ -203,8 +203,8 @@ def test_handler_whose_failure_cannot_be_logged(handler: str) -> None:
 
 @pytest.mark.thread_unsafe
 def test_what_an_ending_event_loop_has_not_begun(tmp_path: Path) -> None:
-    """A worker that ends because of an error begins nothing more: while its teardown runs, other
-    workers get what was on its way."""
+    """A worker that ends because of an error says that it is leaving, and begins nothing more:
+    while its teardown runs, other workers get what was on its way."""
     gate = tmp_path / "gate"
     gate.touch()
     program = ("pool_programs.py", "end_beside_others", str(gate))
@@ -218,6 +218,7 @@ def test_what_an_ending_event_loop_has_not_begun(tmp_path: Path) -> None:
         while [worker.in_hand for worker in server.status().workers if worker.pid != other] != [3]:
             waiting.append(stack.enter_context(server.connect()))
         begun.sendall(b"fail")
+        server.wait_for("leaving: True, True")
         for sock in waiting:
             sock.sendall(b"hello")
             assert int(read_all(sock)) == other

@@ -94,6 +94,7 @@ class EventLoopWorker:
         try:
             await self._end
         finally:
+            self._leaving.set()
             begin_no_more(self._counters, self._wakeup)
             await _await_coroutine(self._config.teardown)
 
