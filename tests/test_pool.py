@@ -501,11 +501,14 @@ def test_a_loop_of_the_programs() -> None:
 @pytest.mark.thread_unsafe
 @pytest.mark.parametrize("seconds", ["0", "0.001"])
 def test_a_default_timeout(seconds: str) -> None:
-    """A timeout that the program gives to its new sockets ends no idle worker."""
+    """A timeout that the program gives to its new sockets ends no idle worker, and is none of the
+    handler's socket."""
     with Server(program=("pool_programs.py", "default_timeout", seconds)) as server:
         pids = server.settled(2).pids
         for _ in range(20):
-            assert int(server.ask()) in pids
+            pid, timeout = server.ask().split()
+            assert int(pid) in pids
+            assert timeout == b"None"
         assert server.settled(2).pids == pids
         assert server.stop() == 0
         assert "CRITICAL" not in server.log

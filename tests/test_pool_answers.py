@@ -269,4 +269,5 @@ def end_connection(sock: socket.socket, end: str) -> None:
         with sock.makefile() as file:
             sock.close()
             assert sock.fileno() >= 0
+            assert getattr(sock, "on_close", None) is not None  # Not called yet.
             assert not file.closed

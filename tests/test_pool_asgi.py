@@ -262,6 +262,16 @@ def test_tls(tmp_path: Path) -> None:
         assert server.stop() == 0
 
 
+@pytest.mark.parametrize(("option", "dated"), [({}, True), ({"date_header": ""}, False)])
+def test_the_date(option: "dict[str, str]", dated: bool) -> None:
+    """It is in every answer, unless an option of uvicorn says otherwise."""
+    with serve(workers=1, **option) as server, contextlib.closing(connect(server)) as client:
+        client.request("GET", "/")
+        answer = client.getresponse()
+        assert answer.read()
+        assert ("Date" in answer.headers) == dated
+
+
 def test_command_line() -> None:
     """fdpass pool --asgi MODULE:APP."""
     program = (*FDPASS[3:], "pool", "--asgi", "--workers", "2", "support.asgi_app:app")

@@ -13,7 +13,9 @@ import pytest
 
 from fdpass_c.pool import failed_starts
 from fdpass_c.pool.failed_starts import FailedStarts
+from fdpass_c.pool.worker_process import UNKNOWN_STATUS, WorkerSettings, fork_worker
 from support.marks import linux_only
+from support.processes import run_in_child
 from support.server import Server, connections
 from support.sockets import read_all, read_some
 
@@ -204,6 +206,21 @@ def test_somebody_else_waits_for_the_workers(how: str) -> None:
             assert second in server.settled(2).pids
             assert int(server.ask())
         assert server.stop() == 0
+
+
+@pytest.mark.thread_unsafe
+def test_a_worker_whose_status_others_have_taken() -> None:
+    """It counts as ended at once, and no signal is sent to its number, which may be another's."""
+
+    def wait_first() -> None:
+        settings = WorkerSettings(slot=0, restarts=0, capacity=1, max_requests=1)
+        worker = fork_worker(settings, [], lambda: None, lambda _channel, _counters: None)
+        os.waitpid(worker.pid, 0)
+        assert worker.has_exited()
+        assert worker.wait_status == UNKNOWN_STATUS
+        worker.channel.close()
+
+    run_in_child(wait_first)
 
 
 @pytest.mark.thread_unsafe

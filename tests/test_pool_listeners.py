@@ -351,6 +351,15 @@ def test_a_path_that_became_anothers(tmp_path: Path) -> None:
 
 
 @pytest.mark.thread_unsafe
+def test_a_path_that_others_have_removed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Nothing is said of it at the end."""
+    path = tmp_path / "socket"
+    with opened(path):
+        path.unlink()
+    assert not caplog.records
+
+
+@pytest.mark.thread_unsafe
 def test_a_path_from_elsewhere(tmp_path: Path) -> None:
     """A relative path is where it was when the pool began, though the program changes its
     directory."""
