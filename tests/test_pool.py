@@ -392,7 +392,7 @@ def test_the_state_of_a_worker_that_is_told_to_leave() -> None:
     """A thread that reads slowly sees one of the documented states."""
     seen: list[str] = []
 
-    def ask(_addresses: object) -> None:
+    def ask() -> None:
         def watch(frame: FrameType, event: str, _argument: object) -> object:
             if frame.f_code.co_name != "describe":
                 return watch if event == "call" else None
@@ -407,10 +407,9 @@ def test_the_state_of_a_worker_that_is_told_to_leave() -> None:
         sys.settrace(None)
 
     def serve() -> None:
-        pool.serve(
-            "127.0.0.1:0",
-            ready=lambda addresses: threading.Thread(target=ask, args=[addresses]).start(),
-        )
+        thread = threading.Thread(target=ask)
+        pool.serve("127.0.0.1:0", ready=lambda _addresses: thread.start())
+        thread.join()  # The pool may end first.
         assert len(seen) == 1
         assert seen[0] in STATES
 

@@ -383,9 +383,14 @@ def test_a_full_descriptor_table(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Deaf(socket.socket):
-    """A listener whose every client is aborted before it is accepted."""
+    """A listener whose every client, or every one until it hears, is aborted before it is
+    accepted."""
+
+    hears = False
 
     def accept(self) -> Any:
+        if self.hears:
+            return super().accept()
         raise ConnectionAbortedError
 
 
@@ -406,6 +411,27 @@ def test_clients_that_are_aborted() -> None:
         assert not selector.select(0)
         server.close()
         client.close()
+
+
+def test_clients_that_are_aborted_now_and_then() -> None:
+    """Two of them are no reason to wait if one between them was answered."""
+    with (
+        Deaf(socket.AF_INET) as listener,
+        selectors.DefaultSelector() as selector,
+        ExitStack() as clients,
+    ):
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        server = MetricsServer(listener, selector, lambda: Status((), 7, 0, 0, 0))
+        for _ in range(3):
+            clients.enter_context(socket.create_connection(listener.getsockname(), 30))
+            turn(selector, server)
+            assert selector.select(0)
+            listener.hears = True
+            turn(selector, server)
+            assert not selector.select(0)
+            listener.hears = False
+        server.close()
 
 
 def test_a_listener_that_another_process_uses() -> None:
