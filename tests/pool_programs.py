@@ -328,8 +328,8 @@ def use_up(flag: str, *addresses: str) -> None:
 
 
 def log_often(*addresses: str) -> None:
-    """A pool of one worker that logs an error that lasts again and again."""
-    dispatch._LOG_INTERVAL = 0.05
+    """A pool of one worker that logs every error, also one that lasts."""
+    dispatch._LOG_INTERVAL = 0.0
     Pool(begin_and_wait, 1, 50).serve(*addresses)
 
 

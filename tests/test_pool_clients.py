@@ -5,11 +5,13 @@ import resource
 import signal
 import socket
 import struct
+import time
 from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
+from fdpass_c.pool import accepting
 from fdpass_c.pool.connected import read_address
 from support.marks import linux_only
 from support.server import Server, connections
@@ -335,14 +337,16 @@ def test_master_out_of_descriptors() -> None:
 @pytest.mark.thread_unsafe
 @linux_only
 def test_a_lack_that_lasts() -> None:
-    """It is logged again from time to time."""
+    """It is logged again from time to time, and the master pauses before each new try."""
     with Server(program=("pool_programs.py", "log_often")) as server:
         used = len(server.settled(1) and server.list_fds())
         _, hard = resource.prlimit(server.pid, resource.RLIMIT_NOFILE)
         resource.prlimit(server.pid, resource.RLIMIT_NOFILE, (used, hard))
+        began = time.monotonic()
         with connections(server, 1) as (sock,):
-            for _ in range(3):
+            for _ in range(5):
                 server.wait_for("cannot accept: Too many open files")
+            assert time.monotonic() - began > 4 * accepting.RETRY_DELAY
             resource.prlimit(server.pid, resource.RLIMIT_NOFILE, (hard, hard))
             sock.sendall(b"go on")
             assert read_all(sock).endswith(b"go on")
