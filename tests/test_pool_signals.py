@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import pytest
 
@@ -395,6 +396,27 @@ def test_signals_that_the_parent_has_blocked() -> None:
         pool = Pool(echo, 1)
         pool.serve("127.0.0.1:0", ready=lambda _: os.kill(os.getpid(), signal.SIGTERM))
         assert signal.pthread_sigmask(signal.SIG_BLOCK, []) >= blocked
+
+    run_in_child(serve)
+
+
+@pytest.mark.thread_unsafe
+def test_handlers_of_the_program() -> None:
+    """After the pool, the program has its handlers and its wakeup descriptor again."""
+
+    def serve() -> None:
+        reader, writer = os.pipe()
+        os.set_blocking(writer, False)
+        signal.set_wakeup_fd(writer)
+        handlers: dict[int, Any] = {signal.SIGUSR1: print, signal.SIGHUP: signal.SIG_IGN}
+        for signum, handler in handlers.items():
+            signal.signal(signum, handler)
+        pool = Pool(echo, 1)
+        pool.serve("127.0.0.1:0", ready=lambda _: pool.stop())
+        assert {signum: signal.getsignal(signum) for signum in handlers} == handlers
+        assert signal.set_wakeup_fd(-1) == writer
+        os.close(reader)
+        os.close(writer)
 
     run_in_child(serve)
 
