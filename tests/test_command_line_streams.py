@@ -20,7 +20,7 @@ from fdpass_c.__main__ import main
 from fdpass_c.commands import recv
 from support.marks import linux_only, places_known
 from support.processes import FDPASS, Program, become_nobody, run_in_child
-from support.signals import interrupt_call
+from support.signals import handling, interrupt_call
 from support.threads import beside
 from support.waiting import wait_until_blocked
 
@@ -473,3 +473,75 @@ def test_send_in_time_with_too_many_in_flight(tmp_path: Path) -> None:
         (tmp_path / "s").chmod(0o666)
         listener.listen()
         run_in_child(send)
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGHUP])
+def test_ignored_signals(signum: signal.Signals, tmp_path: Path) -> None:
+    """A signal that is ignored, as under nohup, does not end a command."""
+    path = tmp_path / "s"
+
+    def ignore() -> None:
+        default_signals()
+        signal.signal(signum, signal.SIG_IGN)
+
+    with Program[bytes]([*FDPASS, "recv", "--listen", str(path)], preexec_fn=ignore) as process:
+        while not path.exists():
+            assert process.poll() is None
+        process.send_signal(signum)
+        process.terminate()
+        assert process.wait(60) == -signal.SIGTERM
+
+
+def test_handlers_are_restored(tmp_path: Path) -> None:
+    """After a command, signals are handled as before it."""
+    with handling(signal.SIGHUP, lambda: None):
+        before = [*map(signal.getsignal, (signal.SIGINT, signal.SIGTERM, signal.SIGHUP))]
+        assert main(["recv", "--connect", str(tmp_path / "missing")]) == 1
+        after = [*map(signal.getsignal, (signal.SIGINT, signal.SIGTERM, signal.SIGHUP))]
+    assert after == before
+
+
+def test_a_received_file_that_only_names_the_output(tmp_path: Path) -> None:
+    """A descriptor of the output file that cannot be read is one file that failed; the next one is
+    printed."""
+    (tmp_path / "f").touch()
+    handle = os.open(tmp_path / "f", getattr(os, "O_PATH", os.O_WRONLY))
+    thread = sending(tmp_path / "s", handle, count=2)
+    done = shell("$FDPASS recv --connect s >> f", tmp_path)
+    thread.join()
+    os.close(handle)
+    assert (done.returncode, done.stderr) == (1, b"fdpass: recv: name: Bad file descriptor\n" * 2)
+
+
+@pytest.mark.parametrize("program", ["no-such-program", "true"])
+def test_received_files_get_no_complaints(program: str, tmp_path: Path) -> None:
+    """If a program cannot be executed, that is written to fdpass's own standard error, and not into
+    the file that was to be the program's."""
+    numbers = "2,3" if program == "no-such-program" else "2,999999999"
+    with open(tmp_path / "f", "w+b") as file:
+        thread = sending(tmp_path / "s", file.fileno(), count=2)
+        done = shell(f"$FDPASS recv --connect s --at {numbers} -- {program}", tmp_path)
+        thread.join()
+    assert (tmp_path / "f").read_bytes() == b""
+    assert done.returncode == 1
+    assert done.stderr.startswith(b"fdpass: recv: ")
+
+
+def test_the_time_of_a_file_ends_with_it(tmp_path: Path) -> None:
+    """What was left of the time for a file does not end the command later."""
+    with socket.socket(socket.AF_UNIX) as listener, open(os.devnull, "rb") as file:
+        listener.bind(str(tmp_path / "s"))
+        listener.listen()
+        command = [*FDPASS, "recv", "--connect", "s", "--timeout", "0.2"]
+        with Program[bytes](command, cwd=tmp_path, stderr=subprocess.PIPE) as process:
+            sock, _ = listener.accept()
+            with sock:
+                fdpass_c.send_fd(sock, file.fileno())
+                errors = process.communicate(timeout=60)[1]
+    assert (process.returncode, errors) == (1, b"fdpass: recv: timed out\n")
+
+
+def test_a_wrong_line_without_standard_error(tmp_path: Path) -> None:
+    """What is wrong with the command line is not printed to standard output."""
+    done = shell("$FDPASS no-such-command 2>&-", tmp_path)
+    assert (done.returncode, done.stdout) == (2, b"")

@@ -1,6 +1,7 @@
 """What fdpass pool says of a handler that it cannot load."""
 
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -43,3 +44,16 @@ def test_no_such_handler(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert "usage:" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_directory_that_was_removed(tmp_path: Path) -> None:
+    """Where handlers cannot be looked for, the error names the current directory."""
+    code = "import os, sys; os.rmdir(os.getcwd()); sys.path.remove(''); "
+    code += (
+        "from fdpass_c.__main__ import main; sys.exit(main(['pool', 'os:getpid', '127.0.0.1:0']))"
+    )
+    (tmp_path / "gone").mkdir()
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=tmp_path / "gone", capture_output=True, text=True)
+    assert done.stderr == "fdpass: pool: .: No such file or directory\n"
+    assert done.returncode == 1

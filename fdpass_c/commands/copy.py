@@ -23,8 +23,11 @@ def copy(source: int, target: int, timeout: float | None = None) -> OSError | No
     Returns the error that ended reading, or None. OSError: writing failed.
     """
     found = os.fstat(source)
-    if _would_grow(source, found, target):
-        return OSError(errno.EINVAL, "input file is output file")
+    try:
+        if _would_grow(source, found, target):
+            return OSError(errno.EINVAL, "input file is output file")
+    except OSError as error:  # The source is an O_PATH descriptor of the target.
+        return error
     left = timeout
     while True:
         started = time.monotonic()

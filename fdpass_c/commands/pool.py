@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from fdpass_c.commands.arguments import count, duration
 from fdpass_c.commands.errors import complain
+from fdpass_c.unix import naming
 
 # Imported only where it is needed, so that the other commands start faster.
 if TYPE_CHECKING:
@@ -154,8 +155,11 @@ def _load(options: argparse.Namespace) -> Any:
     if not all(module_name.split(".")) or not name:
         options.parser.error(f"not MODULE:HANDLER: {options.handler!r}")
     # An installed script has its own directory in sys.path. Only python -m adds the current one.
-    if "" not in sys.path and os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
+    if "" not in sys.path:
+        with naming("."):
+            here = os.getcwd()
+        if here not in sys.path:
+            sys.path.insert(0, here)
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:

@@ -171,17 +171,26 @@ def _execute(sock: socket.socket, numbers: list[int], program: list[str]) -> int
     aside: list[int] = []
     try:
         for _ in numbers:
-            fd = recv_fd(sock, MOST_PAYLOAD)[1].take()
-            while fd in numbers:
-                # The duplicated descriptor is closed when the program is executed.
-                fd = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 0)
-            aside.append(fd)
+            aside.append(_move(recv_fd(sock, MOST_PAYLOAD)[1].take(), numbers))
     except PeerClosedError:
         _complain_short(len(numbers) - len(aside), len(numbers))
         return 1
-    for fd, number in zip(aside, numbers, strict=True):
-        with naming(f"--at {number}"):
-            os.dup2(fd, number)
-    restore_for_program()
-    with naming(program[0]):
-        return os.execvp(program[0], program)
+    stderr = _move(2, numbers)
+    try:
+        for fd, number in zip(aside, numbers, strict=True):
+            with naming(f"--at {number}"):
+                os.dup2(fd, number)
+        restore_for_program()
+        with naming(program[0]):
+            return os.execvp(program[0], program)
+    except OSError:
+        os.dup2(stderr, 2)  # The complaint is not for a received file.
+        raise
+
+
+def _move(fd: int, numbers: list[int]) -> int:
+    """Returns fd, or if it has one of these numbers, a duplicate that has none of them. All that
+    are left behind are closed when the program is executed."""
+    while fd in numbers:
+        fd = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 0)
+    return fd

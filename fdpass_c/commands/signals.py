@@ -28,9 +28,8 @@ class Ended(BaseException):
         self.signum = signum
 
     def die(self) -> None:
-        """Ends this process by the signal, as if it were not handled. Returns only in the first
+        """Ends this process by the signal, which is no longer handled. Returns only in the first
         process of a container, which the signal does not end."""
-        signal.signal(self.signum, signal.SIG_DFL)
         signal.raise_signal(self.signum)
 
 
