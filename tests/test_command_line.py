@@ -580,6 +580,8 @@ def test_help(capsys: pytest.CaptureFixture[str]) -> None:
         "recv --listen a --at 99999999999 -- true",
         "recv --listen a --at x -- true",
         "recv --listen a --names -- true",
+        "recv --listen a --save b -- true",
+        "recv --listen a --count 1 -- true",
         "recv --listen a -- ''",
         "pool",
         "pool echo 127.0.0.1:0",

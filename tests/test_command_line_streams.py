@@ -18,6 +18,7 @@ import pytest
 import fdpass_c
 from fdpass_c.__main__ import main
 from fdpass_c.commands import recv
+from fdpass_c.testing import full_table
 from support.marks import linux_only, places_known
 from support.processes import FDPASS, Program, become_nobody, run_in_child
 from support.signals import handling, interrupt_call
@@ -310,8 +311,12 @@ def test_more_files_than_the_table_holds(tmp_path: Path) -> None:
     with Program[bytes](
         [*FDPASS, "recv", "--listen", "s", "--names"], cwd=tmp_path, stdout=subprocess.PIPE
     ) as receiver:
-        command = [*FDPASS, "send", "--connect", "s", "--timeout", "30", *names]
-        subprocess.run(command, cwd=tmp_path, preexec_fn=lower, check=True, timeout=60)
+        command = [*FDPASS, "send", "--connect", "s", "--timeout", "30", *names, "missing"]
+        done = subprocess.run(
+            command, cwd=tmp_path, preexec_fn=lower, stderr=subprocess.PIPE, timeout=60
+        )
+        assert done.returncode == 1
+        assert done.stderr == b"fdpass: send: missing: No such file or directory\n"
         assert receiver.communicate(timeout=60)[0].decode().split() == names
 
 
@@ -545,3 +550,38 @@ def test_a_wrong_line_without_standard_error(tmp_path: Path) -> None:
     """What is wrong with the command line is not printed to standard output."""
     done = shell("$FDPASS no-such-command 2>&-", tmp_path)
     assert (done.returncode, done.stdout) == (2, b"")
+
+
+def test_no_room_for_one_file(tmp_path: Path) -> None:
+    """Where not even one file can be opened, send says so."""
+
+    def send() -> None:
+        reader, writer = os.pipe()
+        os.dup2(writer, 2)
+        with full_table(4):
+            assert main(["send", "--connect", str(tmp_path / "s"), os.devnull]) == 1
+        assert os.read(reader, 1000) == b"fdpass: send: /dev/null: Too many open files\n"
+
+    run_in_child(send)
+
+
+@linux_only
+def test_cat_prints_what_has_come(tmp_path: Path) -> None:
+    """cat prints what its child has passed while that waits in open. If the child is killed there,
+    the status is 1."""
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "file").write_bytes(b"line\n")
+    command = [*FDPASS, "cat", *["file"] * 100, *["missing"] * 100, "fifo"]
+    with Program[bytes](
+        command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert process.stdout.read(500) == b"line\n" * 100
+        complaint = b"fdpass: cat: missing: No such file or directory\n"
+        assert [process.stderr.readline() for _ in range(100)] == [complaint] * 100
+        (child,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        os.kill(int(child), signal.SIGKILL)
+        errors = process.communicate(timeout=60)[1]
+    expected = b"fdpass: cat: the child that opens the files failed\n"
+    assert (process.returncode, errors) == (1, expected)
