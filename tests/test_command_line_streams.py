@@ -18,6 +18,7 @@ import pytest
 import fdpass_c
 from fdpass_c.__main__ import main
 from fdpass_c.commands import recv
+from fdpass_c.commands.signals import ending
 from fdpass_c.testing import full_table
 from support.marks import linux_only, places_known
 from support.processes import FDPASS, Program, become_nobody, run_in_child
@@ -495,6 +496,19 @@ def test_ignored_signals(signum: signal.Signals, tmp_path: Path) -> None:
         process.send_signal(signum)
         process.terminate()
         assert process.wait(60) == -signal.SIGTERM
+
+
+def test_signals_after_the_first() -> None:
+    """Once a signal has ended a command, further ones do nothing, also when it has cleaned up."""
+
+    def child() -> None:
+        default_signals()
+        with pytest.raises(KeyboardInterrupt), ending():
+            signal.raise_signal(signal.SIGINT)
+        for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.raise_signal(signum)
+
+    run_in_child(child)
 
 
 def test_handlers_are_restored(tmp_path: Path) -> None:

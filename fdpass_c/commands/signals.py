@@ -28,16 +28,18 @@ class Ended(BaseException):
         self.signum = signum
 
     def die(self) -> None:
-        """Ends this process by the signal, which is no longer handled. Returns only in the first
+        """Ends this process by the signal, as if it were not handled. Returns only in the first
         process of a container, which the signal does not end."""
+        signal.signal(self.signum, signal.SIG_DFL)
         signal.raise_signal(self.signum)
 
 
 @contextmanager
 def ending() -> Iterator[None]:
     """Makes the first SIGTERM or SIGHUP raise Ended in the block, or the first SIGINT a
-    KeyboardInterrupt. The later ones do nothing, so that they do not interrupt the cleaning up:
-    timeout(1) sends two. A signal that is ignored stays ignored, as under nohup."""
+    KeyboardInterrupt. The later ones do nothing, also after the block, so that they interrupt
+    neither the cleaning up nor the exit: timeout(1) sends two. A signal that is ignored stays
+    ignored, as under nohup."""
     usual = {signum: signal.getsignal(signum) for signum in _ENDING}
     handled = [signum for signum, handler in usual.items() if handler in _USUAL]
     came = False
@@ -57,7 +59,7 @@ def ending() -> Iterator[None]:
         yield
     finally:
         for signum in handled:
-            if signal.getsignal(signum) == end:
+            if not came and signal.getsignal(signum) == end:
                 signal.signal(signum, usual[signum])
 
 
