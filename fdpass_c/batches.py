@@ -348,7 +348,7 @@ def _count_lost(code: int, scratch: Any) -> int:
 
 
 def recv_one(
-    sock: int | HasFileno, bufsize: int, maxfds: int
+    sock: int | HasFileno, bufsize: int, maxfds: int, flags: int
 ) -> tuple[bytes | None, Descriptors, int]:
     """One message: its payload, the owner of its descriptors, and the flags of what was lost.
 
@@ -359,15 +359,15 @@ def recv_one(
         data = new_uncleared("char[]", bufsize)
         view = ffi.buffer(data)
     owned = get_memory(many, MANY)
-    arguments = (data, bufsize, maxfds, 1, 0, scratch, owned)
+    arguments = (data, bufsize, maxfds, 1, flags, scratch, owned)
     try:
         code = _try_recv_batch(raw_fileno(sock), *arguments)
         if code < 0:
             del _idle[MOST:]
-            code = persist(sock, READABLE, code, 0, lib.fdp_recv_batch, *arguments)
+            code = persist(sock, READABLE, code, flags, lib.fdp_recv_batch, *arguments)
         payloads, _ = read_messages(code, scratch, view, owned)
-        flags = scratch.lost_flags if _count_lost(code, scratch) else 0
-        message = payloads[0] if payloads else None, own(owned, many), flags
+        lost = scratch.lost_flags if _count_lost(code, scratch) else 0
+        message = payloads[0] if payloads else None, own(owned, many), lost
         # The lines up to the return make no call, so no signal handler runs between them. After the
         # last of them another receive may take the memory, so the return must not fail.
         stack = _idle

@@ -312,9 +312,14 @@ def recv_fd(sock: int | HasFileno, bufsize: int = 4096) -> tuple[bytes, Descript
         TimeoutError: The socket's timeout is over.
         OSError: As for socket.recvmsg.
     """
+    return recv_single(sock, bufsize, 0)
+
+
+def recv_single(sock: int | HasFileno, bufsize: int, flags: int) -> tuple[bytes, Descriptors]:
+    """recv_fd, with flags for recvmsg."""
     if bufsize < 0:
         raise ValueError(f"negative bufsize {bufsize}")
-    data, fds, lost_flags = recv_one(sock, bufsize, MAX_FDS)
+    data, fds, lost_flags = recv_one(sock, bufsize, MAX_FDS, flags)
     if data is None or len(fds) != 1:
         count = len(fds)
         fds.close()

@@ -54,6 +54,7 @@ from support.loops import (
 from support.marks import linux_only
 from support.messages import Message, progress_of, take, take_batch
 from support.processes import become_nobody, run_in_child
+from support.sockets import fill
 from support.tables import fill_table, limit_table, many_allowed, table_of
 from support.threads import beside
 
@@ -437,6 +438,40 @@ def test_plain_functions_wait(loop: str, file: int, tmp_path: Path) -> None:
                 (await accepting.wait()).result.close()
 
     run(loop, test)
+
+
+@both_backends
+def test_plain_functions_on_a_descriptor_that_waits(loop: str, file: int) -> None:
+    """The loop goes on where another process, which shares the socket, has made it blocking after
+    the caller has made it non-blocking."""
+
+    async def test(call: Callable[[socket.socket], Any], sends: bool) -> None:
+        left, right = (channel.detach() for channel in make_pair(small=True))
+        with left, right:
+            if sends:
+                fill(left)
+            os.set_blocking(left.fileno(), True)
+            async with Group(loop) as group:
+                task = await group.started(call, left)
+                assert not task.done, task.error
+                task.cancel()
+
+    sends: list[Callable[[socket.socket], Any]] = [
+        lambda sock: aio.send_fds(sock, [b"x"], [file]),
+        lambda sock: aio.send_fd(sock, file),
+        lambda sock: aio.send_many(sock, [b"x"] * 2, [file] * 2),
+        lambda sock: aio.send_many(sock, [b"x"] * 100, [file] * 100),
+    ]
+    others: list[Callable[[socket.socket], Any]] = [
+        lambda sock: aio.send_fd(sock, file, bytes(100_000)),
+        lambda sock: aio.recv_fds(sock, 10, 1),
+        lambda sock: aio.recv_fds(sock, 1_000_000, 1),
+        lambda sock: aio.recv_fd(sock),
+        lambda sock: aio.recv_many(sock),
+        lambda sock: aio.recv_many(sock, 1000, 1_000_000),
+    ]
+    for call in sends + others:
+        run(loop, test, call, call in sends)
 
 
 @linux_only

@@ -1,6 +1,7 @@
 """Plain messages under an event loop: the functions of fdpass_c over a non-blocking socket."""
 
 import os
+import socket
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any
 
@@ -10,8 +11,12 @@ from fdpass_c.aio.loops import running
 from fdpass_c.batches import read_progress, send_rest, start_batch
 from fdpass_c.buffers import Buffer, view_bytes
 from fdpass_c.descriptors import Descriptors, as_list
+from fdpass_c.messages import recv_single
 from fdpass_c.outcomes import NOTHING_SENT, Batch, Progress
 from fdpass_c.waiting import HasFileno, raw_fileno
+
+# Another process that shares the socket may have made it blocking. The tries must not wait then.
+_DONTWAIT = int(socket.MSG_DONTWAIT)
 
 
 class _Shared:
@@ -99,7 +104,7 @@ async def send_fds(
     parts, listed = [*buffers], as_list(fds)
 
     def attempt() -> int:
-        return fdpass_c.send_fds(sock, parts, listed, flags, address)
+        return fdpass_c.send_fds(sock, parts, listed, flags | _DONTWAIT, address)
 
     if address is None:
         return await _take(sock, True, attempt)
@@ -134,7 +139,7 @@ async def recv_fds(
 
     def attempt() -> tuple[bytes, list[int], int, Any]:
         nonlocal received
-        answer = fdpass_c.recv_fds(sock, bufsize, maxfds, flags)
+        answer = fdpass_c.recv_fds(sock, bufsize, maxfds, flags | _DONTWAIT)
         received = answer[1]
         return answer
 
@@ -166,10 +171,10 @@ async def send_fd(sock: int | HasFileno, fd: int | HasFileno, data: Buffer = b"\
     def attempt() -> None:
         nonlocal sent
         if sent == 0:
-            sent = fdpass_c.send_fds(sock, [data], [fd])
+            sent = fdpass_c.send_fds(sock, [data], [fd], _DONTWAIT)
         view = view_bytes(data)
         while sent < view.nbytes:
-            sent += fdpass_c.send_fds(sock, [view.cast("B")[sent:]], ())
+            sent += fdpass_c.send_fds(sock, [view.cast("B")[sent:]], (), _DONTWAIT)
 
     try:
         await _take(sock, True, attempt)
@@ -196,7 +201,7 @@ async def recv_fd(sock: int | HasFileno, bufsize: int = 4096) -> tuple[bytes, De
         FdpassError: PeerClosedError, ProtocolError or TruncatedError, as for fdpass_c.recv_fd.
         OSError: As for fdpass_c.recv_fd.
     """
-    return await _take(sock, False, lambda: fdpass_c.recv_fd(sock, bufsize))
+    return await _take(sock, False, lambda: recv_single(sock, bufsize, _DONTWAIT))
 
 
 async def send_many(
@@ -234,7 +239,7 @@ async def send_many(
         if job is None:
             job = start_batch(sock, data, fds, flags, start)
         if job is not None:
-            send_rest(sock, job, flags)
+            send_rest(sock, job, flags | _DONTWAIT)
         return len(data)
 
     try:
@@ -270,6 +275,8 @@ async def recv_many(
         TruncatedBatchError: As for fdpass_c.recv_many.
         OSError: As for fdpass_c.recv_many.
     """
-    return await _take(
-        sock, False, lambda: fdpass_c.recv_many(sock, max_messages, bufsize, maxfds, flags)
-    )
+
+    def attempt() -> Batch:
+        return fdpass_c.recv_many(sock, max_messages, bufsize, maxfds, flags | _DONTWAIT)
+
+    return await _take(sock, False, attempt)
