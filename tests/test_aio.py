@@ -1709,6 +1709,7 @@ def test_full_table(loop: str) -> None:
 def test_full_table_on_accept(loop: str, tmp_path: Path) -> None:
     """serve waits where accept finds the table full, without using the CPU, and then serves. It
     says so once, however long that lasts."""
+    anyio = pytest.importorskip("anyio")
     warned = BufferingHandler(1000)
 
     async def handle(channel: aio.Channel) -> None:
@@ -1725,6 +1726,7 @@ def test_full_table_on_accept(loop: str, tmp_path: Path) -> None:
             await client.send(b"hello")
             await pause(loop, 0.3)
             assert time.process_time() - start < 0.2
+            await anyio.wait_all_tasks_blocked()
             fdpass_c.close_fds(filler)
             async with client:
                 assert take(await client.recv())[0] == b"hello"

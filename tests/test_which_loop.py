@@ -72,12 +72,19 @@ def test_trio_inside_of_a_task() -> None:
 
 def test_made_in_a_callback_of_trio() -> None:
     """A channel may be made and closed where trio runs no task, and tasks use it then."""
-    trio = pytest.importorskip("trio")
+    pytest.importorskip("trio")
+    import trio
+
+    made: list[aio.Channel] = []
+
+    class Instrument(trio.abc.Instrument):
+        def before_io_wait(self, _timeout: float) -> None:
+            if not made:
+                made.extend(aio.Channel.pair())
 
     async def test() -> None:
-        made: list[aio.Channel] = []
         token = trio.lowlevel.current_trio_token()
-        token.run_sync_soon(lambda: made.extend(aio.Channel.pair()))
+        trio.lowlevel.add_instrument(Instrument())
         while not made:
             await pause("trio")
         left, right = made
