@@ -1488,6 +1488,8 @@ def test_another_loop(loop: str, tmp_path: Path) -> None:
     left, right = socket.socketpair()
     with left, right, pytest.raises(RuntimeError):
         aio.Channel(left)
+    with pytest.raises(RuntimeError):
+        aio.Channel.pair()
 
 
 @every_loop
