@@ -474,6 +474,22 @@ def test_plain_functions_on_a_descriptor_that_waits(loop: str, file: int) -> Non
         run(loop, test, call, call in sends)
 
 
+def test_a_plain_send_is_woken_by_the_loop(file: int) -> None:
+    """Without an address, send_fds does not try now and then: the loop watches the socket."""
+
+    async def test() -> None:
+        left, right = (channel.detach() for channel in make_pair(small=True))
+        with left, right:
+            fill(left)
+            sending = asyncio.create_task(aio.send_fds(left, [b"x"], [file]))
+            await asyncio.sleep(0.001)
+            assert asyncio.get_running_loop().remove_writer(left.fileno())
+            sending.cancel()
+            await asyncio.wait([sending])
+
+    run("asyncio", test)
+
+
 @linux_only
 def test_plain_functions_pass_flags_on(file: int) -> None:
     """What is received with MSG_PEEK stays, and a packet refuses MSG_OOB."""
@@ -566,14 +582,16 @@ def test_first_come_first_served(loop: str) -> None:
 
 @both_backends
 def test_plain_receives_come_in_turn(loop: str) -> None:
-    """Tasks that receive from a plain socket get the messages in the order of their calls. One that
-    is cancelled before its turn ends no other's."""
+    """Tasks that receive from a plain socket get the messages in the order of their calls, whether
+    they name it by its object or its number. One that is cancelled before its turn ends no other's.
+    """
 
     async def test() -> None:
         left, right = (channel.detach() for channel in make_pair())
         with left, right:
             async with Group(loop) as group:
-                tasks = [await group.started(aio.recv_fds, right, 10, 0) for _ in range(4)]
+                names = [right.fileno(), right, right, right.fileno()]
+                tasks = [await group.started(aio.recv_fds, name, 10, 0) for name in names]
                 tasks[1].cancel()
                 await tasks[1].wait()
                 received: list[bytes] = []
