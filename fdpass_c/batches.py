@@ -4,6 +4,7 @@ import errno
 import socket
 from array import array
 from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import Any
 
 from fdpass_c._native import ffi, lib
@@ -44,6 +45,7 @@ from fdpass_c.waiting import (
     Deadline,
     HasFileno,
     fileno,
+    flags_of_try,
     persist,
     raw_fileno,
 )
@@ -164,7 +166,7 @@ def send_rest(sock: int | HasFileno, job: Any, flags: int) -> None:
         while at.message < count:
             # Asked for every time: a signal handler may have closed the socket, and another file
             # may have its number now.
-            sent = lib.fdp_send_batch(raw_fileno(sock), job, flags)
+            sent = lib.fdp_send_batch(raw_fileno(sock), job, flags_of_try(sock, flags))
             if sent < 0:
                 if sent == -errno.EBADF:
                     check_unsent(job)
@@ -291,9 +293,8 @@ def recv_many(
         code = _try_recv_batch(fd, data, bufsize, maxfds, max_messages, flags, scratch, owned)
         if code < 0:
             del _idle[MOST:]
-            arguments = (data, bufsize, maxfds, max_messages, flags, scratch, owned)
-            call = lib.fdp_recv_batch
-            code = persist(sock, READABLE, code, flags, call, *arguments, last=-errno.ECONNRESET)
+            attempt = partial(_receive, sock, data, bufsize, maxfds, max_messages, scratch, owned)
+            code = persist(sock, READABLE, code, flags, attempt, last=-errno.ECONNRESET)
             if code == -errno.ECONNRESET:
                 # The kernel reports this only once, and even if messages are still queued.
                 error, code = _make_reset(), _MORE
@@ -335,6 +336,20 @@ def recv_many(
     return batch
 
 
+def _receive(
+    sock: int | HasFileno,
+    data: Any,
+    bufsize: int,
+    maxfds: int,
+    most: int,
+    scratch: Any,
+    owned: Any,
+    flags: int,
+) -> int:
+    code: int = lib.fdp_recv_batch(fileno(sock), data, bufsize, maxfds, most, flags, scratch, owned)
+    return code
+
+
 def _make_reset() -> OSError:
     return OSError(errno.ECONNRESET, describe_errno(errno.ECONNRESET))
 
@@ -359,12 +374,13 @@ def recv_one(
         data = new_uncleared("char[]", bufsize)
         view = ffi.buffer(data)
     owned = get_memory(many, MANY)
-    arguments = (data, bufsize, maxfds, 1, flags, scratch, owned)
     try:
-        code = _try_recv_batch(raw_fileno(sock), *arguments)
+        fd = raw_fileno(sock)
+        code = _try_recv_batch(fd, data, bufsize, maxfds, 1, flags, scratch, owned)
         if code < 0:
             del _idle[MOST:]
-            code = persist(sock, READABLE, code, flags, lib.fdp_recv_batch, *arguments)
+            attempt = partial(_receive, sock, data, bufsize, maxfds, 1, scratch, owned)
+            code = persist(sock, READABLE, code, flags, attempt)
         payloads, _ = read_messages(code, scratch, view, owned)
         lost = scratch.lost_flags if _count_lost(code, scratch) else 0
         message = payloads[0] if payloads else None, own(owned, many), lost

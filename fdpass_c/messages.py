@@ -5,6 +5,7 @@ import os
 import socket
 import sys
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any, NoReturn
 
 from fdpass_c._native import ffi, lib
@@ -22,7 +23,16 @@ from fdpass_c.errors import (
 from fdpass_c.peer import AF_UNIX, check_unix, get_family
 from fdpass_c.scratch import MOST, new_uncleared
 from fdpass_c.unix import read_name
-from fdpass_c.waiting import READABLE, WRITABLE, Deadline, HasFileno, fileno, persist, raw_fileno
+from fdpass_c.waiting import (
+    READABLE,
+    WRITABLE,
+    Deadline,
+    HasFileno,
+    fileno,
+    flags_of_try,
+    persist,
+    raw_fileno,
+)
 
 # Looked up once: reading an attribute of lib takes as long as passing an argument.
 # eventlet replaces it by a class that get_family does not take.
@@ -110,21 +120,34 @@ def _send(
 ) -> int:
     """tried: the result of a first try that did not wait; None if there was none."""
     call: Callable[..., int]
-    arguments: tuple[Any, ...]
     joined = join(parts)
     if joined is None:
         vector, sizes = describe(parts, "buffers[{}]")
-        call, arguments = lib.fdp_send_message, (vector, len(sizes), fds, count, flags)
-        tried = call(fileno(sock), *arguments)
+        call, data, length = lib.fdp_send_message, vector, len(sizes)
     else:
-        call, arguments = lib.fdp_send_bytes, (joined[0], len(joined[0]), fds, count, flags)
+        call, data, length = lib.fdp_send_bytes, joined[0], len(joined[0])
         if tried is None:
-            tried = lib.fdp_try_send_bytes(fileno(sock), *arguments)
+            tried = lib.fdp_try_send_bytes(fileno(sock), data, length, fds, count, flags)
+    attempt = partial(_try_to_send, sock, call, data, length, fds, count)
+    if tried is None:
+        tried = attempt(flags_of_try(sock, flags))
     if tried == -ENODATA:
         raise ValueError("on a stream, descriptors need at least one byte to travel with")
     if tried == -errno.EBADF:
         check_open(fds, count)
-    return persist(sock, WRITABLE, tried, flags, call, *arguments, deadline=deadline)
+    return persist(sock, WRITABLE, tried, flags, attempt, deadline=deadline)
+
+
+def _try_to_send(
+    sock: int | HasFileno,
+    call: Callable[..., int],
+    data: Any,
+    length: int,
+    fds: Any,
+    count: int,
+    flags: int,
+) -> int:
+    return call(fileno(sock), data, length, fds, count, flags)
 
 
 def _send_to(sock: Any, parts: list[Buffer], fds: Any, flags: int, address: str | bytes) -> int:
@@ -217,8 +240,8 @@ def recv_fds(
         else:
             data = received.data
         try:
-            arguments = (data, bufsize, maxfds, flags, received)
-            size = persist(sock, READABLE, code, flags, lib.fdp_recv_bytes, *arguments)
+            attempt = partial(_receive, sock, data, bufsize, maxfds, received)
+            size = persist(sock, READABLE, code, flags, attempt)
         except BaseException:
             if ints[_COUNT_AT]:  # A signal handler has raised it.
                 lib.fdp_drop_received(received)
@@ -286,6 +309,13 @@ def send_fd(sock: int | HasFileno, fd: int | HasFileno, data: Buffer = b"\0") ->
     while sent < view.nbytes:
         deadline.written = sent
         sent += _send(sock, [view.cast("B")[sent:]], as_fd_ints([]), 0, 0, deadline=deadline)
+
+
+def _receive(
+    sock: int | HasFileno, data: Any, bufsize: int, maxfds: int, received: Any, flags: int
+) -> int:
+    code: int = lib.fdp_recv_bytes(fileno(sock), data, bufsize, maxfds, flags, received)
+    return code
 
 
 def recv_fd(sock: int | HasFileno, bufsize: int = 4096) -> tuple[bytes, Descriptors]:

@@ -227,30 +227,43 @@ def _wait(fd: int, event: int, timeout: float | None) -> bool:
     return any(select.select(readers, writers, [], timeout))
 
 
+def flags_of_try(sock: int | HasFileno, flags: int) -> int:
+    """The flags of one try: with MSG_DONTWAIT if sock has a timeout, because another process may
+    have made the descriptor blocking. The try would wait for longer than the timeout then."""
+    if getattr(sock, "gettimeout", _wait_for_ever)() is None:
+        return flags
+    return flags | _DONTWAIT
+
+
+def _wait_for_ever() -> None:
+    """The gettimeout of what has no timeout."""
+
+
 def persist(
     sock: int | HasFileno,
     event: int,
     code: int,
     flags: int,
-    call: Callable[..., int],
-    *arguments: Any,
+    attempt: Callable[[int], int],
+    *,
     deadline: Deadline | None = None,
     last: int = 0,
 ) -> int:
-    """Repeats a call of the C core, after a first try that returned code, until it succeeds.
+    """Calls attempt, after a first try that returned code, until it succeeds.
 
     It waits between the tries as the socket's timeout says, and raises an OSError if another try is
-    useless. The call gets the descriptor of sock, which is asked for every time, and arguments.
-    deadline: one that has begun earlier. last: a negative errno that ends it without an error.
+    useless. attempt: a function of the flags of one try, which asks sock for its descriptor and
+    calls the C core. deadline: one that has begun earlier. last: a negative errno that ends it
+    without an error.
 
     Returns the result of the last try.
     """
     if code in (-errno.EAGAIN, -errno.EMSGSIZE):  # On a blocking socket the call itself waits.
-        code = call(fileno(sock), *arguments)
+        code = attempt(flags_of_try(sock, flags))
     if code >= 0:
         return code
     deadline = deadline or Deadline(sock, event, flags)
     while code < 0 and code != last:
         deadline.handle(-code)
-        code = call(fileno(sock), *arguments)
+        code = attempt(flags_of_try(sock, flags))
     return code

@@ -102,6 +102,44 @@ def test_channel_sends(size: int, below: socket.socket, stream: Pair) -> None:
     assert received[-2:] == [b"x" * size, b"end"]
 
 
+@pytest.mark.parametrize("receive", RECEIVES)
+@pytest.mark.parametrize(("timeout", "error"), [(0, BlockingIOError), (0.01, TimeoutError)])
+def test_receiving_waits_no_longer(
+    timeout: float, error: type[OSError], receive: Callable[[socket.socket], object], stream: Pair
+) -> None:
+    """Plain receives keep to the timeout where somebody has made the descriptor blocking."""
+    stream[0].settimeout(timeout)
+    os.set_blocking(stream[0].fileno(), True)
+    with pytest.raises(error):
+        receive(stream[0])
+
+
+@pytest.mark.parametrize(
+    "send",
+    [
+        *SENDS[:3],
+        lambda sock, fd: fdpass_c.send_fds(sock, [b"x", b"y"], [fd]),
+        lambda sock, fd: fdpass_c.send_fd(sock, fd, bytes(9_000_000)),
+        lambda sock, fd: fdpass_c.send_many(sock, [b"x"], [fd]),
+        lambda sock, fd: fdpass_c.send_many(sock, [b"x"], [[fd, fd]]),
+    ],
+)
+@pytest.mark.parametrize(("timeout", "error"), [(0, BlockingIOError), (0.01, TimeoutError)])
+def test_sending_waits_no_longer(
+    timeout: float,
+    error: type[OSError],
+    send: Callable[[socket.socket, int], object],
+    stream: Pair,
+    file: int,
+) -> None:
+    """So do plain sends."""
+    fill(stream[0])
+    stream[0].settimeout(timeout)
+    os.set_blocking(stream[0].fileno(), True)
+    with pytest.raises(error):
+        send(stream[0], file)
+
+
 @pytest.mark.parametrize(
     "use",
     [
