@@ -1,6 +1,8 @@
 """Fixtures; every test runs between two counts of the open descriptors, and leaves no process."""
 
+import asyncio
 import gc
+import importlib.util
 import os
 import socket
 import sys
@@ -17,6 +19,7 @@ if not any((ROOT / "fdpass_c").glob("_native*.so")):
     sys.path = [name for name in sys.path if Path(name) != ROOT]
 
 from support.descriptors import Keep, MakeFiles, no_leak
+from support.loops import run
 from support.processes import adopt_orphans, no_process_left
 from support.sockets import Pair
 from support.tables import table_of
@@ -47,6 +50,13 @@ def _same_table(request: pytest.FixtureRequest) -> Iterator[None]:
 @pytest.fixture(autouse=True, scope="session")
 def _orphans() -> None:
     adopt_orphans()
+
+
+@pytest.fixture(scope="session")
+def warm_loops() -> None:
+    """libuv opens a pipe for signals once in a process."""
+    if importlib.util.find_spec("uvloop"):
+        run("uvloop", asyncio.sleep, 0)
 
 
 @pytest.fixture(autouse=True)
