@@ -1,6 +1,7 @@
 """aio.Listener.serve: a task for each connection, whose errors and cancellations are not lost."""
 
 import asyncio
+import contextlib
 import errno
 import gc
 import os
@@ -9,15 +10,18 @@ import sys
 import warnings
 import weakref
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import pytest
 
 from fdpass_c import Channel, PeerClosedError, aio
+from fdpass_c.aio import serving
 from support.aio_channels import is_cancelled, receive_all
 from support.descriptors import identity
 from support.loops import Group, asyncio_loops, both_backends, every_loop, new_loop, pause, run
 from support.messages import take
+from support.signals import Interruption
 
 pytestmark = [pytest.mark.thread_unsafe, pytest.mark.usefixtures("warm_loops")]
 
@@ -384,6 +388,41 @@ def test_serve_cancelled_again(tmp_path: Path) -> None:
                 assert ended == ["handler"]
 
     run("asyncio", test)
+
+
+def test_serve_cancelled_after_a_signal_handler_has_raised(tmp_path: Path) -> None:
+    """serve returns although a signal handler interrupted what follows the end of a handler."""
+    left = 0
+
+    def profile(frame: FrameType, event: str, _argument: object) -> None:
+        nonlocal left
+        caller = frame.f_back if event == "return" else frame
+        assert caller is not None
+        code = caller.f_code
+        if (code.co_filename, code.co_name) == (serving.__file__, "end"):
+            left -= event in ("c_return", "return")
+            if left == 0:
+                sys.setprofile(None)
+                raise Interruption
+
+    async def handle(channel: aio.Channel) -> None:
+        with contextlib.suppress(PeerClosedError):
+            await channel.recv()
+
+    async def test() -> None:
+        async with aio.Listener(tmp_path / "socket") as listener:
+            task = asyncio.create_task(listener.serve(handle))
+            with Channel.connect(tmp_path / "socket"):
+                await asyncio.sleep(0)
+            sys.setprofile(profile)
+            while left > 0:
+                await asyncio.sleep(0)
+            task.cancel()
+            await asyncio.wait([task])
+
+    for number in (1, 2, 3):
+        left = number
+        run("asyncio", test)
 
 
 @asyncio_loops

@@ -53,10 +53,11 @@ async def serve_in_asyncio(accept: Accept, handler: Handler) -> None:
     except BaseException:
         for task in tasks:
             task.cancel()
-        while tasks:
+        # Not all that is in tasks: a signal handler may have raised in end.
+        while unfinished := [task for task in tasks if not task.done()]:
             # anyio cancels this task again in each turn of the loop, until it has ended.
             with contextlib.suppress(asyncio.CancelledError):
-                await asyncio.wait(tasks)
+                await asyncio.wait(unfinished)
         if failures:
             if sys.version_info >= (3, 11):
                 serving.uncancel()

@@ -47,8 +47,10 @@ class Interrupts:
         self._library = library
         self._quick = quick
         self._seen = 0
-        # What a handler's exception drops is closed, with a warning.
-        self.attacks = Attacks(("Interruption", "ResourceWarning"))
+        # What a handler's exception drops is closed, with a warning. Python says that a coroutine
+        # that is interrupted at its first step was never awaited.
+        never = "RuntimeWarning(\"coroutine 'Channel.__aexit__' was never awaited"
+        self.attacks = Attacks(("Interruption", "ResourceWarning", never))
 
     @contextmanager
     def _at(self, number: int) -> Iterator[None]:

@@ -5,6 +5,7 @@ goes on as the docstring says, and fails where what arrives is not what was sent
 """
 
 import contextlib
+import errno
 import itertools
 import os
 import socket
@@ -40,6 +41,17 @@ KINDS = {"stream": STREAM, "seqpacket": PACKETS, "datagram": DATAGRAMS}
 # CPython itself now and then makes a SystemError of no memory.
 ANYWHERE = (Interruption, MemoryError, SystemError)
 
+# With these, accept may work again later (man 2 accept).
+MAY_PASS = {
+    errno.EMFILE,
+    errno.ENFILE,
+    errno.ENOBUFS,
+    errno.ENOMEM,
+    errno.ECONNABORTED,
+    errno.EPERM,
+    errno.EPROTO,
+}
+
 _numbers = itertools.count()
 
 
@@ -62,6 +74,8 @@ class Operations:
         }
         if api is fdpass_c:
             self.all |= {**self._writes(), **self._owners()}
+        else:
+            self.all["Listener.serve"] = self._serve
 
     def close(self) -> None:
         self._stack.close()
@@ -630,6 +644,21 @@ class Operations:
                     client.send(b"hello", self.files[:1])
                     assert take(accepted.recv()) == (b"hello", identities(self.files[:1]))
             self._meet(listener, path)
+
+    def _serve(self) -> Attempt:
+        path = self.path()
+        sent = (b"hello", identities(self.files[:1]))
+        with self.api.Listener(path) as listener, self.api.Channel.connect(path) as client:
+            client.send(b"hello", self.files[:1])
+            outcome = yield listener.serve_one
+            # After these it tries again.
+            assert getattr(outcome.error, "errno", None) not in MAY_PASS
+            received = outcome.value
+            if received is None and listener.fileno() >= 0 and not _was_dropped(client):
+                received = listener.serve_one()
+            # Otherwise the handler got an error.
+            assert received == [sent] or (not received and _was_dropped(client))
+        path.unlink(missing_ok=True)
 
     def _connect(self, timeout: float | None = None) -> Attempt:
         path = self.path()

@@ -5,6 +5,7 @@ What is written for one, with its names, can so be done with the other.
 
 import asyncio
 import contextlib
+import logging
 import socket
 from collections.abc import Awaitable, Callable
 from functools import cache, partial
@@ -12,6 +13,7 @@ from typing import Any
 
 import fdpass_c
 from fdpass_c import aio
+from support.messages import Message, take
 
 # How long a call may wait where a blocking one would not.
 _A_MOMENT = 0.002
@@ -33,6 +35,8 @@ def _loop() -> asyncio.AbstractEventLoop:
 
 def start() -> None:
     """Before the first call: what is only made once, and imported, is there."""
+    # What handlers of serve raise is not for the screen.
+    logging.getLogger("fdpass_c.aio").addHandler(logging.NullHandler())
     for channel in Channel.pair():
         channel.close()
 
@@ -169,6 +173,21 @@ class Listener(_Limited):
 
     def accept(self) -> Channel:
         return Channel(self._run(self._listener.accept))
+
+    def serve_one(self) -> list[Message]:
+        """Serves until the handler of one connection has ended, which a signal can prevent, or for
+        a while that is longer than the pause after a failed accept. Returns what it has received.
+        """
+        received: list[Message] = []
+
+        async def handle(channel: aio.Channel) -> None:
+            try:
+                received.append(take(await channel.recv()))
+            finally:
+                self.close()
+
+        _run(self._listener.serve, handle, limit=0.3)
+        return received
 
     def __enter__(self) -> "Listener":
         return self
