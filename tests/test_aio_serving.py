@@ -271,6 +271,32 @@ def test_serve_ends_with_what_is_no_exception(
     assert ended == ["handler"] * 3 + ["serve"]
 
 
+@every_loop
+def test_what_serve_raises_is_in_no_cycle(loop: str, tmp_path: Path) -> None:
+    """The error of a handler, and all that its frames refer to, go when the caller drops it."""
+
+    async def handle(_channel: aio.Channel) -> None:
+        raise Ending
+
+    async def test() -> None:
+        async with aio.Listener(tmp_path / "socket") as listener:
+            with Channel.connect(tmp_path / "socket"):
+                try:
+                    await listener.serve(handle)
+                except Ending as error:
+                    dropped.append(weakref.ref(error))
+            await pause(loop)
+            assert dropped[0]() is None
+
+    dropped: list[weakref.ref[BaseException]] = []
+    gc.disable()
+    try:
+        run(loop, test)
+    finally:
+        gc.enable()
+    assert dropped
+
+
 @pytest.mark.skipif(sys.version_info < (3, 11), reason="no Task.cancelling")
 def test_serve_whose_handlers_all_fail(tmp_path: Path) -> None:
     """serve cancels its own task once, and takes that back, however many handlers raise what is no

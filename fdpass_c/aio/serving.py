@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import logging
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from functools import partial
 from typing import Any
 
@@ -27,11 +27,23 @@ async def handle(handler: Handler, channel: Channel) -> None:
         logger.exception("the handler failed on the connection of %r", channel.peer)
 
 
+def _cancel(tasks: "Iterable[asyncio.Task[None]]") -> None:
+    for task in tasks:
+        task.cancel()
+
+
 async def serve_in_asyncio(accept: Accept, handler: Handler) -> None:
     """See Listener.serve. accept: called for each channel."""
     serving: Any = asyncio.current_task()
+    # No variable of this frame may refer to a task that has failed: its error, which is raised
+    # below, would be in a reference cycle.
     tasks: set[asyncio.Task[None]] = set()
     failures: list[BaseException] = []
+
+    def start(channel: Channel) -> None:
+        task = asyncio.create_task(handle(handler, channel))
+        tasks.add(task)
+        task.add_done_callback(partial(end, channel))
 
     def end(channel: Channel, task: asyncio.Task[None]) -> None:
         channel.close()  # A task that is cancelled before it starts does not close it.
@@ -43,16 +55,13 @@ async def serve_in_asyncio(accept: Accept, handler: Handler) -> None:
 
     try:
         while (channel := await accept()) is not None:
-            task = asyncio.create_task(handle(handler, channel))
-            tasks.add(task)
-            task.add_done_callback(partial(end, channel))
+            start(channel)
         if tasks:
             await asyncio.wait(tasks)
     except GeneratorExit:
         raise  # This coroutine was dropped because its loop has ended, and so are the tasks.
     except BaseException:
-        for task in tasks:
-            task.cancel()
+        _cancel(tasks)
         # Not all that is in tasks: a signal handler may have raised in end.
         while unfinished := [task for task in tasks if not task.done()]:
             # anyio cancels this task again in each turn of the loop, until it has ended.
